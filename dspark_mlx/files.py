@@ -1,0 +1,97 @@
+"""Files: the user's cache folder, outputs that appear whole or not at all, hashes, strict JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this project (the XDG base directory), not created yet."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "dspark_mlx"
+
+
+@contextlib.contextmanager
+def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `final` that takes its name when the block succeeds.
+
+    Nothing half-written stays behind: on any exception, Ctrl-C included, the temporary folder is
+    removed and `final` is as it was.
+
+    Raises:
+        InputError: `final` exists and is not an empty folder (unless `overwrite`), or its parent
+            cannot be written.
+    """
+    if final.exists() and not overwrite and (not final.is_dir() or any(final.iterdir())):
+        raise InputError(
+            final, "an existing file or non-empty folder", "a path that is free", "Choose another."
+        )
+    staged = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        staged.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(final, f"no way to write there ({error})", "a writable folder") from error
+    try:
+        yield staged
+        _replace(staged, final)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _replace(staged: Path, final: Path) -> None:
+    old = staged.with_suffix(".old")
+    if final.exists():
+        final.rename(old)
+    try:
+        staged.rename(final)
+    except OSError:
+        if old.exists():
+            old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` to `path` atomically, indented, with a final newline."""
+    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        staged.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        InputError: the file is missing, cut off, not JSON, or not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(path, f"no readable file ({error.strerror})", "a JSON file") from error
+    except ValueError as error:
+        raise InputError(path, f"text that is not JSON ({error})", "a JSON object") from error
+    if not isinstance(data, dict):
+        raise InputError(path, f"a JSON {type(data).__name__}", "a JSON object")
+    return data
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
