@@ -1,0 +1,105 @@
+"""From a canonical folder's checked tensors to a Drafter: fusing, casting, dequantising."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from .config import DrafterConfig
+from .drafter import Backbone, Drafter, Layer
+from .heads import SequentialHead
+from .heads.confidence import ConfidenceHead
+from .heads.gated import GatedHead
+from .heads.rnn import RNNHead
+from .heads.vanilla import VanillaHead
+from .layout import Tensors
+from .matrix import Matrix, alike, arrays_of
+
+
+def assemble(
+    config: DrafterConfig,
+    tensors: Tensors,
+    embed: Callable[[mx.array], mx.array],
+    logits: Callable[[mx.array], mx.array],
+    dtype: mx.Dtype,
+    dequantise: bool,
+) -> Drafter:
+    """A Drafter from checked tensors, evaluated.
+
+    Args:
+        config: what the tensors are.
+        tensors: exactly the folder's, see `check_tensors`.
+        embed, logits: the target's; not used where the drafter owns its own.
+        dtype: of the arithmetic.
+        dequantise: store quantised matrices plain, where that is faster.
+    """
+
+    def matrix(name: str) -> Matrix:
+        quantised = config.quantization.of(name) if config.quantization else None
+        stored = Matrix(tensors[f"{name}.weight"])
+        if quantised is not None:
+            scales, biases = tensors[f"{name}.scales"], tensors[f"{name}.biases"]
+            stored = Matrix(tensors[f"{name}.weight"], scales, biases, *quantised)
+        return stored.dequantised(dtype) if dequantise else stored.astype(dtype)
+
+    def vector(name: str) -> mx.array:
+        return tensors[name].astype(dtype)
+
+    def fused(*names: str) -> Matrix:
+        parts = [matrix(name) for name in names]
+        if not alike(parts):
+            parts = [part.dequantised(dtype) for part in parts]
+        return Matrix.concatenate(parts)
+
+    fused_qkv, layers = [], []
+    for i in range(config.num_layers):
+        attention, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
+        fused_qkv.append(fused(*(f"{attention}.{x}_proj" for x in "qkv")))
+        layer = Layer(
+            input_norm=vector(f"layers.{i}.input_layernorm.weight"),
+            query_norm=vector(f"{attention}.q_norm.weight"),
+            key_norm=vector(f"{attention}.k_norm.weight"),
+            output=matrix(f"{attention}.o_proj"),
+            post_norm=vector(f"layers.{i}.post_attention_layernorm.weight"),
+            gate_up=fused(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            down=matrix(f"{mlp}.down_proj"),
+        )
+        layers.append(layer)
+    if not alike(fused_qkv):
+        fused_qkv = [part.dequantised(dtype) for part in fused_qkv]
+    backbone = Backbone(
+        fc=matrix("fc"),
+        context_norm=vector("hidden_norm.weight"),
+        qkv=Matrix.stack(fused_qkv),
+        layers=tuple(layers),
+        norm=vector("norm.weight"),
+    )
+    confidence = None
+    if config.confidence != "none":
+        reads_embedding = config.confidence == "hidden+markov"
+        weight, bias = matrix("confidence_head.proj"), vector("confidence_head.proj.bias")
+        confidence = ConfidenceHead(weight, bias, reads_embedding)
+    head = _sequential_head(config, matrix, vector)
+    own = [matrix(name) for name in ("embed_tokens", "lm_head") if f"{name}.weight" in tensors]
+    if config.owns_embedding:
+        embed = own[0].rows
+    if config.owns_head:
+        logits = own[-1]
+    mx.eval(arrays_of([backbone, head, confidence, own]))
+    return Drafter(config, backbone, head, confidence, embed, logits, dtype)
+
+
+def _sequential_head(
+    config: DrafterConfig, matrix: Callable[[str], Matrix], vector: Callable[[str], mx.array]
+) -> SequentialHead | None:
+    if config.head == "none":
+        return None
+    w1, w2 = matrix("markov_head.markov_w1"), matrix("markov_head.markov_w2")
+    if config.head == "gated":
+        gate = matrix("markov_head.gate_proj")
+        return GatedHead(w1, w2, gate, vector("markov_head.gate_proj.bias"))
+    if config.head == "rnn":
+        joint = matrix("markov_head.joint_proj")
+        return RNNHead(w1, w2, joint, vector("markov_head.joint_proj.bias"))
+    return VanillaHead(w1, w2)

@@ -1,0 +1,217 @@
+"""The drafter: parallel backbone, context cache, sequential head, confidence head -> Draft.
+
+Knows token ids and arrays only; what loads, schedules or verifies stands elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from .config import DrafterConfig
+from .heads import SequentialHead
+from .heads.confidence import ConfidenceHead
+from .matrix import Matrix
+from .types import Draft
+
+Pick = Callable[[mx.array], mx.array]
+"""Chooses one token per row: logits `[rows, vocabulary]` to int32 `[rows]`."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights of one backbone layer beside the stacked ones of `Backbone`."""
+
+    input_norm: mx.array
+    query_norm: mx.array
+    key_norm: mx.array
+    output: Matrix
+    post_norm: mx.array
+    gate_up: Matrix
+    down: Matrix
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The parallel backbone's weights, fused as they are used.
+
+    Attributes:
+        fc: projection of the concatenated taps, `[hidden, taps * target_hidden]`.
+        context_norm: norm after it.
+        qkv: every layer's query, key and value rows, a stack `[layers, (q + 2 kv) * dim, hidden]`.
+        layers: the rest of each layer.
+        norm: the final norm.
+    """
+
+    fc: Matrix
+    context_norm: mx.array
+    qkv: Matrix
+    layers: tuple[Layer, ...]
+    norm: mx.array
+
+
+@dataclass
+class DrafterContext:
+    """Tap features of the committed tokens before the anchor, as each layer's cached K/V.
+
+    Features that arrived since the last draft wait in `pending`, so that one write per layer takes
+    them and the block's rows together.
+    """
+
+    caches: list[KVCache]
+    pending: list[mx.array] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Committed positions covered, the pending ones included."""
+        return self.caches[0].offset + sum(rows.shape[0] for rows in self.pending)
+
+    def arrays(self) -> list[mx.array]:
+        """Everything it holds on the device."""
+        kept = [a for c in self.caches if c.keys is not None for a in (c.keys, c.values)]
+        return kept + self.pending
+
+
+class Drafter:
+    """A drafter bound to its target's embedding and head.
+
+    Args:
+        config: the canonical configuration.
+        backbone: the fused weights.
+        head: the sequential head; None for a DFlash drafter.
+        confidence: the confidence head; None without one.
+        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
+        logits: hidden rows `[n, hidden]` to base logits `[n, vocabulary]`, normally the target's
+            head.
+        dtype: of the backbone's arithmetic.
+    """
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        backbone: Backbone,
+        head: SequentialHead | None,
+        confidence: ConfidenceHead | None,
+        embed: Callable[[mx.array], mx.array],
+        logits: Callable[[mx.array], mx.array],
+        dtype: mx.Dtype,
+    ) -> None:
+        self.config = config
+        self._backbone = backbone
+        self._head = head
+        self._confidence = confidence
+        self._embed = embed
+        self._logits = logits
+        self._dtype = dtype
+        query = config.num_heads * config.head_dim
+        # Views of one stack: the block uses a layer's rows, the context all layers' K/V at once.
+        self._context_kv = backbone.qkv.slice(query, backbone.qkv.out_features)
+        self._qkv = [backbone.qkv[i] for i in range(config.num_layers)]
+        self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
+        self._scale = config.head_dim**-0.5
+
+    def new_context(self) -> DrafterContext:
+        """An empty context."""
+        return DrafterContext([KVCache() for _ in range(self.config.num_layers)])
+
+    def extend(self, context: DrafterContext, taps: Sequence[mx.array]) -> None:
+        """Append committed tokens' features.
+
+        Args:
+            context: changed in place.
+            taps: one `[rows, target_hidden]` per tap, in the configuration's order.
+        """
+        features = mx.concatenate([tap.astype(self._dtype) for tap in taps], axis=-1)
+        projected = self._backbone.fc(features)
+        eps = self.config.rms_norm_eps
+        context.pending.append(mx.fast.rms_norm(projected, self._backbone.context_norm, eps))
+
+    def flush(self, context: DrafterContext) -> None:
+        """Move the pending features into the K/V cache now, as a long prefill does by chunk."""
+        rows = self._take_pending(context)
+        if rows is not None:
+            for i, layer in enumerate(self._backbone.layers):
+                self._write(layer, context.caches[i], rows[i])
+
+    def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
+        """Propose a block after the anchor (paper section 3.1), nothing read back to the host.
+
+        Args:
+            context: holds every committed token before the anchor; its pending rows are taken in.
+            anchor: the newest committed token, int `[1]`, at position `context.length`.
+            pick: chooses a token from corrected logits.
+        """
+        hidden = self._block(context, anchor)[self.config.logits_start :]
+        base = self._logits(hidden)
+        if self._head is None:
+            tokens, logits, embeddings = pick(base), base, None
+        else:
+            tokens, logits, embeddings = self._sequential(self._head, base, hidden, anchor, pick)
+        confidence = None if self._confidence is None else self._confidence(hidden, embeddings)
+        return Draft(tokens, logits, confidence, hidden, base)
+
+    def _sequential(
+        self, head: SequentialHead, base: mx.array, hidden: mx.array, anchor: mx.array, pick: Pick
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        gamma = self.config.gamma
+        tokens, logits, embeddings = [], [], []
+        previous, state = anchor, None
+        rows = zip(mx.split(base, gamma), mx.split(hidden, gamma), strict=True)
+        for base_row, hidden_row in rows:
+            corrected, embedding, state = head.step(base_row, previous, hidden_row, state)
+            previous = pick(corrected)
+            tokens.append(previous)
+            logits.append(corrected)
+            embeddings.append(embedding)
+        return mx.concatenate(tokens), mx.concatenate(logits), mx.concatenate(embeddings)
+
+    def _block(self, context: DrafterContext, anchor: mx.array) -> mx.array:
+        config, backbone = self.config, self._backbone
+        eps, rows = config.rms_norm_eps, config.block_size
+        query_features = config.num_heads * config.head_dim
+        start = context.length
+        added = self._take_pending(context)
+        x = self._embed(mx.concatenate([anchor, self._masks])).astype(self._dtype)
+        for i, layer in enumerate(backbone.layers):
+            normed = mx.fast.rms_norm(x, layer.input_norm, eps)
+            queries, kv = mx.split(self._qkv[i](normed), [query_features], axis=-1)
+            if added is not None:
+                kv = mx.concatenate([added[i], kv])
+            cache = context.caches[i]
+            keys, values = self._write(layer, cache, kv)
+            # The block's rows stay for this forward only; the next write goes over them.
+            cache.trim(rows)
+            queries = queries.reshape(1, rows, config.num_heads, config.head_dim)
+            queries = mx.fast.rms_norm(queries, layer.query_norm, eps).transpose(0, 2, 1, 3)
+            attended = mx.fast.scaled_dot_product_attention(
+                self._rope(queries, start), keys, values, scale=self._scale
+            )
+            x = x + layer.output(attended.transpose(0, 2, 1, 3).reshape(rows, query_features))
+            normed = mx.fast.rms_norm(x, layer.post_norm, eps)
+            gate, up = mx.split(layer.gate_up(normed), 2, axis=-1)
+            x = x + layer.down(gate * mx.sigmoid(gate) * up)
+        return mx.fast.rms_norm(x, backbone.norm, eps)
+
+    def _write(self, layer: Layer, cache: KVCache, kv: mx.array) -> tuple[mx.array, mx.array]:
+        """Append K/V rows `[rows, 2 * kv features]` at the cache's end; returns all K and V."""
+        shape = (1, kv.shape[0], self.config.num_kv_heads, self.config.head_dim)
+        keys, values = mx.split(kv, 2, axis=-1)
+        keys = mx.fast.rms_norm(keys.reshape(shape), layer.key_norm, self.config.rms_norm_eps)
+        keys = self._rope(keys.transpose(0, 2, 1, 3), cache.offset)
+        return cache.update_and_fetch(keys, values.reshape(shape).transpose(0, 2, 1, 3))
+
+    def _rope(self, x: mx.array, offset: int) -> mx.array:
+        dims, theta = self.config.head_dim, self.config.rope_theta
+        return mx.fast.rope(x, dims, traditional=False, base=theta, scale=1.0, offset=offset)
+
+    def _take_pending(self, context: DrafterContext) -> list[mx.array] | None:
+        """K/V of all layers for the pending features, `[rows, 2 * kv features]` a layer."""
+        if not context.pending:
+            return None
+        pending, context.pending = context.pending, []
+        features = pending[0] if len(pending) == 1 else mx.concatenate(pending)
+        stacked = self._context_kv(features)
+        return [layer.squeeze(0) for layer in mx.split(stacked, self.config.num_layers)]

@@ -1,0 +1,105 @@
+"""The canonical drafter folder: names and shapes of its tensors, and the check of a set of them.
+
+Names are DeepSpec's. Nothing may be missing, left over, of another shape, or not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlx.core as mx
+
+from .config import DrafterConfig
+from .errors import InputError
+
+Tensors = Mapping[str, mx.array]
+
+
+def matrix_shapes(config: DrafterConfig) -> dict[str, tuple[int, int]]:
+    """Name (without `.weight`) and `[out, in]` of every matrix of the folder."""
+    hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    query = config.num_heads * config.head_dim
+    kv = config.num_kv_heads * config.head_dim
+    shapes = {"fc": (hidden, len(config.taps) * config.target_hidden_size)}
+    for i in range(config.num_layers):
+        layer = f"layers.{i}"
+        shapes[f"{layer}.self_attn.q_proj"] = (query, hidden)
+        shapes[f"{layer}.self_attn.k_proj"] = (kv, hidden)
+        shapes[f"{layer}.self_attn.v_proj"] = (kv, hidden)
+        shapes[f"{layer}.self_attn.o_proj"] = (hidden, query)
+        shapes[f"{layer}.mlp.gate_proj"] = (inner, hidden)
+        shapes[f"{layer}.mlp.up_proj"] = (inner, hidden)
+        shapes[f"{layer}.mlp.down_proj"] = (hidden, inner)
+    rank = config.head_rank
+    if config.head != "none":
+        shapes["markov_head.markov_w1"] = (vocab, rank)
+        shapes["markov_head.markov_w2"] = (vocab, rank)
+    if config.head == "gated":
+        shapes["markov_head.gate_proj"] = (rank, hidden + rank)
+    if config.head == "rnn":
+        shapes["markov_head.joint_proj"] = (3 * rank, 2 * rank + hidden)
+    if config.confidence != "none":
+        width = hidden + (rank if config.confidence == "hidden+markov" else 0)
+        shapes["confidence_head.proj"] = (1, width)
+    if config.owns_embedding:
+        shapes["embed_tokens"] = (vocab, hidden)
+    if config.owns_head:
+        shapes["lm_head"] = (vocab, hidden)
+    return shapes
+
+
+def vector_shapes(config: DrafterConfig) -> dict[str, tuple[int]]:
+    """Name and length of every vector of the folder: norms and biases."""
+    hidden, rank = config.hidden_size, config.head_rank
+    shapes: dict[str, tuple[int]] = {"hidden_norm.weight": (hidden,), "norm.weight": (hidden,)}
+    for i in range(config.num_layers):
+        shapes[f"layers.{i}.input_layernorm.weight"] = (hidden,)
+        shapes[f"layers.{i}.post_attention_layernorm.weight"] = (hidden,)
+        shapes[f"layers.{i}.self_attn.q_norm.weight"] = (config.head_dim,)
+        shapes[f"layers.{i}.self_attn.k_norm.weight"] = (config.head_dim,)
+    if config.head == "gated":
+        shapes["markov_head.gate_proj.bias"] = (rank,)
+    if config.head == "rnn":
+        shapes["markov_head.joint_proj.bias"] = (3 * rank,)
+    if config.confidence != "none":
+        shapes["confidence_head.proj.bias"] = (1,)
+    return shapes
+
+
+def stored_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor as stored, quantised ones as weight, scales and biases."""
+    shapes: dict[str, tuple[int, ...]] = dict(vector_shapes(config))
+    for name, (rows, columns) in matrix_shapes(config).items():
+        quantised = config.quantization.of(name) if config.quantization else None
+        if quantised is None:
+            shapes[f"{name}.weight"] = (rows, columns)
+            continue
+        bits, group_size = quantised
+        shapes[f"{name}.weight"] = (rows, columns * bits // 32)
+        shapes[f"{name}.scales"] = shapes[f"{name}.biases"] = (rows, columns // group_size)
+    return shapes
+
+
+def check_tensors(config: DrafterConfig, tensors: Tensors, where: Path | str) -> None:
+    """Refuse a set of tensors that is not exactly the folder's.
+
+    Raises:
+        InputError: a tensor is missing, left over, of another shape or type, or not finite.
+    """
+    expected = stored_shapes(config)
+    if missing := sorted(set(expected) - set(tensors)):
+        raise InputError(where, f"no tensor {', '.join(missing)}", "every tensor of the drafter")
+    if extra := sorted(set(tensors) - set(expected)):
+        raise InputError(where, f"unknown tensors {', '.join(extra)}", "the drafter's tensors only")
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            raise InputError(f"{where}: {name}", f"shape {list(tensor.shape)}", f"{list(shape)}")
+        packed = f"{name.removesuffix('.weight')}.scales" in expected and name.endswith(".weight")
+        if packed and tensor.dtype != mx.uint32:
+            raise InputError(f"{where}: {name}", f"type {tensor.dtype}", "packed uint32")
+        if not packed and not mx.issubdtype(tensor.dtype, mx.floating):
+            raise InputError(f"{where}: {name}", f"type {tensor.dtype}", "a floating type")
+        if not packed and not mx.isfinite(tensor).all().item():
+            raise InputError(f"{where}: {name}", "NaN or infinite values", "finite values")

@@ -1,0 +1,157 @@
+"""A weight matrix, plain or quantised, that multiplies rows, looks rows up, and stacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import mlx.core as mx
+
+_ArrayMap: TypeAlias = Callable[[mx.array], mx.array]
+_ArrayJoin: TypeAlias = Callable[[list[mx.array]], mx.array]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear map `[out, in]`, or a stack of them `[n, out, in]`.
+
+    A slice of a stack shares the stack's memory, so a fused product and the per-layer products can
+    use the same weights without a copy.
+
+    Attributes:
+        weight: the matrix, or the packed integers of MLX's affine quantisation.
+        scales, biases: of the groups along `in`; None for a plain matrix.
+        bits, group_size: of the quantisation; 0 for a plain matrix.
+    """
+
+    weight: mx.array
+    scales: mx.array | None = None
+    biases: mx.array | None = None
+    bits: int = 0
+    group_size: int = 0
+    _transposed: mx.array = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # A view, made once: it would be an operation of every product otherwise.
+        object.__setattr__(self, "_transposed", self.weight.swapaxes(-1, -2))
+
+    @property
+    def quantised(self) -> bool:
+        """True for a quantised matrix."""
+        return self.scales is not None
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the matrix."""
+        return self.weight.shape[-2]
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the matrix, unpacked."""
+        columns = self.weight.shape[-1]
+        return columns * 32 // self.bits if self.bits else columns
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`x @ self.T`, `[rows, in]` to `[rows, out]`; a stack gives `[n, rows, out]`."""
+        if self.scales is None:
+            return x @ self._transposed
+        return mx.quantized_matmul(
+            x if self.weight.ndim == 2 else x[None],
+            self.weight,
+            self.scales,
+            self.biases,
+            transpose=True,
+            group_size=self.group_size,
+            bits=self.bits,
+        )
+
+    def add_to(self, base: mx.array, x: mx.array) -> mx.array:
+        """`base + x @ self.T`, in one kernel where the matrix is plain."""
+        if self.scales is None:
+            return mx.addmm(base, x, self._transposed)
+        return base + self(x)
+
+    def rows(self, indices: mx.array) -> mx.array:
+        """Rows by index: int `[n]` to `[n, in]`, as an embedding table."""
+        if self.scales is None:
+            return self.weight[indices]
+        biases = None if self.biases is None else self.biases[indices]
+        return mx.dequantize(
+            self.weight[indices],
+            self.scales[indices],
+            biases,
+            group_size=self.group_size,
+            bits=self.bits,
+        )
+
+    def dequantised(self, dtype: mx.Dtype) -> Matrix:
+        """The same matrix, plain, of type `dtype`; the arithmetic is float32."""
+        if self.scales is None:
+            return Matrix(self.weight.astype(dtype))
+        scales = self.scales.astype(mx.float32)
+        biases = None if self.biases is None else self.biases.astype(mx.float32)
+        weight = mx.dequantize(
+            self.weight, scales, biases, group_size=self.group_size, bits=self.bits
+        )
+        return Matrix(weight.astype(dtype))
+
+    def astype(self, dtype: mx.Dtype) -> Matrix:
+        """The same matrix with its floating arrays (the scales where quantised) cast."""
+        if self.scales is None:
+            return Matrix(self.weight.astype(dtype))
+        biases = None if self.biases is None else self.biases.astype(dtype)
+        return self._with(self.weight, self.scales.astype(dtype), biases)
+
+    def slice(self, start: int, stop: int) -> Matrix:
+        """Output rows `start:stop` as a view."""
+        return self._map(lambda a: a[..., start:stop, :])
+
+    def __getitem__(self, index: int) -> Matrix:
+        """One matrix of a stack, as a view."""
+        return self._map(lambda a: a[index])
+
+    def _map(self, of: _ArrayMap) -> Matrix:
+        scales = None if self.scales is None else of(self.scales)
+        biases = None if self.biases is None else of(self.biases)
+        return self._with(of(self.weight), scales, biases)
+
+    def _with(self, weight: mx.array, scales: mx.array | None, biases: mx.array | None) -> Matrix:
+        return Matrix(weight, scales, biases, self.bits, self.group_size)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Matrix]) -> Matrix:
+        """One matrix of the output rows of all parts, which must be quantised alike."""
+        return _join(parts, lambda arrays: mx.concatenate(arrays, axis=0))
+
+    @staticmethod
+    def stack(parts: Sequence[Matrix]) -> Matrix:
+        """A stack `[n, out, in]` of equally shaped matrices quantised alike."""
+        return _join(parts, mx.stack)
+
+
+def alike(parts: Sequence[Matrix]) -> bool:
+    """True when the parts are all plain, or all quantised with the same bits and group size."""
+    return len({(p.bits, p.group_size) for p in parts}) == 1
+
+
+def arrays_of(value: object) -> list[mx.array]:
+    """Every array inside nested dataclasses, tuples and lists."""
+    if isinstance(value, mx.array):
+        return [value]
+    if dataclasses.is_dataclass(value):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, list | tuple):
+        return [array for item in value for array in arrays_of(item)]
+    return []
+
+
+def _join(parts: Sequence[Matrix], join: _ArrayJoin) -> Matrix:
+    first = parts[0]
+    if not first.quantised:
+        return Matrix(join([p.weight for p in parts]))
+    weight = join([p.weight for p in parts])
+    scales = join([p.scales for p in parts if p.scales is not None])
+    biases = join([p.biases for p in parts if p.biases is not None])
+    return Matrix(weight, scales, biases, first.bits, first.group_size)

@@ -1,0 +1,176 @@
+"""Taps: an mlx-lm model's own forward, with the outputs of chosen layers recorded on the way.
+
+Only the layer objects of that one instance change: each becomes an instance of a subclass of its
+own class whose call records its output. No logit is computed anywhere but in the model's forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import InputError
+
+_EMBEDDING_NAMES = ("embed_tokens", "wte", "embed_in", "tok_embeddings", "embeddings", "embedding")
+_HEAD_NAMES = ("lm_head", "embed_out", "output")
+_EMBEDDING_TYPES = (nn.Embedding, nn.QuantizedEmbedding)
+_LINEAR_TYPES = (nn.Linear, nn.QuantizedLinear)
+
+
+class Target:
+    """A model whose forward also yields its taps.
+
+    Args:
+        model: an mlx-lm model; its tapped layers change class until `close`.
+        taps: layers whose output to record, -1 for the embedding output.
+        where: names the model in errors.
+
+    Attributes:
+        num_layers: depth. hidden_size: width of a tap. vocab_size: rows of the embedding.
+
+    Raises:
+        InputError: a tap is not a layer of this model, its layers are tapped already, or no single
+            embedding table is found.
+    """
+
+    def __init__(self, model: nn.Module, taps: Iterable[int], where: object) -> None:
+        self.model = model
+        self._layers: Sequence[nn.Module] = model.layers
+        self._embedding = _find_embedding(model, where)
+        self._head = _find_head(model, self._embedding)
+        self._taps = tuple(taps)
+        self._recorded: dict[int, mx.array] = {}
+        self._tapped: list[tuple[nn.Module, type, type]] = []
+        self.num_layers = len(self._layers)
+        self.vocab_size, self.hidden_size = _embedding_shape(self._embedding)
+        self._attach(where)
+
+    def __call__(self, tokens: mx.array, caches: list[Any]) -> tuple[mx.array, list[mx.array]]:
+        """The model's own forward over int `[rows]` new tokens.
+
+        Returns:
+            Logits `[rows, vocabulary]` and, tap by tap in the order given, `[rows, hidden]`.
+        """
+        logits = self.model(tokens[None], cache=caches)
+        recorded = [self._recorded.pop(tap).squeeze(0) for tap in self._taps]
+        return logits.squeeze(0), recorded
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """Rows of the embedding table as stored: int `[n]` to `[n, hidden]`, no scaling."""
+        return self._embedding(tokens)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """The output matrix alone, no scale or softcap: `[n, hidden]` to `[n, vocabulary]`."""
+        return self._head(hidden)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of its hidden states."""
+        return self.embed(mx.array([0])).dtype
+
+    def close(self) -> None:
+        """Give the layers their own classes back."""
+        for layer, original, _ in self._tapped:
+            layer.__class__ = original
+        self._recorded.clear()
+
+    @contextlib.contextmanager
+    def untapped(self) -> Iterator[None]:
+        """The bare model for the length of the block."""
+        self.close()
+        try:
+            yield
+        finally:
+            for layer, _, tapped in self._tapped:
+                layer.__class__ = tapped
+
+    def _attach(self, where: object) -> None:
+        outside = [tap for tap in self._taps if not -1 <= tap < self.num_layers]
+        if outside:
+            raise InputError(where, f"{self.num_layers} layers", f"layers to tap at {outside}")
+        # The embedding output, after whatever the family does to it, is what enters layer 0.
+        indices = {max(tap, 0) for tap in self._taps}
+        if any(getattr(type(self._layers[i]), "_tapped", False) for i in indices):
+            raise InputError(where, "a model that is tapped already", "one Target per model")
+        for i in sorted(indices):
+            layer = self._layers[i]
+            tapped = _tapped_class(layer, i, i in self._taps, -1 in self._taps, self._recorded)
+            self._tapped.append((layer, type(layer), tapped))
+            layer.__class__ = tapped
+
+
+def _tapped_class(
+    layer: nn.Module, index: int, output: bool, entering: bool, recorded: dict[int, mx.array]
+) -> type:
+    original: Any = type(layer)
+    call = original.__call__
+    record_input = entering and index == 0
+
+    def tapped_call(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        if record_input:
+            recorded[-1] = x
+        result = call(self, x, *args, **kwargs)
+        if output:
+            # Some families return the hidden state first among other things.
+            recorded[index] = result[0] if isinstance(result, tuple) else result
+        return result
+
+    names = {"__call__": tapped_call, "_tapped": True, "__module__": original.__module__}
+    return type(original.__name__, (original,), names)
+
+
+def check_taps(model: nn.Module, target: Target, untapped: mx.array, where: object) -> None:
+    """Refuse a family whose taps change a logit or record something else than one row a token.
+
+    Args:
+        model: the target's model. target: it, tapped.
+        untapped: logits of `probe_logits(model)` before it was tapped.
+        where: names the model in errors.
+
+    Raises:
+        InputError: logits differ in any bit, or a tap has another shape.
+    """
+    logits = probe_logits(model)
+    recorded = [target._recorded.pop(tap) for tap in target._taps]
+    if not mx.array_equal(logits, untapped).item():
+        raise InputError(where, "other logits when its layers are tapped", "the same, bit by bit")
+    shape = (1, _PROBE.size, target.hidden_size)
+    for tap, value in zip(target._taps, recorded, strict=True):
+        if value.shape != shape:
+            raise InputError(where, f"tap {tap} of shape {list(value.shape)}", f"{list(shape)}")
+
+
+_PROBE = mx.array([[0, 1, 2, 3, 5]])
+
+
+def probe_logits(model: nn.Module) -> mx.array:
+    """Logits of a few fixed tokens, without a cache."""
+    return model(_PROBE)
+
+
+def _find_embedding(model: nn.Module, where: object) -> Any:
+    tables = [(n, m) for n, m in model.named_modules() if isinstance(m, _EMBEDDING_TYPES)]
+    named = [(n, m) for n, m in tables if n.rsplit(".", 1)[-1] in _EMBEDDING_NAMES]
+    if len(named) != 1:
+        found = ", ".join(name for name, _ in tables) or "none"
+        raise InputError(where, f"embedding tables {found}", f"one of {_EMBEDDING_NAMES}")
+    return named[0][1]
+
+
+def _find_head(model: nn.Module, embedding: Any) -> Any:
+    rows, _ = _embedding_shape(embedding)
+    for name, module in model.named_modules():
+        named = name.rsplit(".", 1)[-1] in _HEAD_NAMES
+        if named and isinstance(module, _LINEAR_TYPES) and module.weight.shape[0] == rows:
+            return module
+    return embedding.as_linear
+
+
+def _embedding_shape(embedding: Any) -> tuple[int, int]:
+    rows, columns = embedding.weight.shape
+    bits = getattr(embedding, "bits", None)
+    return rows, columns * 32 // bits if bits else columns

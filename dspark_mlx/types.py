@@ -1,0 +1,160 @@
+"""What travels between modules: frozen records, no behaviour beyond derived numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A drafted block, still on the device (paper section 3.1).
+
+    Attributes:
+        tokens: proposed token ids, int32 `[gamma]`.
+        logits: corrected logits (base + sequential bias), `[gamma, vocabulary]`.
+        confidence_logits: log-odds that a token survives given that its prefix did, float32
+            `[gamma]`; None for a drafter without a confidence head.
+        hidden: backbone output after the final norm, `[gamma, hidden]`.
+        base_logits: logits before the sequential head, `[gamma, vocabulary]`.
+    """
+
+    tokens: mx.array
+    logits: mx.array
+    confidence_logits: mx.array | None
+    hidden: mx.array
+    base_logits: mx.array
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the target said of a scheduled block, on the host.
+
+    Attributes:
+        accepted: how many drafted tokens survived, 0..scheduled.
+        tokens: the committed tokens: the accepted ones, then the correction or the bonus.
+        confidence: survival odds of each drafted token; empty without a confidence head.
+    """
+
+    accepted: int
+    tokens: tuple[int, ...]
+    confidence: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: draft, schedule, verify, commit.
+
+    Attributes:
+        tokens: token ids committed, in order; never past `max_tokens` or a stop token.
+        drafted: tokens the drafter proposed (gamma, or 0 for a plain step and for the prefill).
+        scheduled: proposed tokens that were verified.
+        accepted: verified tokens that survived and were committed.
+        confidence: per drafted token, the odds that it survives given that its prefix did; empty
+            without a confidence head.
+        prefill: True for the first round of a request, which holds the prefill's token and does
+            not count in the accepted length.
+        seconds: wall-clock time of the round (the prefill's time for the first one).
+        host_seconds: the part of it spent in Python building the round beyond the target's own
+            forward: draft, head, accept, commit and context update.
+    """
+
+    tokens: tuple[int, ...]
+    drafted: int = 0
+    scheduled: int = 0
+    accepted: int = 0
+    confidence: tuple[float, ...] = ()
+    prefill: bool = False
+    seconds: float = 0.0
+    host_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Totals of a request up to now.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        prompt_seconds: seconds until the first token.
+        generation_tokens: tokens committed, the prefill's included.
+        generation_seconds: seconds after the first token.
+        rounds: rounds after the prefill.
+        drafted, scheduled, accepted: sums over those rounds.
+        host_seconds: sum of `Round.host_seconds`.
+        peak_memory: bytes, as MLX counts them.
+    """
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    generation_tokens: int = 0
+    generation_seconds: float = 0.0
+    rounds: int = 0
+    drafted: int = 0
+    scheduled: int = 0
+    accepted: int = 0
+    host_seconds: float = 0.0
+    peak_memory: int = 0
+
+    @property
+    def accepted_length(self) -> float:
+        """Mean tokens committed per round after the prefill (tau); 0 when there was none."""
+        return (self.generation_tokens - 1) / self.rounds if self.rounds else 0.0
+
+    @property
+    def prompt_tps(self) -> float:
+        """Prompt tokens per second."""
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def generation_tps(self) -> float:
+        """Tokens per second after the first one."""
+        if not self.generation_seconds:
+            return 0.0
+        return (self.generation_tokens - 1) / self.generation_seconds
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One token's piece of streamed text; field names are mlx-lm's where both have one.
+
+    Attributes:
+        text: text that became final; may be empty while a character or a stop string is undecided.
+        token: the token id.
+        from_draft: True when it was drafted and accepted.
+        round: index of the round that committed it; 0 is the prefill.
+        statistics: totals up to and including that round.
+        finish_reason: None until the last chunk, then "stop" or "length".
+    """
+
+    text: str
+    token: int
+    from_draft: bool
+    round: int
+    statistics: Statistics
+    finish_reason: str | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return self.statistics.prompt_tokens
+
+    @property
+    def prompt_tps(self) -> float:
+        """Prompt tokens per second."""
+        return self.statistics.prompt_tps
+
+    @property
+    def generation_tokens(self) -> int:
+        """Tokens committed up to the end of this chunk's round."""
+        return self.statistics.generation_tokens
+
+    @property
+    def generation_tps(self) -> float:
+        """Generated tokens per second after the first one."""
+        return self.statistics.generation_tps
+
+    @property
+    def peak_memory(self) -> float:
+        """Peak memory in gigabytes."""
+        return self.statistics.peak_memory / 1e9
