@@ -1,0 +1,89 @@
+"""python -m dspark_mlx.convert drafter|target: a published checkpoint to an MLX folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .. import cli
+from ..errors import InputError
+from ..hub import resolve
+from .drafter import convert_drafter
+from .target import convert_target
+
+
+def main(argv: list[str] | None) -> int:
+    """Parse and convert; returns the exit status."""
+    args = _parser().parse_args(argv)
+    if args.kind == "drafter":
+        config = convert_drafter(
+            resolve(args.source),
+            args.to,
+            quantize=args.quantize,
+            q_bits=args.q_bits,
+            q_group_size=args.q_group_size,
+            q_exceptions=_exceptions(args.q_except),
+            keep_embeddings=args.keep_embeddings,
+            overwrite=args.overwrite,
+        )
+        head = f"{config.head} head" if config.head != "none" else "no sequential head"
+        print(f"{args.to}: {config.num_layers} layers, block of {config.block_size}, {head}")
+        return 0
+    convert_target(
+        args.source,
+        args.to,
+        quantize=args.quantize,
+        q_bits=args.q_bits,
+        q_group_size=args.q_group_size,
+        dtype=args.dtype,
+        overwrite=args.overwrite,
+    )
+    print(f"{args.to}: done")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dspark_mlx.convert", description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    drafter = kinds.add_parser("drafter", help="a DSpark or DFlash draft model")
+    target = kinds.add_parser("target", help="a target: Hugging Face checkpoint or GGUF file")
+    for kind in (drafter, target):
+        add = kind.add_argument
+        add("--from", dest="source", required=True, metavar="PATH_OR_HUB_ID", help="what to read")
+        add("--to", required=True, type=Path, metavar="DIR", help="folder to make")
+        add("-q", "--quantize", action="store_true", help="quantise the weights")
+        add("--q-bits", type=int, default=4, help="bits per weight: 2, 3, 4, 5, 6, 8 (default: 4)")
+        add("--q-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
+        add("--overwrite", action="store_true", help="replace a folder that is there")
+    drafter.add_argument(
+        "--q-except",
+        action="append",
+        default=[],
+        metavar="NAME=BITS",
+        help="other bits for tensors whose name has NAME in it, or NAME=none; repeatable",
+    )
+    drafter.add_argument(
+        "--keep-embeddings",
+        action="store_true",
+        help="keep stored copies of the target's embedding and head instead of sharing them",
+    )
+    target.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        help="type of what is not quantised (default: the checkpoint's)",
+    )
+    return parser
+
+
+def _exceptions(arguments: list[str]) -> dict[str, int | None]:
+    exceptions: dict[str, int | None] = {}
+    for argument in arguments:
+        name, _, bits = argument.partition("=")
+        if not name or not (bits == "none" or bits.isdigit()):
+            raise InputError("--q-except", repr(argument), "NAME=BITS or NAME=none")
+        exceptions[name] = None if bits == "none" else int(bits)
+    return exceptions
+
+
+if __name__ == "__main__":
+    cli.run(main)

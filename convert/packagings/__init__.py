@@ -1,0 +1,61 @@
+"""Packagings of drafter checkpoints, one file each, and the choice among them.
+
+A packaging states whether a checkpoint is its own, translates its config to the canonical one, and
+renames its tensors. Every convention is normalised there and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...config import DrafterConfig
+from ...errors import InputError
+from . import deepspec_qwen3
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Packaging(Protocol):
+    """What each module of this package provides."""
+
+    NAME: str
+
+    def matches(self, config: dict[str, Any], shapes: Shapes) -> bool:
+        """True when config.json and the tensor list are of this packaging."""
+        ...
+
+    def to_drafter_config(
+        self, config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+    ) -> DrafterConfig:
+        """The canonical configuration; InputError where the checkpoint contradicts itself."""
+        ...
+
+    def rename(self, config: DrafterConfig, names: Sequence[str]) -> dict[str, str | None]:
+        """Source tensor name to canonical name; None for one that is dropped on purpose."""
+        ...
+
+
+PACKAGINGS: tuple[Packaging, ...] = (deepspec_qwen3,)
+
+
+def find_packaging(config: dict[str, Any], shapes: Shapes, where: Path) -> Packaging:
+    """The one packaging that matches.
+
+    Raises:
+        InputError: none or several match; the message lists what was seen and what is known.
+    """
+    matching = [p for p in PACKAGINGS if p.matches(config, shapes)]
+    if len(matching) == 1:
+        return matching[0]
+    known = ", ".join(p.NAME for p in PACKAGINGS)
+    if matching:
+        several = ", ".join(p.NAME for p in matching)
+        raise InputError(where, f"a checkpoint that fits {several}", "exactly one packaging")
+    tops = sorted({name.split(".")[0] for name in shapes})
+    found = (
+        f"architectures {config.get('architectures')}, keys {', '.join(sorted(config)[:12])}..., "
+        f"tensors {', '.join(tops)}"
+    )
+    raise InputError(where, found, f"a drafter in one of the packagings known here ({known})")
