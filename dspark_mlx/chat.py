@@ -1,0 +1,91 @@
+"""python -m dspark_mlx.chat: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from . import cli
+from .decoder import Decoder
+from .errors import InputError
+from .show import DraftPainter, statistics_line
+from .types import Chunk
+
+HELP = "/reset starts over, /help shows this, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer."
+
+
+def main(argv: list[str] | None) -> int:
+    """Parse, then talk until the end of the input."""
+    args = _parser().parse_args(argv)
+    settings = cli.request_settings(args)
+    decoder = cli.load_decoder(args)
+    if not decoder.tokenizer.has_chat_template:
+        raise InputError(args.model, "no chat template", "a target made for conversation")
+    opening = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+    messages = list(opening)
+    print(HELP, file=sys.stderr)
+    while (line := _read_line()) is not None:
+        if line == "/exit":
+            break
+        if line == "/help":
+            print(HELP, file=sys.stderr)
+        elif line == "/reset":
+            messages = list(opening)
+        elif line.startswith("/"):
+            print(f"no command {line}; {HELP}", file=sys.stderr)
+        elif line:
+            messages = _turn(decoder, messages, line, settings, args)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dspark_mlx.chat", description="Chat with DSpark speculative decoding."
+    )
+    cli.add_model_flags(parser)
+    cli.add_request_flags(parser)
+    add = parser.add_argument
+    add("--show-drafts", action="store_true", help="colour accepted drafts by round")
+    add("--stats", action="store_true", help="a line of statistics after each answer")
+    return parser
+
+
+def _read_line() -> str | None:
+    try:
+        return input(">> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        print(file=sys.stderr)
+        return None
+
+
+def _turn(
+    decoder: Decoder,
+    messages: list[dict[str, Any]],
+    line: str,
+    settings: dict[str, Any],
+    args: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Answer one message; the conversation as it stands after it."""
+    messages = [*messages, {"role": "user", "content": line}]
+    painter = DraftPainter(sys.stdout.isatty()) if args.show_drafts else None
+    text = ""
+    chunk: Chunk | None = None
+    try:
+        for chunk in decoder.stream(messages, progress=cli.PrefillBar(), **settings):
+            text += chunk.text
+            print(painter.paint(chunk) if painter else chunk.text, end="", flush=True)
+    except KeyboardInterrupt:
+        # What was said so far stays part of the conversation.
+        pass
+    except InputError as error:
+        print(f"error: {error}\nThe message was not added; /reset starts over.", file=sys.stderr)
+        return messages[:-1]
+    print(painter.close() if painter else "", flush=True)
+    if args.stats and chunk:
+        print(statistics_line(chunk.statistics), file=sys.stderr)
+    return [*messages, {"role": "assistant", "content": text}]
+
+
+if __name__ == "__main__":
+    cli.run(main)

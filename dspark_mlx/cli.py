@@ -1,0 +1,122 @@
+"""What the commands share: their common flags, how they end, and the prefill's progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from .decoder import Decoder
+from .errors import InputError
+from .load import load
+from .precision import NAMES as PRECISIONS
+from .schedulers import NAMES as SCHEDULERS
+
+INTERRUPTED = 130
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """--model, --drafter, --no-drafter, --scheduler, --precision."""
+    parser.add_argument(
+        "--model",
+        help="target: an MLX or Hugging Face folder, a GGUF file, or a Hub id (default: the "
+        "built-in SmolLM2-135M-Instruct)",
+    )
+    drafter = parser.add_mutually_exclusive_group()
+    drafter.add_argument(
+        "--drafter", help="drafter: a folder or a Hub id (default: the one known for the target)"
+    )
+    drafter.add_argument("--no-drafter", action="store_true", help="decode plainly")
+    parser.add_argument(
+        "--scheduler",
+        default="auto",
+        help=f"how much of a block is verified: {', '.join(SCHEDULERS)} (default: auto)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="how weights are held; auto is float32 on the CPU backend, else as stored",
+    )
+
+
+def add_request_flags(parser: argparse.ArgumentParser) -> None:
+    """The request's settings, under mlx-lm's names."""
+    add = parser.add_argument
+    add("--max-tokens", "-m", type=int, default=256, help="tokens at most (default: 256)")
+    add("--temp", type=float, default=0.0, help="temperature; only 0 for now (default: 0)")
+    add("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, off)")
+    add("--top-k", type=int, default=0, help="keep the k likeliest (default: 0, off)")
+    add("--min-p", type=float, default=0.0, help="least share of the top (default: 0, off)")
+    add("--seed", type=int, default=None, help="seed of the sampling")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before it; repeatable")
+    add(
+        "--prefill-step-size",
+        type=int,
+        default=2048,
+        help="prompt tokens per prefill forward; less needs less memory (default: 2048)",
+    )
+    add("--system-prompt", help="system message for the chat template")
+
+
+def request_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The parsed request flags, as `Decoder.stream` takes them."""
+    return {
+        "max_tokens": args.max_tokens,
+        "temperature": args.temp,
+        "top_p": args.top_p,
+        "top_k": args.top_k,
+        "min_p": args.min_p,
+        "seed": args.seed,
+        "stop": args.stop,
+        "prefill_step_size": args.prefill_step_size,
+    }
+
+
+def load_decoder(args: argparse.Namespace) -> Decoder:
+    """The decoder that the model flags name."""
+    drafter: str | Literal[False] | None = False if args.no_drafter else args.drafter
+    return load(args.model, drafter, args.scheduler, precision=args.precision)
+
+
+def run(main: Callable[[list[str] | None], int]) -> None:
+    """Run a command: unusable input is one line on standard error and exit status 2."""
+    try:
+        status = main(None)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe left; there is nobody to tell.
+        sys.stderr.close()
+        status = 1
+    sys.exit(status)
+
+
+class PrefillBar:
+    """A progress bar for prompts long enough to wait for, cleared before text appears.
+
+    Args:
+        shown_from: prompt tokens below which no bar is drawn.
+    """
+
+    def __init__(self, shown_from: int = 1024) -> None:
+        self._shown_from = shown_from
+        self._bar: tqdm[Any] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """See `rounds.Progress`."""
+        if total < self._shown_from:
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=total, desc="Reading the prompt", unit="token", leave=False)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()
+            self._bar = None

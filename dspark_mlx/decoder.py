@@ -1,0 +1,233 @@
+"""The decoder: what `load` returns and applications call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mlx_lm.utils import load_tokenizer
+
+from .errors import InputError
+from .request import Request, check_prompt
+from .rounds import Engine, Progress, rounds
+from .schedulers import Scheduler
+from .stream import stream
+from .types import Chunk, Round
+
+Messages: TypeAlias = Sequence[dict[str, Any]]
+Prompt: TypeAlias = str | Messages | Sequence[int]
+
+
+class Decoder:
+    """A target and its drafter, ready to decode.
+
+    Made by `load`. One request runs at a time.
+
+    Args:
+        engine: target, drafter and scheduler.
+        folder: the target's folder, for its tokenizer.
+        config: the target's config.json.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, config: dict[str, Any]) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._config = config
+        self._tokenizer: Any = None
+
+    @property
+    def engine(self) -> Engine:
+        """Target, drafter and scheduler."""
+        return self._engine
+
+    @property
+    def tokenizer(self) -> Any:
+        """The target's tokenizer (mlx-lm's wrapper), loaded when first needed."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(
+                self._folder, eos_token_ids=self._config.get("eos_token_id")
+            )
+        return self._tokenizer
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """The target's own end tokens, from its config."""
+        ids = self._config.get("eos_token_id")
+        if ids is None:
+            ids = self._text_config.get("eos_token_id")
+        if ids is None:
+            return frozenset()
+        return frozenset([ids] if isinstance(ids, int) else ids)
+
+    @property
+    def max_length(self) -> int | None:
+        """Positions the target was made for; None when its config does not say."""
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            value = self._config.get(key, self._text_config.get(key))
+            if isinstance(value, int):
+                return value
+        return None
+
+    @property
+    def _text_config(self) -> dict[str, Any]:
+        return self._config.get("text_config") or {}
+
+    def plain(self) -> Decoder:
+        """The same target decoding without the drafter, through the same loop."""
+        other = Decoder(dataclasses.replace(self._engine, drafter=None), self._folder, self._config)
+        other._tokenizer = self._tokenizer
+        return other
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt.
+
+        Args:
+            prompt: text, encoded as it is; chat messages, put through the target's chat template;
+                or token ids, passed through.
+
+        Raises:
+            InputError: messages for a target without a chat template, or another type.
+        """
+        if isinstance(prompt, str):
+            bos = self.tokenizer.bos_token
+            special = bos is None or not prompt.startswith(bos)
+            return list(self.tokenizer.encode(prompt, add_special_tokens=special))
+        if not isinstance(prompt, Sequence):
+            found = type(prompt).__name__
+            raise InputError("prompt", found, "a string, a list of messages or of token ids")
+        if prompt and isinstance(prompt[0], dict):
+            if not self.tokenizer.has_chat_template:
+                raise InputError(self._folder, "no chat template", "one, for chat messages")
+            return list(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
+        return list(prompt)  # type: ignore[arg-type]
+
+    def rounds(
+        self,
+        prompt_ids: Sequence[int],
+        max_tokens: int = 256,
+        *,
+        stop_tokens: Collection[int] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        prefill_step_size: int = 2048,
+        progress: Progress | None = None,
+    ) -> Iterator[Round]:
+        """Decode token ids, one `Round` at a time; needs no tokenizer.
+
+        Args:
+            prompt_ids: at least one token id.
+            max_tokens: tokens to generate at most; never one more, and never past the positions
+                the target was made for.
+            stop_tokens: ids that end the request and are its last token; None means the target's
+                own end tokens.
+            temperature, top_p, top_k, min_p, seed: sampling; only temperature 0 is there yet.
+            prefill_step_size: prompt tokens per prefill forward.
+            progress: called with prompt tokens processed and in all.
+
+        Returns:
+            An iterator; the first `Round` holds the prefill's token. Closing it frees the caches.
+
+        Raises:
+            InputError: at once, for a prompt or setting that cannot be used.
+        """
+        request = Request(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            seed=seed,
+            prefill_step_size=prefill_step_size,
+        )
+        request.check()
+        stops = self.stop_tokens if stop_tokens is None else stop_tokens
+        return self._rounds(prompt_ids, request, stops, progress)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 256,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        prefill_step_size: int = 2048,
+        progress: Progress | None = None,
+        on_round: Callable[[Round], None] | None = None,
+    ) -> Iterator[Chunk]:
+        """Decode text, one `Chunk` per token.
+
+        Args:
+            prompt: see `encode`.
+            max_tokens, temperature, top_p, top_k, min_p, seed, prefill_step_size, progress: see
+                `rounds`.
+            stop: strings that end the text; cut exactly, none is part of it.
+            on_round: called with every `Round` before its chunks.
+
+        Raises:
+            InputError: at once, for a prompt or setting that cannot be used.
+        """
+        request = Request(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            seed=seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            prefill_step_size=prefill_step_size,
+        )
+        request.check()
+        ids = self.encode(prompt)
+        stops = self.stop_tokens | set(self.tokenizer.eos_token_ids)
+        return stream(
+            self._rounds(ids, request, stops, progress),
+            self.tokenizer.detokenizer,
+            prompt_tokens=len(ids),
+            max_tokens=self._max_tokens(ids, request),
+            stop_tokens=stops,
+            stop=request.stop,
+            on_round=on_round,
+        )
+
+    def _rounds(
+        self,
+        ids: Sequence[int],
+        request: Request,
+        stop_tokens: Collection[int],
+        progress: Progress | None,
+    ) -> Iterator[Round]:
+        check_prompt(ids, self._engine.target.vocab_size, self.max_length)
+        return rounds(
+            self._engine,
+            ids,
+            max_tokens=self._max_tokens(ids, request),
+            stop_tokens=stop_tokens,
+            prefill_step_size=request.prefill_step_size,
+            progress=progress,
+        )
+
+    def _max_tokens(self, ids: Sequence[int], request: Request) -> int:
+        if self.max_length is None:
+            return request.max_tokens
+        return min(request.max_tokens, self.max_length - len(ids))
+
+
+def make_engine(target: Any, drafter: Any, scheduler: Scheduler) -> Engine:
+    """An engine whose parts fit each other.
+
+    Raises:
+        InputError: the scheduler reads confidences that the drafter does not have.
+    """
+    if drafter is not None and scheduler.reads_confidence and drafter.config.confidence == "none":
+        found = "a drafter without a confidence head"
+        raise InputError(f"scheduler {scheduler.name}", found, "one with a confidence head")
+    return Engine(target, drafter, scheduler)
