@@ -14,7 +14,7 @@ from mlx_lm.models.cache import KVCache
 from .config import DrafterConfig
 from .heads import SequentialHead
 from .heads.confidence import ConfidenceHead
-from .matrix import Matrix
+from .matrix import Matrix, arrays_of
 from .types import Draft
 
 Pick = Callable[[mx.array], mx.array]
@@ -107,8 +107,7 @@ class Drafter:
         self._logits = logits
         self._dtype = dtype
         query = config.num_heads * config.head_dim
-        # Views of one stack: the block uses a layer's rows, the context all layers' K/V at once.
-        self._context_kv = backbone.qkv.slice(query, backbone.qkv.out_features)
+        self._context_kv = _all_layers(backbone.qkv.slice(query, backbone.qkv.out_features))
         self._qkv = [backbone.qkv[i] for i in range(config.num_layers)]
         self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
         self._scale = config.head_dim**-0.5
@@ -213,5 +212,20 @@ class Drafter:
             return None
         pending, context.pending = context.pending, []
         features = pending[0] if len(pending) == 1 else mx.concatenate(pending)
-        stacked = self._context_kv(features)
-        return [layer.squeeze(0) for layer in mx.split(stacked, self.config.num_layers)]
+        rows = self._context_kv(features)
+        if rows.ndim == 2:
+            return mx.split(rows, self.config.num_layers, axis=-1)
+        return [layer.squeeze(0) for layer in mx.split(rows, self.config.num_layers)]
+
+
+def _all_layers(stack: Matrix) -> Matrix:
+    """One product for the context K/V of all layers: the stack's own memory, as a view.
+
+    Quantised stacks are laid side by side instead, a small copy: MLX's CUDA backend has no product
+    of many rows with a quantised stack.
+    """
+    if not stack.quantised:
+        return stack
+    flat = Matrix.concatenate([stack[i] for i in range(stack.weight.shape[0])])
+    mx.eval(arrays_of(flat))
+    return flat
