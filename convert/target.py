@@ -26,7 +26,7 @@ from mlx_lm.utils import (
     save_model,
 )
 
-from ..checkpoint import tensor_names
+from ..checkpoint import check_tokenizer, tensor_names
 from ..errors import InputError
 from ..files import read_json, staged_folder
 from ..hub import resolve
@@ -43,7 +43,6 @@ _REFUSALS = (
     RuntimeError,
     StrictDataclassError,
 )
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "*.tiktoken")
 _GROUP_SIZES, _BITS = (32, 64, 128), (2, 3, 4, 5, 6, 8)  # of MLX's affine quantisation
 
 
@@ -149,9 +148,7 @@ def _write_checkpoint(
     config = _check_config(source)
     if quantization and "quantization" in config:
         raise InputError(source, "weights that are quantised already", "an unquantised checkpoint")
-    if not any(file for pattern in _TOKENIZER_FILES for file in source.glob(pattern)):
-        # transformers would make an empty tokenizer up, and mlx_lm.convert would save it.
-        raise InputError(source, "no tokenizer", f"one of {', '.join(_TOKENIZER_FILES)}")
+    check_tokenizer(source)
     _check_weights(source)
     settings: dict[str, Any] = {"trust_remote_code": False, "dtype": dtype}
     if quantization:

@@ -10,6 +10,17 @@ from safetensors import SafetensorError, safe_open
 from .errors import InputError
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "*.tiktoken")
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a tokenizer, for which transformers would make an empty one up.
+
+    Raises:
+        InputError: none of the files that hold a vocabulary is there.
+    """
+    if not any(file for pattern in _TOKENIZERS for file in folder.glob(pattern)):
+        raise InputError(folder, "no tokenizer", f"one of {', '.join(_TOKENIZERS)}")
 
 
 def weight_files(folder: Path) -> list[Path]:

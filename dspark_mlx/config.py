@@ -188,8 +188,14 @@ def _read_quantization(where: Path | str, data: dict[str, Any]) -> Quantization:
     exceptions = data["exceptions"]
     if not isinstance(exceptions, dict):
         raise InputError(where, f"quantization exceptions {exceptions!r}", "an object")
-    for entry in [data, *(e for e in exceptions.values() if e is not None)]:
-        check_quantization(where, entry.get("bits"), entry.get("group_size"))
+    check_quantization(where, data["bits"], data["group_size"])
+    for name, entry in exceptions.items():
+        if entry is None:
+            continue
+        if not isinstance(entry, dict) or set(entry) != {"bits", "group_size"}:
+            found = f"quantization exception {name}: {entry!r}"
+            raise InputError(where, found, "null, or an object of bits and group_size")
+        check_quantization(where, entry["bits"], entry["group_size"])
     return Quantization(data["bits"], data["group_size"], exceptions)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from mlx_lm.utils import load_tokenizer
 
+from .checkpoint import check_tokenizer
 from .errors import InputError
 from .request import Request, check_prompt
 from .rounds import Engine, Progress, rounds
@@ -46,6 +47,7 @@ class Decoder:
     def tokenizer(self) -> Any:
         """The target's tokenizer (mlx-lm's wrapper), loaded when first needed."""
         if self._tokenizer is None:
+            check_tokenizer(self._folder)
             self._tokenizer = load_tokenizer(
                 self._folder, eos_token_ids=self._config.get("eos_token_id")
             )
@@ -146,6 +148,8 @@ class Decoder:
         )
         request.check()
         stops = self.stop_tokens if stop_tokens is None else stop_tokens
+        if not isinstance(stops, Collection) or not all(isinstance(t, int) for t in stops):
+            raise InputError("stop_tokens", repr(stops), "a collection of token ids")
         return self._rounds(prompt_ids, request, stops, progress)
 
     def stream(
@@ -182,7 +186,7 @@ class Decoder:
             top_k=top_k,
             min_p=min_p,
             seed=seed,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop=_strings(stop),
             prefill_step_size=prefill_step_size,
         )
         request.check()
@@ -219,6 +223,14 @@ class Decoder:
         if self.max_length is None:
             return request.max_tokens
         return min(request.max_tokens, self.max_length - len(ids))
+
+
+def _strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        return (stop,)
+    if not isinstance(stop, Collection):
+        raise InputError("stop", repr(stop), "a string or several")
+    return tuple(stop)
 
 
 def make_engine(target: Any, drafter: Any, scheduler: Scheduler) -> Engine:

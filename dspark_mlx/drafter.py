@@ -214,7 +214,7 @@ class Drafter:
         features = pending[0] if len(pending) == 1 else mx.concatenate(pending)
         rows = self._context_kv(features)
         if rows.ndim == 2:
-            return mx.split(rows, self.config.num_layers, axis=-1)
+            return list(mx.split(rows, self.config.num_layers, axis=-1))
         return [layer.squeeze(0) for layer in mx.split(rows, self.config.num_layers)]
 
 

@@ -16,6 +16,7 @@ from dspark_mlx.convert.target import convert_target
 
 from . import builtin
 from .assemble import assemble
+from .cache import new_caches
 from .checkpoint import read_tensors, tensor_names
 from .config import FORMAT, DrafterConfig
 from .decoder import Decoder, make_engine
@@ -51,6 +52,10 @@ def load(
     """
     if isinstance(scheduler, str):
         scheduler = parse_scheduler(scheduler)
+    if not (hasattr(scheduler, "admit") and hasattr(scheduler, "reads_confidence")):
+        raise InputError("scheduler", repr(scheduler), "a name, or an object with admit")
+    if drafter is True:
+        raise InputError("drafter", "True", "a folder, a Hub id, None or False")
     dtype = choose_precision(precision)
     if model is None:
         folder = builtin.target_folder()
@@ -65,6 +70,7 @@ def load(
     # The drafter is read first: a pair that does not fit fails before gigabytes are loaded.
     config, tensors = _read_drafter(source) if source else (None, {})
     network, target_config = _load_target(folder, dtype)
+    new_caches(network, folder)
     untapped = probe_logits(network)
     target = Target(network, config.taps if config else (), folder)
     check_taps(network, target, untapped, folder)

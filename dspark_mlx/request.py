@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .errors import InputError
@@ -40,9 +40,9 @@ class Request:
         _whole("prefill_step_size", self.prefill_step_size, 1)
         if self.seed is not None:
             _whole("seed", self.seed, 0)
-        _within("temperature", self.temperature, self.temperature >= 0, "0 or more")
-        _within("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _within("min_p", self.min_p, 0 <= self.min_p < 1, "from 0 to below 1")
+        _within("temperature", self.temperature, lambda t: t >= 0, "0 or more")
+        _within("top_p", self.top_p, lambda p: 0 < p <= 1, "above 0 and at most 1")
+        _within("min_p", self.min_p, lambda p: 0 <= p < 1, "from 0 to below 1")
         if self.temperature > 0:
             hint = "Sampling comes in a later version."
             raise InputError("temperature", self.temperature, "0 (greedy decoding)", hint)
@@ -78,6 +78,7 @@ def _whole(name: str, value: object, least: int) -> None:
         raise InputError(name, repr(value), f"a whole number, {least} or more")
 
 
-def _within(name: str, value: object, inside: bool, expected: str) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value) or not inside:
+def _within(name: str, value: object, inside: Callable[[float], bool], expected: str) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not inside(value):  # type: ignore[arg-type]
         raise InputError(name, repr(value), f"a number, {expected}")

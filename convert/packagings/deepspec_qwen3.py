@@ -52,7 +52,7 @@ def to_drafter_config(
     if config.get("enable_confidence_head"):
         confidence = "hidden+markov" if need("confidence_head_with_markov") else "hidden"
     fc = shapes["fc.weight"]
-    if not isinstance(taps, list) or not taps or fc[1] % len(taps):
+    if not isinstance(taps, list) or not taps or len(fc) != 2 or fc[1] % len(taps):
         found = f"fc.weight {list(fc)} with target_layer_ids {taps}"
         raise InputError(where, found, "a whole number of columns per tap")
     canonical = DrafterConfig(
@@ -62,7 +62,7 @@ def to_drafter_config(
         num_heads=need("num_attention_heads"),
         num_kv_heads=need("num_key_value_heads"),
         head_dim=need("head_dim"),
-        rms_norm_eps=float(need("rms_norm_eps")),
+        rms_norm_eps=_number(config, "rms_norm_eps", where / "config.json"),
         vocab_size=need("vocab_size"),
         target_hidden_size=fc[1] // len(taps),
         target_num_layers=need("num_target_layers"),
@@ -101,10 +101,18 @@ def _refuse_unknown_conventions(config: dict[str, Any], where: Path) -> None:
 def _rope_theta(config: dict[str, Any], where: Path) -> float:
     """From `rope_parameters` (transformers 5) or the older top-level `rope_theta`."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise InputError(where, f"rope_parameters {rope!r}", "an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise InputError(where, f"rope type {kind!r}", "'default'")
-    theta = rope.get("rope_theta", config.get("rope_theta"))
-    if theta is None:
-        raise InputError(where, "no rope_theta", "rope_theta, there or in rope_parameters")
-    return float(theta)
+    return _number({"rope_theta": config.get("rope_theta")} | rope, "rope_theta", where)
+
+
+def _number(values: dict[str, Any], key: str, where: Path) -> float:
+    value = values.get(key)
+    if value is None:
+        raise InputError(where, f"no {key}", f"the {NAME} key {key}")
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InputError(where, f"{key} {value!r}", "a number")
+    return float(value)
