@@ -1,0 +1,40 @@
+"""Fixtures: the golden target, pairs of it with a golden drafter, a cache folder of one's own."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from mlx_lm.utils import load_model
+from pairs import TARGET, make_decoder
+
+
+@pytest.fixture(autouse=True)
+def cache_home(monkeypatch, tmp_path):
+    """No test reads or fills the user's cache folder."""
+    home = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def target_model():
+    """The golden qwen3 target in float32, loaded once; whoever taps it closes it."""
+    model, _ = load_model(TARGET, lazy=True)
+    model.set_dtype(mx.float32)
+    mx.eval(model.parameters())
+    return model
+
+
+@pytest.fixture
+def pair(target_model, tmp_path):
+    """A factory: name of a golden drafter to a Decoder; the target is untapped afterwards."""
+    made = []
+
+    def make(name: str, scheduler: str = "full"):
+        decoder = make_decoder(target_model, name, tmp_path / f"pair_{name}", scheduler)
+        made.append(decoder)
+        return decoder
+
+    yield make
+    for decoder in made:
+        decoder.engine.target.close()

@@ -1,0 +1,60 @@
+"""Golden targets and drafters of the tests: where they are, and decoders made of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+
+from dspark_mlx.assemble import assemble
+from dspark_mlx.checkpoint import read_tensors
+from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.decoder import Decoder, make_engine
+from dspark_mlx.schedulers import parse_scheduler
+from dspark_mlx.targets.tap import Target
+
+GOLDEN = Path(__file__).parent / "golden"
+TARGET = GOLDEN / "target_qwen3"
+DRAFTERS = ("vanilla", "dflash", "embedding_tap", "gated", "rnn", "conf_hidden_only")
+
+
+def golden(name: str) -> Path:
+    """The folder of a golden drafter."""
+    return GOLDEN / f"draft_qwen3_{name}"
+
+
+def checkpoint(name: str, to: Path) -> Path:
+    """A copy of a golden drafter as it is published: config and weights alone."""
+    to.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(golden(name) / file, to / file)
+    return to
+
+
+def traces(name: str) -> list[dict]:
+    """The reference loop's greedy traces with a golden drafter."""
+    return json.loads((golden(name) / "loop_golden.json").read_text())["traces"]
+
+
+def make_decoder(model, name: str, folder: Path, scheduler: str = "full") -> Decoder:
+    """Convert a golden drafter into `folder` and pair it with the golden target `model`."""
+    config = convert_drafter(golden(name), folder, progress=False)
+    target = Target(model, config.taps, "golden target")
+    tensors = read_tensors(folder)
+    drafter = assemble(config, tensors, target.embed, target.logits, mx.float32, False)
+    engine = make_engine(target, drafter, parse_scheduler(scheduler))
+    return Decoder(engine, TARGET, json.loads((TARGET / "config.json").read_text()))
+
+
+def with_scheduler(decoder: Decoder, scheduler: str) -> Decoder:
+    """The same pair under another scheduler."""
+    engine = decoder.engine
+    other = make_engine(engine.target, engine.drafter, parse_scheduler(scheduler))
+    return Decoder(other, TARGET, json.loads((TARGET / "config.json").read_text()))
+
+
+def tokens_of(rounds) -> list[int]:
+    """Every token that an iterator of rounds commits."""
+    return [token for done in rounds for token in done.tokens]
