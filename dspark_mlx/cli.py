@@ -13,6 +13,7 @@ from .decoder import Decoder
 from .errors import InputError
 from .load import load
 from .precision import NAMES as PRECISIONS
+from .request import Request
 from .schedulers import NAMES as SCHEDULERS
 
 INTERRUPTED = 130
@@ -63,17 +64,23 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def request_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The parsed request flags, as `Decoder.stream` takes them."""
-    return {
+    """The parsed request flags, as `Decoder.stream` takes them; refused before a model is loaded.
+
+    Raises:
+        InputError: see `Request.check`.
+    """
+    settings = {
         "max_tokens": args.max_tokens,
         "temperature": args.temp,
         "top_p": args.top_p,
         "top_k": args.top_k,
         "min_p": args.min_p,
         "seed": args.seed,
-        "stop": args.stop,
+        "stop": tuple(args.stop),
         "prefill_step_size": args.prefill_step_size,
     }
+    Request(**settings).check()
+    return settings
 
 
 def load_decoder(args: argparse.Namespace) -> Decoder:

@@ -19,8 +19,8 @@ def main(argv: list[str] | None) -> int:
     """Parse, generate, print; returns the exit status."""
     args = _parser().parse_args(argv)
     prompt_text = _read_prompt(args.prompt)
-    decoder = cli.load_decoder(args)
     settings = cli.request_settings(args)
+    decoder = cli.load_decoder(args)
     prompt = _prompt(decoder, prompt_text, args)
     text, chunk, rounds, interrupted = _generate(decoder, prompt, settings, args)
     if args.json:
