@@ -56,6 +56,7 @@ def main(argv: list[str] | None) -> int:
     """Parse, measure, print a table and one last line of JSON."""
     args = _parser().parse_args(argv)
     prompts = read_prompts(args.prompts)
+    overhead = round_overhead(layers=5)
     decoder = cli.load_decoder(args)
     if decoder.engine.drafter is None:
         raise InputError("--no-drafter", "nothing to compare", "a drafter")
@@ -63,7 +64,6 @@ def main(argv: list[str] | None) -> int:
     _measure(decoder, *ids[0], min(args.max_tokens, 16), 1)  # warms both sides up
     bar = tqdm(ids, desc="Measuring", unit="prompt", leave=False)
     rows = [_measure(decoder, task, prompt, args.max_tokens, args.repeats) for task, prompt in bar]
-    overhead = round_overhead(layers=5)
     _print_table(rows)
     print(f"host time of a round with a 5-layer drafter: {overhead:.2f} ms of Python")
     print(json.dumps(_summary(rows, overhead, args)))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
+from mlx_lm.models.activations import swiglu
 from mlx_lm.models.cache import KVCache
 
 from .config import DrafterConfig
@@ -191,7 +192,7 @@ class Drafter:
             x = x + layer.output(attended.transpose(0, 2, 1, 3).reshape(rows, query_features))
             normed = mx.fast.rms_norm(x, layer.post_norm, eps)
             gate, up = mx.split(layer.gate_up(normed), 2, axis=-1)
-            x = x + layer.down(gate * mx.sigmoid(gate) * up)
+            x = x + layer.down(swiglu(gate, up))
         return mx.fast.rms_norm(x, backbone.norm, eps)
 
     def _write(self, layer: Layer, cache: KVCache, kv: mx.array) -> tuple[mx.array, mx.array]:
