@@ -27,6 +27,7 @@ from mlx_lm.utils import (
 )
 
 from ..checkpoint import check_tokenizer, tensor_names
+from ..config import GROUP_SIZES, QUANTISED_BITS
 from ..errors import InputError
 from ..files import read_json, staged_folder
 from ..hub import resolve
@@ -43,7 +44,6 @@ _REFUSALS = (
     RuntimeError,
     StrictDataclassError,
 )
-_GROUP_SIZES, _BITS = (32, 64, 128), (2, 3, 4, 5, 6, 8)  # of MLX's affine quantisation
 
 
 def convert_target(
@@ -81,9 +81,9 @@ def convert_target(
     """
     if dtype not in (None, *MODEL_CONVERSION_DTYPES):
         raise InputError("dtype", repr(dtype), f"one of {', '.join(MODEL_CONVERSION_DTYPES)}")
-    if quantize and (q_bits not in _BITS or q_group_size not in _GROUP_SIZES):
+    if quantize and (q_bits not in QUANTISED_BITS or q_group_size not in GROUP_SIZES):
         found = f"{q_bits} bits in groups of {q_group_size}"
-        raise InputError("quantize", found, f"bits of {_BITS} and groups of {_GROUP_SIZES}")
+        raise InputError("quantize", found, f"bits of {QUANTISED_BITS} and groups of {GROUP_SIZES}")
     path, destination = _resolve(source), Path(destination)
     if destination.resolve() in (path.resolve(), *path.resolve().parents):
         raise InputError(destination, "the source, or a folder around it", "another folder")

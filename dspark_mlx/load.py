@@ -67,15 +67,16 @@ def load(
             raise InputError(model, found, "a target whose drafter is known here", hint)
         folder = _target_folder(model)
     source = None if drafter is False or drafter is None else _drafter_folder(drafter)
-    # The drafter is read first: a pair that does not fit fails before gigabytes are loaded.
+    # The drafter is read first: a damaged one fails before a large target is loaded.
     config, tensors = _read_drafter(source) if source else (None, {})
     network, target_config = _load_target(folder, dtype)
     new_caches(network, folder)
-    untapped = probe_logits(network)
-    target = Target(network, config.taps if config else (), folder)
-    check_taps(network, target, untapped, folder)
-    built = None
-    if config and source:
+    if config is None:
+        target, built = Target(network, (), folder), None
+    else:
+        untapped = probe_logits(network)
+        target = Target(network, config.taps, folder)
+        check_taps(network, target, untapped, folder)
         check_pair(config, source, target, folder)
         built = _build(config, tensors, target, dtype)
     return Decoder(make_engine(target, built, scheduler), folder, target_config)
