@@ -15,6 +15,7 @@ from .heads.rnn import RNNHead
 from .heads.vanilla import VanillaHead
 from .layout import Tensors
 from .matrix import Matrix, alike, arrays_of
+from .vocabulary import Setting, choose_size
 
 
 def assemble(
@@ -24,6 +25,8 @@ def assemble(
     logits: Callable[[mx.array], mx.array],
     dtype: mx.Dtype,
     dequantise: bool,
+    output: Matrix | None = None,
+    draft_vocabulary: Setting = "full",
 ) -> Drafter:
     """A Drafter from checked tensors, evaluated.
 
@@ -33,6 +36,9 @@ def assemble(
         embed, logits: the target's; not used where the drafter owns its own.
         dtype: of the arithmetic.
         dequantise: store quantised matrices plain, where that is faster.
+        output: the target's output matrix, for a draft vocabulary; None where it has none that can
+            be cut.
+        draft_vocabulary: see `vocabulary.choose_size`.
     """
 
     def matrix(name: str) -> Matrix:
@@ -85,9 +91,11 @@ def assemble(
     if config.owns_embedding:
         embed = own[0].rows
     if config.owns_head:
-        logits = own[-1]
+        logits = output = own[-1]
     mx.eval(arrays_of([backbone, head, confidence, own]))
-    return Drafter(config, backbone, head, confidence, embed, logits, dtype)
+    size = choose_size(draft_vocabulary, config.vocab_size)
+    vocabulary = (output, size) if output is not None and size is not None else None
+    return Drafter(config, backbone, head, confidence, embed, logits, dtype, vocabulary)
 
 
 def _sequential_head(

@@ -173,6 +173,7 @@ def _summary(rows: Sequence[Row], overhead: float, args: argparse.Namespace) -> 
         "slowest": slowest,
         "round_overhead_ms": overhead,
         "scheduler": args.scheduler,
+        "draft_vocabulary": args.draft_vocabulary,
         "max_tokens": args.max_tokens,
         "repeats": args.repeats,
         "rows": [asdict(row) | {"speedup": row.speedup} for row in rows],

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """--model, --drafter, --no-drafter, --scheduler, --precision."""
+    """--model, --drafter, --no-drafter, --scheduler, --precision, --draft-vocabulary."""
     parser.add_argument(
         "--model",
         help="target: an MLX or Hugging Face folder, a GGUF file, or a Hub id (default: the "
@@ -41,6 +41,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=PRECISIONS,
         help="how weights are held; auto is float32 on the CPU backend, else as stored",
+    )
+    parser.add_argument(
+        "--draft-vocabulary",
+        default="auto",
+        metavar="N",
+        help="tokens that drafts are chosen from: full, a number, or auto, a quarter of a large "
+        "vocabulary (default: auto); the output is the same",
     )
 
 
@@ -86,7 +93,13 @@ def request_settings(args: argparse.Namespace) -> dict[str, Any]:
 def load_decoder(args: argparse.Namespace) -> Decoder:
     """The decoder that the model flags name."""
     drafter: str | Literal[False] | None = False if args.no_drafter else args.drafter
-    return load(args.model, drafter, args.scheduler, precision=args.precision)
+    return load(
+        args.model,
+        drafter,
+        args.scheduler,
+        precision=args.precision,
+        draft_vocabulary=args.draft_vocabulary,
+    )
 
 
 def run(main: Callable[[list[str] | None], int]) -> None:

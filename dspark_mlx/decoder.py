@@ -30,18 +30,39 @@ class Decoder:
         engine: target, drafter and scheduler.
         folder: the target's folder, for its tokenizer.
         config: the target's config.json.
+        drafter_folder: the drafter's canonical folder; None without a drafter.
+        precision: what the weights are held in, one of `precision.NAMES` but "auto".
     """
 
-    def __init__(self, engine: Engine, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        config: dict[str, Any],
+        drafter_folder: Path | None = None,
+        precision: str = "stored",
+    ) -> None:
         self._engine = engine
         self._folder = folder
         self._config = config
+        self._drafter_folder = drafter_folder
+        self._precision = precision
         self._tokenizer: Any = None
 
     @property
     def engine(self) -> Engine:
         """Target, drafter and scheduler."""
         return self._engine
+
+    @property
+    def sources(self) -> tuple[Path, Path | None]:
+        """The folders of the target and of the drafter."""
+        return self._folder, self._drafter_folder
+
+    @property
+    def precision(self) -> str:
+        """What the weights are held in: "stored", "float32", "bfloat16" or "float16"."""
+        return self._precision
 
     @property
     def tokenizer(self) -> Any:
@@ -78,7 +99,8 @@ class Decoder:
 
     def plain(self) -> Decoder:
         """The same target decoding without the drafter, through the same loop."""
-        other = Decoder(dataclasses.replace(self._engine, drafter=None), self._folder, self._config)
+        engine = dataclasses.replace(self._engine, drafter=None)
+        other = Decoder(engine, self._folder, self._config, precision=self._precision)
         other._tokenizer = self._tokenizer
         return other
 

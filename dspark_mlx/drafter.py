@@ -17,9 +17,10 @@ from .heads import SequentialHead
 from .heads.confidence import ConfidenceHead
 from .matrix import Matrix, arrays_of
 from .types import Draft
+from .vocabulary import DraftVocabulary, Readout
 
 Pick = Callable[[mx.array], mx.array]
-"""Chooses one token per row: logits `[rows, vocabulary]` to int32 `[rows]`."""
+"""Chooses one column per row: logits `[rows, size]` to int32 `[rows]`."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class DrafterContext:
     """Tap features of the committed tokens before the anchor, as each layer's cached K/V.
 
     Features that arrived since the last draft wait in `pending`, so that one write per layer takes
-    them and the block's rows together.
+    them and the block's rows together. `vocabulary` is the request's draft vocabulary, None for the
+    whole one.
     """
 
     caches: list[KVCache]
+    vocabulary: DraftVocabulary | None = None
     pending: list[mx.array] = field(default_factory=list)
 
     @property
@@ -88,6 +91,8 @@ class Drafter:
         logits: hidden rows `[n, hidden]` to base logits `[n, vocabulary]`, normally the target's
             head.
         dtype: of the backbone's arithmetic.
+        vocabulary: the output matrix and how many of its first rows drafts are cut down to; None
+            reads out every row.
     """
 
     def __init__(
@@ -99,13 +104,14 @@ class Drafter:
         embed: Callable[[mx.array], mx.array],
         logits: Callable[[mx.array], mx.array],
         dtype: mx.Dtype,
+        vocabulary: tuple[Matrix, int] | None = None,
     ) -> None:
         self.config = config
         self._backbone = backbone
-        self._head = head
+        self._readout = Readout(logits, head)
         self._confidence = confidence
         self._embed = embed
-        self._logits = logits
+        self._vocabulary = vocabulary
         self._dtype = dtype
         query = config.num_heads * config.head_dim
         self._context_kv = _all_layers(backbone.qkv.slice(query, backbone.qkv.out_features))
@@ -115,7 +121,12 @@ class Drafter:
 
     def new_context(self) -> DrafterContext:
         """An empty context."""
-        return DrafterContext([KVCache() for _ in range(self.config.num_layers)])
+        vocabulary = None
+        if self._vocabulary:
+            matrix, size = self._vocabulary
+            vocabulary = DraftVocabulary(size, matrix, self._readout)
+        caches = [KVCache() for _ in range(self.config.num_layers)]
+        return DrafterContext(caches, vocabulary)
 
     def extend(self, context: DrafterContext, taps: Sequence[mx.array]) -> None:
         """Append committed tokens' features.
@@ -145,24 +156,27 @@ class Drafter:
             pick: chooses a token from corrected logits.
         """
         hidden = self._block(context, anchor)[self.config.logits_start :]
-        base = self._logits(hidden)
-        if self._head is None:
-            tokens, logits, embeddings = pick(base), base, None
+        readout = context.vocabulary.readout() if context.vocabulary else self._readout
+        base = readout.logits(hidden)
+        if readout.head is None:
+            tokens, logits, embeddings = readout.tokens(pick(base)), base, None
         else:
-            tokens, logits, embeddings = self._sequential(self._head, base, hidden, anchor, pick)
+            tokens, logits, embeddings = self._sequential(readout, base, hidden, anchor, pick)
         confidence = None if self._confidence is None else self._confidence(hidden, embeddings)
-        return Draft(tokens, logits, confidence, hidden, base)
+        return Draft(tokens, logits, confidence, hidden, base, readout.ids)
 
     def _sequential(
-        self, head: SequentialHead, base: mx.array, hidden: mx.array, anchor: mx.array, pick: Pick
+        self, readout: Readout, base: mx.array, hidden: mx.array, anchor: mx.array, pick: Pick
     ) -> tuple[mx.array, mx.array, mx.array]:
+        head = readout.head
+        assert head is not None
         gamma = self.config.gamma
         tokens, logits, embeddings = [], [], []
         previous, state = anchor, None
         rows = zip(mx.split(base, gamma), mx.split(hidden, gamma), strict=True)
         for base_row, hidden_row in rows:
             corrected, embedding, state = head.step(base_row, previous, hidden_row, state)
-            previous = pick(corrected)
+            previous = readout.tokens(pick(corrected))
             tokens.append(previous)
             logits.append(corrected)
             embeddings.append(embedding)

@@ -28,6 +28,7 @@ from .layout import check_tensors
 from .precision import apply_precision, choose_precision
 from .schedulers import Scheduler, parse_scheduler
 from .targets.tap import Target, check_taps, probe_logits
+from .vocabulary import Setting, parse_setting
 
 
 def load(
@@ -36,6 +37,7 @@ def load(
     scheduler: str | Scheduler = "auto",
     *,
     precision: str = "auto",
+    draft_vocabulary: Setting = "auto",
 ) -> Decoder:
     """Load a target with its drafter.
 
@@ -46,6 +48,9 @@ def load(
         scheduler: "auto", "full", "threshold:VALUE", or an object with the same methods.
         precision: "auto" (float32 on the CPU backend, else as stored), "stored", "float32",
             "bfloat16" or "float16".
+        draft_vocabulary: tokens that drafts are chosen from: "full", a number of first ids (those
+            that the request shows come on top), or "auto", a quarter of a large vocabulary. It
+            changes speed and accepted length, never the output.
 
     Raises:
         InputError: a file, a pair or a setting that cannot be used, before any generation.
@@ -56,7 +61,9 @@ def load(
         raise InputError("scheduler", repr(scheduler), "a name, or an object with admit")
     if drafter is True:
         raise InputError("drafter", "True", "a folder, a Hub id, None or False")
-    dtype = choose_precision(precision)
+    precision = choose_precision(precision)
+    dtype = None if precision == "stored" else getattr(mx, precision)
+    draft_vocabulary = parse_setting(draft_vocabulary)
     if model is None:
         folder = builtin.target_folder()
         drafter = builtin.DRAFTER if drafter is None else drafter
@@ -78,8 +85,9 @@ def load(
         target = Target(network, config.taps, folder)
         check_taps(network, target, untapped, folder)
         check_pair(config, source, target, folder)
-        built = _build(config, tensors, target, dtype)
-    return Decoder(make_engine(target, built, scheduler), folder, target_config)
+        built = _build(config, tensors, target, dtype, draft_vocabulary)
+    engine = make_engine(target, built, scheduler)
+    return Decoder(engine, folder, target_config, source, precision)
 
 
 def check_pair(config: DrafterConfig, drafter: object, target: Target, target_name: object) -> None:
@@ -153,7 +161,11 @@ def _read_drafter(folder: Path) -> tuple[DrafterConfig, dict[str, mx.array]]:
 
 
 def _build(
-    config: DrafterConfig, tensors: dict[str, mx.array], target: Target, dtype: mx.Dtype | None
+    config: DrafterConfig,
+    tensors: dict[str, mx.array],
+    target: Target,
+    dtype: mx.Dtype | None,
+    draft_vocabulary: Setting,
 ) -> Drafter:
     return assemble(
         config,
@@ -162,4 +174,6 @@ def _build(
         target.logits,
         dtype=dtype or target.dtype,
         dequantise=dtype is not None,
+        output=target.head,
+        draft_vocabulary=draft_vocabulary,
     )

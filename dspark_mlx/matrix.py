@@ -108,6 +108,10 @@ class Matrix:
         """Output rows `start:stop` as a view."""
         return self._map(lambda a: a[..., start:stop, :])
 
+    def take(self, indices: mx.array) -> Matrix:
+        """Output rows by index, int `[n]`, stored as they are here."""
+        return self._map(lambda a: a[indices])
+
     def __getitem__(self, index: int) -> Matrix:
         """One matrix of a stack, as a view."""
         return self._map(lambda a: a[index])

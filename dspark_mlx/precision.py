@@ -11,8 +11,8 @@ from .errors import InputError
 NAMES = ("auto", "stored", "float32", "bfloat16", "float16")
 
 
-def choose_precision(name: str) -> mx.Dtype | None:
-    """The type to dequantise to, or None to hold weights as they are stored.
+def choose_precision(name: str) -> str:
+    """What to hold weights in: "stored", or the name of the type to dequantise to.
 
     "auto" is float32 on MLX's CPU backend, where quantised and bfloat16 products are many times
     slower than float32 ones, and "stored" on a GPU, where decoding is bound by reading weights.
@@ -23,8 +23,8 @@ def choose_precision(name: str) -> mx.Dtype | None:
     if name not in NAMES:
         raise InputError("precision", repr(name), f"one of {', '.join(NAMES)}")
     if name == "auto":
-        name = "float32" if mx.default_device().type == mx.DeviceType.cpu else "stored"
-    return None if name == "stored" else getattr(mx, name)
+        return "float32" if mx.default_device().type == mx.DeviceType.cpu else "stored"
+    return name
 
 
 def apply_precision(model: nn.Module, dtype: mx.Dtype | None) -> None:

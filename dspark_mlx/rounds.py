@@ -116,6 +116,8 @@ def _prefill(
     """Run the prompt; all but its last token in chunks, whose logits are never computed."""
     tokens = mx.array(list(prompt), dtype=mx.int32)
     body = len(prompt) - 1
+    if state.context and state.context.vocabulary:
+        state.context.vocabulary.add(prompt)
     for start in range(0, body, step):
         if progress:
             progress(start, len(prompt))
@@ -199,6 +201,8 @@ def _land(engine: Engine, state: State, flight: Flight) -> tuple[Verdict, float]
     state.anchor = flight.best[kept - 1 : kept]
     if engine.drafter and state.context:
         engine.drafter.extend(state.context, [tap[:kept] for tap in flight.taps])
+        if state.context.vocabulary:
+            state.context.vocabulary.commit(verdict.tokens)
     return verdict, flight.build_seconds + perf_counter() - started
 
 

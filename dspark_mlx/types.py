@@ -13,11 +13,13 @@ class Draft:
 
     Attributes:
         tokens: proposed token ids, int32 `[gamma]`.
-        logits: corrected logits (base + sequential bias), `[gamma, vocabulary]`.
+        logits: corrected logits (base + sequential bias), `[gamma, size]`.
         confidence_logits: log-odds that a token survives given that its prefix did, float32
             `[gamma]`; None for a drafter without a confidence head.
         hidden: backbone output after the final norm, `[gamma, hidden]`.
-        base_logits: logits before the sequential head, `[gamma, vocabulary]`.
+        base_logits: logits before the sequential head, `[gamma, size]`.
+        ids: token id of each of the `size` columns of the logits, int32 `[size]`; None where they
+            are the whole vocabulary.
     """
 
     tokens: mx.array
@@ -25,6 +27,7 @@ class Draft:
     confidence_logits: mx.array | None
     hidden: mx.array
     base_logits: mx.array
+    ids: mx.array | None = None
 
 
 @dataclass(frozen=True)

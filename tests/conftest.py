@@ -30,8 +30,9 @@ def pair(target_model, tmp_path):
     """A factory: name of a golden drafter to a Decoder; the target is untapped afterwards."""
     made = []
 
-    def make(name: str, scheduler: str = "full"):
-        decoder = make_decoder(target_model, name, tmp_path / f"pair_{name}", scheduler)
+    def make(name: str, scheduler: str = "full", **options):
+        folder = tmp_path / f"pair_{name}_{len(made)}"
+        decoder = make_decoder(target_model, name, folder, scheduler, **options)
         made.append(decoder)
         return decoder
 

@@ -38,12 +38,23 @@ def traces(name: str) -> list[dict]:
     return json.loads((golden(name) / "loop_golden.json").read_text())["traces"]
 
 
-def make_decoder(model, name: str, folder: Path, scheduler: str = "full") -> Decoder:
+def make_decoder(
+    model, name: str, folder: Path, scheduler: str = "full", draft_vocabulary="full"
+) -> Decoder:
     """Convert a golden drafter into `folder` and pair it with the golden target `model`."""
     config = convert_drafter(golden(name), folder, progress=False)
     target = Target(model, config.taps, "golden target")
     tensors = read_tensors(folder)
-    drafter = assemble(config, tensors, target.embed, target.logits, mx.float32, False)
+    drafter = assemble(
+        config,
+        tensors,
+        target.embed,
+        target.logits,
+        mx.float32,
+        dequantise=False,
+        output=target.head,
+        draft_vocabulary=draft_vocabulary,
+    )
     engine = make_engine(target, drafter, parse_scheduler(scheduler))
     return Decoder(engine, TARGET, json.loads((TARGET / "config.json").read_text()))
 

@@ -15,15 +15,17 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
     "version errors types config files tally request hub precision matrix layout checkpoint",
-    "sampling heads cache profile calibration",
-    "drafter targets schedulers",
+    "sampling heads cache speed calibration fingerprint",
+    "vocabulary targets schedulers plots",
+    "drafter",
     "assemble rounds compare",
-    "stream show overhead",
-    "decoder",
+    "stream show overhead recording timing",
+    "decoder replay measure",
+    "profiles",
     "convert builtin",
     "load",
     "__init__ cli",
-    "bench chat evaluate generate server train convert.__main__",
+    "bench chat evaluate generate server train profile calibrate convert.__main__",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 MAY_IMPORT_CONVERT = {"load", "builtin"}

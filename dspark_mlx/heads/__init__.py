@@ -6,12 +6,23 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from ..matrix import Matrix
+
 
 class SequentialHead(Protocol):
     """Turns base logits into corrected logits, one row after the other.
 
     The state is whatever the head carries along the block; None at its start.
+
+    Attributes:
+        w2: map `[vocabulary, rank]` from the rank to the logits, the last thing a step does; a
+            dataclass copy with fewer rows is the head over fewer tokens.
     """
+
+    @property
+    def w2(self) -> Matrix:
+        """See above."""
+        ...
 
     def step(
         self, base: mx.array, previous: mx.array, hidden: mx.array, state: Any

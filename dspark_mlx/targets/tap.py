@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
+from ..matrix import Matrix
 
 _EMBEDDING_NAMES = ("embed_tokens", "wte", "embed_in", "tok_embeddings", "embeddings", "embedding")
 _HEAD_NAMES = ("lm_head", "embed_out", "output")
@@ -66,6 +67,17 @@ class Target:
     def logits(self, hidden: mx.array) -> mx.array:
         """The output matrix alone, no scale or softcap: `[n, hidden]` to `[n, vocabulary]`."""
         return self._head(hidden)
+
+    @property
+    def head(self) -> Matrix | None:
+        """The output matrix as it is stored; None where it is not one that `Matrix` can hold."""
+        module = self._embedding if self._head == self._embedding.as_linear else self._head
+        quantised = hasattr(module, "scales")
+        if "bias" in module or (quantised and getattr(module, "mode", "affine") != "affine"):
+            return None
+        if not quantised:
+            return Matrix(module.weight)
+        return Matrix(module.weight, module.scales, module.biases, module.bits, module.group_size)
 
     @property
     def dtype(self) -> mx.Dtype:

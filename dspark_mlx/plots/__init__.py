@@ -1,0 +1,49 @@
+"""Plots for people who look rather than read; matplotlib is an extra, loaded when one is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def new_figure(width: float = 7.0, height: float = 4.5, columns: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes (an array of them for more than one column).
+
+    Args:
+        width, height: of the whole figure, inches.
+        columns: axes side by side.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        hint = 'Install it: pip install "dspark-mlx-lm[plot]".'
+        raise InputError("plot", "no matplotlib", "matplotlib", hint) from error
+    # Figure itself, without pyplot: nothing global changes and no display is needed.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def check_path(path: Path) -> None:
+    """Refuse a file that no plot can be written to, before the work it would show is done.
+
+    Raises:
+        InputError: another format, or no such folder.
+    """
+    if path.suffix.lstrip(".") not in FORMATS:
+        raise InputError(path, f"suffix {path.suffix!r}", f"one of {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise InputError(path, f"no folder {path.parent}", "an existing one")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the figure; the suffix gives the format."""
+    staged = path.with_name(f".{path.stem}.partial{path.suffix}")
+    figure.savefig(staged, dpi=150)
+    staged.replace(path)

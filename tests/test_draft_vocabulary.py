@@ -1,0 +1,135 @@
+"""The draft vocabulary: what it holds, its logits, and that it changes no output."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from mlx_lm.utils import load_model, quantize_model
+from pairs import DRAFTERS, TARGET, tokens_of, traces
+
+from dspark_mlx import InputError
+from dspark_mlx.heads.vanilla import VanillaHead
+from dspark_mlx.matrix import Matrix
+from dspark_mlx.targets.tap import Target
+from dspark_mlx.vocabulary import LEAST, DraftVocabulary, Readout, choose_size, parse_setting
+
+VOCAB, SIZE, HIDDEN, RANK = 200, 50, 64, 32
+
+
+def random(*shape: int) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(sum(shape)))
+
+
+def quantised(matrix: Matrix) -> Matrix:
+    return Matrix(*mx.quantize(matrix.weight, group_size=32, bits=8), bits=8, group_size=32)
+
+
+def vocabulary(store=lambda matrix: matrix) -> DraftVocabulary:
+    output, w2 = store(Matrix(random(VOCAB, HIDDEN))), store(Matrix(random(VOCAB, RANK)))
+    head = VanillaHead(Matrix(random(VOCAB, RANK)), w2)
+    return DraftVocabulary(SIZE, output, Readout(output, head))
+
+
+def ids_of(cut: DraftVocabulary) -> list[int]:
+    return cut.readout().ids.tolist()
+
+
+def test_it_holds_the_first_ids_and_what_was_seen():
+    """Ids lost, repeated, or in an order other than that of the logits' columns."""
+    cut = vocabulary()
+    assert ids_of(cut) == list(range(SIZE))
+    cut.add([3, 120, 199, 120])
+    cut.commit([60, 7, 60])
+    assert ids_of(cut) == [*range(SIZE), 120, 199, 60]
+
+
+@pytest.mark.parametrize("store", [lambda m: m, quantised], ids=["plain", "quantised"])
+def test_its_logits_are_the_whole_vocabularys(store):
+    """Columns that belong to another id, in the base logits or in the head's step."""
+    cut = vocabulary(store)
+    whole = cut._full
+    cut.add([199, 77])
+    readout = cut.readout()
+    hidden, previous = random(3, HIDDEN), mx.array([150])
+    assert mx.allclose(readout.logits(hidden), whole.logits(hidden)[:, readout.ids], atol=1e-4)
+    base = whole.logits(hidden[:1])
+    corrected, embedding, _ = whole.head.step(base, previous, hidden[:1], None)
+    found, same, _ = readout.head.step(base[:, readout.ids], previous, hidden[:1], None)
+    assert mx.allclose(found, corrected[:, readout.ids], atol=1e-4)
+    assert mx.array_equal(embedding, same)
+    assert readout.tokens(mx.array([0, SIZE, SIZE + 1])).tolist() == [0, 199, 77]
+
+
+def test_text_outside_it_brings_the_whole_vocabulary_back():
+    """A text of late ids drafted forever from ids that it never uses; or no way back."""
+    cut = vocabulary()
+    cut.commit(range(100, 105))
+    assert cut.readout().ids is not None
+    cut.commit([105])
+    assert cut.readout().ids is None
+    cut.commit([1] * 64)
+    assert ids_of(cut)[-6:] == [100, 101, 102, 103, 104, 105]
+
+
+def test_a_prompt_of_most_ids_needs_no_cut():
+    """A copy of nearly the whole output matrix."""
+    cut = vocabulary()
+    cut.add(range(SIZE, VOCAB))
+    assert cut.readout().ids is None
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("size", [1, 40])
+def test_the_output_is_the_same(pair, name, size):
+    """Drafts mapped to wrong ids, a context that differs; every head."""
+    decoder = pair(name, draft_vocabulary=size)
+    for trace in traces(name)[:2]:
+        rounds = list(decoder.rounds(trace["prompt_ids"], 64, stop_tokens=[1]))
+        assert trace["prompt_ids"] + tokens_of(rounds) == trace["output_ids"]
+
+
+def test_drafts_come_from_it(pair):
+    """A setting that is accepted and ignored."""
+    decoder = pair("vanilla", draft_vocabulary=8)
+    drafter = decoder.engine.drafter
+    context = drafter.new_context()
+    drafter.extend(context, [random(5, 64)] * len(drafter.config.taps))
+    context.vocabulary.add([100])
+    for anchor in range(40):
+        draft = drafter.draft(context, mx.array([anchor]), lambda x: mx.argmax(x, axis=-1))
+        assert set(draft.tokens.tolist()) <= {*range(8), 100}
+        assert draft.logits.shape[1] == draft.ids.size == 9
+
+
+def test_the_targets_output_matrix(target_model):
+    """The embedding taken for an untied head, a quantised head taken for a plain one."""
+    target = Target(target_model, (), "golden")
+    hidden = random(2, target.hidden_size)
+    assert mx.allclose(target.head(hidden), target.logits(hidden), atol=1e-5)
+    model, config = load_model(TARGET, lazy=True)
+    model, _ = quantize_model(model, config, group_size=32, bits=8)
+    target = Target(model, (), "quantised")
+    assert target.head.quantised
+    assert mx.allclose(target.head(hidden), target.logits(hidden), atol=1e-5)
+
+
+def test_auto_cuts_large_vocabularies_only():
+    """A small vocabulary cut for nothing."""
+    assert choose_size("auto", 2 * LEAST - 1) is None
+    assert choose_size("auto", 49152) == LEAST
+    assert choose_size("auto", 151936) == 37984
+    assert choose_size("full", 151936) is None
+    assert choose_size(1000, 151936) == 1000
+    assert choose_size(200000, 151936) is None
+
+
+@pytest.mark.parametrize("setting", ["auto", "full", 5, "5"])
+def test_settings(setting):
+    assert parse_setting(setting) in ("auto", "full", 5)
+
+
+@pytest.mark.parametrize("setting", [0, -3, "none", "1.5", 2.0, True, None, ""])
+def test_a_bad_setting_is_refused(setting):
+    """An error later, or none."""
+    with pytest.raises(InputError, match="draft_vocabulary"):
+        parse_setting(setting)
