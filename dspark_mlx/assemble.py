@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from .calibration import Calibration
 from .config import DrafterConfig
 from .drafter import Backbone, Drafter, Layer
 from .heads import SequentialHead
@@ -27,6 +28,7 @@ def assemble(
     dequantise: bool,
     output: Matrix | None = None,
     draft_vocabulary: Setting = "full",
+    calibration: Calibration | None = None,
 ) -> Drafter:
     """A Drafter from checked tensors, evaluated.
 
@@ -39,6 +41,7 @@ def assemble(
         output: the target's output matrix, for a draft vocabulary; None where it has none that can
             be cut.
         draft_vocabulary: see `vocabulary.choose_size`.
+        calibration: of the confidence head; None takes it as it is.
     """
 
     def matrix(name: str) -> Matrix:
@@ -95,7 +98,9 @@ def assemble(
     mx.eval(arrays_of([backbone, head, confidence, own]))
     size = choose_size(draft_vocabulary, config.vocab_size)
     vocabulary = (output, size) if output is not None and size is not None else None
-    return Drafter(config, backbone, head, confidence, embed, logits, dtype, vocabulary)
+    return Drafter(
+        config, backbone, head, confidence, embed, logits, dtype, vocabulary, calibration
+    )
 
 
 def _sequential_head(

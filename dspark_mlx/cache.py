@@ -32,7 +32,10 @@ def new_caches(model: nn.Module, where: object) -> list[Any]:
 
 
 def commit(caches: list[Any], width: int, n: int) -> None:
-    """Keep the first `n` of the last `width` rows, the ones a verify forward just wrote."""
+    """Keep the first `n` of the last `width` rows, the ones a verify forward just wrote.
+
+    At least one where a cache rotates: mlx-lm's own bookkeeping of a full window needs it.
+    """
     drop = width - n
     if drop:
         for cache in caches:

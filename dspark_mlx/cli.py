@@ -14,7 +14,7 @@ from .errors import InputError
 from .load import load
 from .precision import NAMES as PRECISIONS
 from .request import Request
-from .schedulers import NAMES as SCHEDULERS
+from .schedulers.make import NAMES as SCHEDULERS
 
 INTERRUPTED = 130
 

@@ -10,10 +10,12 @@ from typing import Any, TypeAlias
 from mlx_lm.utils import load_tokenizer
 
 from .checkpoint import check_tokenizer
+from .engine import Engine, make_engine
 from .errors import InputError
 from .request import Request, check_prompt
-from .rounds import Engine, Progress, rounds
+from .rounds import Progress, rounds
 from .schedulers import Scheduler
+from .speed import SpeedProfile
 from .stream import stream
 from .types import Chunk, Round
 
@@ -99,8 +101,23 @@ class Decoder:
 
     def plain(self) -> Decoder:
         """The same target decoding without the drafter, through the same loop."""
-        engine = dataclasses.replace(self._engine, drafter=None)
-        other = Decoder(engine, self._folder, self._config, precision=self._precision)
+        return self._with(dataclasses.replace(self._engine, drafter=None), None)
+
+    def with_scheduler(self, scheduler: Scheduler, profile: SpeedProfile | None = None) -> Decoder:
+        """The same pair under another scheduler.
+
+        Args:
+            scheduler: see `schedulers.make.make_scheduler`.
+            profile: of the pair and device; verify forwards then run as many rows as is cheapest.
+
+        Raises:
+            InputError: it reads confidences that the drafter does not have.
+        """
+        engine = make_engine(self._engine.target, self._engine.drafter, scheduler, profile)
+        return self._with(engine, self._drafter_folder)
+
+    def _with(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
+        other = Decoder(engine, self._folder, self._config, drafter_folder, self._precision)
         other._tokenizer = self._tokenizer
         return other
 
@@ -253,15 +270,3 @@ def _strings(stop: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(stop, Collection):
         raise InputError("stop", repr(stop), "a string or several")
     return tuple(stop)
-
-
-def make_engine(target: Any, drafter: Any, scheduler: Scheduler) -> Engine:
-    """An engine whose parts fit each other.
-
-    Raises:
-        InputError: the scheduler reads confidences that the drafter does not have.
-    """
-    if drafter is not None and scheduler.reads_confidence and drafter.config.confidence == "none":
-        found = "a drafter without a confidence head"
-        raise InputError(f"scheduler {scheduler.name}", found, "one with a confidence head")
-    return Engine(target, drafter, scheduler)

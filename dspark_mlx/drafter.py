@@ -5,13 +5,14 @@ Knows token ids and arrays only; what loads, schedules or verifies stands elsewh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 from mlx_lm.models.activations import swiglu
 from mlx_lm.models.cache import KVCache
 
+from .calibration import Calibration, identity
 from .config import DrafterConfig
 from .heads import SequentialHead
 from .heads.confidence import ConfidenceHead
@@ -59,9 +60,9 @@ class Backbone:
 class DrafterContext:
     """Tap features of the committed tokens before the anchor, as each layer's cached K/V.
 
-    Features that arrived since the last draft wait in `pending`, so that one write per layer takes
-    them and the block's rows together. `vocabulary` is the request's draft vocabulary, None for the
-    whole one.
+    Features that arrived since the last draft wait in `pending`, so that one product projects them
+    and one write per layer takes them and the block's rows together. `vocabulary` is the request's
+    draft vocabulary, None for the whole one.
     """
 
     caches: list[KVCache]
@@ -72,6 +73,11 @@ class DrafterContext:
     def length(self) -> int:
         """Committed positions covered, the pending ones included."""
         return self.caches[0].offset + sum(rows.shape[0] for rows in self.pending)
+
+    def commit(self, tokens: Iterable[int]) -> None:
+        """Tell the draft vocabulary what was committed."""
+        if self.vocabulary:
+            self.vocabulary.commit(tokens)
 
     def arrays(self) -> list[mx.array]:
         """Everything it holds on the device."""
@@ -93,6 +99,7 @@ class Drafter:
         dtype: of the backbone's arithmetic.
         vocabulary: the output matrix and how many of its first rows drafts are cut down to; None
             reads out every row.
+        calibration: of the confidence head; None takes it as it is.
     """
 
     def __init__(
@@ -105,6 +112,7 @@ class Drafter:
         logits: Callable[[mx.array], mx.array],
         dtype: mx.Dtype,
         vocabulary: tuple[Matrix, int] | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.config = config
         self._backbone = backbone
@@ -112,6 +120,8 @@ class Drafter:
         self._confidence = confidence
         self._embed = embed
         self._vocabulary = vocabulary
+        self.calibration = calibration or identity(config.gamma)
+        self._temperatures = mx.array(self.calibration.temperatures)
         self._dtype = dtype
         query = config.num_heads * config.head_dim
         self._context_kv = _all_layers(backbone.qkv.slice(query, backbone.qkv.out_features))
@@ -119,12 +129,18 @@ class Drafter:
         self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
         self._scale = config.head_dim**-0.5
 
-    def new_context(self) -> DrafterContext:
-        """An empty context."""
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that drafts are chosen from, before a request has shown any more."""
+        return self._vocabulary[1] if self._vocabulary else self.config.vocab_size
+
+    def new_context(self, prompt: Iterable[int] = ()) -> DrafterContext:
+        """An empty context, for a request whose prompt has these tokens."""
         vocabulary = None
         if self._vocabulary:
             matrix, size = self._vocabulary
             vocabulary = DraftVocabulary(size, matrix, self._readout)
+            vocabulary.add(prompt)
         caches = [KVCache() for _ in range(self.config.num_layers)]
         return DrafterContext(caches, vocabulary)
 
@@ -135,10 +151,7 @@ class Drafter:
             context: changed in place.
             taps: one `[rows, target_hidden]` per tap, in the configuration's order.
         """
-        features = mx.concatenate([tap.astype(self._dtype) for tap in taps], axis=-1)
-        projected = self._backbone.fc(features)
-        eps = self.config.rms_norm_eps
-        context.pending.append(mx.fast.rms_norm(projected, self._backbone.context_norm, eps))
+        context.pending.append(mx.concatenate(list(taps), axis=-1))
 
     def flush(self, context: DrafterContext) -> None:
         """Move the pending features into the K/V cache now, as a long prefill does by chunk."""
@@ -162,8 +175,11 @@ class Drafter:
             tokens, logits, embeddings = readout.tokens(pick(base)), base, None
         else:
             tokens, logits, embeddings = self._sequential(readout, base, hidden, anchor, pick)
-        confidence = None if self._confidence is None else self._confidence(hidden, embeddings)
-        return Draft(tokens, logits, confidence, hidden, base, readout.ids)
+        odds = confidence = None
+        if self._confidence is not None:
+            odds = self._confidence(hidden, embeddings)
+            confidence = mx.sigmoid(odds / self._temperatures)
+        return Draft(tokens, logits, odds, confidence, hidden, base, readout.ids)
 
     def _sequential(
         self, readout: Readout, base: mx.array, hidden: mx.array, anchor: mx.array, pick: Pick
@@ -227,7 +243,9 @@ class Drafter:
             return None
         pending, context.pending = context.pending, []
         features = pending[0] if len(pending) == 1 else mx.concatenate(pending)
-        rows = self._context_kv(features)
+        projected = self._backbone.fc(features.astype(self._dtype))
+        eps = self.config.rms_norm_eps
+        rows = self._context_kv(mx.fast.rms_norm(projected, self._backbone.context_norm, eps))
         if rows.ndim == 2:
             return list(mx.split(rows, self.config.num_layers, axis=-1))
         return [layer.squeeze(0) for layer in mx.split(rows, self.config.num_layers)]

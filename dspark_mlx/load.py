@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,17 +17,23 @@ from dspark_mlx.convert.target import convert_target
 
 from . import builtin
 from .assemble import assemble
+from .bars import counting
 from .cache import new_caches
+from .calibration import Calibration, read_calibration
 from .checkpoint import read_tensors, tensor_names
 from .config import FORMAT, DrafterConfig
-from .decoder import Decoder, make_engine
+from .decoder import Decoder
 from .drafter import Drafter
+from .engine import Engine
 from .errors import InputError
 from .files import cache_folder, read_json
 from .hub import resolve
 from .layout import check_tensors
 from .precision import apply_precision, choose_precision
-from .schedulers import Scheduler, parse_scheduler
+from .profiles import Pair, obtain, profile_path
+from .schedulers import Scheduler
+from .schedulers.full import FullScheduler
+from .schedulers.make import make_scheduler, needs_profile
 from .targets.tap import Target, check_taps, probe_logits
 from .vocabulary import Setting, parse_setting
 
@@ -45,7 +52,9 @@ def load(
         model: an MLX or Hugging Face folder, a GGUF file, or a Hub id; None is the built-in pair.
         drafter: a drafter folder (converted on the fly where it is not yet) or Hub id; None finds
             the drafter of that target; False decodes plainly.
-        scheduler: "auto", "full", "threshold:VALUE", or an object with the same methods.
+        scheduler: "auto" ("expected" where this pair's speed profile was measured before, else
+            "full"), "expected", "lagged" or "prefix" (which measure the profile when there is
+            none), "full", "threshold:VALUE", or an object as `schedulers.Scheduler`.
         precision: "auto" (float32 on the CPU backend, else as stored), "stored", "float32",
             "bfloat16" or "float16".
         draft_vocabulary: tokens that drafts are chosen from: "full", a number of first ids (those
@@ -56,9 +65,11 @@ def load(
         InputError: a file, a pair or a setting that cannot be used, before any generation.
     """
     if isinstance(scheduler, str):
-        scheduler = parse_scheduler(scheduler)
-    if not (hasattr(scheduler, "admit") and hasattr(scheduler, "reads_confidence")):
-        raise InputError("scheduler", repr(scheduler), "a name, or an object with admit")
+        needs_profile(scheduler)
+    elif not (hasattr(scheduler, "start") and hasattr(scheduler, "needs_confidence")):
+        raise InputError(
+            "scheduler", repr(scheduler), "a name, or an object as schedulers.Scheduler"
+        )
     if drafter is True:
         raise InputError("drafter", "True", "a folder, a Hub id, None or False")
     precision = choose_precision(precision)
@@ -75,7 +86,7 @@ def load(
         folder = _target_folder(model)
     source = None if drafter is False or drafter is None else _drafter_folder(drafter)
     # The drafter is read first: a damaged one fails before a large target is loaded.
-    config, tensors = _read_drafter(source) if source else (None, {})
+    config, tensors, calibration = _read_drafter(source) if source else (None, {}, None)
     network, target_config = _load_target(folder, dtype)
     new_caches(network, folder)
     if config is None:
@@ -85,9 +96,30 @@ def load(
         target = Target(network, config.taps, folder)
         check_taps(network, target, untapped, folder)
         check_pair(config, source, target, folder)
-        built = _build(config, tensors, target, dtype, draft_vocabulary)
-    engine = make_engine(target, built, scheduler)
-    return Decoder(engine, folder, target_config, source, precision)
+        built = _build(config, tensors, target, dtype, draft_vocabulary, calibration)
+    decoder = Decoder(
+        Engine(target, built, FullScheduler()), folder, target_config, source, precision
+    )
+    if isinstance(scheduler, str):
+        return _scheduled(decoder, scheduler)
+    return decoder.with_scheduler(scheduler)
+
+
+def _scheduled(decoder: Decoder, name: str) -> Decoder:
+    """The decoder under a scheduler by name; a speed profile is found or measured where it asks."""
+    drafter = decoder.engine.drafter
+    if drafter is None:
+        return decoder
+    profile, pair = None, Pair.of(decoder)
+    if needs_profile(name) or (name == "auto" and profile_path(pair.key()).exists()):
+        with counting("Measuring speed", "pass", delay=1.0) as progress:
+            obtained = obtain(pair, progress=progress)
+        if obtained.rejected:
+            warnings.warn(f"{obtained.rejected} {obtained.story}", stacklevel=3)
+        profile = obtained.profile
+    has_confidence = drafter.config.confidence != "none"
+    scheduler = make_scheduler(name, profile, drafter.calibration, has_confidence)
+    return decoder.with_scheduler(scheduler, profile)
 
 
 def check_pair(config: DrafterConfig, drafter: object, target: Target, target_name: object) -> None:
@@ -153,11 +185,13 @@ def _converted(source: Path, kind: str, convert: Callable[[Path], object]) -> Pa
     return folder
 
 
-def _read_drafter(folder: Path) -> tuple[DrafterConfig, dict[str, mx.array]]:
+def _read_drafter(
+    folder: Path,
+) -> tuple[DrafterConfig, dict[str, mx.array], Calibration | None]:
     config = DrafterConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
     tensors = read_tensors(folder)
     check_tensors(config, tensors, folder)
-    return config, tensors
+    return config, tensors, read_calibration(folder, config.gamma)
 
 
 def _build(
@@ -166,6 +200,7 @@ def _build(
     target: Target,
     dtype: mx.Dtype | None,
     draft_vocabulary: Setting,
+    calibration: Calibration | None,
 ) -> Drafter:
     return assemble(
         config,
@@ -176,4 +211,5 @@ def _build(
         dequantise=dtype is not None,
         output=target.head,
         draft_vocabulary=draft_vocabulary,
+        calibration=calibration,
     )

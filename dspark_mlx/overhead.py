@@ -9,8 +9,9 @@ from mlx_lm.models.llama import Model, ModelArgs
 
 from .assemble import assemble
 from .config import DrafterConfig
+from .engine import Engine
 from .layout import matrix_shapes, vector_shapes
-from .rounds import Engine, rounds
+from .rounds import rounds
 from .schedulers.full import FullScheduler
 from .targets.tap import Target
 

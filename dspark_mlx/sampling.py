@@ -28,8 +28,8 @@ def pack_greedy(best: mx.array, draft: Draft | None, scheduled: int) -> mx.array
     if draft is None:
         return best
     parts = [best, draft.tokens[:scheduled]]
-    if draft.confidence_logits is not None:
-        parts.append(mx.sigmoid(draft.confidence_logits).view(mx.int32))
+    if draft.confidence is not None:
+        parts.append(draft.confidence.view(mx.int32))
     return mx.concatenate(parts)
 
 

@@ -14,8 +14,9 @@ class Draft:
     Attributes:
         tokens: proposed token ids, int32 `[gamma]`.
         logits: corrected logits (base + sequential bias), `[gamma, size]`.
-        confidence_logits: log-odds that a token survives given that its prefix did, float32
+        confidence_logits: raw log-odds that a token survives given that its prefix did, float32
             `[gamma]`; None for a drafter without a confidence head.
+        confidence: the calibrated odds, float32 `[gamma]`; None likewise.
         hidden: backbone output after the final norm, `[gamma, hidden]`.
         base_logits: logits before the sequential head, `[gamma, size]`.
         ids: token id of each of the `size` columns of the logits, int32 `[size]`; None where they
@@ -25,6 +26,7 @@ class Draft:
     tokens: mx.array
     logits: mx.array
     confidence_logits: mx.array | None
+    confidence: mx.array | None
     hidden: mx.array
     base_logits: mx.array
     ids: mx.array | None = None

@@ -54,7 +54,7 @@ def parse_setting(value: object) -> Setting:
         InputError: neither "auto", "full" nor a whole number of at least 1.
     """
     if value == "auto" or value == "full":
-        return value  # type: ignore[return-value]
+        return value
     try:
         size = int(value) if isinstance(value, str) else value
     except ValueError:

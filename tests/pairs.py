@@ -11,8 +11,9 @@ import mlx.core as mx
 from dspark_mlx.assemble import assemble
 from dspark_mlx.checkpoint import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.decoder import Decoder, make_engine
-from dspark_mlx.schedulers import parse_scheduler
+from dspark_mlx.decoder import Decoder
+from dspark_mlx.engine import make_engine
+from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.targets.tap import Target
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -55,14 +56,14 @@ def make_decoder(
         output=target.head,
         draft_vocabulary=draft_vocabulary,
     )
-    engine = make_engine(target, drafter, parse_scheduler(scheduler))
+    engine = make_engine(target, drafter, make_scheduler(scheduler))
     return Decoder(engine, TARGET, json.loads((TARGET / "config.json").read_text()))
 
 
 def with_scheduler(decoder: Decoder, scheduler: str) -> Decoder:
     """The same pair under another scheduler."""
     engine = decoder.engine
-    other = make_engine(engine.target, engine.drafter, parse_scheduler(scheduler))
+    other = make_engine(engine.target, engine.drafter, make_scheduler(scheduler))
     return Decoder(other, TARGET, json.loads((TARGET / "config.json").read_text()))
 
 

@@ -14,11 +14,13 @@ import dspark_mlx
 PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
-    "version errors types config files tally request hub precision matrix layout checkpoint",
+    "version errors types config files bars tally request hub precision matrix layout checkpoint",
     "sampling heads cache speed calibration fingerprint",
     "vocabulary targets schedulers plots",
     "drafter",
-    "assemble rounds compare",
+    "assemble engine compare",
+    "verify",
+    "rounds",
     "stream show overhead recording timing",
     "decoder replay measure",
     "profiles",

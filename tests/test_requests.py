@@ -9,7 +9,8 @@ from pairs import TARGET, traces, with_scheduler
 
 import dspark_mlx
 from dspark_mlx.errors import InputError
-from dspark_mlx.schedulers import parse_scheduler, schedule
+from dspark_mlx.schedulers import schedule
+from dspark_mlx.schedulers.make import make_scheduler
 
 PROMPT = [3, 4, 5]
 
@@ -110,7 +111,7 @@ def test_the_last_position_is_used(pair):
 def test_an_unusable_scheduler_is_named(name, where, found, expected):
     """A threshold that admits all or nothing in silence, or another scheduler in its place."""
     with pytest.raises(InputError) as error:
-        parse_scheduler(name)
+        make_scheduler(name)
     check(error, where, found, expected)
     with pytest.raises(InputError) as error:
         dspark_mlx.load(TARGET, drafter=False, scheduler=name)
@@ -138,34 +139,41 @@ def test_a_prompt_of_another_type_is_refused(pair):
     check(error, "prompt", "int", "a string, a list of messages or of token ids")
 
 
+class Two:
+    """A scheduler object of a user's own: two slots, and what it was shown."""
+
+    name, needs_confidence, reads_confidence = "two", True, True
+
+    def __init__(self):
+        self.seen: list[tuple[float, ...]] = []
+        self.learnt = []
+
+    def start(self, gamma):
+        return self
+
+    def park(self, context, limit):
+        return 0
+
+    def admit(self, slot, seen):
+        self.seen.append(tuple(seen))
+        return slot < 2
+
+    def learn(self, done):
+        self.learnt.append(done)
+
+
 def test_a_scheduler_sees_no_later_slot():
     """Leaking the confidence of a slot that is not yet judged (paper, appendix A)."""
-    seen: list[tuple[float, ...]] = []
-
-    class Spy:
-        name, reads_confidence = "spy", True
-
-        def admit(self, confidence):
-            seen.append(tuple(confidence))
-            return len(confidence) < 3
-
-    assert schedule(Spy(), [0.9, 0.8, 0.7, 0.6], 4) == 2
-    assert seen == [(0.9,), (0.9, 0.8), (0.9, 0.8, 0.7)]
-    assert schedule(Spy(), [0.9, 0.8, 0.7, 0.6], 1) == 1
+    policy, confidence = Two(), [0.9, 0.8, 0.7, 0.6]
+    assert schedule(policy, confidence, 4, greedy=False) == 2
+    assert policy.seen == [(0.9,), (0.9, 0.8), (0.9, 0.8, 0.7)]
+    assert schedule(policy, confidence, 1, greedy=False) == 1
 
 
 def test_an_object_can_schedule(pair):
     """A scheduler object that load takes but the loop ignores."""
-
-    class Two:
-        name, reads_confidence = "two", True
-
-        def admit(self, confidence):
-            return len(confidence) <= 2
-
-    prompt = traces("vanilla")[0]["prompt_ids"]
-    engine = pair("vanilla").engine
-    engine = type(engine)(engine.target, engine.drafter, Two())
-    rounds = list(dspark_mlx.Decoder(engine, TARGET, {}).rounds(prompt, 12))
+    prompt, scheduler = traces("vanilla")[0]["prompt_ids"], Two()
+    rounds = list(pair("vanilla").with_scheduler(scheduler).rounds(prompt, 12))
     assert {done.scheduled for done in rounds[1:-2]} == {2}
     assert {done.drafted for done in rounds[1:-2]} == {5}
+    assert scheduler.learnt == rounds[1:]

@@ -1,8 +1,9 @@
 """Schedulers: how much of a drafted block is verified. One file a policy, one interface.
 
-The interface cannot leak (paper section 3.2.2 and appendix A): a scheduler is asked slot by slot,
-and for slot k it is shown the confidences of slots 1..k only, each of which depends on nothing but
-tokens before the slot it judges.
+The interface cannot leak (paper section 3.2.2 and appendix A). When sampling, a policy is asked
+slot by slot and shown, for slot k, the confidences of slots 1..k only, each of which depends on
+nothing but tokens before the slot it judges. When greedy, acceptance is deterministic, any choice
+is lossless, and all confidences are shown.
 """
 
 from __future__ import annotations
@@ -10,48 +11,73 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..errors import InputError
-from .full import FullScheduler
-from .threshold import ThresholdScheduler
+from ..types import Round
 
 
-class Scheduler(Protocol):
-    """A verification policy.
+class Policy(Protocol):
+    """One request's scheduling, from its first round to its last.
 
     Attributes:
-        name: as `parse_scheduler` takes it.
-        reads_confidence: False when `admit` ignores its argument; the round then needs no
-            host synchronisation before the verify forward.
+        reads_confidence: False when `admit` ignores the confidences; the round then needs no host
+            synchronisation before the verify forward.
     """
 
-    name: str
-    reads_confidence: bool
+    @property
+    def reads_confidence(self) -> bool:
+        """See above."""
+        ...
 
-    def admit(self, confidence: Sequence[float]) -> bool:
-        """True to verify slot k = len(confidence), given the confidences of slots 1..k."""
+    def park(self, context: int, limit: int) -> int:
+        """How many plain steps to make before drafting; 0 drafts now.
+
+        Args:
+            context: committed tokens before the anchor.
+            limit: slots that a round may verify at most, at least 1.
+        """
+        ...
+
+    def admit(self, slot: int, seen: Sequence[float]) -> bool:
+        """Whether to verify a slot whose predecessors are all verified.
+
+        Args:
+            slot: from 0.
+            seen: confidences of the slots whose confidences may be used: of the first `slot + 1`
+                when sampling, of the whole block when greedy; empty without a confidence head.
+        """
+        ...
+
+    def learn(self, done: Round) -> None:
+        """Take in a finished round, drafted or plain."""
         ...
 
 
-def schedule(scheduler: Scheduler, confidence: Sequence[float], limit: int) -> int:
-    """The verify length: slots admitted one after the other, at most `limit`."""
-    for k in range(limit):
-        if not scheduler.admit(tuple(confidence[: k + 1])):
-            return k
-    return limit
+class Scheduler(Protocol):
+    """A verification policy's settings, shared by all requests.
 
-
-NAMES = ("auto", "full", "threshold:VALUE")
-
-
-def parse_scheduler(text: str) -> Scheduler:
-    """A scheduler from its name and optional argument: "full", "threshold:0.5", "auto".
-
-    Raises:
-        InputError: an unknown name, a missing or unusable argument.
+    Attributes:
+        name: as `make_scheduler` takes it.
+        needs_confidence: True when it cannot do without a confidence head.
     """
-    name, _, argument = text.partition(":")
-    if name in ("auto", "full") and not argument:
-        return FullScheduler()
-    if name == "threshold":
-        return ThresholdScheduler.parse(argument)
-    raise InputError("scheduler", repr(text), f"one of {', '.join(NAMES)}")
+
+    @property
+    def name(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def needs_confidence(self) -> bool:
+        """See above."""
+        ...
+
+    def start(self, gamma: int) -> Policy:
+        """The policy of a new request, whose blocks have `gamma` slots."""
+        ...
+
+
+def schedule(policy: Policy, confidence: Sequence[float], limit: int, greedy: bool) -> int:
+    """The verify length: slots admitted one after the other, at most `limit`."""
+    for slot in range(limit):
+        seen = confidence if greedy else confidence[: slot + 1]
+        if not policy.admit(slot, seen):
+            return slot
+    return limit

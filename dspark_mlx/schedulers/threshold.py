@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InputError
+from ..types import Round
 
 
 class ThresholdScheduler:
-    """Admits a slot while its own confidence reaches `value`.
+    """Admits a slot while its own confidence reaches `value`; its own policy.
 
     Args:
         value: in [0, 1].
@@ -17,6 +18,7 @@ class ThresholdScheduler:
         InputError: outside that range.
     """
 
+    needs_confidence = True
     reads_confidence = True
 
     def __init__(self, value: float) -> None:
@@ -29,14 +31,24 @@ class ThresholdScheduler:
     def parse(cls, argument: str) -> ThresholdScheduler:
         """From the text after "threshold:"."""
         try:
-            return cls(float(argument))
+            value = float(argument)
         except ValueError as error:
-            if isinstance(error, InputError):
-                raise
             found = repr(argument) if argument else "no value"
             hint = "For example threshold:0.5."
             raise InputError("scheduler threshold", found, "a number", hint) from error
+        return cls(value)
 
-    def admit(self, confidence: Sequence[float]) -> bool:
-        """See `Scheduler.admit`."""
-        return confidence[-1] >= self._value
+    def start(self, gamma: int) -> ThresholdScheduler:
+        """See `Scheduler.start`."""
+        return self
+
+    def park(self, context: int, limit: int) -> int:
+        """See `Policy.park`."""
+        return 0
+
+    def admit(self, slot: int, seen: Sequence[float]) -> bool:
+        """See `Policy.admit`."""
+        return seen[slot] >= self._value
+
+    def learn(self, done: Round) -> None:
+        """See `Policy.learn`."""

@@ -1,0 +1,28 @@
+"""Progress bars for work of a known number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+@contextmanager
+def counting(label: str, unit: str, delay: float = 0.0) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, cleared at the end.
+
+    Args:
+        label: what is being done. unit: of a step.
+        delay: seconds before it is drawn, for work that is often done at once.
+
+    Yields:
+        A function to be called with steps done and steps in all.
+    """
+    with tqdm(desc=label, unit=unit, leave=False, delay=delay) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress

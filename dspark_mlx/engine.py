@@ -1,0 +1,98 @@
+"""What the decode loop works with: the engine that requests share, and a request's own state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from .drafter import Drafter, DrafterContext
+from .errors import InputError
+from .schedulers import Policy, Scheduler
+from .speed import SpeedProfile
+from .targets.tap import Target
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What all requests share.
+
+    Attributes:
+        target: verifies every token.
+        drafter: None decodes plainly.
+        scheduler: decides how much of a block is verified.
+        profile: of the pair and device; a verify forward then runs as many rows as is cheapest.
+    """
+
+    target: Target
+    drafter: Drafter | None
+    scheduler: Scheduler
+    profile: SpeedProfile | None = None
+
+    def rows(self, wanted: int, context: int) -> int:
+        """Rows to run a verify forward of `wanted` rows with, at a cache length."""
+        if self.profile is None or wanted > self.profile.widths:
+            return wanted
+        return self.profile.at(context).rows[wanted - 1]
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A verify forward under way.
+
+    Attributes:
+        scheduled: drafted tokens it verifies.
+        rows: rows it runs; those past `scheduled + 1` are padding and mean nothing.
+        best: the target's choice at each of its rows, int32 `[rows]`.
+        taps: the rows' features, one array a tap.
+        packed: what the host will read of it, see `sampling.pack_greedy`.
+        build_seconds: Python's time for the accept rule's part of the graph.
+    """
+
+    scheduled: int
+    rows: int
+    best: mx.array
+    taps: list[mx.array]
+    packed: mx.array
+    build_seconds: float
+
+
+@dataclass
+class State:
+    """One request between two rounds.
+
+    Attributes:
+        caches: the target's, holding every committed token but the anchor.
+        context: the drafter's, likewise; None without a drafter.
+        policy: the scheduler's, for this request.
+        position: the anchor's, which is the committed tokens before it.
+        anchor: the newest committed token, int32 `[1]`.
+        parked: plain steps to make before the policy is asked again.
+        ahead: the next plain step, launched before the last one was read.
+    """
+
+    caches: list[Any]
+    context: DrafterContext | None
+    policy: Policy
+    position: int = 0
+    anchor: mx.array = field(default_factory=lambda: mx.zeros((1,), mx.int32))
+    parked: int = 0
+    ahead: Flight | None = None
+
+
+def make_engine(
+    target: Target,
+    drafter: Drafter | None,
+    scheduler: Scheduler,
+    profile: SpeedProfile | None = None,
+) -> Engine:
+    """An engine whose parts fit each other.
+
+    Raises:
+        InputError: the scheduler reads confidences that the drafter does not have.
+    """
+    if drafter is not None and scheduler.needs_confidence and drafter.config.confidence == "none":
+        found = "a drafter without a confidence head"
+        raise InputError(f"scheduler {scheduler.name}", found, "one with a confidence head")
+    return Engine(target, drafter, scheduler, profile)

@@ -1,0 +1,76 @@
+"""What a request's rounds have taught of its drafts: confidences to expect, and how far to trust.
+
+Plain Python on a handful of numbers: it runs once a round, between two launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..calibration import Calibration
+from ..types import Round
+
+_PRIOR_ROUNDS = 6.0
+_MOST_ROUNDS = 24.0
+_PRIOR_TOKENS = 8.0
+_MOST_TRUST = 1.5
+
+
+class Belief:
+    """Running expectations of one request's blocks.
+
+    Args:
+        prior: the drafter's; its means count as a few rounds.
+    """
+
+    def __init__(self, prior: Calibration) -> None:
+        self._means = list(prior.means)
+        self._persistence = prior.persistence
+        self._counts = [_PRIOR_ROUNDS] * len(self._means)
+        self._expected = self._happened = _PRIOR_TOKENS
+
+    def survival(self, seen: Sequence[float]) -> list[float]:
+        """The odds a_1..a_gamma that the target takes the block's first k tokens.
+
+        Realised for the slots in `seen`, expected beyond: each slot is expected at its own mean,
+        moved by what is left of the last seen slot's deviation from its mean.
+        """
+        trust = min(self._happened / self._expected, _MOST_TRUST)
+        product, survival = 1.0, []
+        for confidence in seen:
+            product *= confidence
+            survival.append(min(trust * product, 1.0))
+        known = len(seen)
+        deviation = seen[-1] - self._means[known - 1] if known else 0.0
+        for mean in self._means[known:]:
+            deviation *= self._persistence
+            product *= min(max(mean + deviation, 0.0), 1.0)
+            survival.append(min(trust * product, 1.0))
+        return survival
+
+    def learn(self, done: Round) -> None:
+        """Take in a drafted round: its confidences, or without them what was accepted."""
+        if done.confidence:
+            for slot, confidence in enumerate(done.confidence):
+                self._move(slot, confidence)
+            self._compare(done)
+        else:
+            # A slot behind the first rejection says nothing of itself.
+            for slot in range(min(done.accepted + 1, done.scheduled)):
+                self._move(slot, float(slot < done.accepted))
+
+    def _move(self, slot: int, value: float) -> None:
+        count = min(self._counts[slot] + 1, _MOST_ROUNDS)
+        self._counts[slot] = count
+        self._means[slot] += (value - self._means[slot]) / count
+
+    def _compare(self, done: Round) -> None:
+        """Expected against accepted tokens: confidences can be off for a whole text."""
+        product = 1.0
+        kept = 1 - 1 / _MOST_ROUNDS
+        expected = 0.0
+        for confidence in done.confidence[: done.scheduled]:
+            product *= confidence
+            expected += product
+        self._expected = kept * self._expected + (1 - kept) * _PRIOR_TOKENS + expected
+        self._happened = kept * self._happened + (1 - kept) * _PRIOR_TOKENS + done.accepted

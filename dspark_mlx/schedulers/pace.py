@@ -1,0 +1,96 @@
+"""The long-run rate a request decodes at, and whether drafting pays.
+
+By the renewal-reward theorem the rate of a schedule is its mean tokens per round over its mean time
+per round, and a round is scheduled best when it maximises tokens - rate * time at that very rate.
+So one number, the running rate, is all that a round needs to know of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..speed import Costs
+
+_KEPT = 0.9
+_PRIOR_STEPS = 4.0
+_FIRST_GAP = 8
+_LAST_GAP = 128
+_LOSS = 1.0
+_LOSS_PER_STEP = 0.01
+
+
+class Pace:
+    """Tokens per plain step's time, running over the last rounds that drafted.
+
+    Time is counted in plain steps, which makes rounds at different contexts comparable and plain
+    decoding's own rate 1.
+
+    Args:
+        prior: the rate expected before anything is known.
+    """
+
+    def __init__(self, prior: float) -> None:
+        self._tokens = prior * _PRIOR_STEPS
+        self._steps = _PRIOR_STEPS
+        self._gap = _FIRST_GAP
+        self._balance = _LOSS
+
+    @property
+    def rate(self) -> float:
+        """The rate that the next round competes with: never below plain decoding's."""
+        return max(self._tokens / self._steps, 1.0)
+
+    def park(self) -> int:
+        """Plain steps to make before the next draft: none while drafting pays.
+
+        While it does not, a single round is drafted now and then to see whether it does again, at
+        distances that double. What all drafts of a request may lose in sum is limited as well.
+        """
+        pays = self._tokens >= self._steps
+        if pays and self._balance >= 0:
+            self._gap = _FIRST_GAP
+            return 0
+        gap, self._gap = self._gap, min(2 * self._gap, _LAST_GAP)
+        return gap
+
+    def learn(self, expected: float, committed: int, steps: float) -> None:
+        """Take in a drafted round.
+
+        Args:
+            expected: tokens it was expected to commit, a better measure than the few it did.
+            committed: tokens it did commit.
+            steps: its time, in plain steps.
+        """
+        self._tokens = _KEPT * self._tokens + expected
+        self._steps = _KEPT * self._steps + steps
+        self._balance += committed - (1 - _LOSS_PER_STEP) * steps
+
+    def step(self) -> None:
+        """Take in a plain step."""
+        self._balance += _LOSS_PER_STEP
+
+
+def best_length(
+    survival: Sequence[float], costs: Costs, rate: float, start: int, limit: int
+) -> tuple[int, float]:
+    """The verify length in start..limit that is worth most, and its worth.
+
+    The worth of a length is its expected tokens less what the rate would have made of its time;
+    the draft's time is spent in any case. A global search, since verify costs are jagged.
+
+    Args:
+        survival: a_1..a_gamma.
+        costs: at this context.
+        rate: tokens per plain step's time.
+        start: slots that are admitted already.
+        limit: slots at most.
+    """
+    price = rate / costs.plain
+    tokens = 1.0 + sum(survival[:start])
+    best, most = start, tokens - price * costs.verify[start]
+    for length in range(start + 1, limit + 1):
+        tokens += survival[length - 1]
+        worth = tokens - price * costs.verify[length]
+        if worth > most:
+            best, most = length, worth
+    return best, most

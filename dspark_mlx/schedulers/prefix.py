@@ -1,0 +1,90 @@
+"""The paper's Algorithm 1: slots of all requests by survival, until throughput stops growing."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+
+from ..speed import Costs, SpeedProfile
+from ..types import Round
+
+
+def prefix_lengths(
+    survival: Sequence[Sequence[float]], rounds_per_second: Callable[[int], float]
+) -> list[int]:
+    """Verify lengths of a batch (paper, Algorithm 1).
+
+    The most likely next slot of any request is admitted while tokens per second grow; the first
+    that does not make them grow ends it. Survival falls along a block, so a request's slots come
+    in order, and none is looked at before its predecessors are admitted.
+
+    Args:
+        survival: a_1..a_gamma of every request.
+        rounds_per_second: SPS(B), of a round that verifies B rows in all, the anchors included.
+    """
+    lengths = [0] * len(survival)
+    rows = len(survival)
+    tokens = float(rows)
+    best = tokens * rounds_per_second(rows)
+    heap = [(-odds[0], request) for request, odds in enumerate(survival) if odds]
+    heapq.heapify(heap)
+    while heap:
+        negative, request = heapq.heappop(heap)
+        tokens, rows = tokens - negative, rows + 1
+        throughput = tokens * rounds_per_second(rows)
+        if throughput <= best:
+            break
+        best = throughput
+        lengths[request] += 1
+        if lengths[request] < len(survival[request]):
+            heapq.heappush(heap, (-survival[request][lengths[request]], request))
+    return lengths
+
+
+class PrefixScheduler:
+    """Algorithm 1 for one request at a time.
+
+    Args:
+        profile: measured of the pair and device.
+    """
+
+    name = "prefix"
+    needs_confidence = True
+
+    def __init__(self, profile: SpeedProfile) -> None:
+        self._profile = profile
+
+    def start(self, gamma: int) -> PrefixPolicy:
+        """See `Scheduler.start`."""
+        return PrefixPolicy(self._profile)
+
+
+class PrefixPolicy:
+    """One request of `PrefixScheduler`; stopping early, it reads no later slot than it judges."""
+
+    reads_confidence = True
+
+    def __init__(self, profile: SpeedProfile) -> None:
+        self._profile = profile
+        self._costs: Costs | None = None
+
+    def park(self, context: int, limit: int) -> int:
+        """See `Policy.park`; Algorithm 1 always drafts."""
+        self._costs = self._profile.at(context)
+        return 0
+
+    def admit(self, slot: int, seen: Sequence[float]) -> bool:
+        """See `Policy.admit`."""
+        costs = self._costs
+        assert costs is not None
+        product, survival = 1.0, []
+        for confidence in seen[: slot + 1]:
+            product *= confidence
+            survival.append(product)
+        (length,) = prefix_lengths(
+            [survival], lambda rows: 1 / (costs.draft + costs.verify[rows - 1])
+        )
+        return length > slot
+
+    def learn(self, done: Round) -> None:
+        """See `Policy.learn`."""
