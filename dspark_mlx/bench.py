@@ -19,6 +19,8 @@ from .compare import first_difference, plain_run
 from .decoder import Decoder
 from .errors import InputError
 from .overhead import round_overhead
+from .replay_report import SHIPPED
+from .replay_report import report as replay_report
 from .types import Round
 
 SAMPLE = Path(__file__).parent / "data" / "bench_prompts.jsonl"
@@ -55,6 +57,10 @@ class Row:
 def main(argv: list[str] | None) -> int:
     """Parse, measure, print a table and one last line of JSON."""
     args = _parser().parse_args(argv)
+    if args.replay:
+        profiles = args.profile or [path.stem for path in sorted(SHIPPED.glob("*.json"))]
+        print(replay_report(args.replay, profiles, args.calibration, not args.sampling))
+        return 0
     prompts = read_prompts(args.prompts)
     overhead = round_overhead(layers=5)
     decoder = cli.load_decoder(args)
@@ -106,6 +112,28 @@ def _parser() -> argparse.ArgumentParser:
         default=SAMPLE,
         help='JSON lines with "task" and "prompt" (default: two each of four benchmarks)',
     )
+    replay = parser.add_argument_group("replay, which needs no model")
+    add = replay.add_argument
+    add(
+        "--replay",
+        type=Path,
+        metavar="ROUNDS.jsonl",
+        help="judge every scheduler on rounds that `calibrate --record` wrote",
+    )
+    add(
+        "--profile",
+        action="append",
+        metavar="PROFILE",
+        help="speed profile to replay on: a file that `profile --export` wrote, or a shipped one's "
+        "name; repeatable (default: all shipped ones)",
+    )
+    add(
+        "--calibration",
+        type=Path,
+        metavar="FOLDER",
+        help="drafter folder whose calibration is used (default: one fitted on the rounds)",
+    )
+    add("--sampling", action="store_true", help="show schedulers only what sampling lets them see")
     return parser
 
 

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from . import cli
 from .bench import read_prompts
-from .calibration import SlotReport, fit, report, table, write_calibration
+from .calibration import fit, write_calibration
+from .calibration_report import SlotReport, report, table
 from .decoder import Decoder
 from .errors import InputError
 from .plots import check_path, reliability

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,17 +18,18 @@ import numpy.typing as npt
 
 from .errors import InputError
 from .files import read_json, write_json
+from .reliability import ece
 
 Array: TypeAlias = npt.NDArray[Any]
 
 FILE = "calibration.json"
 FORMAT = "dspark_mlx.calibration"
 FORMAT_VERSION = 1
-BINS = 15
 # Symmetric in log T, with 1 exactly in the middle.
 _HALF = np.geomspace(1.0, 5.0, 101)
 GRID = np.concatenate([1 / _HALF[:0:-1], _HALF])
 FLAT = 0.1
+TYPICAL = 32
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,15 @@ class Calibration:
         means: mean calibrated confidence of each slot.
         persistence: how much of slot k's deviation from its mean slot k + 1 keeps, from 0 to 1;
             c_{k+1} is expected at means[k+1] + persistence * (c_k - means[k]).
+        typical: calibrated confidences of a few recorded blocks, from the least to the most
+            promising: what a request's blocks may be like before the first one is seen.
     """
 
     temperatures: tuple[float, ...]
     rounds: int
     means: tuple[float, ...]
     persistence: float
+    typical: tuple[tuple[float, ...], ...]
 
     @property
     def gamma(self) -> int:
@@ -64,7 +69,7 @@ class Calibration:
         Raises:
             InputError: another shape, or a value that is not finite.
         """
-        return _sigmoid(_check_logits(logits, self.gamma) / np.array(self.temperatures))
+        return _sigmoid(check_logits(logits, self.gamma) / np.array(self.temperatures))
 
     def survival(self, logits: npt.ArrayLike) -> Array:
         """a_k for every round and slot: raw log-odds `[n, gamma]` to float64 `[n, gamma]`."""
@@ -73,7 +78,8 @@ class Calibration:
 
 def identity(gamma: int) -> Calibration:
     """The confidence head as it is; each slot is expected to be as sure as the one before."""
-    return Calibration((1.0,) * gamma, 0, (0.5,) * gamma, 1.0)
+    half = (0.5,) * gamma
+    return Calibration((1.0,) * gamma, 0, half, 1.0, (half,))
 
 
 def fit(logits: npt.ArrayLike, accepted: npt.ArrayLike) -> Calibration:
@@ -91,110 +97,21 @@ def fit(logits: npt.ArrayLike, accepted: npt.ArrayLike) -> Calibration:
     Raises:
         InputError: no rounds, shapes that do not fit, or values out of range.
     """
-    z = _check_logits(logits)
-    survives = _survives(accepted, z)
+    z = check_logits(logits)
+    labels = survives(accepted, z)
     by_distance = GRID[np.lexsort((-GRID, np.abs(np.log(GRID)).round(9)))]
     prefix = np.ones(len(z))
     temperatures: list[float] = []
     for k in range(z.shape[1]):
-        errors = [ece(prefix * _sigmoid(z[:, k] / t), survives[:, k]) for t in by_distance]
+        errors = [ece(prefix * _sigmoid(z[:, k] / t), labels[:, k]) for t in by_distance]
         near_least = np.array(errors) <= min(errors) + FLAT / math.sqrt(len(z))
         best = float(by_distance[np.argmax(near_least)])
         prefix = prefix * _sigmoid(z[:, k] / best)
         temperatures.append(best)
     confidence = _sigmoid(z / np.array(temperatures))
     means = tuple(confidence.mean(axis=0).tolist())
-    return Calibration(tuple(temperatures), len(z), means, _persistence(confidence))
-
-
-def bin_counts(
-    predicted: npt.ArrayLike, label: npt.ArrayLike, bins: int = BINS
-) -> tuple[Array, Array, Array]:
-    """Count, sum of predictions and sum of labels in equal-width bins of [0, 1], each `[bins]`."""
-    p = np.asarray(predicted, dtype=np.float64)
-    index = np.minimum((p * bins).astype(np.int64), bins - 1)
-    weights = (None, p, np.asarray(label, dtype=np.float64))
-    count, predictions, labels = (np.bincount(index, w, minlength=bins) for w in weights)
-    return count, predictions, labels
-
-
-def ece(predicted: npt.ArrayLike, label: npt.ArrayLike, bins: int = BINS) -> float:
-    """Expected calibration error: the bins' |mean prediction - frequency|, weighted by count.
-
-    Args:
-        predicted: probabilities, `[n]`. label: what happened, `[n]` of 0 and 1.
-        bins: equal-width bins of [0, 1]; an edge belongs to the bin above it.
-    """
-    count, predictions, labels = bin_counts(predicted, label, bins)
-    return float(np.abs(predictions - labels).sum() / count.sum())
-
-
-def auc(predicted: npt.ArrayLike, label: npt.ArrayLike) -> float:
-    """The chance that a positive ranks above a negative, ties half; nan without both classes."""
-    positive = np.asarray(label, dtype=bool)
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if not n_positive or not n_negative:
-        return math.nan
-    _, inverse, counts = np.unique(predicted, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    below = ranks[positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(below / (n_positive * n_negative))
-
-
-@dataclass(frozen=True)
-class SlotReport:
-    """Survival of one slot, as the raw confidences (before) and the calibrated ones (after) see it.
-
-    Attributes:
-        slot: from 1 to gamma.
-        ece_before, ece_after: expected calibration error.
-        auc_before, auc_after: area under the ROC curve; nan when every label is the same.
-        predicted_before, predicted_after: mean predicted survival.
-        observed: share of the blocks whose first `slot` tokens the target takes.
-    """
-
-    slot: int
-    ece_before: float
-    ece_after: float
-    auc_before: float
-    auc_after: float
-    predicted_before: float
-    predicted_after: float
-    observed: float
-
-
-def report(
-    logits: npt.ArrayLike, accepted: npt.ArrayLike, calibration: Calibration
-) -> list[SlotReport]:
-    """Before and after, slot by slot; arguments as for `fit`."""
-    survives = _survives(accepted, _check_logits(logits, calibration.gamma))
-    before = identity(calibration.gamma).survival(logits)
-    after = calibration.survival(logits)
-    return [
-        SlotReport(
-            slot=k + 1,
-            ece_before=ece(before[:, k], survives[:, k]),
-            ece_after=ece(after[:, k], survives[:, k]),
-            auc_before=auc(before[:, k], survives[:, k]),
-            auc_after=auc(after[:, k], survives[:, k]),
-            predicted_before=float(before[:, k].mean()),
-            predicted_after=float(after[:, k].mean()),
-            observed=float(survives[:, k].mean()),
-        )
-        for k in range(calibration.gamma)
-    ]
-
-
-def table(rows: list[SlotReport]) -> str:
-    """The report as text: a line per slot, then the means over the slots."""
-    fields = [field.name for field in dataclasses.fields(SlotReport)][1:]
-    values = np.array([[getattr(row, name) for name in fields] for row in rows])
-    names = [str(row.slot) for row in rows]
-    head = f"{'':4}{'ECE':^18}{'AUC':^18}{'mean survival':^27}"
-    lines = [head.rstrip(), f"{'slot':4}" + f"{'before':>9}{'after':>9}" * 3 + f"{'observed':>9}"]
-    for name, line in zip([*names, "mean"], [*values, values.mean(axis=0)], strict=True):
-        lines.append(f"{name:4}" + "".join(f"{value:9.3f}" for value in line))
-    return "\n".join(lines)
+    persistence = _persistence(confidence)
+    return Calibration(tuple(temperatures), len(z), means, persistence, _typical(confidence))
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> Path:
@@ -228,10 +145,14 @@ def read_calibration(folder: Path, gamma: int) -> Calibration | None:
         raise InputError(path, f"temperatures {list(temperatures)}", "numbers above 0")
     means = _numbers(path, "means", data["means"], gamma)
     (persistence,) = _numbers(path, "persistence", [data["persistence"]], 1)
-    if not all(0 <= value <= 1 for value in (*means, persistence)):
-        found_values = f"means {list(means)} and persistence {persistence}"
+    blocks = data["typical"]
+    if not isinstance(blocks, list) or not blocks:
+        raise InputError(path, f"typical {blocks!r}", "a list of blocks' confidences")
+    typical = tuple(_numbers(path, "typical", block, gamma) for block in blocks)
+    if not all(0 <= value <= 1 for value in (*means, persistence, *chain(*typical))):
+        found_values = "a mean, a persistence or a confidence outside"
         raise InputError(path, found_values, "numbers from 0 to 1")
-    return Calibration(temperatures, data["rounds"], means, persistence)
+    return Calibration(temperatures, data["rounds"], means, persistence, typical)
 
 
 def _sigmoid(x: Array) -> Array:
@@ -248,7 +169,20 @@ def _persistence(confidence: Array) -> float:
     return min(max(float((deviation[:, :-1] * deviation[:, 1:]).sum()) / square, 0.0), 1.0)
 
 
-def _check_logits(logits: npt.ArrayLike, gamma: int | None = None) -> Array:
+def _typical(confidence: Array) -> tuple[tuple[float, ...], ...]:
+    """The blocks in the middle of equal shares of all, ordered by expected accepted tokens."""
+    order = np.argsort(np.cumprod(confidence, axis=1).sum(axis=1), kind="stable")
+    middles = (np.arange(TYPICAL) + 0.5) * len(order) / TYPICAL
+    blocks = confidence[order[middles.astype(np.int64)]]
+    return tuple(tuple(round(c, 4) for c in block) for block in blocks.tolist())
+
+
+def check_logits(logits: npt.ArrayLike, gamma: int | None = None) -> Array:
+    """Raw log-odds as float64 `[rounds, gamma]`.
+
+    Raises:
+        InputError: another shape, or a value that is not finite.
+    """
     z = np.asarray(logits, dtype=np.float64)
     if z.ndim != 2 or 0 in z.shape or gamma not in (None, z.shape[1]):
         expected = f"[rounds, {'gamma' if gamma is None else gamma}]"
@@ -260,8 +194,12 @@ def _check_logits(logits: npt.ArrayLike, gamma: int | None = None) -> Array:
     return z
 
 
-def _survives(accepted: npt.ArrayLike, logits: Array) -> Array:
-    """Whether the first k tokens were all taken, bool `[n, gamma]`."""
+def survives(accepted: npt.ArrayLike, logits: Array) -> Array:
+    """Whether the first k tokens were all taken, bool `[n, gamma]`.
+
+    Raises:
+        InputError: counts of another number than the rounds, or outside 0..gamma.
+    """
     counts, (n, gamma) = np.asarray(accepted), logits.shape
     if counts.shape != (n,) or not np.issubdtype(counts.dtype, np.integer):
         found = f"{counts.dtype} of shape {list(counts.shape)}"

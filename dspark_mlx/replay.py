@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
+from operator import mul
 from time import perf_counter
 from typing import TypeVar
 
@@ -162,10 +163,7 @@ class _KnownRate:
 
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
         assert self._costs is not None
-        product, survival = 1.0, []
-        for confidence in seen:
-            product *= confidence
-            survival.append(product)
+        survival = list(accumulate(seen, mul))
         return best_length(survival, self._costs, self._rate, slot, self._limit)[0] > slot
 
     def learn(self, done: Round) -> None: ...

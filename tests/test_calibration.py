@@ -16,18 +16,16 @@ from dspark_mlx.calibration import (
     FLAT,
     GRID,
     Calibration,
-    auc,
-    ece,
     fit,
     identity,
     read_calibration,
-    report,
-    table,
     write_calibration,
 )
+from dspark_mlx.calibration_report import report, table
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
 from dspark_mlx.recording import RecordedRound, write_rounds
+from dspark_mlx.reliability import auc, ece
 
 DISTORTION = (2.5, 0.5, 1.8, 0.6)
 
@@ -154,7 +152,7 @@ def test_the_report_is_of_survival():
     """Observed rates given the prefix, or predictions of the slot alone; a table with a slot
     missing."""
     logits, accepted = rounds(500, seed=7)
-    calibration = Calibration((2.0,) * 4, 500, (0.5,) * 4, 0.0)
+    calibration = Calibration((2.0,) * 4, 500, (0.5,) * 4, 0.0, ((0.5,) * 4,))
     rows = report(logits, accepted, calibration)
     raw = np.cumprod(1 / (1 + np.exp(-logits)), axis=1)
     for k, row in enumerate(rows):

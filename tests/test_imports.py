@@ -15,7 +15,9 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
     "version errors types config files bars tally request hub precision matrix layout checkpoint",
-    "sampling heads cache speed calibration fingerprint",
+    "sampling heads cache speed reliability fingerprint",
+    "calibration",
+    "calibration_report",
     "vocabulary targets schedulers plots",
     "drafter",
     "assemble engine compare",
@@ -23,7 +25,7 @@ LEVELS = (
     "rounds",
     "stream show overhead recording timing",
     "decoder replay measure",
-    "profiles",
+    "profiles replay_report",
     "convert builtin",
     "load",
     "__init__ cli",

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration import Calibration, bin_counts, identity, report
+from ..calibration import Calibration, identity
+from ..calibration_report import report
+from ..reliability import bin_counts
 from . import check_path, new_figure, save
 
 BEFORE, AFTER = "tab:orange", "tab:blue"

@@ -28,7 +28,7 @@ class Policy(Protocol):
         ...
 
     def park(self, context: int, limit: int) -> int:
-        """How many plain steps to make before drafting; 0 drafts now.
+        """How many plain steps to make before it is asked again; 0 drafts now.
 
         Args:
             context: committed tokens before the anchor.

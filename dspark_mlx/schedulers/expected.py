@@ -13,7 +13,7 @@ from ..calibration import Calibration
 from ..speed import Costs, SpeedProfile
 from ..types import Round
 from .belief import Belief
-from .pace import Pace, best_length
+from .pace import Pace, best_length, long_run_rate
 
 
 class ExpectedScheduler:
@@ -47,9 +47,12 @@ class ExpectedPolicy:
     def __init__(self, profile: SpeedProfile, prior: Calibration, reads_confidence: bool) -> None:
         self.reads_confidence = reads_confidence
         self._profile = profile
+        self._prior = prior
         self._belief = Belief(prior)
         self._costs: Costs | None = None
         self._limit = 0
+        self._shown: Sequence[float] | None = None
+        self._best = 0
         self._pace: Pace | None = None
 
     def park(self, context: int, limit: int) -> int:
@@ -57,15 +60,18 @@ class ExpectedPolicy:
         self._limit = limit
         costs = self._costs = self._profile.at(context)
         if self._pace is None:
-            self._pace = Pace(_best_rate(self._belief.survival(()), costs))
+            self._pace = Pace(long_run_rate(self._prior.typical, costs))
         return self._pace.park()
 
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
         """See `Policy.admit`."""
         assert self._costs is not None and self._pace is not None
-        survival = self._belief.survival(seen)
-        best, _ = best_length(survival, self._costs, self._pace.rate, slot, self._limit)
-        return best > slot
+        # When greedy all slots are asked about with the same list, and the answer is one.
+        if seen is not self._shown or slot == 0:
+            survival, rate = self._belief.survival(seen), self._pace.rate
+            self._shown = seen
+            self._best, _ = best_length(survival, self._costs, rate, slot, self._limit)
+        return self._best > slot
 
     def learn(self, done: Round) -> None:
         """See `Policy.learn`."""
@@ -79,12 +85,3 @@ class ExpectedPolicy:
         expected = 1.0 + sum(survival[: done.scheduled])
         self._pace.learn(expected, len(done.tokens), steps)
         self._belief.learn(done)
-
-
-def _best_rate(survival: Sequence[float], costs: Costs) -> float:
-    """The best rate of a fixed length, tokens per plain step's time."""
-    tokens, best = 1.0, 0.0
-    for length in range(len(survival) + 1):
-        tokens += survival[length - 1] if length else 0.0
-        best = max(best, tokens * costs.plain / (costs.draft + costs.verify[length]))
-    return best

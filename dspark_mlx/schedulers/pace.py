@@ -8,15 +8,19 @@ So one number, the running rate, is all that a round needs to know of the others
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 
 from ..speed import Costs
 
-_KEPT = 0.9
+# Chosen by replaying rounds of training prompts on all shipped profiles.
+_KEPT = 0.93
 _PRIOR_STEPS = 4.0
 _FIRST_GAP = 8
 _LAST_GAP = 128
-_LOSS = 1.0
+_LOSS = 1.5
 _LOSS_PER_STEP = 0.01
+_SUBSTITUTIONS = 5
 
 
 class Pace:
@@ -34,6 +38,7 @@ class Pace:
         self._steps = _PRIOR_STEPS
         self._gap = _FIRST_GAP
         self._balance = _LOSS
+        self._waited = False
 
     @property
     def rate(self) -> float:
@@ -45,10 +50,14 @@ class Pace:
 
         While it does not, a single round is drafted now and then to see whether it does again, at
         distances that double. What all drafts of a request may lose in sum is limited as well.
+        Asked again after the steps it gave, it lets that round be drafted.
         """
         pays = self._tokens >= self._steps
         if pays and self._balance >= 0:
             self._gap = _FIRST_GAP
+            return 0
+        self._waited = not self._waited
+        if not self._waited:
             return 0
         gap, self._gap = self._gap, min(2 * self._gap, _LAST_GAP)
         return gap
@@ -94,3 +103,21 @@ def best_length(
         if worth > most:
             best, most = length, worth
     return best, most
+
+
+def long_run_rate(blocks: Sequence[Sequence[float]], costs: Costs) -> float:
+    """The best rate over blocks of known confidences, tokens per plain step's time.
+
+    Found by repeated substitution (Dinkelbach): schedule every block for a rate, see what rate that
+    makes, and again.
+    """
+    rate = 1.0
+    for _ in range(_SUBSTITUTIONS):
+        tokens = steps = 0.0
+        for confidence in blocks:
+            survival = list(accumulate(confidence, mul))
+            length, _ = best_length(survival, costs, rate, 0, len(survival))
+            tokens += 1.0 + sum(survival[:length])
+            steps += (costs.draft + costs.verify[length]) / costs.plain
+        rate = tokens / steps
+    return rate

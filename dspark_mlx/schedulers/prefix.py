@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import mul
 
 from ..speed import Costs, SpeedProfile
 from ..types import Round
@@ -77,10 +79,7 @@ class PrefixPolicy:
         """See `Policy.admit`."""
         costs = self._costs
         assert costs is not None
-        product, survival = 1.0, []
-        for confidence in seen[: slot + 1]:
-            product *= confidence
-            survival.append(product)
+        survival = list(accumulate(seen[: slot + 1], mul))
         (length,) = prefix_lengths(
             [survival], lambda rows: 1 / (costs.draft + costs.verify[rows - 1])
         )
