@@ -21,7 +21,7 @@ from .matrix import Matrix
 
 Setting: TypeAlias = int | Literal["auto", "full"]
 
-LEAST = 16384
+LEAST = 8192
 """Tokens of the smallest vocabulary that "auto" cuts to; smaller ones cost little anyway."""
 
 _WINDOW = 64

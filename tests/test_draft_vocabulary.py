@@ -116,7 +116,8 @@ def test_the_targets_output_matrix(target_model):
 def test_auto_cuts_large_vocabularies_only():
     """A small vocabulary cut for nothing."""
     assert choose_size("auto", 2 * LEAST - 1) is None
-    assert choose_size("auto", 49152) == LEAST
+    assert choose_size("auto", 2 * LEAST) == LEAST
+    assert choose_size("auto", 49152) == 12288
     assert choose_size("auto", 151936) == 37984
     assert choose_size("full", 151936) is None
     assert choose_size(1000, 151936) == 1000
