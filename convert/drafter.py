@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from tqdm import tqdm
 
+from ..calibration import Calibration, identity, write_calibration
 from ..checkpoint import read_tensors
 from ..config import DrafterConfig, check_quantization
 from ..errors import InputError
@@ -67,10 +71,13 @@ def convert_drafter(
         if new is not None
     }
     check_tensors(config, renamed, source)
+    calibration = _shipped_calibration(raw, config.gamma, source / "config.json")
     if quantize:
         config = _with_quantization(config, q_bits, q_group_size, q_exceptions or {})
     with staged_folder(destination, overwrite=overwrite) as folder:
         _write(config, renamed, folder, progress)
+        if calibration:
+            write_calibration(folder, calibration)
     return config
 
 
@@ -95,6 +102,24 @@ def _write(
     check_tensors(config, stored, folder)
     mx.save_safetensors(str(folder / "model.safetensors"), stored, metadata={"format": "mlx"})
     write_json(folder / "config.json", config.to_dict())
+
+
+def _shipped_calibration(raw: dict[str, Any], gamma: int, where: Path) -> Calibration | None:
+    """The STS temperatures that a checkpoint brings, at the top of its config or in dflash_config.
+
+    Raises:
+        InputError: they are not one positive number a slot.
+    """
+    nested = raw.get("dflash_config")
+    found = raw.get("sts_temperatures")
+    if found is None and isinstance(nested, dict):
+        found = nested.get("sts_temperatures")
+    if found is None:
+        return None
+    numbers = isinstance(found, list) and all(type(t) in (int, float) for t in found)
+    if not numbers or len(found) != gamma or not all(0 < t < math.inf for t in found):
+        raise InputError(where, f"sts_temperatures {found!r}", f"{gamma} positive numbers")
+    return dataclasses.replace(identity(gamma), temperatures=tuple(map(float, found)))
 
 
 def _with_quantization(

@@ -100,6 +100,7 @@ def _report(text: str, chunk: Chunk | None, rounds: list[Round]) -> dict[str, An
         report["prompt_tps"] = statistics.prompt_tps
         report["generation_tokens"] = statistics.generation_tokens
         report["generation_tps"] = statistics.generation_tps
+        report["blocks"] = statistics.blocks
         report["accepted_length"] = statistics.accepted_length
         report["peak_memory_gb"] = statistics.peak_memory / 1e9
     report["rounds"] = [

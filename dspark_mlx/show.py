@@ -56,7 +56,8 @@ def statistics_line(statistics: Statistics) -> str:
     ]
     if s.rounds:
         parts.append(f"accepted length {s.accepted_length:.2f} in {s.rounds} rounds")
-    if s.drafted:
-        parts.append(f"drafted/scheduled/accepted {s.drafted}/{s.scheduled}/{s.accepted}")
+    if s.blocks:
+        lengths = "/".join(f"{n / s.blocks:.1f}" for n in (s.drafted, s.scheduled, s.accepted))
+        parts.append(f"drafted/scheduled/accepted {lengths} in {s.blocks} blocks")
     parts.append(f"peak memory {s.peak_memory / 1e9:.2f} GB")
     return " | ".join(parts)

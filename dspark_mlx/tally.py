@@ -19,7 +19,9 @@ class Tally:
         self._prefill = 0.0
         self._seconds = 0.0
         self._host = 0.0
-        self._tokens = self._rounds = self._drafted = self._scheduled = self._accepted = 0
+        self._tokens = self._rounds = self._blocks = self._drafted = self._scheduled = (
+            self._accepted
+        ) = 0
 
     def add(self, done: Round) -> None:
         """Count a round."""
@@ -30,6 +32,7 @@ class Tally:
         self._rounds += 1
         self._seconds += done.seconds
         self._host += done.host_seconds
+        self._blocks += done.drafted > 0
         self._drafted += done.drafted
         self._scheduled += done.scheduled
         self._accepted += done.accepted
@@ -42,6 +45,7 @@ class Tally:
             generation_tokens=self._tokens,
             generation_seconds=self._seconds,
             rounds=self._rounds,
+            blocks=self._blocks,
             drafted=self._drafted,
             scheduled=self._scheduled,
             accepted=self._accepted,

@@ -85,7 +85,8 @@ class Statistics:
         generation_tokens: tokens committed, the prefill's included.
         generation_seconds: seconds after the first token.
         rounds: rounds after the prefill.
-        drafted, scheduled, accepted: sums over those rounds.
+        blocks: those of them that drafted; the others were plain steps.
+        drafted, scheduled, accepted: sums over the rounds.
         host_seconds: sum of `Round.host_seconds`.
         peak_memory: bytes, as MLX counts them.
     """
@@ -95,6 +96,7 @@ class Statistics:
     generation_tokens: int = 0
     generation_seconds: float = 0.0
     rounds: int = 0
+    blocks: int = 0
     drafted: int = 0
     scheduled: int = 0
     accepted: int = 0

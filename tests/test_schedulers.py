@@ -169,7 +169,7 @@ def test_drafting_stops_where_it_does_not_pay_and_is_tried_again():
             parked.learn(Round((0,)))
         assert parked.park(0, GAMMA) == 0
         parked.learn(done([0.2] * 4, scheduled=0, accepted=0))
-    assert gaps == [8, 16, 32, 64, 128, 128]
+    assert gaps == [24, 48, 96, 192, 192, 192]
 
 
 def test_a_good_block_ends_the_parking():
@@ -198,7 +198,7 @@ def test_losses_are_limited():
 
 def test_plain_decoding_is_the_rate_to_beat():
     pace = Pace(0.5)
-    assert pace.rate == 1.0 and pace.park() == 8
+    assert pace.rate == 1.0 and pace.park() == 24
     pace = Pace(1.5)
     assert pace.rate == 1.5 and pace.park() == 0
 
