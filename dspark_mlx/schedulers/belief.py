@@ -12,7 +12,9 @@ from ..types import Round
 
 _PRIOR_ROUNDS = 6.0
 _MOST_ROUNDS = 24.0
+# Tokens that count as expected and accepted at first, and what is left of them in the long run.
 _PRIOR_TOKENS = 8.0
+_LEFT_TOKENS = 1.0
 _MOST_TRUST = 1.5
 
 
@@ -72,5 +74,5 @@ class Belief:
         for confidence in done.confidence[: done.scheduled]:
             product *= confidence
             expected += product
-        self._expected = kept * self._expected + (1 - kept) * _PRIOR_TOKENS + expected
-        self._happened = kept * self._happened + (1 - kept) * _PRIOR_TOKENS + done.accepted
+        self._expected = kept * self._expected + (1 - kept) * _LEFT_TOKENS + expected
+        self._happened = kept * self._happened + (1 - kept) * _LEFT_TOKENS + done.accepted

@@ -18,7 +18,7 @@ _KEPT = 0.93
 _PRIOR_STEPS = 3.0
 _FIRST_GAP = 24
 _LAST_GAP = 192
-_LOSS = 1.5
+_LOSS = 2.0
 _LOSS_PER_STEP = 0.01
 _SUBSTITUTIONS = 5
 
@@ -72,7 +72,8 @@ class Pace:
         """
         self._tokens = _KEPT * self._tokens + expected
         self._steps = _KEPT * self._steps + steps
-        self._balance += committed - (1 - _LOSS_PER_STEP) * steps
+        # Half of each: accepted tokens are few and noisy, and expectations alone could be wrong.
+        self._balance += (expected + committed) / 2 - (1 - _LOSS_PER_STEP) * steps
 
     def step(self) -> None:
         """Take in a plain step."""
