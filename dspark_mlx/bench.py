@@ -19,6 +19,7 @@ from .compare import first_difference, plain_run
 from .decoder import Decoder
 from .errors import InputError
 from .overhead import round_overhead
+from .prompts import read_prompts
 from .replay_report import SHIPPED
 from .replay_report import report as replay_report
 from .types import Round
@@ -74,30 +75,6 @@ def main(argv: list[str] | None) -> int:
     print(f"host time of a round with a 5-layer drafter: {overhead:.2f} ms of Python")
     print(json.dumps(_summary(rows, overhead, args)))
     return 0
-
-
-def read_prompts(path: Path) -> list[dict[str, str]]:
-    """JSON lines with "task" and "prompt".
-
-    Raises:
-        InputError: the file is missing, empty, or a line is not such an object.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(path, f"no readable file ({error.strerror})", "JSON lines") from error
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            prompt = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}:{number}", f"no JSON ({error})", "a JSON object") from error
-        if not isinstance(prompt, dict) or not {"task", "prompt"} <= set(prompt):
-            raise InputError(f"{path}:{number}", line[:60], 'an object with "task" and "prompt"')
-        prompts.append(prompt)
-    if not prompts:
-        raise InputError(path, "no lines", "at least one prompt")
-    return prompts
 
 
 def _parser() -> argparse.ArgumentParser:

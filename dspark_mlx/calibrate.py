@@ -10,15 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from . import cli
-from .bench import read_prompts
+from .bars import counting
 from .calibration import fit, write_calibration
 from .calibration_report import SlotReport, report, table
 from .decoder import Decoder
 from .errors import InputError
 from .plots import check_path, reliability
+from .prompts import read_prompts
 from .recording import RecordedRound, arrays, read_rounds, record, write_rounds
 
 MIN_ROUNDS = 200
@@ -150,12 +149,8 @@ def _record(
             found = f"{len(ids)} tokens, with {longest} to decode"
             raise InputError(f"prompt {number}", found, f"{decoder.max_length} positions at most")
         encoded.append((prompt["task"], ids))
-    with tqdm(total=len(encoded), desc=label, unit="prompt", leave=False) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.update(done - bar.n)
-
-        return record(decoder.engine, encoded, max_tokens, decoder.stop_tokens, advance)
+    with counting(label, "prompt") as progress:
+        return record(decoder.engine, encoded, max_tokens, decoder.stop_tokens, progress)
 
 
 def _row(slot: SlotReport) -> dict[str, Any]:

@@ -61,14 +61,47 @@ def _replace(staged: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write `data` to `path` atomically, indented, with a final newline."""
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        staged.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        staged.write_text(text, encoding="utf-8")
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` to `path` atomically, indented, with a final newline."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(path: Path, what: str, one: str) -> list[tuple[str, Any]]:
+    """Every line's value, with what names the line in errors.
+
+    Args:
+        path: of the file.
+        what, one: the file's content and a line of it, for messages.
+
+    Raises:
+        InputError: no readable file, no lines, or a line that is not JSON.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(path, f"no readable file ({error.strerror})", what) from error
+    except UnicodeDecodeError as error:
+        raise InputError(path, "bytes that are not text", "JSON lines in UTF-8") from error
+    if not lines:
+        raise InputError(path, "no lines", f"at least one {one}")
+    return [_read_line(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
+
+
+def _read_line(where: str, line: str) -> tuple[str, Any]:
+    try:
+        return where, json.loads(line)
+    except ValueError as error:
+        raise InputError(where, f"no JSON ({error})", "a JSON object") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

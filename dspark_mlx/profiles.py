@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from .decoder import Decoder
@@ -54,7 +55,11 @@ class Pair:
         return f"{self.target.name} with {self.drafter.name}"
 
     def key(self) -> str:
-        """See `fingerprint`."""
+        """See `fingerprint`; the weights are looked at once."""
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
         drafter = self.engine.drafter
         assert drafter is not None
         size = drafter.vocabulary_size

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from .cache import new_caches
 from .compare import plain_run
 from .engine import Engine
 from .errors import InputError
+from .files import read_json_lines, write_text
 from .sampling import greedy
 from .targets.tap import Target
 
@@ -128,14 +128,7 @@ def arrays(rounds: Sequence[RecordedRound]) -> tuple[np.ndarray, np.ndarray]:
 
 def write_rounds(path: Path, rounds: Iterable[RecordedRound]) -> None:
     """Write JSON lines, one a round, atomically."""
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with staged.open("w", encoding="utf-8") as file:
-            for done in rounds:
-                file.write(json.dumps(dataclasses.asdict(done)) + "\n")
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    write_text(path, "".join(json.dumps(dataclasses.asdict(done)) + "\n" for done in rounds))
 
 
 def read_rounds(path: Path) -> list[RecordedRound]:
@@ -145,15 +138,8 @@ def read_rounds(path: Path) -> list[RecordedRound]:
         InputError: no such file, no rounds in it, or a line (named by its number) that is not one
             round with as many slots as the first.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(path, f"no readable file ({error.strerror})", "recorded rounds") from error
-    except UnicodeDecodeError as error:
-        raise InputError(path, "bytes that are not text", "JSON lines in UTF-8") from error
-    if not lines:
-        raise InputError(path, "no lines", "at least one round")
-    rounds = [_read_round(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
+    lines = read_json_lines(path, "recorded rounds", "round")
+    rounds = [_read_round(where, data) for where, data in lines]
     gamma = len(rounds[0].confidence_logits)
     for number, done in enumerate(rounds, 1):
         if len(done.confidence_logits) != gamma:
@@ -162,14 +148,10 @@ def read_rounds(path: Path) -> list[RecordedRound]:
     return rounds
 
 
-def _read_round(where: str, line: str) -> RecordedRound:
-    try:
-        data: Any = json.loads(line)
-    except ValueError as error:
-        raise InputError(where, f"no JSON ({error})", "a JSON object") from error
+def _read_round(where: str, data: Any) -> RecordedRound:
     names = [field.name for field in dataclasses.fields(RecordedRound)]
     if not isinstance(data, dict) or sorted(data) != sorted(names):
-        raise InputError(where, line[:60], f"an object of {', '.join(names)}")
+        raise InputError(where, json.dumps(data)[:60], f"an object of {', '.join(names)}")
     logits = data["confidence_logits"]
     numbers = isinstance(logits, list) and all(type(z) in (int, float) for z in logits)
     if not numbers or not logits or not all(math.isfinite(z) for z in logits):

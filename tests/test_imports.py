@@ -15,7 +15,7 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
     "version errors types config files bars tally request hub precision matrix layout checkpoint",
-    "sampling heads cache speed reliability fingerprint",
+    "prompts sampling heads cache speed reliability fingerprint",
     "calibration",
     "calibration_report",
     "vocabulary targets schedulers plots",

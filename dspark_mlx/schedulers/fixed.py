@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InputError
-from ..types import Round
+from .stateless import Stateless, parse_argument
 
 
-class FixedScheduler:
-    """Admits the first `length` slots; 0 never drafts. Its own policy.
+class FixedScheduler(Stateless):
+    """Admits the first `length` slots; 0 never drafts.
 
     Args:
         length: slots, 0 or more; a block may have fewer.
@@ -17,9 +17,6 @@ class FixedScheduler:
     Raises:
         InputError: below 0.
     """
-
-    needs_confidence = False
-    reads_confidence = False
 
     def __init__(self, length: int) -> None:
         if length < 0:
@@ -30,17 +27,11 @@ class FixedScheduler:
     @classmethod
     def parse(cls, argument: str) -> FixedScheduler:
         """From the text after "fixed:"."""
-        try:
-            length = int(argument)
-        except ValueError as error:
-            found = repr(argument) if argument else "no number"
-            hint = "For example fixed:4."
-            raise InputError("scheduler fixed", found, "a number of slots", hint) from error
-        return cls(length)
-
-    def start(self, gamma: int) -> FixedScheduler:
-        """See `Scheduler.start`."""
-        return self
+        return cls(
+            parse_argument(
+                "fixed", argument, int, number="number", of="a number of slots", example="4"
+            )
+        )
 
     def park(self, context: int, limit: int) -> int:
         """See `Policy.park`."""
@@ -49,6 +40,3 @@ class FixedScheduler:
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
         """See `Policy.admit`."""
         return slot < self._length
-
-    def learn(self, done: Round) -> None:
-        """See `Policy.learn`."""

@@ -47,13 +47,12 @@ def make_scheduler(
     Raises:
         InputError: an unknown name, an unusable argument, or no profile where one is needed.
     """
-    wanted = needs_profile(name)
+    needs_profile(name)  # refuses what is no name
     if name == "full" or (name == "auto" and (profile is None or calibration is None)):
         return FullScheduler()
     if scheduler := _by_argument(name):
         return scheduler
     if profile is None or calibration is None:
-        assert wanted
         raise InputError(f"scheduler {name}", "no speed profile", "one of this pair and device")
     if profile.widths <= calibration.gamma:
         found = f"widths 1 to {profile.widths} of {profile.name}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InputError
-from ..types import Round
+from .stateless import Stateless, parse_argument
 
 
-class ThresholdScheduler:
-    """Admits a slot while its own confidence reaches `value`; its own policy.
+class ThresholdScheduler(Stateless):
+    """Admits a slot while its own confidence reaches `value`.
 
     Args:
         value: in [0, 1].
@@ -30,25 +30,12 @@ class ThresholdScheduler:
     @classmethod
     def parse(cls, argument: str) -> ThresholdScheduler:
         """From the text after "threshold:"."""
-        try:
-            value = float(argument)
-        except ValueError as error:
-            found = repr(argument) if argument else "no value"
-            hint = "For example threshold:0.5."
-            raise InputError("scheduler threshold", found, "a number", hint) from error
-        return cls(value)
-
-    def start(self, gamma: int) -> ThresholdScheduler:
-        """See `Scheduler.start`."""
-        return self
-
-    def park(self, context: int, limit: int) -> int:
-        """See `Policy.park`."""
-        return 0
+        return cls(
+            parse_argument(
+                "threshold", argument, float, number="value", of="a number", example="0.5"
+            )
+        )
 
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
         """See `Policy.admit`."""
         return seen[slot] >= self._value
-
-    def learn(self, done: Round) -> None:
-        """See `Policy.learn`."""
