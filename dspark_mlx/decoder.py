@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mlx_lm.utils import load_tokenizer
 
 from .checkpoint import check_tokenizer
 from .engine import Engine, make_engine
 from .errors import InputError
-from .request import Request, check_prompt
+from .request import Request, Settings, check_prompt
 from .rounds import Progress, rounds
+from .sampling.make import make_sampler
 from .schedulers import Scheduler
 from .speed import SpeedProfile
 from .stream import stream
 from .types import Chunk, Round
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Messages: TypeAlias = Sequence[dict[str, Any]]
 Prompt: TypeAlias = str | Messages | Sequence[int]
@@ -150,13 +154,8 @@ class Decoder:
         max_tokens: int = 256,
         *,
         stop_tokens: Collection[int] | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        prefill_step_size: int = 2048,
         progress: Progress | None = None,
+        **settings: Unpack[Settings],
     ) -> Iterator[Round]:
         """Decode token ids, one `Round` at a time; needs no tokenizer.
 
@@ -166,9 +165,8 @@ class Decoder:
                 the target was made for.
             stop_tokens: ids that end the request and are its last token; None means the target's
                 own end tokens.
-            temperature, top_p, top_k, min_p, seed: sampling; only temperature 0 is there yet.
-            prefill_step_size: prompt tokens per prefill forward.
             progress: called with prompt tokens processed and in all.
+            settings: temperature, top_p, seed and all others of `request.Settings`.
 
         Returns:
             An iterator; the first `Round` holds the prefill's token. Closing it frees the caches.
@@ -176,16 +174,7 @@ class Decoder:
         Raises:
             InputError: at once, for a prompt or setting that cannot be used.
         """
-        request = Request(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            seed=seed,
-            prefill_step_size=prefill_step_size,
-        )
-        request.check()
+        request = Request.make(max_tokens, (), settings)
         stops = self.stop_tokens if stop_tokens is None else stop_tokens
         if not isinstance(stops, Collection) or not all(isinstance(t, int) for t in stops):
             raise InputError("stop_tokens", repr(stops), "a collection of token ids")
@@ -196,39 +185,23 @@ class Decoder:
         prompt: Prompt,
         max_tokens: int = 256,
         *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        seed: int | None = None,
         stop: str | Sequence[str] = (),
-        prefill_step_size: int = 2048,
         progress: Progress | None = None,
         on_round: Callable[[Round], None] | None = None,
+        **settings: Unpack[Settings],
     ) -> Iterator[Chunk]:
         """Decode text, one `Chunk` per token.
 
         Args:
             prompt: see `encode`.
-            max_tokens, temperature, top_p, top_k, min_p, seed, prefill_step_size, progress: see
-                `rounds`.
+            max_tokens, progress, settings: see `rounds`.
             stop: strings that end the text; cut exactly, none is part of it.
             on_round: called with every `Round` before its chunks.
 
         Raises:
             InputError: at once, for a prompt or setting that cannot be used.
         """
-        request = Request(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            seed=seed,
-            stop=_strings(stop),
-            prefill_step_size=prefill_step_size,
-        )
-        request.check()
+        request = Request.make(max_tokens, _strings(stop), settings)
         ids = self.encode(prompt)
         stops = self.stop_tokens | set(self.tokenizer.eos_token_ids)
         return stream(
@@ -248,12 +221,15 @@ class Decoder:
         stop_tokens: Collection[int],
         progress: Progress | None,
     ) -> Iterator[Round]:
-        check_prompt(ids, self._engine.target.vocab_size, self.max_length)
+        vocabulary = self._engine.target.vocab_size
+        check_prompt(ids, vocabulary, self.max_length)
+        request.sampling.check_tokens(vocabulary)
         return rounds(
             self._engine,
             ids,
             max_tokens=self._max_tokens(ids, request),
             stop_tokens=stop_tokens,
+            sampler=make_sampler(request.sampling, vocabulary, len(ids), request.sample),
             prefill_step_size=request.prefill_step_size,
             progress=progress,
         )

@@ -17,11 +17,9 @@ from .config import DrafterConfig
 from .heads import SequentialHead
 from .heads.confidence import ConfidenceHead
 from .matrix import Matrix, arrays_of
+from .sampling import Pick
 from .types import Draft
 from .vocabulary import DraftVocabulary, Readout
-
-Pick = Callable[[mx.array], mx.array]
-"""Chooses one column per row: logits `[rows, size]` to int32 `[rows]`."""
 
 
 @dataclass(frozen=True)
@@ -166,37 +164,41 @@ class Drafter:
         Args:
             context: holds every committed token before the anchor; its pending rows are taken in.
             anchor: the newest committed token, int `[1]`, at position `context.length`.
-            pick: chooses a token from corrected logits.
+            pick: chooses the tokens, slot by slot.
         """
         hidden = self._block(context, anchor)[self.config.logits_start :]
         readout = context.vocabulary.readout() if context.vocabulary else self._readout
-        base = readout.logits(hidden)
-        if readout.head is None:
-            tokens, logits, embeddings = readout.tokens(pick(base)), base, None
-        else:
-            tokens, logits, embeddings = self._sequential(readout, base, hidden, anchor, pick)
-        odds = confidence = None
-        if self._confidence is not None:
-            odds = self._confidence(hidden, embeddings)
-            confidence = mx.sigmoid(odds / self._temperatures)
-        return Draft(tokens, logits, odds, confidence, hidden, base, readout.ids)
-
-    def _sequential(
-        self, readout: Readout, base: mx.array, hidden: mx.array, anchor: mx.array, pick: Pick
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        head = readout.head
-        assert head is not None
-        gamma = self.config.gamma
-        tokens, logits, embeddings = [], [], []
+        base, gamma = readout.logits(hidden), self.config.gamma
+        tokens: list[mx.array] = []
+        columns, logits, weights, embeddings = [], [], [], []
         previous, state = anchor, None
         rows = zip(mx.split(base, gamma), mx.split(hidden, gamma), strict=True)
-        for base_row, hidden_row in rows:
-            corrected, embedding, state = head.step(base_row, previous, hidden_row, state)
-            previous = readout.tokens(pick(corrected))
+        for row, hidden_row in rows:
+            if readout.head is not None:
+                row, embedding, state = readout.head.step(row, previous, hidden_row, state)
+                embeddings.append(embedding)
+            column, weight = pick(row, readout.ids, tokens)
+            previous = readout.tokens(column)
             tokens.append(previous)
-            logits.append(corrected)
-            embeddings.append(embedding)
-        return mx.concatenate(tokens), mx.concatenate(logits), mx.concatenate(embeddings)
+            columns.append(column)
+            logits.append(row)
+            if weight is not None:
+                weights.append(weight)
+        odds = confidence = None
+        if self._confidence is not None:
+            odds = self._confidence(hidden, mx.concatenate(embeddings) if embeddings else None)
+            confidence = mx.sigmoid(odds / self._temperatures)
+        return Draft(
+            mx.concatenate(tokens),
+            mx.concatenate(logits),
+            odds,
+            confidence,
+            hidden,
+            base,
+            readout.ids,
+            mx.concatenate(columns),
+            mx.concatenate(weights) if weights else None,
+        )
 
     def _block(self, context: DrafterContext, anchor: mx.array) -> mx.array:
         config, backbone = self.config, self._backbone

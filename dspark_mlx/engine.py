@@ -9,6 +9,8 @@ import mlx.core as mx
 
 from .drafter import Drafter, DrafterContext
 from .errors import InputError
+from .sampling import Place, Sampler
+from .sampling.packing import Packed
 from .schedulers import Policy, Scheduler
 from .speed import SpeedProfile
 from .targets.tap import Target
@@ -42,19 +44,19 @@ class Flight:
     """A verify forward under way.
 
     Attributes:
-        scheduled: drafted tokens it verifies.
-        rows: rows it runs; those past `scheduled + 1` are padding and mean nothing.
-        best: the target's choice at each of its rows, int32 `[rows]`.
+        place: of its first row.
+        rows: rows it runs; those past the scheduled ones are padding and mean nothing.
+        last: the last token it commits, int32 `[1]`: the next anchor.
         taps: the rows' features, one array a tap.
-        packed: what the host will read of it, see `sampling.pack_greedy`.
+        packed: what the host will read of it.
         build_seconds: Python's time for the accept rule's part of the graph.
     """
 
-    scheduled: int
+    place: Place
     rows: int
-    best: mx.array
+    last: mx.array
     taps: list[mx.array]
-    packed: mx.array
+    packed: Packed
     build_seconds: float
 
 
@@ -66,8 +68,10 @@ class State:
         caches: the target's, holding every committed token but the anchor.
         context: the drafter's, likewise; None without a drafter.
         policy: the scheduler's, for this request.
+        sampler: its rule for choosing tokens.
         position: the anchor's, which is the committed tokens before it.
         anchor: the newest committed token, int32 `[1]`.
+        prefix: all tokens up to the anchor; None where no logits processor reads them.
         parked: plain steps to make before the policy is asked again.
         ahead: the next plain step, launched before the last one was read.
     """
@@ -75,10 +79,17 @@ class State:
     caches: list[Any]
     context: DrafterContext | None
     policy: Policy
+    sampler: Sampler
     position: int = 0
     anchor: mx.array = field(default_factory=lambda: mx.zeros((1,), mx.int32))
+    prefix: mx.array | None = None
     parked: int = 0
     ahead: Flight | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the next forward stands."""
+        return Place(self.position, self.prefix)
 
 
 def make_engine(

@@ -12,6 +12,8 @@ from .config import DrafterConfig
 from .engine import Engine
 from .layout import matrix_shapes, vector_shapes
 from .rounds import rounds
+from .sampling.make import make_sampler
+from .sampling.settings import Sampling
 from .schedulers.full import FullScheduler
 from .targets.tap import Target
 
@@ -66,5 +68,6 @@ def round_overhead(layers: int, tokens: int = 200) -> float:
     target = Target(Model(args), config.taps, "overhead")
     drafter = assemble(config, tensors, target.embed, target.logits, mx.float32, dequantise=False)
     engine = Engine(target, drafter, FullScheduler())
-    done = list(rounds(engine, [1, 2, 3], max_tokens=tokens, stop_tokens=()))
+    sampler = make_sampler(Sampling(), vocab)
+    done = list(rounds(engine, [1, 2, 3], max_tokens=tokens, stop_tokens=(), sampler=sampler))
     return 1e3 * statistics.median(r.host_seconds for r in done if r.drafted)

@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import dataclasses
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
 from .errors import InputError
+from .sampling.settings import LogitsProcessor, Sampling, whole
+
+
+class Settings(TypedDict, total=False):
+    """Keyword arguments of `Decoder.rounds` and `Decoder.stream`.
+
+    `prefill_step_size` is prompt tokens per prefill forward (default 2048), less needs less memory;
+    `sample` is which of several samples of one seed (default 0). For the others see
+    `sampling.settings.Sampling`.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    min_tokens_to_keep: int
+    xtc_probability: float
+    xtc_threshold: float
+    xtc_special_tokens: Collection[int]
+    repetition_penalty: float
+    repetition_context_size: int
+    presence_penalty: float
+    presence_context_size: int
+    frequency_penalty: float
+    frequency_context_size: int
+    logit_bias: Mapping[int, float]
+    banned_tokens: Collection[int]
+    logits_processors: Sequence[LogitsProcessor]
+    logprobs: int | None
+    draft_temperature: float | None
+    verification: str
+    reproducible: bool
+    seed: int | None
+    sample: int
+    prefill_step_size: int
 
 
 @dataclass(frozen=True)
@@ -14,20 +51,43 @@ class Request:
     """What one request asks for, beside its prompt.
 
     Attributes:
+        sampling: how tokens are chosen.
         max_tokens: tokens to generate at most.
-        temperature, top_p, top_k, min_p, seed: sampling; only temperature 0 is there yet.
         stop: strings that end the text, and are cut from it.
+        sample: which of several samples of one seed.
         prefill_step_size: prompt tokens per prefill forward.
     """
 
+    sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
     stop: tuple[str, ...] = ()
+    sample: int = 0
     prefill_step_size: int = 2048
+
+    @classmethod
+    def make(cls, max_tokens: int, stop: tuple[str, ...], settings: Mapping[str, Any]) -> Request:
+        """A checked request.
+
+        Args:
+            max_tokens, stop: see `Request`.
+            settings: see `Settings`.
+
+        Raises:
+            InputError: an unknown name, or a value that means nothing; it names the setting, what
+                was found and what was expected.
+        """
+        known = Settings.__annotations__
+        for name in settings:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f"Did you mean {close[0]}?" if close else ""
+                raise InputError(name, "no such setting", f"one of {', '.join(known)}", hint)
+        names = {f.name for f in dataclasses.fields(Sampling)}
+        sampling = Sampling(**{name: value for name, value in settings.items() if name in names})
+        others = {name: value for name, value in settings.items() if name not in names}
+        request = cls(sampling, max_tokens, stop, **others)
+        request.check()
+        return request
 
     def check(self) -> None:
         """Refuse settings that mean nothing or cannot be met.
@@ -35,20 +95,15 @@ class Request:
         Raises:
             InputError: it names the setting, its value and the range.
         """
-        _whole("max_tokens", self.max_tokens, 1)
-        _whole("top_k", self.top_k, 0)
-        _whole("prefill_step_size", self.prefill_step_size, 1)
-        if self.seed is not None:
-            _whole("seed", self.seed, 0)
-        _within("temperature", self.temperature, lambda t: t >= 0, "0 or more")
-        _within("top_p", self.top_p, lambda p: 0 < p <= 1, "above 0 and at most 1")
-        _within("min_p", self.min_p, lambda p: 0 <= p < 1, "from 0 to below 1")
-        if self.temperature > 0:
-            hint = "Sampling comes in a later version."
-            raise InputError("temperature", self.temperature, "0 (greedy decoding)", hint)
+        whole("max_tokens", self.max_tokens, 1)
+        whole("sample", self.sample, 0)
+        whole("prefill_step_size", self.prefill_step_size, 1)
+        self.sampling.check()
         for string in self.stop:
             if not isinstance(string, str) or not string:
                 raise InputError("stop", repr(string), "non-empty strings")
+        if self.sample and self.sampling.temperature == 0:
+            raise InputError("sample", self.sample, "0 where temperature is 0: all are the same")
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int, max_length: int | None) -> None:
@@ -71,14 +126,3 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, max_length: int | None)
     if max_length is not None and len(prompt) >= max_length:
         found = f"{len(prompt)} tokens"
         raise InputError("prompt", found, f"fewer than the target's {max_length} positions")
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(name, repr(value), f"a whole number, {least} or more")
-
-
-def _within(name: str, value: object, inside: Callable[[float], bool], expected: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not inside(value):  # type: ignore[arg-type]
-        raise InputError(name, repr(value), f"a number, {expected}")

@@ -15,7 +15,7 @@ from mlx_lm.generate import wired_limit
 
 from .cache import cache_arrays, new_caches
 from .engine import Engine, State
-from .sampling import greedy
+from .sampling import Sampler
 from .schedulers import schedule
 from .types import Round, Verdict
 from .verify import land, launch
@@ -30,28 +30,31 @@ def rounds(
     *,
     max_tokens: int,
     stop_tokens: Collection[int],
+    sampler: Sampler,
     prefill_step_size: int = 2048,
     progress: Progress | None = None,
 ) -> Iterator[Round]:
-    """Decode greedily, one `Round` at a time; closing the iterator frees the request's caches.
+    """Decode, one `Round` at a time; closing the iterator frees the request's caches.
 
     Args:
         engine: target, drafter and scheduler.
         prompt: token ids, at least one.
         max_tokens: tokens to commit at most, exactly kept.
         stop_tokens: ids that end the request; the one that did is the last token committed.
+        sampler: the request's rule for choosing tokens, fresh.
         prefill_step_size: prompt tokens per prefill forward.
         progress: called during the prefill.
     """
     target, drafter = engine.target, engine.drafter
     context = drafter.new_context(prompt) if drafter else None
     policy = engine.scheduler.start(drafter.config.gamma if drafter else 0)
-    state = State(new_caches(target.model, "target"), context, policy)
+    state = State(new_caches(target.model, "target"), context, policy, sampler)
     remaining, stop = max_tokens, frozenset(stop_tokens)
     with wired_limit(target.model):
         started = perf_counter()
         verdict = _prefill(engine, state, prompt, prefill_step_size, progress)
-        done = Round(verdict.tokens, prefill=True, seconds=perf_counter() - started)
+        seconds = perf_counter() - started
+        done = Round(verdict.tokens, prefill=True, seconds=seconds, logprobs=verdict.logprobs)
         while True:
             remaining -= len(done.tokens)
             yield done
@@ -83,8 +86,9 @@ def _prefill(
             mx.eval(state.context.arrays())
         mx.eval(cache_arrays(state.caches))
         mx.clear_cache()
-    state.position = body
-    verdict, _ = land(engine, state, launch(engine, state, tokens[body:]))
+    state.position, state.anchor = body, tokens[body:]
+    state.prefix = tokens if state.sampler.needs_prefix else None
+    verdict, _ = land(engine, state, launch(engine, state))
     if progress:
         progress(len(prompt), len(prompt))
     return verdict
@@ -104,10 +108,11 @@ def _drafted_round(engine: Engine, state: State, remaining: int) -> Round:
     """Draft, schedule, verify, commit: one host synchronisation, two if confidence decides."""
     drafter, policy = engine.drafter, state.policy
     assert drafter is not None and state.context is not None
-    started = perf_counter()
-    draft = drafter.draft(state.context, state.anchor, greedy)
-    drafting = perf_counter() - started
     gamma = drafter.config.gamma
+    started = perf_counter()
+    pick = state.sampler.propose(state.place, gamma)
+    draft = drafter.draft(state.context, state.anchor, pick)
+    drafting = perf_counter() - started
     confidence: list[float] = []
     if policy.reads_confidence:
         assert draft.confidence is not None  # checked when the engine was made
@@ -117,8 +122,9 @@ def _drafted_round(engine: Engine, state: State, remaining: int) -> Round:
         # The device drafts while Python builds the verify forward. Only the block's wide part is
         # launched: a launch returns late on the CPU backend, once little of it is left to run.
         mx.async_eval(draft.base_logits)
-    scheduled = schedule(policy, confidence, min(gamma, remaining - 1), greedy=True)
-    flight = launch(engine, state, state.anchor, draft, scheduled)
+    limit = min(gamma, remaining - 1)
+    scheduled = schedule(policy, confidence, limit, state.sampler.deterministic)
+    flight = launch(engine, state, draft, scheduled)
     verdict, committing = land(engine, state, flight)
     return Round(
         verdict.tokens,
@@ -128,25 +134,33 @@ def _drafted_round(engine: Engine, state: State, remaining: int) -> Round:
         confidence=verdict.confidence,
         seconds=perf_counter() - started,
         host_seconds=drafting + committing,
+        logprobs=verdict.logprobs,
     )
 
 
 def _plain_round(engine: Engine, state: State, remaining: int) -> Round:
     """One token; the next step starts before this one is read where it is plain as well."""
     started = perf_counter()
-    flight = state.ahead or launch(engine, state, state.anchor)
+    flight = state.ahead or launch(engine, state)
     state.ahead = None
     state.parked = max(state.parked - 1, 0)
     if remaining > 1 and (engine.drafter is None or state.parked):
-        state.ahead = launch(engine, state, flight.best)
+        state.ahead = launch(engine, state, after=flight)
     verdict, committing = land(engine, state, flight)
     seconds = perf_counter() - started
-    return Round(verdict.tokens, seconds=seconds, host_seconds=committing)
+    return Round(
+        verdict.tokens, seconds=seconds, host_seconds=committing, logprobs=verdict.logprobs
+    )
 
 
 def _cut(done: Round, stop: frozenset[int]) -> Round:
     """The round without what follows its first stop token."""
     for i, token in enumerate(done.tokens[:-1]):
         if token in stop:
-            return replace(done, tokens=done.tokens[: i + 1], accepted=min(done.accepted, i + 1))
+            return replace(
+                done,
+                tokens=done.tokens[: i + 1],
+                accepted=min(done.accepted, i + 1),
+                logprobs=done.logprobs[: i + 1],
+            )
     return done

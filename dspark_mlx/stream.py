@@ -100,7 +100,8 @@ def stream(
             if reason:
                 # A stop string can end inside a round, whose later tokens are dropped.
                 statistics = replace(statistics, generation_tokens=count)
-            yield Chunk(text, token, from_draft, index, statistics, reason)
+            logprobs = done.logprobs[position] if done.logprobs else None
+            yield Chunk(text, token, from_draft, index, statistics, reason, logprobs)
             if reason:
                 return
 

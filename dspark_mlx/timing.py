@@ -17,7 +17,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from .cache import cache_arrays, commit, new_caches
 from .engine import Engine
-from .sampling import greedy
+from .sampling import greedy, likeliest
 
 PLAIN_STEPS = 4
 """Steps of a pipelined run; what is timed is their mean."""
@@ -130,7 +130,7 @@ class Session:
     def _verify(self, tokens: mx.array) -> float:
         started = perf_counter()
         logits, _ = self._engine.target(tokens, self._caches)
-        np.array(greedy(logits))
+        np.array(likeliest(logits))
         seconds = perf_counter() - started
         self._take_back(tokens.size, together=True)
         return seconds
@@ -164,7 +164,7 @@ class Session:
 
     def _step(self, anchor: mx.array) -> mx.array:
         logits, _ = self._engine.target(anchor, self._caches)
-        best = greedy(logits)
+        best = likeliest(logits)
         mx.async_eval(best)
         return best
 
@@ -185,7 +185,7 @@ class Session:
 
     def _verify_batch(self, tokens: mx.array, caches: list[Any]) -> float:
         started = perf_counter()
-        np.array(greedy(self._engine.target.model(tokens, cache=caches)))
+        np.array(likeliest(self._engine.target.model(tokens, cache=caches)))
         seconds = perf_counter() - started
         commit(caches, tokens.shape[1], 0)
         return seconds

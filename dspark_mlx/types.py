@@ -21,6 +21,9 @@ class Draft:
         base_logits: logits before the sequential head, `[gamma, size]`.
         ids: token id of each of the `size` columns of the logits, int32 `[size]`; None where they
             are the whole vocabulary.
+        columns: where each token stands among them, int32 `[gamma]`.
+        weights: log-weights that the tokens were drawn by, float32 `[gamma, size]`; their softmax
+            is q. None where they were not drawn.
     """
 
     tokens: mx.array
@@ -30,6 +33,25 @@ class Draft:
     hidden: mx.array
     base_logits: mx.array
     ids: mx.array | None = None
+    columns: mx.array | None = None
+    weights: mx.array | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogProb:
+    """The target's log-probabilities where a token was committed.
+
+    They are those after the logits processors, before temperature and filters.
+
+    Attributes:
+        token: its id.
+        logprob: its own.
+        top: ids and log-probabilities of the likeliest tokens, falling.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,11 +62,13 @@ class Verdict:
         accepted: how many drafted tokens survived, 0..scheduled.
         tokens: the committed tokens: the accepted ones, then the correction or the bonus.
         confidence: survival odds of each drafted token; empty without a confidence head.
+        logprobs: of the committed tokens; empty unless asked for.
     """
 
     accepted: int
     tokens: tuple[int, ...]
     confidence: tuple[float, ...]
+    logprobs: tuple[TokenLogProb, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +87,7 @@ class Round:
         seconds: wall-clock time of the round (the prefill's time for the first one).
         host_seconds: the part of it spent in Python building the round beyond the target's own
             forward: draft, head, accept, commit and context update.
+        logprobs: of the committed tokens; empty unless asked for.
     """
 
     tokens: tuple[int, ...]
@@ -73,6 +98,7 @@ class Round:
     prefill: bool = False
     seconds: float = 0.0
     host_seconds: float = 0.0
+    logprobs: tuple[TokenLogProb, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +158,7 @@ class Chunk:
         round: index of the round that committed it; 0 is the prefill.
         statistics: totals up to and including that round.
         finish_reason: None until the last chunk, then "stop" or "length".
+        logprobs: the target's log-probabilities at this token; None unless asked for.
     """
 
     text: str
@@ -140,6 +167,7 @@ class Chunk:
     round: int
     statistics: Statistics
     finish_reason: str | None = None
+    logprobs: TokenLogProb | None = None
 
     @property
     def prompt_tokens(self) -> int:

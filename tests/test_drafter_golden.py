@@ -117,7 +117,7 @@ def test_a_pick_of_other_tokens_feeds_the_sequential_head(pair):
         drafter.extend(context, case.taps)
         return drafter.draft(context, case.anchor, pick)
 
-    other = block(lambda logits: mx.full((1,), 7, dtype=mx.int32))
+    other = block(lambda *_: (mx.full((1,), 7, dtype=mx.int32), None))
     best = block(greedy)
     assert other.tokens.tolist() == [7] * drafter.config.gamma
     assert relative(other.logits[:1], best.logits[:1]) < 1e-6

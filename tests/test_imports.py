@@ -14,11 +14,11 @@ import dspark_mlx
 PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
-    "version errors types config files bars tally request hub precision matrix layout checkpoint",
-    "prompts sampling heads cache speed reliability fingerprint",
+    "version errors types config files bars tally hub precision matrix layout checkpoint",
+    "sampling prompts heads cache speed reliability fingerprint",
     "calibration",
     "calibration_report",
-    "vocabulary targets schedulers plots",
+    "vocabulary targets schedulers plots request",
     "drafter",
     "assemble engine compare",
     "verify",

@@ -31,7 +31,7 @@ Decide = Callable[[Policy, list[float]], int]
 
 
 def honest(policy: Policy, confidence: list[float]) -> int:
-    return schedule(policy, confidence, 2, greedy=False)
+    return schedule(policy, confidence, 2, deterministic=False)
 
 
 def leaking(policy: Policy, confidence: list[float]) -> int:
@@ -173,8 +173,8 @@ def test_the_interface_hides_what_leaks():
             return seen[slot + 1] > 0.5
 
     with pytest.raises(IndexError):
-        schedule(Curious(), [0.9, 0.9, 0.9], 2, greedy=False)
-    assert schedule(Curious(), [0.9, 0.9, 0.9], 2, greedy=True) == 2
+        schedule(Curious(), [0.9, 0.9, 0.9], 2, deterministic=False)
+    assert schedule(Curious(), [0.9, 0.9, 0.9], 2, deterministic=True) == 2
 
 
 def test_the_joint_check_catches_a_leak():

@@ -11,7 +11,8 @@ from dspark_mlx.schedulers.make import make_scheduler
 
 # Seven rows cost more than eight, one more than two: nearly every width is run padded.
 JAGGED = hand_made_profile((12, 11, 20, 19, 19, 18, 17, 16, 15, 14, 30), draft=1, plain=11)
-USELESS = hand_made_profile(range(10, 120, 10), draft=50, plain=10)
+USELESS = hand_made_profile(range(10, 98, 8), draft=5, plain=10)
+HOPELESS = hand_made_profile(range(10, 120, 10), draft=50, plain=10)
 
 
 def run(decoder, scheduler: str, profile, prompt, **options):
@@ -23,7 +24,7 @@ def run(decoder, scheduler: str, profile, prompt, **options):
 
 
 @pytest.mark.parametrize("scheduler", ["full", "threshold:0.5", "prefix", "lagged", "expected"])
-@pytest.mark.parametrize("profile", [JAGGED, USELESS], ids=["padded", "parked"])
+@pytest.mark.parametrize("profile", [JAGGED, USELESS, HOPELESS], ids=["padded", "parked", "plain"])
 def test_profiles_change_no_token(pair, scheduler, profile):
     """Padding that is committed, a cache that keeps it, an anchor lost between plain steps."""
     decoder = pair("vanilla")
@@ -62,6 +63,12 @@ def test_a_parked_request_drafts_now_and_then(pair):
     rounds = run(decoder, "expected", USELESS, traces("vanilla")[0]["prompt_ids"])
     drafted = [i for i, done in enumerate(rounds) if done.drafted]
     assert 1 <= len(drafted) <= 4 and drafted[0] >= 24
+
+
+def test_a_hopeless_device_decodes_plainly(pair):
+    """A probe where nothing could pay."""
+    rounds = run(pair("vanilla"), "expected", HOPELESS, traces("vanilla")[0]["prompt_ids"])
+    assert not any(done.drafted for done in rounds) and len(rounds) > 30
 
 
 def test_the_context_is_complete_after_parking(pair):

@@ -22,7 +22,8 @@ GAMMA = 4
 CLIFF = hand_made_profile(verify=(10, 25, 26, 60, 61, 62), draft=2, plain=10)
 STEPPED = hand_made_profile(verify=(10, 18, 19, 30, 31, 32), draft=2, plain=10)
 FLAT = hand_made_profile(verify=(10,) * 6, draft=1, plain=10)
-STEEP = hand_made_profile(verify=(10, 20, 30, 40, 50, 60), draft=5, plain=10)
+STEEP = hand_made_profile(verify=(10, 18, 26, 34, 42, 50), draft=5, plain=10)
+HOPELESS = hand_made_profile(verify=(10, 20, 30, 40, 50, 60), draft=1, plain=10)
 
 
 def prior(*means: float, persistence: float = 0.0) -> Calibration:
@@ -90,27 +91,27 @@ def test_the_best_length_is_the_best_of_all(seed):
 def test_expected_crosses_a_cliff_that_prefix_stops_at():
     """A jagged cost whose second row does not pay and whose third does."""
     sure = [0.95, 0.95, 0.1, 0.1]
-    assert schedule(policy("prefix", CLIFF), sure, GAMMA, greedy=False) == 0
-    assert schedule(policy("expected", CLIFF), sure, GAMMA, greedy=False) == 2
+    assert schedule(policy("prefix", CLIFF), sure, GAMMA, deterministic=False) == 0
+    assert schedule(policy("expected", CLIFF), sure, GAMMA, deterministic=False) == 2
 
 
 def test_expected_uses_no_later_confidence_when_sampling():
     """A decision about slot 1 that changes with a later slot's realised confidence."""
     for later in itertools.product((0.0, 0.5, 1.0), repeat=3):
-        assert schedule(policy(profile=CLIFF), [0.95, *later], GAMMA, greedy=False) >= 1
+        assert schedule(policy(profile=CLIFF), [0.95, *later], GAMMA, deterministic=False) >= 1
     # When greedy it may: nothing else survives, and one row alone does not pay.
-    assert schedule(policy(profile=CLIFF), [0.95, 0.0, 0.0, 0.0], GAMMA, greedy=True) == 0
+    assert schedule(policy(profile=CLIFF), [0.95, 0.0, 0.0, 0.0], GAMMA, deterministic=True) == 0
 
 
 def test_lagged_ignores_the_block():
     """Section 5.2: confidences of this round used in it."""
     lagged = policy("lagged")
     assert not lagged.reads_confidence
-    first = schedule(lagged, [0.9] * 4, GAMMA, greedy=True)
-    assert first == schedule(lagged, [0.0] * 4, GAMMA, greedy=True) > 0
+    first = schedule(lagged, [0.9] * 4, GAMMA, deterministic=True)
+    assert first == schedule(lagged, [0.0] * 4, GAMMA, deterministic=True) > 0
     for _ in range(40):
         lagged.learn(done([0.05] * 4, scheduled=first, accepted=0))
-    assert schedule(lagged, (), GAMMA, greedy=True) == 0
+    assert schedule(lagged, (), GAMMA, deterministic=True) == 0
 
 
 def brute_force(survival, rate) -> list[int]:
@@ -156,7 +157,7 @@ def test_prefix_of_blocks_without_slots():
 
 @pytest.mark.parametrize("name", ["expected", "lagged", "prefix"])
 def test_free_rows_are_all_verified(name):
-    assert schedule(policy(name, FLAT), [0.6] * 4, GAMMA, greedy=True) == GAMMA
+    assert schedule(policy(name, FLAT), [0.6] * 4, GAMMA, deterministic=True) == GAMMA
 
 
 def test_drafting_stops_where_it_does_not_pay_and_is_tried_again():
@@ -170,6 +171,15 @@ def test_drafting_stops_where_it_does_not_pay_and_is_tried_again():
         assert parked.park(0, GAMMA) == 0
         parked.learn(done([0.2] * 4, scheduled=0, accepted=0))
     assert gaps == [24, 48, 96, 192, 192, 192]
+
+
+def test_nothing_is_drafted_where_no_text_could_pay():
+    """Probes, several plain steps each, on a device where even sure drafts lose."""
+    made = make_scheduler("expected", HOPELESS, prior(1.0, 1.0, 1.0, 1.0)).start(GAMMA)
+    assert all(made.park(context, GAMMA) > 0 for context in range(0, 2000, 32))
+    # Near the end of a request two tokens are left, and one slot at most to be had.
+    steep = make_scheduler("expected", STEEP, prior(1.0, 1.0, 1.0, 1.0)).start(GAMMA)
+    assert steep.park(0, 1) > 0 and steep.park(0, GAMMA) == 0
 
 
 def test_a_good_block_ends_the_parking():
@@ -211,7 +221,7 @@ def test_a_decision_takes_microseconds(name):
     for _ in range(500):
         started = perf_counter()
         made.park(100, GAMMA)
-        length = schedule(made, confidence, GAMMA, greedy=True)
+        length = schedule(made, confidence, GAMMA, deterministic=True)
         made.learn(done(confidence, length, 0))
         times.append(perf_counter() - started)
     print(f"{name}: {1e6 * sorted(times)[250]:.0f} us")

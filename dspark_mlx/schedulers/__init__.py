@@ -2,8 +2,8 @@
 
 The interface cannot leak (paper section 3.2.2 and appendix A). When sampling, a policy is asked
 slot by slot and shown, for slot k, the confidences of slots 1..k only, each of which depends on
-nothing but tokens before the slot it judges. When greedy, acceptance is deterministic, any choice
-is lossless, and all confidences are shown.
+nothing but tokens before the slot it judges. Where the rule is deterministic (greedy, or noise that
+belongs to the position), any choice is lossless, and all confidences are shown.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Policy(Protocol):
         Args:
             slot: from 0.
             seen: confidences of the slots whose confidences may be used: of the first `slot + 1`
-                when sampling, of the whole block when greedy; empty without a confidence head.
+                when sampling, of the whole block when deterministic; empty without a confidence
+                head.
         """
         ...
 
@@ -74,10 +75,10 @@ class Scheduler(Protocol):
         ...
 
 
-def schedule(policy: Policy, confidence: Sequence[float], limit: int, greedy: bool) -> int:
+def schedule(policy: Policy, confidence: Sequence[float], limit: int, deterministic: bool) -> int:
     """The verify length: slots admitted one after the other, at most `limit`."""
     for slot in range(limit):
-        seen = confidence if greedy else confidence[: slot + 1]
+        seen = confidence if deterministic else confidence[: slot + 1]
         if not policy.admit(slot, seen):
             return slot
     return limit

@@ -13,7 +13,11 @@ from ..calibration import Calibration
 from ..speed import Costs, SpeedProfile
 from ..types import Round
 from .belief import Belief
-from .pace import Pace, best_length, long_run_rate
+from .pace import Pace, best_length, highest_rate, long_run_rate
+
+_LEAST_GAIN = 1.05
+# Costs change slowly with the context.
+_RECHECK = 32
 
 
 class ExpectedScheduler:
@@ -59,6 +63,9 @@ class ExpectedPolicy:
         """See `Policy.park`."""
         self._limit = limit
         costs = self._costs = self._profile.at(context)
+        # Where no draft could pay, not even one is made to see: each would cost several steps.
+        if highest_rate(costs, limit) <= _LEAST_GAIN:
+            return _RECHECK
         if self._pace is None:
             self._pace = Pace(long_run_rate(self._prior.typical, costs))
         return self._pace.park()

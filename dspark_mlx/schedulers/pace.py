@@ -106,6 +106,14 @@ def best_length(
     return best, most
 
 
+def highest_rate(costs: Costs, limit: int) -> float:
+    """The rate if every draft survived, tokens per plain step's time: no text can do better."""
+    return max(
+        (1 + length) * costs.plain / (costs.draft + costs.verify[length])
+        for length in range(limit + 1)
+    )
+
+
 def long_run_rate(blocks: Sequence[Sequence[float]], costs: Costs) -> float:
     """The best rate over blocks of known confidences, tokens per plain step's time.
 

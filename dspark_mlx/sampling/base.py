@@ -1,0 +1,130 @@
+"""What both rules share: the settings on both sides, and the report of log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from . import LogProbs, Place
+from .settings import LogitsProcessor, Sampling
+from .transform import Filters, normalise, process
+
+
+class Chooser:
+    """The settings of one request, applied to the target's logits and to the drafter's.
+
+    Args:
+        sampling: of the request.
+        processors: see `transform.make_processors`.
+    """
+
+    def __init__(self, sampling: Sampling, processors: list[LogitsProcessor]) -> None:
+        self._processors = processors
+        self._target = _filters(sampling, sampling.temperature)
+        draft = sampling.draft_temperature
+        self._draft = _filters(sampling, sampling.temperature if draft is None else draft)
+        self._xtc = sampling.xtc_probability if sampling.temperature > 0 else 0.0
+        self._top = sampling.logprobs
+
+    @property
+    def needs_prefix(self) -> bool:
+        """See `Sampler.needs_prefix`."""
+        return bool(self._processors)
+
+    @property
+    def top(self) -> int | None:
+        """See `Sampler.top`."""
+        return self._top
+
+    def coins(self, keys: mx.array) -> mx.array | None:
+        """Whether XTC applies: uint32 `[rows, 2]` to bool `[rows, 1]`; None without XTC."""
+        if not self._xtc:
+            return None
+        return mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))(keys) < self._xtc
+
+    def target_weights(
+        self, logits: mx.array, place: Place, block: mx.array | None, coins: mx.array | None
+    ) -> tuple[mx.array, mx.array]:
+        """The target's logits after the processors, and its log-weights, float32 `[rows, V]`."""
+        if self._target is None and not self._processors and self._top is None:
+            return logits, logits
+        processed = process(self._processors, logits, place.prefix, block)
+        return processed, self._target(processed, coins) if self._target else processed
+
+    def draft_weights(
+        self,
+        logits: mx.array,
+        place: Place,
+        drawn: Sequence[mx.array],
+        ids: mx.array | None,
+        vocabulary: int,
+        coins: mx.array | None,
+    ) -> mx.array:
+        """The log-weights of one slot, `[1, size]`; where nothing is left, those before it.
+
+        Args:
+            logits: corrected, `[1, size]`.
+            place: of the block's first slot.
+            drawn: the slots before, int32 `[1]` each.
+            ids: token id of each column; None for the whole vocabulary.
+            vocabulary: the target's, which logits processors expect.
+            coins: see `coins`, bool `[1, 1]`.
+        """
+        if self._processors:
+            assert place.prefix is not None
+            logits = logits.astype(mx.float32)
+            whole = logits
+            if ids is not None:
+                empty = mx.full((1, vocabulary), -mx.inf)
+                whole = mx.put_along_axis(empty, ids[None].astype(mx.int32), logits, axis=-1)
+            prefix = mx.concatenate([place.prefix, *drawn])
+            whole = process(self._processors, whole, prefix, None)
+            left = whole if ids is None else mx.take(whole, ids, axis=-1)
+            logits = mx.where(left.max(axis=-1, keepdims=True) > -mx.inf, left, logits)
+        if self._draft is None:
+            return logits
+        return self._draft(logits.astype(mx.float32), coins, ids)
+
+    def possible(self, weights: mx.array, accepted: mx.array | None) -> mx.array | None:
+        """Whether the row that the last token comes from leaves any; None where it always does."""
+        if not self._processors:
+            return None
+        row = weights if accepted is None else weights[accepted]
+        return row.max(axis=-1) > -mx.inf
+
+    def report(
+        self,
+        processed: mx.array,
+        block: mx.array | None,
+        accepted: mx.array | None,
+        last: mx.array,
+    ) -> LogProbs | None:
+        """Log-probabilities of the committed tokens and of the likeliest ones, where asked for.
+
+        Args:
+            processed: the target's logits after the processors, float32 `[rows, V]`.
+            block: drafted tokens that were verified, int32 `[rows - 1]`; None for a plain step.
+            accepted, last: see `Judgement`.
+        """
+        if self._top is None:
+            return None
+        tokens = last
+        if block is not None and accepted is not None:
+            # Rows past the accepted ones are not committed; what is said of them is not read.
+            kept = mx.arange(block.size + 1) < accepted
+            tokens = mx.where(kept, mx.concatenate([block, last]), last)
+        logprobs = normalise(processed.astype(mx.float32))
+        chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1).squeeze(-1)
+        ids = mx.zeros((logprobs.shape[0], 0), dtype=mx.int32)
+        if self._top:
+            others = logprobs.shape[-1] - self._top
+            ids = mx.argpartition(logprobs, kth=others, axis=-1)[:, others:]
+            order = mx.argsort(-mx.take_along_axis(logprobs, ids, axis=-1), axis=-1)
+            ids = mx.take_along_axis(ids, order, axis=-1).astype(mx.int32)
+        return LogProbs(chosen, ids, mx.take_along_axis(logprobs, ids, axis=-1))
+
+
+def _filters(sampling: Sampling, temperature: float) -> Filters | None:
+    """None where the likeliest token is taken, which no filter changes."""
+    return Filters(sampling, temperature) if temperature > 0 and sampling.temperature > 0 else None

@@ -1,0 +1,31 @@
+"""The rule that a request's settings ask for."""
+
+from __future__ import annotations
+
+from . import Sampler
+from .base import Chooser
+from .equality import Equality
+from .noise import Noise
+from .rejection import Rejection
+from .settings import Sampling
+from .transform import make_processors
+
+
+def make_sampler(
+    sampling: Sampling, vocabulary: int, prompt_tokens: int = 0, sample: int = 0
+) -> Sampler:
+    """A fresh rule for one request.
+
+    Args:
+        sampling: checked.
+        vocabulary: the target's tokens.
+        prompt_tokens: of the request, for processors that need to know where its text begins.
+        sample: which of several samples of one seed.
+    """
+    chooser = Chooser(sampling, make_processors(sampling, prompt_tokens))
+    if sampling.temperature == 0:
+        return Equality(chooser, None, vocabulary)
+    noise, sampled_drafts = Noise(sampling.seed, sample), sampling.draft_temperature != 0
+    if sampling.reproducible:
+        return Equality(chooser, noise, vocabulary, sampled_drafts)
+    return Rejection(chooser, noise, vocabulary, sampled_drafts, sampling.verification == "block")

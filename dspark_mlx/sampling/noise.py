@@ -1,0 +1,51 @@
+"""A request's randomness: its own keys, from its own seed, whatever else runs in the process."""
+
+from __future__ import annotations
+
+import secrets
+
+import mlx.core as mx
+import numpy as np
+
+_CHUNK = 256
+
+
+class Noise:
+    """Keys for MLX's generator, which is a pure function of its key.
+
+    Args:
+        seed: 0 or more; None draws one from the system.
+        sample: which of several samples of one seed; each has randomness of its own.
+    """
+
+    def __init__(self, seed: int | None, sample: int = 0) -> None:
+        self._seed = secrets.randbits(64) if seed is None else seed
+        self._sample = sample
+        self._key = self._make(0)
+        self._chunks: dict[int, mx.array] = {}
+
+    def fresh(self, count: int) -> list[mx.array]:
+        """Keys that were never given out before."""
+        keys = mx.random.split(self._key, count + 1)
+        self._key = keys[0]
+        return [keys[i] for i in range(1, count + 1)]
+
+    def at(self, position: int, rows: int) -> mx.array:
+        """Keys of consecutive positions, uint32 `[rows, 2]`; the same whenever asked."""
+        first, last = position // _CHUNK, (position + rows - 1) // _CHUNK
+        for chunk in range(first, last + 1):
+            if chunk not in self._chunks:
+                self._chunks[chunk] = mx.random.split(self._make(1, chunk), _CHUNK)
+        # Positions only move on.
+        self._chunks = {c: keys for c, keys in self._chunks.items() if c >= first}
+        keys = mx.concatenate([self._chunks[chunk] for chunk in range(first, last + 1)])
+        return keys[position - first * _CHUNK :][:rows]
+
+    def _make(self, *path: int) -> mx.array:
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(self._sample, *path))
+        return mx.random.key(int(sequence.generate_state(1, np.uint64)[0]))
+
+
+def gumbel(keys: mx.array, size: int) -> mx.array:
+    """Standard Gumbel noise, one row a key: uint32 `[rows, 2]` to float32 `[rows, size]`."""
+    return mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys)

@@ -1,0 +1,83 @@
+"""What the host needs of a round, as one small array: a round's one wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError
+from ..types import Draft, TokenLogProb, Verdict
+from . import Judgement
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Arrays of four bytes an element, one after the other.
+
+    Attributes:
+        array: int32 `[sum of sizes]`.
+        sizes: of accepted, last, possible, block, confidence, chosen, and top ids and values.
+    """
+
+    array: mx.array
+    sizes: tuple[int, ...]
+
+
+def pack(judgement: Judgement, draft: Draft | None, scheduled: int) -> Packed:
+    """A judged round, and the drafter's confidences with it.
+
+    Args:
+        judgement: what the rule made of it.
+        draft: the block, or None for a plain step.
+        scheduled: drafted tokens that were verified.
+    """
+    reported = judgement.logprobs
+    parts = [
+        judgement.accepted,
+        judgement.last,
+        None if judgement.possible is None else judgement.possible.astype(mx.int32),
+        draft.tokens[:scheduled] if draft else None,
+        draft.confidence if draft else None,
+        reported.chosen if reported else None,
+        reported.ids.flatten() if reported else None,
+        reported.values.flatten() if reported else None,
+    ]
+    present = [part.view(mx.int32) for part in parts if part is not None and part.size]
+    array = present[0] if len(present) == 1 else mx.concatenate(present)
+    return Packed(array, tuple(0 if part is None else part.size for part in parts))
+
+
+def unpack(packed: Packed) -> Verdict:
+    """Wait for a packed round.
+
+    Raises:
+        InputError: the logits processors left no token to choose.
+    """
+    values = np.array(packed.array)
+    parts = np.split(values, np.cumsum(packed.sizes)[:-1])
+    accepted, last, possible, block, confidence, chosen, ids, tops = parts
+    if possible.size and not possible[0]:
+        raise InputError("logits_processors", "no token left to choose", "at least one")
+    count = int(accepted[0]) if accepted.size else 0
+    tokens = (*block[:count].tolist(), *last.tolist())
+    logprobs: tuple[TokenLogProb, ...] = ()
+    if chosen.size:
+        rows = len(tokens)
+        floats = chosen.view(np.float32).tolist()
+        logprobs = tuple(
+            TokenLogProb(token, logprob, top)
+            for token, logprob, top in zip(
+                tokens, floats[:rows], _tops(ids, tops, chosen.size)[:rows], strict=True
+            )
+        )
+    return Verdict(count, tokens, tuple(confidence.view(np.float32).tolist()), logprobs)
+
+
+def _tops(
+    ids: np.ndarray, values: np.ndarray, rows: int
+) -> Sequence[tuple[tuple[int, float], ...]]:
+    shaped = zip(ids.reshape(rows, -1), values.view(np.float32).reshape(rows, -1), strict=True)
+    return [tuple(zip(row.tolist(), odds.tolist(), strict=True)) for row, odds in shaped]

@@ -1,0 +1,170 @@
+"""The rule of rejection: a draft from q survives so often that what is committed is the target's p.
+
+"token" is the paper's rule (section 3.1, speculative sampling): x_k survives, given that its prefix
+did, with probability min(1, p_k(x_k) / q_k(x_k)); a rejected one is replaced from max(p - q, 0).
+
+"block" judges the block as a whole (Sun et al. 2024, "Block Verification Accelerates Speculative
+Decoding"): with a_k = min(a_{k-1} p_k(x_k) / q_k(x_k), 1), a prefix of n tokens is kept, for the
+largest n that draws below h_n = s_n / (s_n + 1 - a_n), s_n = sum(max(a_n p_{n+1} - q_{n+1}, 0)), or
+below a_n at the block's end; the next token comes from max(a_n p_{n+1} - q_{n+1}, 0). It never
+accepts less. The proof goes by the tree of prefixes and asks of each only whether the block ends
+there, so it holds for every schedule that does not see the token it judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from ..types import Draft
+from . import Judgement, Pick, Place, likeliest
+from .base import Chooser
+from .noise import Noise, gumbel
+from .transform import normalise
+
+
+class Rejection:
+    """See the module.
+
+    Args:
+        chooser: the request's settings.
+        noise: fresh in every round. What the schedule learns depends on rejected drafts too, and
+            noise used again at their positions would let it see what it judges.
+        vocabulary: the target's.
+        sampled_drafts: False where q is all on the drafter's likeliest token.
+        block: which of the two rules.
+    """
+
+    deterministic = False
+
+    def __init__(
+        self,
+        chooser: Chooser,
+        noise: Noise,
+        vocabulary: int,
+        sampled_drafts: bool = True,
+        block: bool = True,
+    ) -> None:
+        self._chooser = chooser
+        self._noise = noise
+        self._vocabulary = vocabulary
+        self._sampled_drafts = sampled_drafts
+        self._block = block
+        self._coins: mx.array | None = None
+
+    @property
+    def needs_prefix(self) -> bool:
+        """See `Sampler.needs_prefix`."""
+        return self._chooser.needs_prefix
+
+    @property
+    def top(self) -> int | None:
+        """See `Sampler.top`."""
+        return self._chooser.top
+
+    def propose(self, place: Place, gamma: int) -> Pick:
+        """See `Sampler.propose`."""
+        coin_key, draft_key = self._noise.fresh(2)
+        # The target tosses the same coins at the same slots, so that p and q keep the same tokens.
+        coins = self._coins = self._chooser.coins(mx.random.split(coin_key, gamma + 1))
+        noise: list[mx.array] = []
+
+        def pick(
+            logits: mx.array, ids: mx.array | None, drawn: Sequence[mx.array]
+        ) -> tuple[mx.array, mx.array]:
+            slot = slice(len(drawn), len(drawn) + 1)
+            coin = None if coins is None else coins[slot]
+            chooser, vocabulary = self._chooser, self._vocabulary
+            weights = chooser.draft_weights(logits, place, drawn, ids, vocabulary, coin)
+            if not self._sampled_drafts:
+                column = likeliest(weights)
+                point = mx.arange(weights.shape[-1]) == column
+                return column, mx.where(point, 0.0, -mx.inf)[None]
+            if not noise:
+                noise.append(mx.random.gumbel((gamma, weights.shape[-1]), key=draft_key))
+            return likeliest(weights + noise[0][slot]), weights
+
+        return pick
+
+    def judge(self, logits: mx.array, place: Place, draft: Draft | None) -> Judgement:
+        """See `Sampler.judge`."""
+        scheduled = logits.shape[0] - 1
+        block = draft.tokens[:scheduled] if draft else None
+        coin_key, accept_key, last_key = self._noise.fresh(3)
+        coins = self._chooser.coins(coin_key[None]) if draft is None else self._coins
+        coins = None if coins is None else coins[: scheduled + 1]
+        processed, weights = self._chooser.target_weights(logits, place, block, coins)
+        p = normalise(weights)
+        accepted, row = None, p
+        if draft is not None:
+            accepted = mx.zeros((1,), dtype=mx.int32)
+            row = p[:1]
+        if draft is not None and scheduled:
+            assert draft.weights is not None and draft.columns is not None
+            q = normalise(draft.weights[:scheduled])
+            drawn = mx.take_along_axis(q, draft.columns[:scheduled, None], axis=-1)
+            ratios = mx.take_along_axis(p[:-1], draft.tokens[:scheduled, None], axis=-1) - drawn
+            uniform = mx.random.uniform(shape=(scheduled,), key=accept_key)
+            rule = _keep_block if self._block else _keep_tokens
+            accepted, scale = rule(ratios.squeeze(-1), p, q, draft.ids, uniform)
+            row = _residual(p, q, draft.ids, accepted, scale)
+        last = likeliest(row + gumbel(last_key[None], self._vocabulary))
+        report = self._chooser.report(processed, block, accepted, last)
+        return Judgement(accepted, last, self._chooser.possible(weights, accepted), report)
+
+
+def _keep_tokens(
+    ratios: mx.array, p: mx.array, q: mx.array, ids: mx.array | None, uniform: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Accepted count, int32 `[1]`, and the residual's weight of p, float32 `[1, 1]`."""
+    kept = mx.log(uniform) < ratios
+    return mx.cumprod(kept).sum(keepdims=True).astype(mx.int32), mx.ones((1, 1))
+
+
+def _keep_block(
+    ratios: mx.array, p: mx.array, q: mx.array, ids: mx.array | None, uniform: mx.array
+) -> tuple[mx.array, mx.array]:
+    """As `_keep_tokens`; `ratios` are log p_k(x_k) / q_k(x_k), float32 `[scheduled]`."""
+    # a_k = min(a_{k-1} r_k, 1) for all k at once: the log of a walk reflected at 0.
+    walk = mx.cumsum(ratios)
+    odds = mx.exp(walk - mx.maximum(mx.cummax(walk), 0))
+    keep = odds[-1:]
+    if ratios.size > 1:
+        inner = odds[:-1, None]
+        surplus = mx.maximum(inner * _columns(p[1:-1], ids) - mx.exp(q[1:]), 0).sum(axis=-1)
+        if ids is not None:
+            outside = 1 - _columns(p[1:-1], ids).sum(axis=-1)
+            surplus = surplus + odds[:-1] * mx.maximum(outside, 0)
+        below = surplus + 1 - odds[:-1]
+        keep = mx.concatenate([mx.where(below > 0, surplus / below, 1), keep])
+    counts = mx.where(uniform < keep, mx.arange(1, ratios.size + 1), 0)
+    accepted = counts.max(keepdims=True).astype(mx.int32)
+    return accepted, mx.concatenate([mx.ones((1,)), odds])[accepted][None]
+
+
+def _columns(logprobs: mx.array, ids: mx.array | None) -> mx.array:
+    """Probabilities of the draft vocabulary's tokens."""
+    return mx.exp(logprobs if ids is None else mx.take(logprobs, ids, axis=-1))
+
+
+def _residual(
+    p: mx.array, q: mx.array, ids: mx.array | None, accepted: mx.array, scale: mx.array
+) -> mx.array:
+    """Log-weights `[1, V]` of the token after the accepted ones: max(scale p - q, 0), or p.
+
+    p where nothing was drafted there; also where rounding leaves nothing, which it can only do
+    where p and q are equal but for rounding.
+    """
+    scheduled = q.shape[0]
+    target = p[accepted]
+    rejected = (accepted < scheduled)[:, None]
+    drafted = mx.where(rejected, mx.exp(q[mx.minimum(accepted, scheduled - 1)]), 0)
+    weights = mx.where(rejected, scale, 1) * mx.exp(target)
+    if ids is None:
+        weights = weights - drafted
+    else:
+        less = mx.take(weights, ids, axis=-1) - drafted
+        weights = mx.put_along_axis(weights, ids[None].astype(mx.int32), less, axis=-1)
+    left = mx.where(weights > 0, mx.log(weights), -mx.inf)
+    return mx.where(left.max(axis=-1, keepdims=True) > -mx.inf, left, target)

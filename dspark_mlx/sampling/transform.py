@@ -1,0 +1,120 @@
+"""From logits to log-weights: logits processors, then filters, then temperature, as in mlx-lm.
+
+The filters and penalties are mlx-lm's own functions, so that a setting means what it means there.
+XTC alone is written out: mlx-lm's draws from the process-wide generator.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+from mlx_lm.sample_utils import (
+    apply_min_p,
+    apply_top_k,
+    apply_top_p,
+    make_logits_processors,
+)
+
+from .settings import LogitsProcessor, Sampling
+
+
+def make_processors(sampling: Sampling, prompt_tokens: int) -> list[LogitsProcessor]:
+    """The processors of one request, in mlx-lm's order, its own ones last."""
+    bias = {int(t): float(b) for t, b in sampling.logit_bias.items()}
+    bias |= dict.fromkeys(sampling.banned_tokens, -math.inf)
+    penalty = sampling.repetition_penalty
+    processors = make_logits_processors(
+        bias or None,
+        penalty if penalty != 1 else None,
+        sampling.repetition_context_size,
+        sampling.presence_penalty or None,
+        sampling.presence_context_size,
+        sampling.frequency_penalty or None,
+        sampling.frequency_context_size,
+    )
+    for processor in sampling.logits_processors:
+        start = getattr(processor, "start", None)
+        processors.append(start(prompt_tokens) if start else processor)
+    return processors
+
+
+def process(
+    processors: list[LogitsProcessor],
+    logits: mx.array,
+    prefix: mx.array | None,
+    block: mx.array | None,
+) -> mx.array:
+    """Float32 logits after the processors, each row with its own prefix.
+
+    Args:
+        processors: applied in order.
+        logits: `[rows, vocabulary]`.
+        prefix: the tokens before row 0's choice, int32 `[n]`; unused without processors.
+        block: the tokens that rows 1 and on follow, int32 `[rows - 1 or more]`; None for one row.
+    """
+    logits = logits.astype(mx.float32)
+    if not processors:
+        return logits
+    assert prefix is not None
+    rows = []
+    for i in range(logits.shape[0]):
+        tokens = mx.concatenate([prefix, block[:i]]) if i and block is not None else prefix
+        row = logits[i : i + 1]
+        for processor in processors:
+            row = processor(tokens, row)
+        rows.append(row)
+    return mx.concatenate(rows)
+
+
+class Filters:
+    """Top-p, min-p, XTC and top-k, then a temperature.
+
+    Args:
+        sampling: of the request.
+        temperature: above 0.
+    """
+
+    def __init__(self, sampling: Sampling, temperature: float) -> None:
+        self._sampling = sampling
+        self._scale = 1 / temperature
+        s = sampling
+        self._filters = s.top_p < 1 or s.min_p > 0 or s.xtc_probability > 0
+
+    def __call__(
+        self, logits: mx.array, coins: mx.array | None, ids: mx.array | None = None
+    ) -> mx.array:
+        """Log-weights, not normalised, -inf where filtered out.
+
+        Args:
+            logits: float32 `[rows, size]`.
+            coins: whether XTC applies, bool `[rows, 1]`; None for a request without XTC.
+            ids: token id of each column, int32 `[size]`; None for the whole vocabulary.
+        """
+        s = self._sampling
+        if self._filters:
+            logits = normalise(logits)
+        if s.top_p < 1:
+            logits = apply_top_p(logits, s.top_p)
+        if s.min_p > 0:
+            logits = apply_min_p(logits, s.min_p, min(s.min_tokens_to_keep, logits.shape[-1]))
+        if coins is not None:
+            logits = self._xtc(logits, coins, ids)
+        if 0 < s.top_k < logits.shape[-1]:
+            logits = apply_top_k(logits, s.top_k)
+        return logits * self._scale if self._scale != 1 else logits
+
+    def _xtc(self, logits: mx.array, coins: mx.array, ids: mx.array | None) -> mx.array:
+        probabilities = mx.softmax(logits, axis=-1)
+        above = probabilities > self._sampling.xtc_threshold
+        least = mx.where(above, probabilities, mx.inf).min(axis=-1, keepdims=True)
+        dropped = (probabilities > least) & coins
+        columns = mx.arange(logits.shape[-1]) if ids is None else ids
+        for token in self._sampling.xtc_special_tokens:
+            dropped = dropped & (columns != token)
+        return mx.where(dropped, -mx.inf, logits)
+
+
+def normalise(weights: mx.array) -> mx.array:
+    """Log-weights to log-probabilities, row by row."""
+    return weights - mx.logsumexp(weights, axis=-1, keepdims=True)
