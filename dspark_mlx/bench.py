@@ -4,55 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from tqdm import tqdm
 
 from . import cli
-from .compare import first_difference, plain_run
-from .decoder import Decoder
+from .cli_sampling import add_sampling_flags, sampling_settings
 from .errors import InputError
 from .overhead import round_overhead
 from .prompts import read_prompts
 from .replay_report import SHIPPED
 from .replay_report import report as replay_report
-from .types import Round
+from .request import Request
+from .versus import Row, measure, speedups, table
 
 SAMPLE = Path(__file__).parent / "data" / "bench_prompts.jsonl"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One prompt's result; seconds are medians over the repeats, without the prefill.
-
-    Attributes:
-        task: its group. prompt_tokens, tokens: of the prompt, generated.
-        plain_seconds, speculative_seconds: decoding time after the first token.
-        accepted_length: tokens per round. host_ms: Python per round beyond the target's forward.
-        equal: True when both sides gave the same tokens.
-        margin: the target's top-two logit margin at the first difference; None when equal.
-    """
-
-    task: str
-    prompt_tokens: int
-    tokens: int
-    plain_seconds: float
-    speculative_seconds: float
-    accepted_length: float
-    host_ms: float
-    equal: bool
-    margin: float | None
-
-    @property
-    def speedup(self) -> float:
-        """Plain time over speculative time."""
-        return self.plain_seconds / self.speculative_seconds
 
 
 def main(argv: list[str] | None) -> int:
@@ -63,15 +33,17 @@ def main(argv: list[str] | None) -> int:
         print(replay_report(args.replay, profiles, args.calibration, not args.sampling))
         return 0
     prompts = read_prompts(args.prompts)
+    settings = sampling_settings(args)
+    Request.make(args.max_tokens, (), settings)
     overhead = round_overhead(layers=5)
     decoder = cli.load_decoder(args)
     if decoder.engine.drafter is None:
         raise InputError("--no-drafter", "nothing to compare", "a drafter")
     ids = [(p["task"], decoder.encode([{"role": "user", "content": p["prompt"]}])) for p in prompts]
-    _measure(decoder, *ids[0], min(args.max_tokens, 16), 1)  # warms both sides up
+    measure(decoder, *ids[0], min(args.max_tokens, 16), 1, settings)  # warms both sides up
     bar = tqdm(ids, desc="Measuring", unit="prompt", leave=False)
-    rows = [_measure(decoder, task, prompt, args.max_tokens, args.repeats) for task, prompt in bar]
-    _print_table(rows)
+    rows = [measure(decoder, *each, args.max_tokens, args.repeats, settings) for each in bar]
+    print(table(rows))
     print(f"host time of a round with a 5-layer drafter: {overhead:.2f} ms of Python")
     print(json.dumps(_summary(rows, overhead, args)))
     return 0
@@ -89,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         default=SAMPLE,
         help='JSON lines with "task" and "prompt" (default: two each of four benchmarks)',
     )
+    add_sampling_flags(parser)
     replay = parser.add_argument_group("replay, which needs no model")
     add = replay.add_argument
     add(
@@ -114,71 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(
-    decoder: Decoder, task: str, prompt: Sequence[int], max_tokens: int, repeats: int
-) -> Row:
-    target, stops = decoder.engine.target, decoder.stop_tokens
-    plain_seconds, fast_seconds, rounds = [], [], list[Round]()
-    # The sides alternate, so that both see the same noise of the machine.
-    for _ in range(repeats):
-        plain = plain_run(target, prompt, max_tokens, stops)
-        plain_seconds.append(plain.seconds)
-        rounds, seconds = _speculative_run(decoder, prompt, max_tokens)
-        fast_seconds.append(seconds)
-    tokens = [token for done in rounds for token in done.tokens]
-    difference = first_difference(target, prompt, tokens, plain.tokens)
-    later = rounds[1:]
-    return Row(
-        task=task,
-        prompt_tokens=len(prompt),
-        tokens=len(tokens),
-        plain_seconds=statistics.median(plain_seconds),
-        speculative_seconds=statistics.median(fast_seconds),
-        accepted_length=(len(tokens) - 1) / max(len(later), 1),
-        host_ms=1e3 * statistics.median([done.host_seconds for done in later] or [0.0]),
-        equal=difference is None,
-        margin=difference.margin if difference else None,
-    )
-
-
-def _speculative_run(
-    decoder: Decoder, prompt: Sequence[int], max_tokens: int
-) -> tuple[list[Round], float]:
-    """All rounds, and wall-clock seconds after the first token."""
-    rounds: list[Round] = []
-    started = 0.0
-    for done in decoder.rounds(prompt, max_tokens):
-        started = started or perf_counter()
-        rounds.append(done)
-    return rounds, perf_counter() - started
-
-
-def _print_table(rows: Sequence[Row]) -> None:
-    head = f"{'task':<12}{'tokens':>7}{'plain tok/s':>13}{'spec tok/s':>12}{'speedup':>9}"
-    print(head + f"{'tau':>7}{'host ms':>9}  tokens agree")
-    for row in rows:
-        plain = (row.tokens - 1) / row.plain_seconds
-        fast = (row.tokens - 1) / row.speculative_seconds
-        agree = "all" if row.equal else f"to a tie of {row.margin:.1e}"
-        line = f"{row.task:<12}{row.tokens:>7}{plain:>13.1f}{fast:>12.1f}{row.speedup:>8.2f}x"
-        print(line + f"{row.accepted_length:>7.2f}{row.host_ms:>9.2f}  {agree}")
-    total, slowest = _speedups(rows)
-    print(f"total tokens over total seconds: {total:.2f}x; slowest prompt {slowest:.2f}x")
-
-
-def _speedups(rows: Sequence[Row]) -> tuple[float, float]:
-    plain = sum(row.plain_seconds for row in rows)
-    return plain / sum(row.speculative_seconds for row in rows), min(row.speedup for row in rows)
-
-
 def _summary(rows: Sequence[Row], overhead: float, args: argparse.Namespace) -> dict[str, Any]:
-    total, slowest = _speedups(rows)
+    total, slowest = speedups(rows)
     return {
         "speedup": total,
         "slowest": slowest,
         "round_overhead_ms": overhead,
         "scheduler": args.scheduler,
         "draft_vocabulary": args.draft_vocabulary,
+        "temperature": args.temp,
         "max_tokens": args.max_tokens,
         "repeats": args.repeats,
         "rows": [asdict(row) | {"speedup": row.speedup} for row in rows],

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from .cli_sampling import add_sampling_flags, sampling_settings
 from .decoder import Decoder
 from .errors import InputError
 from .load import load
@@ -55,11 +56,6 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
     """The request's settings, under mlx-lm's names."""
     add = parser.add_argument
     add("--max-tokens", "-m", type=int, default=256, help="tokens at most (default: 256)")
-    add("--temp", type=float, default=0.0, help="temperature; only 0 for now (default: 0)")
-    add("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, off)")
-    add("--top-k", type=int, default=0, help="keep the k likeliest (default: 0, off)")
-    add("--min-p", type=float, default=0.0, help="least share of the top (default: 0, off)")
-    add("--seed", type=int, default=None, help="seed of the sampling")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before it; repeatable")
     add(
         "--prefill-step-size",
@@ -68,26 +64,19 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
         help="prompt tokens per prefill forward; less needs less memory (default: 2048)",
     )
     add("--system-prompt", help="system message for the chat template")
+    add_sampling_flags(parser)
 
 
 def request_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The parsed request flags, as `Decoder.stream` takes them; refused before a model is loaded.
 
     Raises:
-        InputError: see `Request.check`.
+        InputError: see `Request.make`.
     """
-    settings = {
-        "max_tokens": args.max_tokens,
-        "temperature": args.temp,
-        "top_p": args.top_p,
-        "top_k": args.top_k,
-        "min_p": args.min_p,
-        "seed": args.seed,
-        "stop": tuple(args.stop),
-        "prefill_step_size": args.prefill_step_size,
-    }
-    Request(**settings).check()
-    return settings
+    settings = {**sampling_settings(args), "prefill_step_size": args.prefill_step_size}
+    stop = tuple(args.stop)
+    Request.make(args.max_tokens, stop, settings)
+    return {**settings, "max_tokens": args.max_tokens, "stop": stop}
 
 
 def load_decoder(args: argparse.Namespace) -> Decoder:

@@ -11,12 +11,14 @@ import numpy as np
 from mlx_lm.generate import generate_step
 
 from .cache import new_caches
+from .sampling.settings import Sampling
+from .sampling.transform import make_processors, plain_sampler
 from .targets.tap import Target
 
 
 @dataclass(frozen=True)
 class PlainRun:
-    """Greedy decoding by mlx-lm.
+    """Decoding by mlx-lm.
 
     Attributes:
         tokens: committed ids, the stop token included where one came.
@@ -33,8 +35,16 @@ def plain_run(
     max_tokens: int,
     stop_tokens: Collection[int],
     prefill_step_size: int = 2048,
+    sampling: Sampling | None = None,
 ) -> PlainRun:
-    """Decode greedily with `mlx_lm.generate.generate_step`, taps off."""
+    """Decode with `mlx_lm.generate.generate_step`, taps off.
+
+    Args:
+        target: whose model decodes.
+        prompt, max_tokens, stop_tokens, prefill_step_size: see `rounds.rounds`.
+        sampling: None is greedy; otherwise mlx-lm's own sampler and its process-wide generator.
+    """
+    sampling = sampling or Sampling()
     tokens: list[int] = []
     started = finished = 0.0
     with target.untapped():
@@ -43,6 +53,8 @@ def plain_run(
             target.model,
             max_tokens=max_tokens,
             prefill_step_size=prefill_step_size,
+            sampler=plain_sampler(sampling),
+            logits_processors=make_processors(sampling, len(prompt)),
         )
         for token, _ in steps:
             finished = perf_counter()

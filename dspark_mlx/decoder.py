@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,6 +12,7 @@ from mlx_lm.utils import load_tokenizer
 from .checkpoint import check_tokenizer
 from .engine import Engine, make_engine
 from .errors import InputError
+from .grammar import JsonSchema
 from .request import Request, Settings, check_prompt
 from .rounds import Progress, rounds
 from .sampling.make import make_sampler
@@ -124,6 +125,19 @@ class Decoder:
         other = Decoder(engine, self._folder, self._config, drafter_folder, self._precision)
         other._tokenizer = self._tokenizer
         return other
+
+    def json_schema(self, schema: Mapping[str, Any]) -> JsonSchema:
+        """A logits processor that keeps a text to a JSON schema; made once, for many requests.
+
+        Args:
+            schema: the JSON schema. Bound its strings and arrays, or `max_tokens` may cut the text.
+
+        Raises:
+            InputError: see `grammar.JsonSchema`.
+        """
+        stops = self.stop_tokens | set(self.tokenizer.eos_token_ids)
+        vocabulary = self._engine.target.vocab_size
+        return JsonSchema(schema, self.tokenizer._tokenizer, vocabulary, stops)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt.

@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import cli
-from .compare import first_difference, plain_run
+from .cli_sampling import read_json_argument
 from .decoder import Decoder, Prompt
 from .errors import InputError
+from .request import Request
 from .show import DraftPainter, statistics_line
 from .types import Chunk, Round
+from .versus import compare
 
 
 def main(argv: list[str] | None) -> int:
     """Parse, generate, print; returns the exit status."""
     args = _parser().parse_args(argv)
     prompt_text = _read_prompt(args.prompt)
-    settings = cli.request_settings(args)
+    settings = {**cli.request_settings(args), "logprobs": args.logprobs}
+    _check(args, settings)
     decoder = cli.load_decoder(args)
     prompt = _prompt(decoder, prompt_text, args)
-    text, chunk, rounds, interrupted = _generate(decoder, prompt, settings, args)
-    if args.json:
-        print(json.dumps(_report(text, chunk, rounds), ensure_ascii=False))
-    elif args.stats and chunk:
-        print(statistics_line(chunk.statistics), file=sys.stderr)
-    if args.compare and not interrupted:
-        _compare(decoder, prompt, settings, rounds)
-    return cli.INTERRUPTED if interrupted else 0
+    if args.json_schema:
+        schema = read_json_argument("--json-schema", args.json_schema)
+        settings["logits_processors"] = (decoder.json_schema(schema),)
+    for sample in range(args.samples):
+        one = {**settings, "sample": sample}
+        output = _generate(decoder, prompt, one, args)
+        if args.json:
+            print(json.dumps(_report(output), ensure_ascii=False), flush=True)
+        elif args.stats and output.chunks:
+            print(statistics_line(output.chunks[-1].statistics), file=sys.stderr)
+        if output.interrupted:
+            return cli.INTERRUPTED
+        if args.compare:
+            compared = compare(decoder, decoder.encode(prompt), output.rounds, one)
+            print(compared, file=sys.stderr)
+    return 0
+
+
+@dataclass
+class Output:
+    """One sample: its chunks, its rounds, and whether Ctrl-C ended it."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    interrupted: bool = False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,11 +66,24 @@ def _parser() -> argparse.ArgumentParser:
     cli.add_request_flags(parser)
     add = parser.add_argument
     add("--ignore-chat-template", action="store_true", help="encode the prompt as it is")
+    add("--samples", type=int, default=1, help="so many samples that differ (default: 1)")
+    add("--json-schema", metavar="JSON", help="keep the text to this JSON schema, or file of it")
+    add("--logprobs", type=int, metavar="N", help="with --json: log-probabilities, N alternatives")
     add("--show-drafts", action="store_true", help="colour accepted drafts by round")
     add("--stats", action="store_true", help="a line of statistics at the end")
     add("--compare", action="store_true", help="decode plainly too: speed and tokens of both")
-    add("--json", action="store_true", help="print one JSON object instead of streaming")
+    add("--json", action="store_true", help="print one JSON object a sample instead of streaming")
     return parser
+
+
+def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    if args.samples < 1 or (args.samples > 1 and args.temp == 0):
+        expected = "1 or more, and 1 at --temp 0: all are the same"
+        raise InputError("--samples", args.samples, expected)
+    if args.logprobs is not None and not args.json:
+        raise InputError("--logprobs", "no --json", "--json, which prints them")
+    others = {"max_tokens", "stop"}
+    Request.make(1, (), {k: v for k, v in settings.items() if k not in others})
 
 
 def _read_prompt(argument: str) -> str:
@@ -70,29 +105,32 @@ def _prompt(decoder: Decoder, text: str, args: argparse.Namespace) -> Prompt:
 
 def _generate(
     decoder: Decoder, prompt: Prompt, settings: dict[str, Any], args: argparse.Namespace
-) -> tuple[str, Chunk | None, list[Round], bool]:
+) -> Output:
     """Stream to the terminal; Ctrl-C ends the text but not the statistics."""
     painter = DraftPainter(sys.stdout.isatty()) if args.show_drafts else None
-    rounds: list[Round] = []
-    chunks = decoder.stream(prompt, progress=cli.PrefillBar(), on_round=rounds.append, **settings)
-    text, chunk, interrupted = "", None, False
+    output = Output()
+    chunks = decoder.stream(
+        prompt, progress=cli.PrefillBar(), on_round=output.rounds.append, **settings
+    )
     try:
         for chunk in chunks:
-            text += chunk.text
+            output.chunks.append(chunk)
             if not args.json:
                 shown = painter.paint(chunk) if painter else chunk.text
                 print(shown, end="", flush=True)
     except KeyboardInterrupt:
-        interrupted = True
+        output.interrupted = True
     if not args.json:
         print(painter.close() if painter else "", flush=True)
-    return text, chunk, rounds, interrupted
+    return output
 
 
-def _report(text: str, chunk: Chunk | None, rounds: list[Round]) -> dict[str, Any]:
-    tokens = [token for done in rounds for token in done.tokens]
+def _report(output: Output) -> dict[str, Any]:
+    tokens = [token for done in output.rounds for token in done.tokens]
+    text = "".join(chunk.text for chunk in output.chunks)
     report: dict[str, Any] = {"text": text, "tokens": tokens, "finish_reason": "interrupted"}
-    if chunk:
+    if output.chunks:
+        chunk = output.chunks[-1]
         statistics = chunk.statistics
         report["tokens"] = tokens[: statistics.generation_tokens]
         report["finish_reason"] = chunk.finish_reason or "interrupted"
@@ -103,6 +141,9 @@ def _report(text: str, chunk: Chunk | None, rounds: list[Round]) -> dict[str, An
         report["blocks"] = statistics.blocks
         report["accepted_length"] = statistics.accepted_length
         report["peak_memory_gb"] = statistics.peak_memory / 1e9
+        if chunk.logprobs:
+            each = [chunk.logprobs for chunk in output.chunks if chunk.logprobs]
+            report["logprobs"] = [dataclasses.asdict(one) for one in each]
     report["rounds"] = [
         {
             "drafted": done.drafted,
@@ -110,37 +151,9 @@ def _report(text: str, chunk: Chunk | None, rounds: list[Round]) -> dict[str, An
             "accepted": done.accepted,
             "tokens": list(done.tokens),
         }
-        for done in rounds
+        for done in output.rounds
     ]
     return report
-
-
-def _compare(
-    decoder: Decoder, prompt: Prompt, settings: dict[str, Any], rounds: list[Round]
-) -> None:
-    """Decode once more, plainly through mlx-lm, and print speeds and the first difference."""
-    ids = decoder.encode(prompt)
-    tokens = [token for done in rounds for token in done.tokens]
-    stops = decoder.stop_tokens | set(decoder.tokenizer.eos_token_ids)
-    target = decoder.engine.target
-    plain = plain_run(target, ids, len(tokens), stops, settings["prefill_step_size"])
-    seconds = sum(done.seconds for done in rounds[1:])
-    lines = []
-    if seconds and plain.seconds:
-        fast = (len(tokens) - 1) / seconds
-        slow = (len(plain.tokens) - 1) / plain.seconds
-        speeds = f"{fast:.1f} against {slow:.1f} tokens/s, {fast / slow:.2f}x"
-        lines.append(f"speculative against plain: {speeds}")
-    difference = first_difference(target, ids, tokens, plain.tokens)
-    if difference is None:
-        lines.append(f"all {len(tokens)} tokens agree")
-    else:
-        speculative, other = difference.tokens
-        lines.append(
-            f"first difference at token {difference.index}: {speculative} against {other}, "
-            f"top-two logit margin {difference.margin:.2e}"
-        )
-    print(" | ".join(lines), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
     "version errors types config files bars tally hub precision matrix layout checkpoint",
-    "sampling prompts heads cache speed reliability fingerprint",
+    "sampling grammar prompts heads cache speed reliability fingerprint",
     "calibration",
     "calibration_report",
     "vocabulary targets schedulers plots request",
@@ -25,10 +25,11 @@ LEVELS = (
     "rounds",
     "stream show overhead recording timing",
     "decoder replay measure",
+    "versus",
     "profiles replay_report",
     "convert builtin",
     "load",
-    "__init__ cli",
+    "__init__ cli_sampling cli",
     "bench chat evaluate generate server train profile calibrate convert.__main__",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

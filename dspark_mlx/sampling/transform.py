@@ -7,6 +7,7 @@ XTC alone is written out: mlx-lm's draws from the process-wide generator.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 from mlx_lm.sample_utils import (
@@ -14,6 +15,9 @@ from mlx_lm.sample_utils import (
     apply_top_k,
     apply_top_p,
     make_logits_processors,
+)
+from mlx_lm.sample_utils import (
+    make_sampler as mlx_lm_sampler,
 )
 
 from .settings import LogitsProcessor, Sampling
@@ -65,6 +69,21 @@ def process(
             row = processor(tokens, row)
         rows.append(row)
     return mx.concatenate(rows)
+
+
+def plain_sampler(sampling: Sampling) -> Callable[[mx.array], mx.array]:
+    """mlx-lm's own sampler of the same settings, for decoding to be compared with."""
+    s = sampling
+    return mlx_lm_sampler(
+        s.temperature,
+        s.top_p,
+        s.min_p,
+        s.min_tokens_to_keep,
+        s.top_k,
+        s.xtc_probability,
+        s.xtc_threshold,
+        list(s.xtc_special_tokens),
+    )
 
 
 class Filters:
