@@ -132,20 +132,16 @@ def _keep_block(
     keep = odds[-1:]
     if ratios.size > 1:
         inner = odds[:-1, None]
-        surplus = mx.maximum(inner * _columns(p[1:-1], ids) - mx.exp(q[1:]), 0).sum(axis=-1)
+        inside = mx.exp(p[1:-1] if ids is None else mx.take(p[1:-1], ids, axis=-1))
+        surplus = mx.maximum(inner * inside - mx.exp(q[1:]), 0).sum(axis=-1)
         if ids is not None:
-            outside = 1 - _columns(p[1:-1], ids).sum(axis=-1)
-            surplus = surplus + odds[:-1] * mx.maximum(outside, 0)
+            # No draft can propose what is outside the draft vocabulary: there q is 0.
+            surplus = surplus + odds[:-1] * mx.maximum(1 - inside.sum(axis=-1), 0)
         below = surplus + 1 - odds[:-1]
         keep = mx.concatenate([mx.where(below > 0, surplus / below, 1), keep])
     counts = mx.where(uniform < keep, mx.arange(1, ratios.size + 1), 0)
     accepted = counts.max(keepdims=True).astype(mx.int32)
     return accepted, mx.concatenate([mx.ones((1,)), odds])[accepted][None]
-
-
-def _columns(logprobs: mx.array, ids: mx.array | None) -> mx.array:
-    """Probabilities of the draft vocabulary's tokens."""
-    return mx.exp(logprobs if ids is None else mx.take(logprobs, ids, axis=-1))
 
 
 def _residual(
