@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from ..calibration import Calibration, identity, write_calibration
 from ..checkpoint import read_tensors
-from ..config import DrafterConfig, check_quantization
+from ..config import DrafterConfig
 from ..errors import InputError
 from ..files import read_json, staged_folder, write_json
 from ..layout import check_tensors, matrix_shapes
+from ..quantization import check_quantization
 from .packagings import find_packaging
+from .packagings.source import canonical_name
 
 # The chance of survival is one dot product: its 0.1 % of the weights are worth keeping exact.
 _NEVER_QUANTISED = ("confidence_head.proj",)
@@ -62,11 +64,12 @@ def convert_drafter(
     if auto_map := raw.get("auto_map"):
         # Executable code beside the weights is never run; the packaging must be known by itself.
         tqdm.write(f"{source}: ignoring the Python code that auto_map names ({auto_map})")
+    tensors = _without_prefixes(tensors, source)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     packaging = find_packaging(raw, shapes, source)
     config = packaging.to_drafter_config(raw, shapes, source, keep_embeddings=keep_embeddings)
     renamed = {
-        new: tensors[old]
+        new: packaging.adapt(raw, new, tensors[old])
         for old, new in packaging.rename(config, list(tensors)).items()
         if new is not None
     }
@@ -79,6 +82,17 @@ def convert_drafter(
         if calibration:
             write_calibration(folder, calibration)
     return config
+
+
+def _without_prefixes(tensors: dict[str, mx.array], where: Path) -> dict[str, mx.array]:
+    named: dict[str, mx.array] = {}
+    for name, tensor in tensors.items():
+        canonical = canonical_name(name)
+        if canonical in named:
+            raise InputError(where, f"{canonical}, also as {name}", "each tensor once")
+        if canonical is not None:
+            named[canonical] = tensor
+    return named
 
 
 def _write(

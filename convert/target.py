@@ -27,10 +27,10 @@ from mlx_lm.utils import (
 )
 
 from ..checkpoint import check_tokenizer, tensor_names
-from ..config import GROUP_SIZES, QUANTISED_BITS
 from ..errors import InputError
 from ..files import read_json, staged_folder
 from ..hub import resolve
+from ..quantization import GROUP_SIZES, QUANTISED_BITS
 from .gguf import load_gguf
 from .gguf_tokenizer import token_ids, write_tokenizer
 

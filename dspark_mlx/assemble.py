@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from .backbone import Backbone, Layer, Weights
 from .calibration import Calibration
 from .config import DrafterConfig
-from .drafter import Backbone, Drafter, Layer
+from .drafter import Drafter
 from .heads import SequentialHead
 from .heads.confidence import ConfidenceHead
 from .heads.gated import GatedHead
 from .heads.rnn import RNNHead
 from .heads.vanilla import VanillaHead
-from .layout import Tensors
+from .layout import DRAFT_IDS, Tensors
 from .matrix import Matrix, alike, arrays_of
 from .vocabulary import Setting, choose_size
 
@@ -64,20 +65,30 @@ def assemble(
     fused_qkv, layers = [], []
     for i in range(config.num_layers):
         attention, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
-        fused_qkv.append(fused(*(f"{attention}.{x}_proj" for x in "qkv")))
+        kinds = "qkv" if config.values == "projected" else "qk"
+        fused_qkv.append(fused(*(f"{attention}.{x}_proj" for x in kinds)))
+        after_attention = vector(f"layers.{i}.post_attention_layernorm.weight")
+        sandwich = config.sandwich_norms
         layer = Layer(
             input_norm=vector(f"layers.{i}.input_layernorm.weight"),
             query_norm=vector(f"{attention}.q_norm.weight"),
             key_norm=vector(f"{attention}.k_norm.weight"),
             output=matrix(f"{attention}.o_proj"),
-            post_norm=vector(f"layers.{i}.post_attention_layernorm.weight"),
+            mlp_norm=vector(f"layers.{i}.pre_feedforward_layernorm.weight")
+            if sandwich
+            else after_attention,
             gate_up=fused(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
             down=matrix(f"{mlp}.down_proj"),
+            attention_out_norm=after_attention if sandwich else None,
+            mlp_out_norm=vector(f"layers.{i}.post_feedforward_layernorm.weight")
+            if sandwich
+            else None,
+            scalar=vector(f"layers.{i}.layer_scalar") if config.layer_scalars else None,
         )
         layers.append(layer)
     if not alike(fused_qkv):
         fused_qkv = [part.dequantised(dtype) for part in fused_qkv]
-    backbone = Backbone(
+    weights = Weights(
         fc=matrix("fc"),
         context_norm=vector("hidden_norm.weight"),
         qkv=Matrix.stack(fused_qkv),
@@ -95,12 +106,19 @@ def assemble(
         embed = own[0].rows
     if config.owns_head:
         logits = output = own[-1]
-    mx.eval(arrays_of([backbone, head, confidence, own]))
-    size = choose_size(draft_vocabulary, config.vocab_size)
+    ids = tensors[DRAFT_IDS] if config.draft_vocab_size else None
+    if config.softcap:
+        logits, output = _capped(logits, config.softcap), None
+    mx.eval(arrays_of([weights, head, confidence, own]))
+    # What is reduced already, or capped behind the product, is read out whole.
+    size = choose_size(draft_vocabulary, config.vocab_size) if ids is None else None
     vocabulary = (output, size) if output is not None and size is not None else None
-    return Drafter(
-        config, backbone, head, confidence, embed, logits, dtype, vocabulary, calibration
-    )
+    backbone = Backbone(config, weights, dtype)
+    return Drafter(config, backbone, head, confidence, embed, logits, ids, vocabulary, calibration)
+
+
+def _capped(logits: Callable[[mx.array], mx.array], cap: float) -> Callable[[mx.array], mx.array]:
+    return lambda hidden: mx.tanh(logits(hidden) / cap) * cap
 
 
 def _sequential_head(

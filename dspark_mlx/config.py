@@ -11,35 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .quantization import Quantization, read_quantization
 
 FORMAT = "dspark_mlx"
 FORMAT_VERSION = 1
 HEADS = ("none", "vanilla", "gated", "rnn")
 CONFIDENCE = ("none", "hidden", "hidden+markov")
-QUANTISED_BITS = (2, 3, 4, 5, 6, 8)
-GROUP_SIZES = (32, 64, 128)
+ACTIVATIONS = ("silu", "gelu_tanh")
+VALUES = ("projected", "keys")
+ROPE_SCALINGS = ("yarn", "proportional")
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """Affine quantisation of the stored weights, as MLX has it.
+class Attention:
+    """What the block's rows of a layer attend to.
 
     Attributes:
-        bits: bits per weight.
-        group_size: weights that share a scale and a bias.
-        exceptions: tensor name (without `.weight`) to its own `{"bits", "group_size"}`, or to None
-            where the tensor is stored as it is.
+        window: committed rows before the anchor; 0 for all.
+        causal: no later row of the block.
+        by_row: the window is measured from each row's position, else from the anchor's.
     """
 
-    bits: int
-    group_size: int
-    exceptions: dict[str, dict[str, int] | None] = dataclasses.field(default_factory=dict)
-
-    def of(self, name: str) -> tuple[int, int] | None:
-        """(bits, group size) of the tensor `name`, or None where it is not quantised."""
-        entry: dict[str, int] | None = {"bits": self.bits, "group_size": self.group_size}
-        entry = self.exceptions.get(name, entry)
-        return None if entry is None else (entry["bits"], entry["group_size"])
+    window: int
+    causal: bool
+    by_row: bool
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class DrafterConfig:
         logits_start: first row that is read out. 0 is anchor-first (row k predicts position
             p+k+1, gamma = block_size); 1 is bonus-anchor (gamma = block_size - 1).
         mask_token_id: id that fills the rows after the anchor.
-        rope_theta: base of the split-half rotary embedding over the whole head.
+        rope_theta: base of the rotary embedding.
         head: sequential head, one of HEADS.
         head_rank: rank of its embedding; 0 without a head.
         confidence: what the confidence head reads, one of CONFIDENCE.
@@ -65,6 +60,26 @@ class DrafterConfig:
             target's.
         target: id or name of the target it was trained for, for messages only.
         quantization: of the stored weights; None for plain ones.
+        rope_dims: dimensions of a head that are rotated, from its start; 0 for all.
+        rope_interleaved: True where pairs are neighbours, False where they are half a head apart.
+        rope_scaling: what mlx-lm's `initialize_rope` takes ("yarn" or "proportional"); None for
+            none.
+        windows: of each layer, committed rows before the anchor that it attends to, 0 for all; ()
+            where no layer has a window.
+        window_by_row: True where a window is measured from each row's position, else from the
+            anchor's.
+        causal: of each layer, whether the block's rows attend to no later row; () where none is.
+        gated_queries: True where the query projection has each head's output gate behind it.
+        values: "projected", or "keys" where the unrotated key projection is the value, normed
+            without weights.
+        attention_scale: of the scores; 0 for head_dim ** -0.5.
+        sandwich_norms: True where the sublayers' outputs are normed as well.
+        layer_scalars: True where each layer's output is multiplied by a stored number.
+        activation: of the gated MLP, one of ACTIVATIONS.
+        embedding_scale: multiplies the block's embeddings.
+        softcap: cap of the base logits, before the sequential bias; 0 for none.
+        draft_vocab_size: tokens that it can propose; 0 for the whole vocabulary. Otherwise the
+            tensor `d2t` holds their ids.
     """
 
     hidden_size: int
@@ -89,11 +104,37 @@ class DrafterConfig:
     owns_head: bool
     target: str
     quantization: Quantization | None = None
+    rope_dims: int = 0
+    rope_interleaved: bool = False
+    rope_scaling: dict[str, Any] | None = None
+    windows: tuple[int, ...] = ()
+    window_by_row: bool = False
+    causal: tuple[bool, ...] = ()
+    gated_queries: bool = False
+    values: str = "projected"
+    attention_scale: float = 0.0
+    sandwich_norms: bool = False
+    layer_scalars: bool = False
+    activation: str = "silu"
+    embedding_scale: float = 1.0
+    softcap: float = 0.0
+    draft_vocab_size: int = 0
 
     @property
     def gamma(self) -> int:
         """Tokens proposed per round."""
         return self.block_size - self.logits_start
+
+    @property
+    def output_size(self) -> int:
+        """Tokens that it can propose."""
+        return self.draft_vocab_size or self.vocab_size
+
+    def attention_of(self, layer: int) -> Attention:
+        """What the rows of a layer attend to."""
+        window = self.windows[layer] if self.windows else 0
+        causal = self.causal[layer] if self.causal else False
+        return Attention(window, causal, self.window_by_row)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -101,7 +142,7 @@ class DrafterConfig:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(self),
-            "taps": list(self.taps),
+            **{name: list(getattr(self, name)) for name in ("taps", "windows", "causal")},
         }
 
     @classmethod
@@ -117,16 +158,17 @@ class DrafterConfig:
             raise InputError(where, f"format {found}", f"{(FORMAT, FORMAT_VERSION)}")
         values = {k: v for k, v in data.items() if k not in ("format", "format_version")}
         fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}
-        required = set(fields) - {"quantization"}
+        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
         if missing := sorted(required - set(values)):
             raise InputError(where, f"no {', '.join(missing)}", "every key of the format")
         if unknown := sorted(set(values) - set(fields)):
             raise InputError(where, f"unknown keys {', '.join(unknown)}", "the format's keys only")
         for name, value in values.items():
             _check_type(where, name, value, fields[name])
-        values["taps"] = tuple(values["taps"])
+        for name in ("taps", "windows", "causal"):
+            values[name] = tuple(values.get(name, ()))
         if (quantization := values.get("quantization")) is not None:
-            values["quantization"] = _read_quantization(where, quantization)
+            values["quantization"] = read_quantization(where, quantization)
         config = cls(**values)
         config._check(where)
         return config
@@ -162,6 +204,32 @@ class DrafterConfig:
             raise InputError(where, f"confidence {self.confidence!r}", f"one of {CONFIDENCE}")
         if self.confidence == "hidden+markov" and self.head == "none":
             raise InputError(where, "confidence 'hidden+markov' without a head", "a head to read")
+        self._check_conventions(where)
+
+    def _check_conventions(self, where: Path | str) -> None:
+        for name in ("windows", "causal"):
+            found = getattr(self, name)
+            if len(found) not in (0, self.num_layers):
+                raise InputError(where, f"{name} {list(found)}", f"none, or {self.num_layers}")
+        if any(window < 0 for window in self.windows):
+            raise InputError(where, f"windows {list(self.windows)}", "0 or more rows")
+        if not 0 <= self.rope_dims <= self.head_dim or self.rope_dims % 2:
+            found = f"rope_dims {self.rope_dims} of head_dim {self.head_dim}"
+            raise InputError(where, found, "an even part of the head")
+        if self.activation not in ACTIVATIONS or self.values not in VALUES:
+            found = f"activation {self.activation!r}, values {self.values!r}"
+            raise InputError(where, found, f"one of {ACTIVATIONS}, one of {VALUES}")
+        if min(self.attention_scale, self.softcap) < 0 or self.embedding_scale <= 0:
+            found = f"scales {self.attention_scale}, {self.softcap}, {self.embedding_scale}"
+            raise InputError(where, found, "0 or more, and an embedding_scale above 0")
+        kind = (self.rope_scaling or {}).get("rope_type")
+        if self.rope_scaling is not None and kind not in ROPE_SCALINGS:
+            raise InputError(where, f"rope_scaling {kind!r}", f"one of {ROPE_SCALINGS}")
+        if not 0 <= self.draft_vocab_size < self.vocab_size:
+            found = f"draft_vocab_size {self.draft_vocab_size}"
+            raise InputError(where, found, f"less than the vocabulary of {self.vocab_size}")
+        if self.draft_vocab_size and not self.owns_head:
+            raise InputError(where, "a draft vocabulary without a head", "a head of its own")
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -170,6 +238,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "bool": (bool,),
     "tuple[int, ...]": (list,),
+    "tuple[bool, ...]": (list,),
+    "dict[str, Any] | None": (dict, type(None)),
     "Quantization | None": (dict, type(None)),
 }
 
@@ -177,35 +247,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def _check_type(where: Path | str, name: str, value: object, annotation: str) -> None:
     allowed = _TYPES[annotation]
     wrong_bool = isinstance(value, bool) and bool not in allowed
-    wrong_item = isinstance(value, list) and not all(type(item) is int for item in value)
+    item_type = bool if annotation == "tuple[bool, ...]" else int
+    wrong_item = isinstance(value, list) and not all(type(item) is item_type for item in value)
     if wrong_bool or wrong_item or not isinstance(value, allowed):
         raise InputError(where, f"{name} {value!r}", f"a value of type {annotation}")
-
-
-def _read_quantization(where: Path | str, data: dict[str, Any]) -> Quantization:
-    if set(data) != {"bits", "group_size", "exceptions"}:
-        raise InputError(where, f"quantization {sorted(data)}", "bits, group_size, exceptions")
-    exceptions = data["exceptions"]
-    if not isinstance(exceptions, dict):
-        raise InputError(where, f"quantization exceptions {exceptions!r}", "an object")
-    check_quantization(where, data["bits"], data["group_size"])
-    for name, entry in exceptions.items():
-        if entry is None:
-            continue
-        if not isinstance(entry, dict) or set(entry) != {"bits", "group_size"}:
-            found = f"quantization exception {name}: {entry!r}"
-            raise InputError(where, found, "null, or an object of bits and group_size")
-        check_quantization(where, entry["bits"], entry["group_size"])
-    return Quantization(data["bits"], data["group_size"], exceptions)
-
-
-def check_quantization(where: Path | str, bits: object, group_size: object) -> None:
-    """Refuse bits and group sizes that MLX's affine quantisation lacks.
-
-    Raises:
-        InputError: `bits` or `group_size` is none of the supported ones.
-    """
-    if bits not in QUANTISED_BITS:
-        raise InputError(where, f"{bits} bits", f"one of {QUANTISED_BITS}")
-    if group_size not in GROUP_SIZES:
-        raise InputError(where, f"group size {group_size}", f"one of {GROUP_SIZES}")

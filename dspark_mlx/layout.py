@@ -1,6 +1,7 @@
 """The canonical drafter folder: names and shapes of its tensors, and the check of a set of them.
 
-Names are DeepSpec's. Nothing may be missing, left over, of another shape, or not finite.
+Names are DeepSpec's, those of its Gemma4 drafters where norms are sandwiched. Nothing may be
+missing, left over, of another shape, or not finite.
 """
 
 from __future__ import annotations
@@ -9,24 +10,30 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from .config import DrafterConfig
 from .errors import InputError
 
 Tensors = Mapping[str, mx.array]
 
+DRAFT_IDS = "d2t"
+"""Token ids of a reduced draft vocabulary, int32 `[draft_vocab_size]`, the only integer tensor."""
+
 
 def matrix_shapes(config: DrafterConfig) -> dict[str, tuple[int, int]]:
     """Name (without `.weight`) and `[out, in]` of every matrix of the folder."""
     hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    output = config.output_size
     query = config.num_heads * config.head_dim
     kv = config.num_kv_heads * config.head_dim
     shapes = {"fc": (hidden, len(config.taps) * config.target_hidden_size)}
     for i in range(config.num_layers):
         layer = f"layers.{i}"
-        shapes[f"{layer}.self_attn.q_proj"] = (query, hidden)
+        shapes[f"{layer}.self_attn.q_proj"] = (query * (2 if config.gated_queries else 1), hidden)
         shapes[f"{layer}.self_attn.k_proj"] = (kv, hidden)
-        shapes[f"{layer}.self_attn.v_proj"] = (kv, hidden)
+        if config.values == "projected":
+            shapes[f"{layer}.self_attn.v_proj"] = (kv, hidden)
         shapes[f"{layer}.self_attn.o_proj"] = (hidden, query)
         shapes[f"{layer}.mlp.gate_proj"] = (inner, hidden)
         shapes[f"{layer}.mlp.up_proj"] = (inner, hidden)
@@ -34,7 +41,7 @@ def matrix_shapes(config: DrafterConfig) -> dict[str, tuple[int, int]]:
     rank = config.head_rank
     if config.head != "none":
         shapes["markov_head.markov_w1"] = (vocab, rank)
-        shapes["markov_head.markov_w2"] = (vocab, rank)
+        shapes["markov_head.markov_w2"] = (output, rank)
     if config.head == "gated":
         shapes["markov_head.gate_proj"] = (rank, hidden + rank)
     if config.head == "rnn":
@@ -45,7 +52,7 @@ def matrix_shapes(config: DrafterConfig) -> dict[str, tuple[int, int]]:
     if config.owns_embedding:
         shapes["embed_tokens"] = (vocab, hidden)
     if config.owns_head:
-        shapes["lm_head"] = (vocab, hidden)
+        shapes["lm_head"] = (output, hidden)
     return shapes
 
 
@@ -56,6 +63,11 @@ def vector_shapes(config: DrafterConfig) -> dict[str, tuple[int]]:
     for i in range(config.num_layers):
         shapes[f"layers.{i}.input_layernorm.weight"] = (hidden,)
         shapes[f"layers.{i}.post_attention_layernorm.weight"] = (hidden,)
+        if config.sandwich_norms:
+            shapes[f"layers.{i}.pre_feedforward_layernorm.weight"] = (hidden,)
+            shapes[f"layers.{i}.post_feedforward_layernorm.weight"] = (hidden,)
+        if config.layer_scalars:
+            shapes[f"layers.{i}.layer_scalar"] = (1,)
         shapes[f"layers.{i}.self_attn.q_norm.weight"] = (config.head_dim,)
         shapes[f"layers.{i}.self_attn.k_norm.weight"] = (config.head_dim,)
     if config.head == "gated":
@@ -70,6 +82,8 @@ def vector_shapes(config: DrafterConfig) -> dict[str, tuple[int]]:
 def stored_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor as stored, quantised ones as weight, scales and biases."""
     shapes: dict[str, tuple[int, ...]] = dict(vector_shapes(config))
+    if config.draft_vocab_size:
+        shapes[DRAFT_IDS] = (config.draft_vocab_size,)
     for name, (rows, columns) in matrix_shapes(config).items():
         quantised = config.quantization.of(name) if config.quantization else None
         if quantised is None:
@@ -96,6 +110,9 @@ def check_tensors(config: DrafterConfig, tensors: Tensors, where: Path | str) ->
         tensor = tensors[name]
         if tensor.shape != shape:
             raise InputError(f"{where}: {name}", f"shape {list(tensor.shape)}", f"{list(shape)}")
+        if name == DRAFT_IDS:
+            _check_ids(tensor, config.vocab_size, f"{where}: {name}")
+            continue
         packed = f"{name.removesuffix('.weight')}.scales" in expected and name.endswith(".weight")
         if packed and tensor.dtype != mx.uint32:
             raise InputError(f"{where}: {name}", f"type {tensor.dtype}", "packed uint32")
@@ -103,3 +120,12 @@ def check_tensors(config: DrafterConfig, tensors: Tensors, where: Path | str) ->
             raise InputError(f"{where}: {name}", f"type {tensor.dtype}", "a floating type")
         if not packed and not mx.isfinite(tensor).all().item():
             raise InputError(f"{where}: {name}", "NaN or infinite values", "finite values")
+
+
+def _check_ids(ids: mx.array, vocab_size: int, where: str) -> None:
+    if ids.dtype != mx.int32:
+        raise InputError(where, f"type {ids.dtype}", "int32")
+    values = np.unique(np.array(ids))
+    if values.size != ids.size or values[0] < 0 or values[-1] >= vocab_size:
+        found = f"{values.size} ids from {values[0]} to {values[-1]}"
+        raise InputError(where, found, f"{ids.size} different ids from 0 to {vocab_size - 1}")

@@ -22,8 +22,8 @@ DRAFTERS = ("vanilla", "dflash", "embedding_tap", "gated", "rnn", "conf_hidden_o
 
 
 def golden(name: str) -> Path:
-    """The folder of a golden drafter."""
-    return GOLDEN / f"draft_qwen3_{name}"
+    """The folder of a golden drafter; a name without a family is a Qwen3 one's."""
+    return GOLDEN / (f"draft_{name}" if name.startswith("gemma4") else f"draft_qwen3_{name}")
 
 
 def checkpoint(name: str, to: Path) -> Path:

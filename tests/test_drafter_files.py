@@ -9,9 +9,10 @@ import pytest
 from pairs import DRAFTERS, TARGET, checkpoint, golden, tokens_of, traces
 
 import dspark_mlx
-from dspark_mlx.config import QUANTISED_BITS, DrafterConfig
+from dspark_mlx.config import DrafterConfig
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.files import read_json
+from dspark_mlx.quantization import QUANTISED_BITS
 from dspark_mlx.sampling import greedy
 
 WEIGHTS = "model.safetensors"

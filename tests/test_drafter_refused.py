@@ -11,7 +11,12 @@ import dspark_mlx
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
 
-ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
+ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 FC = {"fc__weight": lambda t: t[:, :190]}
 # Name, edit, and what the message must hold: the place, the value found, the value expected.
 BROKEN = {

@@ -14,11 +14,13 @@ import dspark_mlx
 PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
-    "version errors types config files bars tally hub precision matrix layout checkpoint",
+    "version errors types quantization config files bars tally hub precision matrix layout",
+    "checkpoint",
     "sampling grammar prompts heads cache speed reliability fingerprint",
     "calibration",
     "calibration_report",
-    "vocabulary targets schedulers plots request",
+    "rotary vocabulary targets schedulers plots request",
+    "backbone",
     "drafter",
     "assemble engine compare",
     "verify",

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import mlx.core as mx
+
 from ...config import DrafterConfig
 from ...errors import InputError
-from . import deepspec_qwen3
-
-Shapes = Mapping[str, tuple[int, ...]]
+from . import (
+    deepspec_qwen3,
+)
+from .source import Shapes
 
 
 class Packaging(Protocol):
@@ -34,6 +37,10 @@ class Packaging(Protocol):
 
     def rename(self, config: DrafterConfig, names: Sequence[str]) -> dict[str, str | None]:
         """Source tensor name to canonical name; None for one that is dropped on purpose."""
+        ...
+
+    def adapt(self, config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
+        """A tensor by its canonical name, from the source's convention to the canonical one."""
         ...
 
 

@@ -1,0 +1,214 @@
+"""Reading a published checkpoint's config and tensor list, for all packagings alike.
+
+The tensor list is the authority: widths that it shows are taken from it, and a config that says
+otherwise is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ...config import DrafterConfig
+from ...errors import InputError
+
+Shapes = Mapping[str, tuple[int, ...]]
+COPIES = ("embed_tokens.weight", "lm_head.weight")
+_DROPPED = ("t2d", "mask_embedding", "verifier_lm_head.weight", "verifier_norm.weight")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint's config.json and tensor shapes.
+
+    Attributes:
+        config: config.json.
+        shapes: by tensor name, without prefixes, see `canonical_name`.
+        where: the folder.
+        name: of the packaging, for messages.
+    """
+
+    config: Mapping[str, Any]
+    shapes: Shapes
+    where: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Of config.json, for messages."""
+        return self.where / "config.json"
+
+    def need(self, key: str, values: Mapping[str, Any] | None = None) -> Any:
+        """The value of a key that must be there.
+
+        Raises:
+            InputError: it is missing or null.
+        """
+        value = (self.config if values is None else values).get(key)
+        if value is None:
+            raise InputError(self.path, f"no {key}", f"the {self.name} key {key}")
+        return value
+
+    def number(self, key: str, values: Mapping[str, Any] | None = None) -> float:
+        """A number that must be there.
+
+        Raises:
+            InputError: it is missing, or something else.
+        """
+        value = self.need(key, values)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise InputError(self.path, f"{key} {value!r}", "a number")
+        return float(value)
+
+    def nested(self, key: str) -> dict[str, Any]:
+        """An object inside the config; empty where there is none.
+
+        Raises:
+            InputError: something else.
+        """
+        value = self.config.get(key) or {}
+        if not isinstance(value, dict):
+            raise InputError(self.path, f"{key} {value!r}", "an object")
+        return value
+
+    def refuse(self, key: str, value: object, expected: str) -> None:
+        """Refuse a convention that is not supported.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(self.path, f"{key} {value!r}", expected)
+
+    def taps(self, ids: object, shift: int = 0) -> dict[str, Any]:
+        """`taps` and `target_hidden_size`, from the ids and the width of `fc`.
+
+        Args:
+            ids: as the packaging lists them.
+            shift: added to each, to give "output of layer i".
+
+        Raises:
+            InputError: no whole number of columns per tap.
+        """
+        fc = self.shapes.get("fc.weight", ())
+        whole = isinstance(ids, list) and bool(ids) and all(type(i) is int for i in ids)
+        if not whole or len(fc) != 2 or fc[1] % len(ids):  # type: ignore[arg-type]
+            found = f"fc.weight {list(fc)} with taps {ids}"
+            raise InputError(self.where, found, "a whole number of columns per tap")
+        assert isinstance(ids, list)
+        return {
+            "taps": tuple(i + shift for i in ids),
+            "target_hidden_size": fc[1] // len(ids),
+        }
+
+    def shape_of_backbone(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The canonical sizes of a Qwen3-shaped backbone."""
+        values = self.config if values is None else values
+        if values.get("attention_bias"):
+            self.refuse("attention_bias", True, "projections without bias")
+        if (act := values.get("hidden_act", "silu")) != "silu":
+            self.refuse("hidden_act", act, "'silu'")
+        return {
+            "hidden_size": self.need("hidden_size", values),
+            "intermediate_size": self.need("intermediate_size", values),
+            "num_layers": self.need("num_hidden_layers", values),
+            "num_heads": self.need("num_attention_heads", values),
+            "num_kv_heads": self.need("num_key_value_heads", values),
+            "head_dim": self.need("head_dim", values),
+            "rms_norm_eps": self.number("rms_norm_eps", values),
+            "vocab_size": self.need("vocab_size", values),
+        }
+
+    def heads(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """`head`, `head_rank` and `confidence`, as the tensors show them.
+
+        Raises:
+            InputError: the config names another rank or head, or the confidence head has a width
+                that is neither the hidden size nor that and the rank.
+        """
+        values = self.config if values is None else values
+        w1, fc = self.shapes.get("markov_head.markov_w1.weight"), self.shapes.get("fc.weight")
+        rank = w1[1] if w1 and len(w1) == 2 else 0
+        said = values.get("markov_rank") or 0
+        if said != rank:
+            found = f"markov_rank {said} with " + (f"markov_w1 {list(w1)}" if w1 else "no head")
+            raise InputError(self.where, found, "the rank of its tensors")
+        kind = values.get("markov_head_type") or "vanilla" if rank else "none"
+        proj = self.shapes.get("confidence_head.proj.weight")
+        if proj is None:
+            if values.get("enable_confidence_head"):
+                found = "enable_confidence_head with no confidence_head tensors"
+                raise InputError(self.where, found, "a confidence head")
+            return {"head": kind, "head_rank": rank, "confidence": "none"}
+        hidden = fc[0] if fc else 0
+        widths = {hidden: "hidden", hidden + rank: "hidden+markov"} if rank else {hidden: "hidden"}
+        if len(proj) != 2 or proj[1] not in widths:
+            found = f"confidence_head.proj.weight {list(proj)}"
+            raise InputError(self.where, found, f"[1, {' or '.join(map(str, widths))}]")
+        return {"head": kind, "head_rank": rank, "confidence": widths[proj[1]]}
+
+    def copies(self, keep: bool) -> dict[str, Any]:
+        """`owns_embedding` and `owns_head` where stored tables are copies of the target's."""
+        stored = [name in self.shapes for name in COPIES]
+        return {"owns_embedding": keep and stored[0], "owns_head": keep and stored[1]}
+
+    def rope(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Base and scaling, from `rope_parameters` (transformers 5) or the older top-level keys.
+
+        Raises:
+            InputError: a scaling that is neither none nor YaRN.
+        """
+        values = self.config if values is None else values
+        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise InputError(self.path, f"rope_parameters {rope!r}", "an object")
+        if isinstance(rope.get("sliding_attention"), dict):
+            rope = rope["sliding_attention"]
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        canonical: dict[str, Any] = {
+            "rope_theta": self.number("rope_theta", {"rope_theta": values.get("rope_theta")} | rope)
+        }
+        if kind == "yarn":
+            canonical["rope_scaling"] = self._yarn(rope)
+        elif kind not in ("default", "mrope"):
+            raise InputError(self.path, f"rope type {kind!r}", "'default' or 'yarn'")
+        return canonical
+
+    def _yarn(self, rope: Mapping[str, Any]) -> dict[str, Any]:
+        known = {"rope_theta", "rope_type", "type", "partial_rotary_factor", "attention_factor"}
+        keys = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
+        more = ("mscale", "mscale_all_dim")
+        if unknown := sorted(set(rope) - known - {*keys, *more}):
+            raise InputError(self.path, f"YaRN keys {', '.join(unknown)}", f"{', '.join(keys)}")
+        if rope.get("attention_factor") is not None:
+            self.refuse("attention_factor", rope["attention_factor"], "YaRN's own")
+        scaling = {key: self.number(key, rope) for key in keys[:2]}
+        scaling |= {key: self.number(key, rope) for key in (*keys[2:], *more) if key in rope}
+        return {"rope_type": "yarn", **scaling}
+
+    def finish(self, **values: Any) -> DrafterConfig:
+        """The canonical configuration of `values`, with every check of its schema."""
+        target = self.config.get("_name_or_path") or self.config.get("target_model_type") or ""
+        config = DrafterConfig(**{"target": str(target), **values})
+        return DrafterConfig.from_dict(config.to_dict(), self.path)
+
+
+def canonical_name(name: str) -> str | None:
+    """A tensor's name without the prefixes that exporters add; None for what is never needed."""
+    for prefix in ("model.", "logit_head."):
+        name = name.removeprefix(prefix)
+    return None if name in _DROPPED or name.endswith("rotary_emb.inv_freq") else name
+
+
+def rename(config: DrafterConfig, names: Sequence[str]) -> dict[str, str | None]:
+    """Names stay; copies of the target's embedding and head go unless they are kept."""
+    owned = {COPIES[0]: config.owns_embedding, COPIES[1]: config.owns_head}
+    return {name: name if owned.get(name, True) else None for name in names}
+
+
+def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
+    """Tensors stay as they are."""
+    return tensor

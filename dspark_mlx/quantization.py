@@ -1,0 +1,69 @@
+"""How a drafter's stored weights are quantised: MLX's affine kind, with exceptions by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+QUANTISED_BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Affine quantisation of the stored weights, as MLX has it.
+
+    Attributes:
+        bits: bits per weight.
+        group_size: weights that share a scale and a bias.
+        exceptions: tensor name (without `.weight`) to its own `{"bits", "group_size"}`, or to None
+            where the tensor is stored as it is.
+    """
+
+    bits: int
+    group_size: int
+    exceptions: dict[str, dict[str, int] | None] = dataclasses.field(default_factory=dict)
+
+    def of(self, name: str) -> tuple[int, int] | None:
+        """(bits, group size) of the tensor `name`, or None where it is not quantised."""
+        entry: dict[str, int] | None = {"bits": self.bits, "group_size": self.group_size}
+        entry = self.exceptions.get(name, entry)
+        return None if entry is None else (entry["bits"], entry["group_size"])
+
+
+def read_quantization(where: Path | str, data: dict[str, Any]) -> Quantization:
+    """Read it strictly; `where` names it in errors.
+
+    Raises:
+        InputError: other keys, or bits and group sizes that MLX lacks.
+    """
+    if set(data) != {"bits", "group_size", "exceptions"}:
+        raise InputError(where, f"quantization {sorted(data)}", "bits, group_size, exceptions")
+    exceptions = data["exceptions"]
+    if not isinstance(exceptions, dict):
+        raise InputError(where, f"quantization exceptions {exceptions!r}", "an object")
+    check_quantization(where, data["bits"], data["group_size"])
+    for name, entry in exceptions.items():
+        if entry is None:
+            continue
+        if not isinstance(entry, dict) or set(entry) != {"bits", "group_size"}:
+            found = f"quantization exception {name}: {entry!r}"
+            raise InputError(where, found, "null, or an object of bits and group_size")
+        check_quantization(where, entry["bits"], entry["group_size"])
+    return Quantization(data["bits"], data["group_size"], exceptions)
+
+
+def check_quantization(where: Path | str, bits: object, group_size: object) -> None:
+    """Refuse bits and group sizes that MLX's affine quantisation lacks.
+
+    Raises:
+        InputError: `bits` or `group_size` is none of the supported ones.
+    """
+    if bits not in QUANTISED_BITS:
+        raise InputError(where, f"{bits} bits", f"one of {QUANTISED_BITS}")
+    if group_size not in GROUP_SIZES:
+        raise InputError(where, f"group size {group_size}", f"one of {GROUP_SIZES}")
