@@ -15,6 +15,7 @@ import mlx.core as mx
 from ...config import DrafterConfig
 from ...errors import InputError
 from . import (
+    deepspec_gemma4,
     deepspec_qwen3,
 )
 from .source import Shapes
@@ -44,7 +45,10 @@ class Packaging(Protocol):
         ...
 
 
-PACKAGINGS: tuple[Packaging, ...] = (deepspec_qwen3,)
+PACKAGINGS: tuple[Packaging, ...] = (
+    deepspec_qwen3,
+    deepspec_gemma4,
+)
 
 
 def find_packaging(config: dict[str, Any], shapes: Shapes, where: Path) -> Packaging:

@@ -1,0 +1,86 @@
+"""DeepSpec's native packaging of Gemma4-shaped drafters (`Gemma4DSparkModel`) and DFlash twins.
+
+Beside the Qwen3 ones: embeddings times sqrt(hidden), norms before and after both sublayers, a
+stored scalar a layer, scores not scaled, partial proportional rope, values that may be the keys,
+and a softcap on the base logits, before the sequential bias.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ...config import DrafterConfig
+from .source import Shapes, Source
+from .source import adapt as adapt
+from .source import rename as rename
+
+NAME = "DeepSpec Gemma4"
+ARCHITECTURE = "Gemma4DSparkModel"
+_UNSUPPORTED = ("enable_moe_block", "num_kv_shared_layers", "hidden_size_per_layer_input")
+
+
+def matches(config: dict[str, Any], shapes: Shapes) -> bool:
+    """By the architecture's name."""
+    return config.get("architectures") == [ARCHITECTURE] and "fc.weight" in shapes
+
+
+def to_drafter_config(
+    config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+) -> DrafterConfig:
+    """The canonical configuration.
+
+    Raises:
+        InputError: a key is missing, or asks for what a DeepSpec Gemma4 drafter does not have.
+    """
+    source = Source(config, shapes, where, NAME)
+    for key in _UNSUPPORTED:
+        if config.get(key):
+            source.refuse(key, config[key], "none")
+    if (act := source.need("hidden_activation")) != "gelu_pytorch_tanh":
+        source.refuse("hidden_activation", act, "'gelu_pytorch_tanh'")
+    kinds = set(config.get("layer_types") or ["full_attention"])
+    if kinds != {"full_attention"}:
+        source.refuse("layer_types", sorted(kinds), "full_attention alone")
+    shared = bool(config.get("attention_k_eq_v"))
+    kv_heads = "num_global_key_value_heads" if shared else "num_key_value_heads"
+    head_dim = source.need("global_head_dim")
+    values = dict(config) | {
+        "hidden_act": "silu",
+        "head_dim": head_dim,
+        "num_key_value_heads": source.need(kv_heads),
+    }
+    return source.finish(
+        **source.shape_of_backbone(values),
+        **source.taps(source.need("target_layer_ids")),
+        **source.heads(),
+        **source.copies(keep_embeddings),
+        **_rope(source, head_dim),
+        target_num_layers=source.need("num_target_layers"),
+        block_size=source.need("block_size"),
+        logits_start=0,
+        mask_token_id=source.need("mask_token_id"),
+        activation="gelu_tanh",
+        values="keys" if shared else "projected",
+        attention_scale=1.0,
+        sandwich_norms=True,
+        layer_scalars=True,
+        embedding_scale=math.sqrt(source.need("hidden_size")),
+        softcap=source.number("final_logit_softcapping"),
+    )
+
+
+def _rope(source: Source, head_dim: int) -> dict[str, Any]:
+    rope = source.nested("rope_parameters").get("full_attention")
+    if not isinstance(rope, dict):
+        source.refuse("rope_parameters", rope, "an entry full_attention")
+    assert isinstance(rope, dict)
+    if (kind := rope.get("rope_type")) != "proportional":
+        source.refuse("rope_type", kind, "'proportional'")
+    factor = source.number("partial_rotary_factor", rope)
+    return {
+        "rope_theta": source.number("rope_theta", rope),
+        "rope_dims": head_dim,
+        "rope_scaling": {"rope_type": "proportional", "partial_rotary_factor": factor},
+    }
