@@ -21,6 +21,7 @@ from .packagings import find_packaging
 from .packagings.source import canonical_name
 
 # The chance of survival is one dot product: its 0.1 % of the weights are worth keeping exact.
+_TEMPERATURES = ("sts_temperatures", "confidence_temperatures")
 _NEVER_QUANTISED = ("confidence_head.proj",)
 
 
@@ -119,20 +120,20 @@ def _write(
 
 
 def _shipped_calibration(raw: dict[str, Any], gamma: int, where: Path) -> Calibration | None:
-    """The STS temperatures that a checkpoint brings, at the top of its config or in dflash_config.
+    """The STS temperatures that a checkpoint brings, under either of the names they go by.
 
     Raises:
         InputError: they are not one positive number a slot.
     """
     nested = raw.get("dflash_config")
-    found = raw.get("sts_temperatures")
-    if found is None and isinstance(nested, dict):
-        found = nested.get("sts_temperatures")
-    if found is None:
+    values = raw | (nested if isinstance(nested, dict) else {})
+    name = next((n for n in _TEMPERATURES if values.get(n) is not None), None)
+    if name is None:
         return None
+    found = values[name]
     numbers = isinstance(found, list) and all(type(t) in (int, float) for t in found)
     if not numbers or len(found) != gamma or not all(0 < t < math.inf for t in found):
-        raise InputError(where, f"sts_temperatures {found!r}", f"{gamma} positive numbers")
+        raise InputError(where, f"{name} {found!r}", f"{gamma} positive numbers")
     return dataclasses.replace(identity(gamma), temperatures=tuple(map(float, found)))
 
 

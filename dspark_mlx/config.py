@@ -46,7 +46,7 @@ class DrafterConfig:
         rms_norm_eps: of every norm.
         vocab_size: rows of the target's head.
         target_hidden_size: width of one tap.
-        target_num_layers: depth of the target it was trained on.
+        target_num_layers: depth of the target it was trained on; 0 where it does not say.
         taps: target layers whose output it reads, ascending; -1 is the embedding output.
         block_size: rows of a block, the anchor's included.
         logits_start: first row that is read out. 0 is anchor-first (row k predicts position
@@ -176,7 +176,7 @@ class DrafterConfig:
     def _check(self, where: Path | str) -> None:
         sizes = (
             "hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim vocab_size "
-            "target_hidden_size target_num_layers block_size rms_norm_eps rope_theta"
+            "target_hidden_size block_size rms_norm_eps rope_theta"
         )
         for name in sizes.split():
             if getattr(self, name) <= 0:
@@ -193,7 +193,10 @@ class DrafterConfig:
             raise InputError(
                 where, f"mask_token_id {self.mask_token_id}", "an id of the vocabulary"
             )
-        last = self.target_num_layers - 1
+        if self.target_num_layers < 0:
+            found = f"target_num_layers {self.target_num_layers}"
+            raise InputError(where, found, "0 where it is not known, or more")
+        last = self.target_num_layers - 1 if self.target_num_layers else 1 << 30
         ascending = all(a < b for a, b in zip(self.taps, self.taps[1:], strict=False))
         if not self.taps or not ascending or self.taps[0] < -1 or self.taps[-1] > last:
             raise InputError(where, f"taps {list(self.taps)}", f"ascending layers in -1..{last}")

@@ -14,10 +14,8 @@ import mlx.core as mx
 
 from ...config import DrafterConfig
 from ...errors import InputError
-from . import (
-    deepspec_gemma4,
-    deepspec_qwen3,
-)
+from . import deepspec_gemma4, deepspec_qwen3, dflash, lfm2, qwen35, specforge, speculators
+from .refused import recognise
 from .source import Shapes
 
 
@@ -48,6 +46,11 @@ class Packaging(Protocol):
 PACKAGINGS: tuple[Packaging, ...] = (
     deepspec_qwen3,
     deepspec_gemma4,
+    speculators,
+    specforge,
+    lfm2,
+    dflash,
+    qwen35,
 )
 
 
@@ -57,10 +60,12 @@ def find_packaging(config: dict[str, Any], shapes: Shapes, where: Path) -> Packa
     Raises:
         InputError: none or several match; the message lists what was seen and what is known.
     """
+    known = ", ".join(p.NAME for p in PACKAGINGS)
+    if unsupported := recognise(config, shapes):
+        raise InputError(where, f"a checkpoint of {unsupported}", f"one of {known}")
     matching = [p for p in PACKAGINGS if p.matches(config, shapes)]
     if len(matching) == 1:
         return matching[0]
-    known = ", ".join(p.NAME for p in PACKAGINGS)
     if matching:
         several = ", ".join(p.NAME for p in matching)
         raise InputError(where, f"a checkpoint that fits {several}", "exactly one packaging")

@@ -111,13 +111,19 @@ class Source:
             self.refuse("attention_bias", True, "projections without bias")
         if (act := values.get("hidden_act", "silu")) != "silu":
             self.refuse("hidden_act", act, "'silu'")
+        head_dim, num_heads = (
+            self.need("head_dim", values),
+            self.need("num_attention_heads", values),
+        )
+        queries = self.shapes.get("layers.0.self_attn.q_proj.weight", (0,))[0]
         return {
+            "gated_queries": queries == 2 * num_heads * head_dim,
             "hidden_size": self.need("hidden_size", values),
             "intermediate_size": self.need("intermediate_size", values),
             "num_layers": self.need("num_hidden_layers", values),
-            "num_heads": self.need("num_attention_heads", values),
+            "num_heads": num_heads,
             "num_kv_heads": self.need("num_key_value_heads", values),
-            "head_dim": self.need("head_dim", values),
+            "head_dim": head_dim,
             "rms_norm_eps": self.number("rms_norm_eps", values),
             "vocab_size": self.need("vocab_size", values),
         }
@@ -149,6 +155,41 @@ class Source:
             found = f"confidence_head.proj.weight {list(proj)}"
             raise InputError(self.where, found, f"[1, {' or '.join(map(str, widths))}]")
         return {"head": kind, "head_rank": rank, "confidence": widths[proj[1]]}
+
+    def attention(
+        self,
+        values: Mapping[str, Any],
+        layers: int,
+        *,
+        causal: bool | None = None,
+        less: int = 0,
+        by_row: bool = False,
+    ) -> dict[str, Any]:
+        """Windows and causality by layer: sliding layers have both, full ones neither.
+
+        Args:
+            values: with `layer_types` and `sliding_window`.
+            layers: how many there are.
+            causal: of all layers, where the config says so itself; None for the sliding ones.
+            less: rows by which the window is wider than the context it leaves.
+            by_row: see `DrafterConfig.window_by_row`.
+
+        Raises:
+            InputError: an unknown kind of layer, another number of them, or no window.
+        """
+        kinds = values.get("layer_types") or ["full_attention"] * layers
+        if len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
+            expected = f"{layers} of full_attention or sliding_attention"
+            raise InputError(self.path, f"layer_types {kinds}", expected)
+        sliding = [kind == "sliding_attention" for kind in kinds]
+        window = self.need("sliding_window", values) - less if any(sliding) else 0
+        found = {
+            "windows": tuple(window if one else 0 for one in sliding),
+            "causal": tuple(one if causal is None else causal for one in sliding),
+            "window_by_row": by_row,
+        }
+        # Nothing said of any layer is the canonical way to say nothing.
+        return {name: value for name, value in found.items() if value is True or any_of(value)}
 
     def copies(self, keep: bool) -> dict[str, Any]:
         """`owns_embedding` and `owns_head` where stored tables are copies of the target's."""
@@ -194,6 +235,11 @@ class Source:
         target = self.config.get("_name_or_path") or self.config.get("target_model_type") or ""
         config = DrafterConfig(**{"target": str(target), **values})
         return DrafterConfig.from_dict(config.to_dict(), self.path)
+
+
+def any_of(value: object) -> bool:
+    """Whether a tuple holds anything but zeros and False."""
+    return isinstance(value, tuple) and any(value)
 
 
 def canonical_name(name: str) -> str | None:

@@ -1,0 +1,71 @@
+"""z-lab's DFlash packaging (`DFlashDraftModel`): no sequential head, and the anchor's row not read.
+
+Newer files nest `block_size` in `dflash_config`. A window counts the row that looks as well. What
+is drafted for Gemma targets, which a softcap shows, takes their embedding scale. Files with this
+name and DSpark's tensors are DeepSpec drafters under another label.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ...config import DrafterConfig
+from .source import Shapes, Source
+from .source import adapt as adapt
+from .source import rename as rename
+from .specforge import sliding
+
+NAME = "z-lab DFlash"
+ARCHITECTURE = "DFlashDraftModel"
+
+
+def matches(config: dict[str, Any], shapes: Shapes) -> bool:
+    """By the architecture's name."""
+    borrowed = "speculators_model_type" in config or config.get("projector_type")
+    nested = config.get("dflash_config")
+    borrowed = borrowed or (isinstance(nested, dict) and nested.get("projector_type") == "dspark")
+    named = config.get("architectures") == [ARCHITECTURE]
+    return named and "fc.weight" in shapes and not borrowed
+
+
+def to_drafter_config(
+    config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+) -> DrafterConfig:
+    """The canonical configuration.
+
+    Raises:
+        InputError: a key is missing, or asks for what is not supported.
+    """
+    source = Source(config, shapes, where, NAME)
+    values = dict(config) | source.nested("dflash_config")
+    if values.get("attention_sink_bias"):
+        source.refuse("attention_sink_bias", True, "attention without sinks")
+    backbone = source.shape_of_backbone()
+    heads = source.heads()
+    depth = source.need("num_target_layers", values)
+    taps = values.get("target_layer_ids") or _spread(depth, backbone["num_layers"])
+    softcap = values.get("final_logit_softcapping") or 0.0
+    scale = math.sqrt(backbone["hidden_size"]) if softcap else 1.0
+    return source.finish(
+        **backbone,
+        **source.taps(taps),
+        **heads,
+        **source.copies(keep_embeddings),
+        **source.rope(),
+        **sliding(source, values, backbone["num_layers"], less=1),
+        target_num_layers=depth,
+        block_size=source.need("block_size", values),
+        logits_start=1 if heads["head"] == "none" else 0,
+        mask_token_id=source.need("mask_token_id", values),
+        softcap=float(softcap),
+        embedding_scale=scale,
+    )
+
+
+def _spread(depth: int, count: int) -> list[int]:
+    """Taps of a config that names none: evenly from layer 1 to the third from the end."""
+    if count == 1:
+        return [depth // 2]
+    return [round(1 + i * (depth - 4) / (count - 1)) for i in range(count)]

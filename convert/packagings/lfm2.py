@@ -1,0 +1,49 @@
+"""LiquidAI's packaging for LFM2 targets (`Lfm2DSparkDraftModel`).
+
+Anchor-first, nine rows, and rotary pairs that are neighbours: rotated by halves it accepts half as
+much. Taps and mask stand in `dflash_config`; no embedding and no head are stored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...config import DrafterConfig
+from .source import Shapes, Source
+from .source import adapt as adapt
+from .source import rename as rename
+
+NAME = "LiquidAI LFM2"
+ARCHITECTURE = "Lfm2DSparkDraftModel"
+
+
+def matches(config: dict[str, Any], shapes: Shapes) -> bool:
+    """By the architecture's name."""
+    return config.get("architectures") == [ARCHITECTURE] and "fc.weight" in shapes
+
+
+def to_drafter_config(
+    config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+) -> DrafterConfig:
+    """The canonical configuration.
+
+    Raises:
+        InputError: a key is missing, or asks for what is not supported.
+    """
+    source = Source(config, shapes, where, NAME)
+    values = dict(config) | source.nested("dflash_config")
+    backbone = source.shape_of_backbone()
+    return source.finish(
+        **backbone,
+        **source.taps(source.need("target_layer_ids", values)),
+        **source.heads(),
+        **source.copies(keep_embeddings),
+        **source.rope(),
+        **source.attention(values, backbone["num_layers"]),
+        rope_interleaved=config.get("rope_is_neox_style") is False,
+        target_num_layers=source.need("num_target_layers", values),
+        block_size=source.need("block_size", values),
+        logits_start=0,
+        mask_token_id=source.need("mask_token_id", values),
+    )

@@ -1,0 +1,69 @@
+"""SpecForge's and SGLang's packaging (`projector_type` "dspark"), and MiniCPM5's dialect of it.
+
+SpecForge nests its values in `dflash_config` and mostly repeats them at the top; MiniCPM5 has them
+at the top alone, under DeepSpec's architecture name. Anchor-first; no embedding and no head are
+stored. Sliding layers are causal inside the block, with a window by row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...config import DrafterConfig
+from .source import Shapes, Source
+from .source import adapt as adapt
+from .source import rename as rename
+
+NAME = "SpecForge / SGLang"
+
+
+def matches(config: dict[str, Any], shapes: Shapes) -> bool:
+    """By the projector's type, nested or not."""
+    nested = config.get("dflash_config")
+    kinds = [config.get("projector_type")]
+    kinds += [nested.get("projector_type")] if isinstance(nested, dict) else []
+    return "dspark" in kinds and "fc.weight" in shapes
+
+
+def to_drafter_config(
+    config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+) -> DrafterConfig:
+    """The canonical configuration.
+
+    Raises:
+        InputError: a key is missing, or asks for what is not supported.
+    """
+    source = Source(config, shapes, where, NAME)
+    values = dict(config) | source.nested("dflash_config")
+    if values.get("attention_sink_bias"):
+        source.refuse("attention_sink_bias", True, "attention without sinks")
+    reduced = values.get("draft_vocab_size")
+    if reduced is not None and reduced != values.get("vocab_size"):
+        source.refuse("draft_vocab_size", reduced, "the whole vocabulary")
+    backbone = source.shape_of_backbone()
+    return source.finish(
+        **backbone,
+        **source.taps(source.need("target_layer_ids", values)),
+        **source.heads(values),
+        **source.copies(keep_embeddings),
+        **source.rope(),
+        **sliding(source, values, backbone["num_layers"], by_row=True, less=1),
+        target_num_layers=source.need("num_target_layers", values),
+        block_size=source.need("block_size", values),
+        logits_start=1 if values.get("sample_from_anchor") is False else 0,
+        mask_token_id=source.need("mask_token_id", values),
+    )
+
+
+def sliding(
+    source: Source, values: dict[str, Any], layers: int, *, by_row: bool = False, less: int = 0
+) -> dict[str, Any]:
+    """Windows and causality, which `use_swa` and `causal` say of all layers at once."""
+    if values.get("use_swa"):
+        window = source.need("swa_window_size", values)
+        all_sliding = {"layer_types": ["sliding_attention"] * layers, "sliding_window": window}
+        values = values | all_sliding
+    causal = values.get("is_causal")
+    causal = values.get("causal") if causal is None else causal
+    return source.attention(values, layers, causal=causal, by_row=by_row, less=less)

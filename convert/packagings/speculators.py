@@ -1,0 +1,94 @@
+"""vLLM's "speculators" packaging: `speculator.dspark` and `speculator.dflash`.
+
+The backbone's values stand in `transformer_layer_config`. Tap ids name the layer that a state
+enters, one more than the layer that made it. A reduced vocabulary brings its own head and `d2t`,
+stored as offsets. Sliding layers are causal inside the block unless `sliding_window_non_causal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ...config import DrafterConfig
+from ...errors import InputError
+from ...layout import DRAFT_IDS
+from .source import Shapes, Source
+from .source import rename as rename
+
+NAME = "vLLM speculators"
+_KINDS = ("dspark", "dflash")
+
+
+def matches(config: dict[str, Any], shapes: Shapes) -> bool:
+    """By `speculators_model_type`; the architecture's name is shared with another packaging."""
+    return config.get("speculators_model_type") in _KINDS
+
+
+def to_drafter_config(
+    config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+) -> DrafterConfig:
+    """The canonical configuration.
+
+    Raises:
+        InputError: a key is missing, or asks for what is not supported.
+    """
+    source = Source(config, shapes, where, NAME)
+    values = source.nested("transformer_layer_config")
+    if config.get("logit_scale") not in (None, 1, 1.0):
+        source.refuse("logit_scale", config["logit_scale"], "1")
+    backbone = source.shape_of_backbone(values)
+    causal = False if config.get("sliding_window_non_causal") else None
+    interleaved = config.get("is_neox_style", values.get("is_neox_style")) is False
+    vocabulary = _vocabulary(source, backbone["vocab_size"], keep_embeddings)
+    return source.finish(
+        **backbone,
+        **source.taps(source.need("aux_hidden_state_layer_ids"), shift=-1),
+        **source.heads(),
+        **vocabulary,
+        **source.rope(values),
+        **source.attention(values, backbone["num_layers"], causal=causal),
+        rope_interleaved=interleaved,
+        target_num_layers=0,
+        block_size=source.need("block_size"),
+        logits_start=_logits_start(source),
+        mask_token_id=source.need("mask_token_id"),
+    )
+
+
+def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
+    """`d2t` from offsets to token ids."""
+    if name != DRAFT_IDS:
+        return tensor
+    return (tensor + mx.arange(tensor.size, dtype=tensor.dtype)).astype(mx.int32)
+
+
+def _logits_start(source: Source) -> int:
+    """Whether the anchor's row is read out: said by a key, else by the tokens proposed.
+
+    Early files have no key and do not read it out; but a file that proposes as many tokens as its
+    block has rows must.
+    """
+    said = source.config.get("sample_from_anchor")
+    if isinstance(said, bool):
+        return 0 if said else 1
+    methods = source.nested("speculators_config").get("proposal_methods") or [{}]
+    tokens = methods[0].get("speculative_tokens") if isinstance(methods[0], dict) else None
+    return 0 if tokens == source.need("block_size") else 1
+
+
+def _vocabulary(source: Source, vocab_size: int, keep: bool) -> dict[str, Any]:
+    size = source.config.get("draft_vocab_size") or vocab_size
+    if size == vocab_size:
+        if DRAFT_IDS in source.shapes:
+            found = f"{DRAFT_IDS} with draft_vocab_size {size}"
+            raise InputError(source.where, found, f"fewer than the {vocab_size} tokens")
+        return source.copies(keep)
+    for name in ("lm_head.weight", DRAFT_IDS):
+        if name not in source.shapes:
+            raise InputError(source.where, f"no {name}", f"one, for {size} draft tokens")
+    owns = {"owns_head": True, "draft_vocab_size": size}
+    return source.copies(keep) | owns

@@ -1,0 +1,63 @@
+"""The canonical layout has as many numbers as the published files."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from dspark_mlx.config import DrafterConfig
+from dspark_mlx.layout import stored_shapes
+
+
+def shaped(hidden, inner, heads, kv_heads, head_dim, vocab, taps, **others) -> DrafterConfig:
+    """A drafter of five layers and rank 256, as all of these are."""
+    settings = {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_layers": 5,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": vocab,
+        "target_hidden_size": hidden,
+        "target_num_layers": 0,
+        "taps": tuple(range(taps)),
+        "block_size": 7,
+        "logits_start": 0,
+        "mask_token_id": 0,
+        "rope_theta": 1e6,
+        "head": "vanilla",
+        "head_rank": 256,
+        "confidence": "hidden+markov",
+        "owns_embedding": True,
+        "owns_head": True,
+        "target": "",
+    }
+    return DrafterConfig.from_dict(DrafterConfig(**(settings | others)).to_dict(), "test")
+
+
+SHARED = {"owns_embedding": False, "owns_head": False}
+GEMMA = {"values": "keys", "sandwich_norms": True, "layer_scalars": True}
+PUBLISHED = {
+    "dspark_qwen3_4b": (shaped(2560, 9728, 32, 8, 128, 151936, 5), 1_393_133_569, 64),
+    "dspark_qwen3_8b": (shaped(4096, 12288, 32, 8, 128, 151936, 5), 2_371_081_729, 64),
+    "dspark_qwen3_14b": (shaped(5120, 17408, 40, 8, 128, 151936, 5), 3_416_263_169, 64),
+    "dspark_gemma4_12b": (shaped(3840, 15360, 16, 1, 512, 262144, 5, **GEMMA), 3_430_444_550, None),
+    "LFM2.5-1.2B": (shaped(2048, 6144, 32, 8, 64, 65536, 5, **SHARED), 295_725_953, 62),
+    "Kimi-K3 (SpecForge)": (
+        shaped(7168, 14336, 64, 16, 64, 163840, 5, **SHARED),
+        2_249_289_601,
+        62,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_totals(name):
+    """A matrix of another width, a norm or a scalar that is missing from the layout."""
+    config, values, tensors = PUBLISHED[name]
+    shapes = stored_shapes(config)
+    assert sum(math.prod(shape) for shape in shapes.values()) == values
+    assert tensors in (None, len(shapes))
