@@ -104,6 +104,13 @@ def _read_line(where: str, line: str) -> tuple[str, Any]:
         raise InputError(where, f"no JSON ({error})", "a JSON object") from error
 
 
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """The list of JSON objects in a data file of this package."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(entries, list)
+    return entries
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`.
 

@@ -31,6 +31,7 @@ from .hub import resolve
 from .layout import check_tensors
 from .precision import apply_precision, choose_precision
 from .profiles import Pair, obtain, profile_path
+from .registry import find_pair, names_of
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
 from .schedulers.make import make_scheduler, needs_profile
@@ -79,11 +80,8 @@ def load(
         folder = builtin.target_folder()
         drafter = builtin.DRAFTER if drafter is None else drafter
     else:
-        if drafter is None:
-            found = "no drafter"
-            hint = "Pass one (--drafter), or none (drafter=False, --no-drafter)."
-            raise InputError(model, found, "a target whose drafter is known here", hint)
         folder = _target_folder(model)
+        drafter = _published_drafter(model, folder) if drafter is None else drafter
     source = None if drafter is False or drafter is None else _drafter_folder(drafter)
     # The drafter is read first: a damaged one fails before a large target is loaded.
     config, tensors, calibration = _read_drafter(source) if source else (None, {}, None)
@@ -122,6 +120,19 @@ def _scheduled(decoder: Decoder, name: str) -> Decoder:
     return decoder.with_scheduler(scheduler, profile)
 
 
+def _published_drafter(model: str | Path, folder: Path) -> str:
+    """The drafter of a target that the registry knows.
+
+    Raises:
+        InputError: it does not.
+    """
+    pair = find_pair(names_of(model, read_json(folder / "config.json")))
+    if pair is None:
+        hint = "Pass one (--drafter), or none (drafter=False, --no-drafter)."
+        raise InputError(model, "no drafter", "a target whose drafter is known here", hint)
+    return pair.drafter
+
+
 def check_pair(config: DrafterConfig, drafter: object, target: Target, target_name: object) -> None:
     """Refuse a drafter that was made for another target.
 
@@ -131,7 +142,7 @@ def check_pair(config: DrafterConfig, drafter: object, target: Target, target_na
     pairs = [
         ("vocabulary", config.vocab_size, target.vocab_size),
         ("hidden size", config.target_hidden_size, target.hidden_size),
-        ("number of layers", config.target_num_layers, target.num_layers),
+        ("number of layers", config.target_num_layers or target.num_layers, target.num_layers),
     ]
     for what, made_for, there in pairs:
         if made_for != there:

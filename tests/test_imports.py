@@ -16,7 +16,7 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 LEVELS = (
     "version errors types quantization config files bars tally hub precision matrix layout",
     "checkpoint",
-    "sampling grammar prompts heads cache speed reliability fingerprint",
+    "sampling grammar prompts registry heads cache speed reliability fingerprint",
     "calibration",
     "calibration_report",
     "rotary vocabulary targets schedulers plots request",
@@ -32,7 +32,7 @@ LEVELS = (
     "convert builtin",
     "load",
     "__init__ cli_sampling cli",
-    "bench chat evaluate generate server train profile calibrate convert.__main__",
+    "models bench chat evaluate generate server train profile calibrate convert.__main__",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 MAY_IMPORT_CONVERT = {"load", "builtin"}

@@ -1,0 +1,45 @@
+"""python -m dspark_mlx.models: published pairs, and which of their drafters are on disk."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from huggingface_hub import try_to_load_from_cache
+
+from . import builtin, cli
+from .registry import published_pairs
+
+
+def main(argv: list[str] | None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m dspark_mlx.models", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a pair")
+    args = parser.parse_args(argv)
+    pairs = published_pairs()
+    here = {pair.drafter: on_disk(pair.drafter) for pair in pairs}
+    if args.json:
+        for pair in pairs:
+            print(json.dumps(dataclasses.asdict(pair) | {"on_disk": here[pair.drafter]}))
+        return 0
+    rows = [("target, any quantisation", "drafter", "packaging", "on disk")]
+    rows += [(f"built in: {builtin.NAME}", "shipped here", "canonical", "yes")]
+    rows += [
+        (", ".join(p.targets), p.drafter, p.packaging, "yes" if here[p.drafter] else "no")
+        for p in pairs
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)))
+    return 0
+
+
+def on_disk(drafter: str) -> bool:
+    """Whether huggingface-hub's cache has a drafter's config."""
+    name, _, revision = drafter.partition("@")
+    return isinstance(try_to_load_from_cache(name, "config.json", revision=revision or None), str)
+
+
+if __name__ == "__main__":
+    cli.run(main)
