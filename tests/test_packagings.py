@@ -10,7 +10,8 @@ import pytest
 from edits import config as edit_config
 from edits import tensors as edit_tensors
 from numpy_drafter import reference
-from packaged import MASK, PACKAGED, TAPS, TARGET_DEPTH, VOCAB
+from packaged import PACKAGED
+from packaged_parts import MASK, TAPS, TARGET_DEPTH, VOCAB
 
 from dspark_mlx.assemble import assemble
 from dspark_mlx.calibration import read_calibration
