@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import cli
-from .cli_sampling import add_sampling_flags, sampling_settings
+from .cli_sampling import add_sampling_flags, sampling_settings, with_special_tokens
 from .errors import InputError
 from .overhead import round_overhead
 from .prompts import read_prompts
@@ -29,14 +29,24 @@ def main(argv: list[str] | None) -> int:
     """Parse, measure, print a table and one last line of JSON."""
     args = _parser().parse_args(argv)
     if args.replay:
+        if args.temp:
+            found = f"--temp {args.temp}"
+            raise InputError("--replay", found, "--sampling, for what a sampled request sees")
         profiles = args.profile or [path.stem for path in sorted(SHIPPED.glob("*.json"))]
         print(replay_report(args.replay, profiles, args.calibration, not args.sampling))
         return 0
     prompts = read_prompts(args.prompts)
+    for flag, value, least in (
+        ("--repeats", args.repeats, 1),
+        ("--max-tokens", args.max_tokens, 2),
+    ):
+        if value < least:
+            raise InputError(flag, value, f"{least} or more")
     settings = sampling_settings(args)
     Request.make(args.max_tokens, (), settings)
     overhead = round_overhead(layers=5)
     decoder = cli.load_decoder(args)
+    settings = with_special_tokens(settings, decoder)
     if decoder.engine.drafter is None:
         raise InputError("--no-drafter", "nothing to compare", "a drafter")
     ids = [(p["task"], decoder.encode([{"role": "user", "content": p["prompt"]}])) for p in prompts]

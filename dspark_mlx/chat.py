@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from . import cli
+from .cli_sampling import with_special_tokens
 from .decoder import Decoder
 from .errors import InputError
 from .show import DraftPainter, statistics_line
@@ -20,10 +21,11 @@ def main(argv: list[str] | None) -> int:
     args = _parser().parse_args(argv)
     settings = cli.request_settings(args)
     decoder = cli.load_decoder(args)
+    settings = with_special_tokens(settings, decoder)
     if not decoder.tokenizer.has_chat_template:
         raise InputError(args.model, "no chat template", "a target made for conversation")
     opening = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    messages = list(opening)
+    messages, turns = list(opening), 0
     print(HELP, file=sys.stderr)
     while (line := _read_line()) is not None:
         if line == "/exit":
@@ -35,7 +37,10 @@ def main(argv: list[str] | None) -> int:
         elif line.startswith("/"):
             print(f"no command {line}; {HELP}", file=sys.stderr)
         elif line:
-            messages = _turn(decoder, messages, line, settings, args)
+            # Each answer has randomness of its own, the same question asked again as well.
+            sample = turns if args.temp else 0
+            messages = _turn(decoder, messages, line, {**settings, "sample": sample}, args)
+            turns += 1
     return 0
 
 

@@ -67,13 +67,17 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
     add_sampling_flags(parser)
 
 
-def request_settings(args: argparse.Namespace) -> dict[str, Any]:
+def request_settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """The parsed request flags, as `Decoder.stream` takes them; refused before a model is loaded.
+
+    Args:
+        args: parsed.
+        more: further settings of the command's own flags.
 
     Raises:
         InputError: see `Request.make`.
     """
-    settings = {**sampling_settings(args), "prefill_step_size": args.prefill_step_size}
+    settings = sampling_settings(args) | {"prefill_step_size": args.prefill_step_size} | more
     stop = tuple(args.stop)
     Request.make(args.max_tokens, stop, settings)
     return {**settings, "max_tokens": args.max_tokens, "stop": stop}

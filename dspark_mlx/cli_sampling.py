@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .decoder import Decoder
 from .errors import InputError
 from .sampling.settings import VERIFICATIONS, Sampling
 
@@ -56,7 +57,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--draft-temp",
         type=float,
-        help="temperature of the drafts; changes the speed alone (default: chosen)",
+        help="temperature of the drafts; changes the speed alone (default: --temp's)",
     )
     add(
         "--verification",
@@ -85,6 +86,19 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
         "banned_tokens": tuple(args.ban),
         "logit_bias": _bias(args.logit_bias),
     }
+
+
+def with_special_tokens(settings: dict[str, Any], decoder: Decoder) -> dict[str, Any]:
+    """The settings, with the tokens that XTC never drops: a line's end and the end tokens.
+
+    As mlx-lm's own commands choose them.
+    """
+    if not settings["xtc_probability"]:
+        return settings
+    tokenizer = decoder.tokenizer
+    ends = decoder.stop_tokens | set(tokenizer.eos_token_ids)
+    lines = tokenizer.encode("\n", add_special_tokens=False)
+    return {**settings, "xtc_special_tokens": tuple(sorted(ends | set(lines)))}
 
 
 def read_json_argument(flag: str, text: str) -> Any:

@@ -53,7 +53,7 @@ def plain_run(
             target.model,
             max_tokens=max_tokens,
             prefill_step_size=prefill_step_size,
-            sampler=plain_sampler(sampling),
+            sampler=plain_sampler(sampling, target.vocab_size),
             logits_processors=make_processors(sampling, len(prompt)),
         )
         for token, _ in steps:

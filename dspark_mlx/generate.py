@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import cli
-from .cli_sampling import read_json_argument
+from .cli_sampling import read_json_argument, with_special_tokens
 from .decoder import Decoder, Prompt
 from .errors import InputError
-from .request import Request
 from .show import DraftPainter, statistics_line
 from .types import Chunk, Round
 from .versus import compare
@@ -23,18 +22,21 @@ def main(argv: list[str] | None) -> int:
     """Parse, generate, print; returns the exit status."""
     args = _parser().parse_args(argv)
     prompt_text = _read_prompt(args.prompt)
-    settings = {**cli.request_settings(args), "logprobs": args.logprobs}
-    _check(args, settings)
-    decoder = cli.load_decoder(args)
-    prompt = _prompt(decoder, prompt_text, args)
-    if args.json_schema:
+    settings = cli.request_settings(args, logprobs=args.logprobs)
+    _check(args)
+    schema = None
+    if args.json_schema is not None:
         schema = read_json_argument("--json-schema", args.json_schema)
+    decoder = cli.load_decoder(args)
+    settings = with_special_tokens(settings, decoder)
+    prompt = _prompt(decoder, prompt_text, args)
+    if schema is not None:
         settings["logits_processors"] = (decoder.json_schema(schema),)
     for sample in range(args.samples):
         one = {**settings, "sample": sample}
         output = _generate(decoder, prompt, one, args)
         if args.json:
-            print(json.dumps(_report(output), ensure_ascii=False), flush=True)
+            print(json.dumps(_report(output), ensure_ascii=False, allow_nan=False), flush=True)
         elif args.stats and output.chunks:
             print(statistics_line(output.chunks[-1].statistics), file=sys.stderr)
         if output.interrupted:
@@ -66,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     cli.add_request_flags(parser)
     add = parser.add_argument
     add("--ignore-chat-template", action="store_true", help="encode the prompt as it is")
-    add("--samples", type=int, default=1, help="so many samples that differ (default: 1)")
+    add("--samples", type=int, default=1, help="so many independent texts (default: 1)")
     add("--json-schema", metavar="JSON", help="keep the text to this JSON schema, or file of it")
     add("--logprobs", type=int, metavar="N", help="with --json: log-probabilities, N alternatives")
     add("--show-drafts", action="store_true", help="colour accepted drafts by round")
@@ -76,14 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+def _check(args: argparse.Namespace) -> None:
     if args.samples < 1 or (args.samples > 1 and args.temp == 0):
         expected = "1 or more, and 1 at --temp 0: all are the same"
         raise InputError("--samples", args.samples, expected)
     if args.logprobs is not None and not args.json:
         raise InputError("--logprobs", "no --json", "--json, which prints them")
-    others = {"max_tokens", "stop"}
-    Request.make(1, (), {k: v for k, v in settings.items() if k not in others})
 
 
 def _read_prompt(argument: str) -> str:

@@ -45,6 +45,8 @@ class JsonSchema:
         except ImportError as error:
             hint = 'pip install "dspark-mlx-lm[grammar]"'
             raise InputError("JSON schema", "no llguidance", "it installed", hint) from error
+        if not isinstance(schema, Mapping):
+            raise InputError("JSON schema", type(schema).__name__, "an object")
         if not stop_tokens:
             raise InputError("JSON schema", "a target without end tokens", "one that can end")
         try:
@@ -54,9 +56,12 @@ class JsonSchema:
         except ValueError as error:
             raise InputError("JSON schema", str(error), "a fast tokenizer") from error
         # Whitespace is fixed: free, it would let a text go on without end.
-        self._grammar = llguidance.LLMatcher.grammar_from_json_schema(
-            json.dumps(schema), overrides={"whitespace_flexible": False}
-        )
+        try:
+            self._grammar = llguidance.LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), overrides={"whitespace_flexible": False}
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError("JSON schema", str(error), "a JSON schema") from error
         self._matcher = llguidance.LLMatcher
         problem = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)
         if problem:

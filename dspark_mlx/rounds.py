@@ -15,6 +15,7 @@ from mlx_lm.generate import wired_limit
 
 from .cache import cache_arrays, new_caches
 from .engine import Engine, State
+from .errors import InputError
 from .sampling import Sampler
 from .schedulers import schedule
 from .types import Round, Verdict
@@ -53,6 +54,7 @@ def rounds(
     with wired_limit(target.model):
         started = perf_counter()
         verdict = _prefill(engine, state, prompt, prefill_step_size, progress)
+        _check_possible(verdict, len(verdict.tokens))
         seconds = perf_counter() - started
         done = Round(verdict.tokens, prefill=True, seconds=seconds, logprobs=verdict.logprobs)
         while True:
@@ -61,7 +63,7 @@ def rounds(
             if remaining == 0 or done.tokens[-1] in stop:
                 return
             draw = _drafted_round if _drafts(engine, state, remaining) else _plain_round
-            done = _cut(draw(engine, state, remaining), stop)
+            done = draw(engine, state, remaining, stop)
             policy.learn(done)
 
 
@@ -104,7 +106,7 @@ def _drafts(engine: Engine, state: State, remaining: int) -> bool:
     return state.parked == 0
 
 
-def _drafted_round(engine: Engine, state: State, remaining: int) -> Round:
+def _drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
     """Draft, schedule, verify, commit: one host synchronisation, two if confidence decides."""
     drafter, policy = engine.drafter, state.policy
     assert drafter is not None and state.context is not None
@@ -126,7 +128,7 @@ def _drafted_round(engine: Engine, state: State, remaining: int) -> Round:
     scheduled = schedule(policy, confidence, limit, state.sampler.deterministic)
     flight = launch(engine, state, draft, scheduled)
     verdict, committing = land(engine, state, flight)
-    return Round(
+    done = Round(
         verdict.tokens,
         drafted=gamma,
         scheduled=scheduled,
@@ -136,9 +138,13 @@ def _drafted_round(engine: Engine, state: State, remaining: int) -> Round:
         host_seconds=drafting + committing,
         logprobs=verdict.logprobs,
     )
+    done = _cut(done, stop)
+    # Behind a token that ends the text a processor may well leave nothing.
+    _check_possible(verdict, len(done.tokens))
+    return done
 
 
-def _plain_round(engine: Engine, state: State, remaining: int) -> Round:
+def _plain_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
     """One token; the next step starts before this one is read where it is plain as well."""
     started = perf_counter()
     flight = state.ahead or launch(engine, state)
@@ -147,10 +153,16 @@ def _plain_round(engine: Engine, state: State, remaining: int) -> Round:
     if remaining > 1 and (engine.drafter is None or state.parked):
         state.ahead = launch(engine, state, after=flight)
     verdict, committing = land(engine, state, flight)
+    _check_possible(verdict, 1)
     seconds = perf_counter() - started
     return Round(
         verdict.tokens, seconds=seconds, host_seconds=committing, logprobs=verdict.logprobs
     )
+
+
+def _check_possible(verdict: Verdict, kept: int) -> None:
+    if not verdict.possible and kept == len(verdict.tokens):
+        raise InputError("logits_processors", "no token left to choose", "at least one")
 
 
 def _cut(done: Round, stop: frozenset[int]) -> Round:

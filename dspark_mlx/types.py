@@ -63,12 +63,14 @@ class Verdict:
         tokens: the committed tokens: the accepted ones, then the correction or the bonus.
         confidence: survival odds of each drafted token; empty without a confidence head.
         logprobs: of the committed tokens; empty unless asked for.
+        possible: False where the logits processors left nothing to choose the last token from.
     """
 
     accepted: int
     tokens: tuple[int, ...]
     confidence: tuple[float, ...]
     logprobs: tuple[TokenLogProb, ...] = ()
+    possible: bool = True
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def launch(
     judgement = state.sampler.judge(logits[: scheduled + 1], place, draft)
     packed = pack(judgement, draft, scheduled)
     build_seconds = perf_counter() - started
-    mx.async_eval(packed.array, judgement.last)
+    # The prefix is evaluated too, or its concatenations would pile up where nothing reads it.
+    mx.async_eval([a for a in (packed.array, judgement.last, place.prefix) if a is not None])
     return Flight(place, rows, judgement.last, taps, packed, build_seconds)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .compare import first_difference, plain_run
 from .decoder import Decoder
+from .errors import InputError
 from .request import Request, Settings
 from .types import Round
 
@@ -68,11 +69,16 @@ def measure(
         asked = {**settings, "seed": seed + repeat}
         sampling = Request.make(max_tokens, (), asked).sampling
         plain = plain_run(target, prompt, max_tokens, stops, sampling=sampling)
-        plain_seconds.append(plain.seconds / max(len(plain.tokens) - 1, 1))
+        # A text that ends at once takes no time after its first token: it says nothing of speed.
+        if len(plain.tokens) > 1:
+            plain_seconds.append(plain.seconds / (len(plain.tokens) - 1))
         rounds, seconds = _speculative_run(decoder, prompt, max_tokens, asked)
         tokens = [token for done in rounds for token in done.tokens]
-        fast_seconds.append(seconds / max(len(tokens) - 1, 1))
-        lengths.append((len(tokens) - 1) / max(len(rounds) - 1, 1))
+        if len(tokens) > 1:
+            fast_seconds.append(seconds / (len(tokens) - 1))
+            lengths.append((len(tokens) - 1) / (len(rounds) - 1))
+    if not plain_seconds or not fast_seconds:
+        raise InputError(f"prompt of {task}", "texts of one token", "longer ones, to be timed")
     greedy = sampling.temperature == 0
     difference = first_difference(target, prompt, tokens, plain.tokens) if greedy else None
     return Row(
@@ -124,6 +130,8 @@ def compare(
     plain = plain_run(target, prompt, len(tokens), stops, step, request.sampling)
     parts = []
     seconds = sum(done.seconds for done in rounds[1:])
+    if len(tokens) < 2 or len(plain.tokens) < 2:
+        return "too few tokens to compare"
     if seconds and plain.seconds:
         fast = (len(tokens) - 1) / seconds
         slow = (len(plain.tokens) - 1) / plain.seconds

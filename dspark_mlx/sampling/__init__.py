@@ -60,8 +60,8 @@ class Judgement:
     Attributes:
         accepted: drafted tokens that survive, int32 `[1]`; None where nothing was drafted.
         last: the correction, or the bonus, int32 `[1]`.
-        possible: whether the row that `last` was chosen from left any token, bool `[1]`; None
-            where it must.
+        possible: whether the logits processors left a token in the row that `last` was chosen
+            from, bool `[1]`; None without processors.
         logprobs: None unless asked for.
     """
 
@@ -82,11 +82,6 @@ class Sampler(Protocol):
     @property
     def needs_prefix(self) -> bool:
         """Whether `Place.prefix` is read."""
-        ...
-
-    @property
-    def top(self) -> int | None:
-        """Likeliest tokens whose log-probabilities are reported; None for no report."""
         ...
 
     def propose(self, place: Place, gamma: int) -> Pick:

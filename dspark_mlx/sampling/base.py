@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 
-from . import LogProbs, Place
+from . import Judgement, LogProbs, Place
 from .settings import LogitsProcessor, Sampling
 from .transform import Filters, normalise, process
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The target's rows under a request's settings.
+
+    Attributes:
+        processed: logits after the processors, float32 `[rows, V]`.
+        weights: log-weights after filters and temperature, float32 `[rows, V]`.
+        alive: whether the processors left a token, bool `[rows]`; None without processors.
+    """
+
+    processed: mx.array
+    weights: mx.array
+    alive: mx.array | None
 
 
 class Chooser:
@@ -32,11 +48,6 @@ class Chooser:
         """See `Sampler.needs_prefix`."""
         return bool(self._processors)
 
-    @property
-    def top(self) -> int | None:
-        """See `Sampler.top`."""
-        return self._top
-
     def coins(self, keys: mx.array) -> mx.array | None:
         """Whether XTC applies: uint32 `[rows, 2]` to bool `[rows, 1]`; None without XTC."""
         if not self._xtc:
@@ -45,12 +56,18 @@ class Chooser:
 
     def target_weights(
         self, logits: mx.array, place: Place, block: mx.array | None, coins: mx.array | None
-    ) -> tuple[mx.array, mx.array]:
-        """The target's logits after the processors, and its log-weights, float32 `[rows, V]`."""
+    ) -> Rows:
+        """What the target says at every row."""
         if self._target is None and not self._processors and self._top is None:
-            return logits, logits
-        processed = process(self._processors, logits, place.prefix, block)
-        return processed, self._target(processed, coins) if self._target else processed
+            return Rows(logits, logits, None)
+        processed, alive = process(self._processors, logits, place.prefix, block), None
+        if self._processors:
+            # A row may have nothing left behind a token that ends the text, or is not allowed. Such
+            # rows are judged as if there were no processors, since nothing of them is committed.
+            alive = processed.max(axis=-1) > -mx.inf
+            processed = mx.where(alive[:, None], processed, logits.astype(mx.float32))
+        weights = self._target(processed, coins) if self._target else processed
+        return Rows(processed, weights, alive)
 
     def draft_weights(
         self,
@@ -86,27 +103,29 @@ class Chooser:
             return logits
         return self._draft(logits.astype(mx.float32), coins, ids)
 
-    def possible(self, weights: mx.array, accepted: mx.array | None) -> mx.array | None:
-        """Whether the row that the last token comes from leaves any; None where it always does."""
-        if not self._processors:
-            return None
-        row = weights if accepted is None else weights[accepted]
-        return row.max(axis=-1) > -mx.inf
+    def judgement(
+        self, rows: Rows, block: mx.array | None, accepted: mx.array | None, last: mx.array
+    ) -> Judgement:
+        """What a rule decided, with what was asked for beside it.
 
-    def report(
+        Args:
+            rows: of the verify forward.
+            block: drafted tokens that were verified, int32 `[rows - 1]`; None for a plain step.
+            accepted, last: see `Judgement`.
+        """
+        possible = rows.alive
+        if possible is not None and accepted is not None:
+            possible = possible[accepted]
+        report = self._report(rows.processed, block, accepted, last)
+        return Judgement(accepted, last, possible, report)
+
+    def _report(
         self,
         processed: mx.array,
         block: mx.array | None,
         accepted: mx.array | None,
         last: mx.array,
     ) -> LogProbs | None:
-        """Log-probabilities of the committed tokens and of the likeliest ones, where asked for.
-
-        Args:
-            processed: the target's logits after the processors, float32 `[rows, V]`.
-            block: drafted tokens that were verified, int32 `[rows - 1]`; None for a plain step.
-            accepted, last: see `Judgement`.
-        """
         if self._top is None:
             return None
         tokens = last

@@ -42,11 +42,6 @@ class Equality:
         """See `Sampler.needs_prefix`."""
         return self._chooser.needs_prefix
 
-    @property
-    def top(self) -> int | None:
-        """See `Sampler.top`."""
-        return self._chooser.top
-
     def propose(self, place: Place, gamma: int) -> Pick:
         """See `Sampler.propose`."""
         if self._noise is None and not self._chooser.needs_prefix:
@@ -72,16 +67,15 @@ class Equality:
         rows = logits.shape[0]
         block = draft.tokens[: rows - 1] if draft else None
         noise, coins = self._at(place.position, rows)
-        processed, weights = self._chooser.target_weights(logits, place, block, coins)
-        choices = likeliest(weights if noise is None else weights + noise)
+        judged = self._chooser.target_weights(logits, place, block, coins)
+        choices = likeliest(judged.weights if noise is None else judged.weights + noise)
         accepted, last = None, choices
         if block is not None and block.size:
             accepted = mx.cumprod(block == choices[:-1]).sum(keepdims=True).astype(mx.int32)
             last = choices[accepted]
         elif block is not None:
             accepted = mx.zeros((1,), dtype=mx.int32)
-        report = self._chooser.report(processed, block, accepted, last)
-        return Judgement(accepted, last, self._chooser.possible(weights, accepted), report)
+        return self._chooser.judgement(judged, block, accepted, last)
 
     def _at(self, position: int, rows: int) -> tuple[mx.array | None, mx.array | None]:
         """Noise `[rows, vocabulary]` and XTC's coins of the tokens after `position`."""

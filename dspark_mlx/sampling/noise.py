@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 _CHUNK = 256
+_LEAST = -1e3
 
 
 class Noise:
@@ -47,5 +48,9 @@ class Noise:
 
 
 def gumbel(keys: mx.array, size: int) -> mx.array:
-    """Standard Gumbel noise, one row a key: uint32 `[rows, 2]` to float32 `[rows, size]`."""
-    return mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys)
+    """Standard Gumbel noise, one row a key: uint32 `[rows, 2]` to float32 `[rows, size]`.
+
+    It is finite, so that a token alone in its row is chosen whatever its noise.
+    """
+    noise = mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys)
+    return mx.maximum(noise, _LEAST)

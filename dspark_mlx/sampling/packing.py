@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError
 from ..types import Draft, TokenLogProb, Verdict
 from . import Judgement
 
@@ -51,16 +51,10 @@ def pack(judgement: Judgement, draft: Draft | None, scheduled: int) -> Packed:
 
 
 def unpack(packed: Packed) -> Verdict:
-    """Wait for a packed round.
-
-    Raises:
-        InputError: the logits processors left no token to choose.
-    """
+    """Wait for a packed round."""
     values = np.array(packed.array)
     parts = np.split(values, np.cumsum(packed.sizes)[:-1])
     accepted, last, possible, block, confidence, chosen, ids, tops = parts
-    if possible.size and not possible[0]:
-        raise InputError("logits_processors", "no token left to choose", "at least one")
     count = int(accepted[0]) if accepted.size else 0
     tokens = (*block[:count].tolist(), *last.tolist())
     logprobs: tuple[TokenLogProb, ...] = ()
@@ -73,11 +67,14 @@ def unpack(packed: Packed) -> Verdict:
                 tokens, floats[:rows], _tops(ids, tops, chosen.size)[:rows], strict=True
             )
         )
-    return Verdict(count, tokens, tuple(confidence.view(np.float32).tolist()), logprobs)
+    odds = tuple(confidence.view(np.float32).tolist())
+    return Verdict(count, tokens, odds, logprobs, not possible.size or bool(possible[0]))
 
 
 def _tops(
     ids: np.ndarray, values: np.ndarray, rows: int
 ) -> Sequence[tuple[tuple[int, float], ...]]:
     shaped = zip(ids.reshape(rows, -1), values.view(np.float32).reshape(rows, -1), strict=True)
-    return [tuple(zip(row.tolist(), odds.tolist(), strict=True)) for row, odds in shaped]
+    # What cannot be chosen is not among the likeliest, however many are asked for.
+    pairs = [zip(row.tolist(), odds.tolist(), strict=True) for row, odds in shaped]
+    return [tuple((token, odd) for token, odd in row if math.isfinite(odd)) for row in pairs]

@@ -6,9 +6,9 @@ did, with probability min(1, p_k(x_k) / q_k(x_k)); a rejected one is replaced fr
 "block" judges the block as a whole (Sun et al. 2024, "Block Verification Accelerates Speculative
 Decoding"): with a_k = min(a_{k-1} p_k(x_k) / q_k(x_k), 1), a prefix of n tokens is kept, for the
 largest n that draws below h_n = s_n / (s_n + 1 - a_n), s_n = sum(max(a_n p_{n+1} - q_{n+1}, 0)), or
-below a_n at the block's end; the next token comes from max(a_n p_{n+1} - q_{n+1}, 0). It never
-accepts less. The proof goes by the tree of prefixes and asks of each only whether the block ends
-there, so it holds for every schedule that does not see the token it judges.
+below a_n at the block's end; the next token comes from max(a_n p_{n+1} - q_{n+1}, 0). On average it
+never accepts less. The proof goes by the tree of prefixes and asks of each only whether the block
+ends there, so it holds for every schedule that does not see the token it judges.
 """
 
 from __future__ import annotations
@@ -58,11 +58,6 @@ class Rejection:
         """See `Sampler.needs_prefix`."""
         return self._chooser.needs_prefix
 
-    @property
-    def top(self) -> int | None:
-        """See `Sampler.top`."""
-        return self._chooser.top
-
     def propose(self, place: Place, gamma: int) -> Pick:
         """See `Sampler.propose`."""
         coin_key, draft_key = self._noise.fresh(2)
@@ -82,7 +77,7 @@ class Rejection:
                 point = mx.arange(weights.shape[-1]) == column
                 return column, mx.where(point, 0.0, -mx.inf)[None]
             if not noise:
-                noise.append(mx.random.gumbel((gamma, weights.shape[-1]), key=draft_key))
+                noise.append(gumbel(mx.random.split(draft_key, gamma), weights.shape[-1]))
             return likeliest(weights + noise[0][slot]), weights
 
         return pick
@@ -94,8 +89,8 @@ class Rejection:
         coin_key, accept_key, last_key = self._noise.fresh(3)
         coins = self._chooser.coins(coin_key[None]) if draft is None else self._coins
         coins = None if coins is None else coins[: scheduled + 1]
-        processed, weights = self._chooser.target_weights(logits, place, block, coins)
-        p = normalise(weights)
+        judged = self._chooser.target_weights(logits, place, block, coins)
+        p = normalise(judged.weights)
         accepted, row = None, p
         if draft is not None:
             accepted = mx.zeros((1,), dtype=mx.int32)
@@ -110,8 +105,7 @@ class Rejection:
             accepted, scale = rule(ratios.squeeze(-1), p, q, draft.ids, uniform)
             row = _residual(p, q, draft.ids, accepted, scale)
         last = likeliest(row + gumbel(last_key[None], self._vocabulary))
-        report = self._chooser.report(processed, block, accepted, last)
-        return Judgement(accepted, last, self._chooser.possible(weights, accepted), report)
+        return self._chooser.judgement(judged, block, accepted, last)
 
 
 def _keep_tokens(

@@ -39,7 +39,7 @@ def make_processors(sampling: Sampling, prompt_tokens: int) -> list[LogitsProces
     )
     for processor in sampling.logits_processors:
         start = getattr(processor, "start", None)
-        processors.append(start(prompt_tokens) if start else processor)
+        processors.append(start(prompt_tokens) if callable(start) else processor)
     return processors
 
 
@@ -67,19 +67,20 @@ def process(
         row = logits[i : i + 1]
         for processor in processors:
             row = processor(tokens, row)
-        rows.append(row)
+        rows.append(row.astype(mx.float32))
     return mx.concatenate(rows)
 
 
-def plain_sampler(sampling: Sampling) -> Callable[[mx.array], mx.array]:
+def plain_sampler(sampling: Sampling, vocabulary: int) -> Callable[[mx.array], mx.array]:
     """mlx-lm's own sampler of the same settings, for decoding to be compared with."""
     s = sampling
+    # mlx-lm's functions refuse sizes that keep everything.
     return mlx_lm_sampler(
         s.temperature,
         s.top_p,
         s.min_p,
-        s.min_tokens_to_keep,
-        s.top_k,
+        min(s.min_tokens_to_keep, vocabulary),
+        s.top_k if s.top_k < vocabulary else 0,
         s.xtc_probability,
         s.xtc_threshold,
         list(s.xtc_special_tokens),
