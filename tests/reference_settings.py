@@ -28,19 +28,27 @@ def reference(
     logit_bias=None,
     banned_tokens=(),
     logits_processors=(),
-    recent=20,
-    **ignored,
+    min_tokens_to_keep=1,
+    xtc_special_tokens=(),
+    repetition_context_size=20,
+    presence_context_size=20,
+    frequency_context_size=20,
+    draft_temperature=None,
+    verification="block",
+    reproducible=False,
 ) -> Distribution:
-    """The distribution of the next token; settings that change none are ignored."""
+    """The distribution of the next token; the last three settings change none."""
 
     def distribution(logits: np.ndarray, prefix: tuple[int, ...]) -> np.ndarray:
         z = logits.copy()
         for token, bias in (logit_bias or {}).items():
             z[token] += bias
-        for token, count in Counter(prefix[-recent:]).items():
-            z[token] = z[token] * repetition_penalty if z[token] < 0 else z[token]
-            z[token] = z[token] / repetition_penalty if z[token] > 0 else z[token]
-            z[token] -= presence_penalty + count * frequency_penalty
+        for token in set(prefix[-repetition_context_size:]):
+            z[token] *= repetition_penalty if z[token] < 0 else 1 / repetition_penalty
+        for token in set(prefix[-presence_context_size:]):
+            z[token] -= presence_penalty
+        for token, count in Counter(prefix[-frequency_context_size:]).items():
+            z[token] -= count * frequency_penalty
         z[list(banned_tokens)] = -np.inf
         if logits_processors:
             z[prefix[-1]] = -np.inf
@@ -48,12 +56,16 @@ def reference(
         if top_p < 1:
             above = np.array([p[p > x].sum() for x in p])
             z[above >= top_p] = -np.inf
-        z[p < min_p * p.max()] = -np.inf
+        low = p < min_p * p.max()
+        low[np.argsort(-z)[:min_tokens_to_keep]] = False
+        z[low] = -np.inf
         kept = cut_to(z, top_k)
         dropped = z.copy()
         p = softmax(z)
         if (p > xtc_threshold).any():
-            dropped[p > p[p > xtc_threshold].min()] = -np.inf
+            above = p > p[p > xtc_threshold].min()
+            above[list(xtc_special_tokens)] = False
+            dropped[above] = -np.inf
         dropped = cut_to(dropped, top_k)
         share = xtc_probability
         return (1 - share) * softmax(kept / temperature) + share * softmax(dropped / temperature)
