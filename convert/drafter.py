@@ -15,10 +15,11 @@ from ..checkpoint import read_tensors
 from ..config import DrafterConfig
 from ..errors import InputError
 from ..files import read_json, staged_folder, write_json
-from ..layout import check_tensors, matrix_shapes
+from ..layout import check_headers, check_values, matrix_shapes
 from ..quantization import check_quantization
 from .packagings import find_packaging
 from .packagings.source import canonical_name
+from .shards import ShardWriter
 
 # The chance of survival is one dot product: its 0.1 % of the weights are worth keeping exact.
 _TEMPERATURES = ("sts_temperatures", "confidence_temperatures")
@@ -74,12 +75,13 @@ def convert_drafter(
         for old, new in packaging.rename(config, list(tensors)).items()
         if new is not None
     }
-    check_tensors(config, renamed, source)
+    check_headers(config, renamed, source)
+    tensors.clear()
     calibration = _shipped_calibration(raw, config.gamma, source / "config.json")
     if quantize:
         config = _with_quantization(config, q_bits, q_group_size, q_exceptions or {})
     with staged_folder(destination, overwrite=overwrite) as folder:
-        _write(config, renamed, folder, progress)
+        _write(config, renamed, folder, source, progress)
         if calibration:
             write_calibration(folder, calibration)
     return config
@@ -97,25 +99,31 @@ def _without_prefixes(tensors: dict[str, mx.array], where: Path) -> dict[str, mx
 
 
 def _write(
-    config: DrafterConfig, tensors: dict[str, mx.array], folder: Path, progress: bool
+    config: DrafterConfig,
+    tensors: dict[str, mx.array],
+    folder: Path,
+    source: Path,
+    progress: bool,
 ) -> None:
-    stored: dict[str, mx.array] = {}
+    """Tensor by tensor: each is read, checked, quantised and written before the next."""
+    writer = ShardWriter(folder)
     names = sorted(tensors)
     for name in tqdm(names, desc="Converting", unit="tensor", disable=not progress, leave=False):
         tensor = tensors.pop(name)
+        check_values(config, name, tensor, source)
         base = name.removesuffix(".weight")
         quantised = None
         if config.quantization is not None and name.endswith(".weight") and tensor.ndim == 2:
             quantised = config.quantization.of(base)
         if quantised is None:
-            stored[name] = tensor
-        else:
-            bits, group_size = quantised
-            parts = mx.quantize(tensor, group_size=group_size, bits=bits)
-            stored.update(zip((name, f"{base}.scales", f"{base}.biases"), parts, strict=True))
-        mx.eval([array for key, array in stored.items() if key.startswith(base)])
-    check_tensors(config, stored, folder)
-    mx.save_safetensors(str(folder / "model.safetensors"), stored, metadata={"format": "mlx"})
+            writer.add(name, tensor)
+            continue
+        bits, group_size = quantised
+        parts = mx.quantize(tensor, group_size=group_size, bits=bits)
+        for key, part in zip((name, f"{base}.scales", f"{base}.biases"), parts, strict=True):
+            writer.add(key, part)
+    writer.close()
+    check_headers(config, read_tensors(folder), folder)
     write_json(folder / "config.json", config.to_dict())
 
 

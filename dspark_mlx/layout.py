@@ -101,6 +101,17 @@ def check_tensors(config: DrafterConfig, tensors: Tensors, where: Path | str) ->
     Raises:
         InputError: a tensor is missing, left over, of another shape or type, or not finite.
     """
+    check_headers(config, tensors, where)
+    for name, tensor in tensors.items():
+        check_values(config, name, tensor, where)
+
+
+def check_headers(config: DrafterConfig, tensors: Tensors, where: Path | str) -> None:
+    """What `check_tensors` refuses, but for values: no tensor is read.
+
+    Raises:
+        InputError: a tensor is missing, left over, or of another shape or type.
+    """
     expected = stored_shapes(config)
     if missing := sorted(set(expected) - set(tensors)):
         raise InputError(where, f"no tensor {', '.join(missing)}", "every tensor of the drafter")
@@ -110,21 +121,27 @@ def check_tensors(config: DrafterConfig, tensors: Tensors, where: Path | str) ->
         tensor = tensors[name]
         if tensor.shape != shape:
             raise InputError(f"{where}: {name}", f"shape {list(tensor.shape)}", f"{list(shape)}")
-        if name == DRAFT_IDS:
-            _check_ids(tensor, config.vocab_size, f"{where}: {name}")
-            continue
         packed = f"{name.removesuffix('.weight')}.scales" in expected and name.endswith(".weight")
-        if packed and tensor.dtype != mx.uint32:
-            raise InputError(f"{where}: {name}", f"type {tensor.dtype}", "packed uint32")
-        if not packed and not mx.issubdtype(tensor.dtype, mx.floating):
+        wanted = mx.int32 if name == DRAFT_IDS else mx.uint32 if packed else None
+        if wanted is not None and tensor.dtype != wanted:
+            raise InputError(f"{where}: {name}", f"type {tensor.dtype}", f"{wanted}")
+        if wanted is None and not mx.issubdtype(tensor.dtype, mx.floating):
             raise InputError(f"{where}: {name}", f"type {tensor.dtype}", "a floating type")
-        if not packed and not mx.isfinite(tensor).all().item():
-            raise InputError(f"{where}: {name}", "NaN or infinite values", "finite values")
+
+
+def check_values(config: DrafterConfig, name: str, tensor: mx.array, where: Path | str) -> None:
+    """Refuse a tensor whose values cannot be the drafter's; packed integers are not looked at.
+
+    Raises:
+        InputError: NaN or infinite values, or ids that are not different ones of the vocabulary.
+    """
+    if name == DRAFT_IDS:
+        _check_ids(tensor, config.vocab_size, f"{where}: {name}")
+    elif mx.issubdtype(tensor.dtype, mx.floating) and not mx.isfinite(tensor).all().item():
+        raise InputError(f"{where}: {name}", "NaN or infinite values", "finite values")
 
 
 def _check_ids(ids: mx.array, vocab_size: int, where: str) -> None:
-    if ids.dtype != mx.int32:
-        raise InputError(where, f"type {ids.dtype}", "int32")
     values = np.unique(np.array(ids))
     if values.size != ids.size or values[0] < 0 or values[-1] >= vocab_size:
         found = f"{values.size} ids from {values[0]} to {values[-1]}"
