@@ -74,6 +74,7 @@ def measure(
                     several = take_turns(
                         session.batches(BATCHES, widths), repeats, steps.next_phase()
                     )
+        added = take_turns(session.sampling(), repeats, seconds=0.5)
     mx.clear_cache()
     verify = tuple(_row(t, "verify", widths, _median) for t in times)
     batches = {n: _row(several, str(n), widths, _median) for n in BATCHES} if several else {}
@@ -87,7 +88,17 @@ def measure(
         plain=tuple(_median(t["plain", 0]) for t in times),
         batches={1: verify[len(verify) // 2], **batches} if batches else {},
         verify_spread=tuple(_row(t, "verify", widths, _spread) for t in times),
+        sampling=_added(added, engine.drafter.config.gamma),
     )
+
+
+def _added(times: Times, gamma: int) -> tuple[float, float, float]:
+    """What sampling adds, see `SpeedProfile.sampling`; noise does not make it less than nothing."""
+    ms = {point: _median(taken) for point, taken in times.items()}
+    draft = ms["sampled draft", 0] - ms["greedy draft", 0]
+    first = ms["sampled rows", 1] - ms["greedy rows", 1]
+    all_rows = ms["sampled rows", gamma + 1] - ms["greedy rows", gamma + 1]
+    return max(draft, 0.0), max(first, 0.0), max((all_rows - first) / gamma, 0.0)
 
 
 def spot(engine: Engine, context: int, repeats: int) -> tuple[float, float, float]:

@@ -154,7 +154,7 @@ class _KnownRate:
         self._costs: Costs | None = None
         self._limit = 0
 
-    def start(self, gamma: int) -> Policy:
+    def start(self, gamma: int, sampled: bool = False) -> Policy:
         return self
 
     def park(self, context: int, limit: int) -> int:

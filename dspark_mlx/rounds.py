@@ -48,7 +48,7 @@ def rounds(
     """
     target, drafter = engine.target, engine.drafter
     context = drafter.new_context(prompt) if drafter else None
-    policy = engine.scheduler.start(drafter.config.gamma if drafter else 0)
+    policy = engine.scheduler.start(drafter.config.gamma if drafter else 0, sampler.sampled)
     state = State(new_caches(target.model, "target"), context, policy, sampler)
     remaining, stop = max_tokens, frozenset(stop_tokens)
     with wired_limit(target.model):

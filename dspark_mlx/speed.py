@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ class SpeedProfile:
         batches: number of requests to `[width - 1]`, a forward of all of them at the middle
             context; empty where the target's caches do not take several.
         verify_spread: as `verify`, the quartiles' distance over the median.
+        sampling: what sampling adds to a draft, to a forward's first row and to each further one;
+            zeros where it was not measured.
     """
 
     name: str
@@ -69,12 +72,26 @@ class SpeedProfile:
     plain: tuple[float, ...]
     batches: Mapping[int, tuple[float, ...]]
     verify_spread: tuple[tuple[float, ...], ...]
+    sampling: tuple[float, float, float] = (0.0, 0.0, 0.0)
     _costs: dict[int, Costs] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def widths(self) -> int:
         """The largest width measured; all from 1 on are."""
         return len(self.verify[0])
+
+    @cached_property
+    def sampled(self) -> SpeedProfile:
+        """The profile of a request that samples."""
+        draft, first, further = self.sampling
+        return dataclasses.replace(
+            self,
+            draft=tuple(ms + draft for ms in self.draft),
+            plain=tuple(ms + first for ms in self.plain),
+            verify=tuple(
+                tuple(ms + first + further * i for i, ms in enumerate(row)) for row in self.verify
+            ),
+        )
 
     def at(self, context: int) -> Costs:
         """Costs at a cache length, which is rounded to a multiple of 64.
@@ -136,7 +153,9 @@ class SpeedProfile:
         first = verify[0] if isinstance(verify, list) and verify else None
         if not isinstance(first, list) or not first:
             raise InputError(f"{where}: verify", _shape(verify), f"{count} lists of times")
+        added = _times(values["sampling"], 3, f"{where}: sampling", zero=True)
         return cls(
+            sampling=(added[0], added[1], added[2]),
             name=values["name"],
             key=values["key"],
             device=values["device"],
@@ -181,6 +200,10 @@ def table(profile: SpeedProfile) -> str:
     rows = zip(profile.contexts, profile.draft, profile.plain, profile.verify, strict=True)
     for context, draft, plain, verify in rows:
         lines.append(f"{context:>9}{draft:>8.2f}{plain:>8.2f}  {_marked(verify)}")
+    if any(profile.sampling):
+        draft, first, further = profile.sampling
+        added = f"a draft {draft:.2f}, a row {first:.2f}, each further row {further:.2f}"
+        lines.append(f"sampling adds to {added}")
     if profile.batches:
         middle = profile.contexts[len(profile.contexts) // 2]
         lines.append(f"several requests at context {middle}")

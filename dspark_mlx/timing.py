@@ -17,7 +17,10 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from .cache import cache_arrays, commit, new_caches
 from .engine import Engine
-from .sampling import greedy, likeliest
+from .sampling import Place, Sampler, greedy, likeliest
+from .sampling.make import make_sampler
+from .sampling.packing import pack
+from .sampling.settings import Sampling
 
 PLAIN_STEPS = 4
 """Steps of a pipelined run; what is timed is their mean."""
@@ -115,6 +118,36 @@ class Session:
             points["verify", width] = partial(self._verify, tokens)
         return points
 
+    def sampling(self) -> dict[Point, Timed]:
+        """Drafts and judged rows, sampled and greedy, without a forward of the target."""
+        engine = self._engine
+        assert engine.drafter is not None
+        gamma, vocabulary = engine.drafter.config.gamma, engine.target.vocab_size
+        points: dict[Point, Timed] = {}
+        for what, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+            sampler = make_sampler(Sampling(temperature=temperature, seed=0), vocabulary)
+            points[f"{what} draft", 0] = partial(self._draft, sampler)
+            for rows in (1, gamma + 1):
+                points[f"{what} rows", rows] = partial(self._judge, sampler, rows)
+        return points
+
+    def _judge(self, sampler: Sampler, rows: int) -> float:
+        """Accepting a whole block, or choosing a plain step's token."""
+        drafter, context = self._engine.drafter, self._context
+        assert drafter is not None and context is not None
+        place, draft = Place(self.length), None
+        if rows > 1:
+            pick = sampler.propose(place, rows - 1)
+            draft = drafter.draft(context, self._tokens((1,)), pick)
+            mx.eval([a for a in (draft.tokens, draft.weights, draft.confidence) if a is not None])
+        hidden = mx.zeros((rows, self._engine.target.hidden_size), dtype=self._engine.target.dtype)
+        logits = self._engine.target.logits(hidden)
+        mx.eval(logits)
+        started = perf_counter()
+        judgement = sampler.judge(logits, place, draft)
+        np.array(pack(judgement, draft, rows - 1).array)
+        return perf_counter() - started
+
     def batches(self, counts: Iterable[int], widths: Iterable[int]) -> dict[Point, Timed]:
         """Forwards of several such requests at once; none where the caches take only one."""
         if any(type(cache) is not KVCache for cache in self._caches):
@@ -135,15 +168,18 @@ class Session:
         self._take_back(tokens.size, together=True)
         return seconds
 
-    def _draft(self) -> float:
-        """With a commit's features waiting, as after every round."""
+    def _draft(self, sampler: Sampler | None = None) -> float:
+        """With a commit's features waiting, as after every round; greedy without a sampler."""
         drafter, context = self._engine.drafter, self._context
         assert drafter is not None and context is not None
         anchor = self._tokens((1,))
         started = perf_counter()
         drafter.extend(context, self._taps)
-        draft = drafter.draft(context, anchor, greedy)
-        mx.eval([a for a in (draft.tokens, draft.confidence_logits) if a is not None])
+        gamma = drafter.config.gamma
+        pick = sampler.propose(Place(self.length), gamma) if sampler else greedy
+        draft = drafter.draft(context, anchor, pick)
+        found = (draft.tokens, draft.confidence_logits, draft.weights)
+        mx.eval([a for a in found if a is not None])
         seconds = perf_counter() - started
         for cache in context.caches:
             cache.trim(self._taps[0].shape[0])

@@ -147,7 +147,7 @@ class Two:
         self.seen: list[tuple[float, ...]] = []
         self.learnt = []
 
-    def start(self, gamma):
+    def start(self, gamma, sampled):
         return self
 
     def park(self, context, limit):

@@ -10,9 +10,11 @@ import shutil
 import pytest
 from pairs import TARGET, golden
 
+from dspark_mlx.calibration import identity
 from dspark_mlx.errors import InputError
 from dspark_mlx.fingerprint import fingerprint
 from dspark_mlx.plots.speed import plot
+from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.speed import SpeedProfile, read_profile, table, write_profile
 
 JAGGED = (6.5, 8.0, 9.5, 11.0, 12.5, 15.0, 16.6, 13.9)
@@ -245,3 +247,16 @@ def test_a_large_file_without_a_header_is_refused(folders):
         file.truncate(16 * 2**20)
     with pytest.raises(InputError, match=r"model\.safetensors"):
         fingerprint(target, drafter, "float32", 7, 512)
+
+
+def test_sampling_costs_are_added_where_they_belong():
+    """A sampled request scheduled by a greedy one's costs, which drafts where it does not pay."""
+    greedy = profile(sampling=(3.0, 0.5, 0.25))
+    sampled = greedy.sampled
+    assert sampled.draft == tuple(ms + 3 for ms in greedy.draft)
+    assert sampled.plain == tuple(ms + 0.5 for ms in greedy.plain)
+    for before, after in zip(greedy.verify, sampled.verify, strict=True):
+        assert after == pytest.approx([ms + 0.5 + 0.25 * i for i, ms in enumerate(before)])
+    assert profile().sampled == profile()
+    steep = make_scheduler("expected", profile(sampling=(1e3, 0.0, 0.0)), identity(7))
+    assert steep.start(7).park(64, 7) == 0 and steep.start(7, sampled=True).park(64, 7) > 0

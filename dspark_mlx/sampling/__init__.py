@@ -80,6 +80,11 @@ class Sampler(Protocol):
         ...
 
     @property
+    def sampled(self) -> bool:
+        """Whether tokens are drawn, not the likeliest ones taken."""
+        ...
+
+    @property
     def needs_prefix(self) -> bool:
         """Whether `Place.prefix` is read."""
         ...

@@ -38,6 +38,11 @@ class Equality:
         self._noisy_drafts = noisy_drafts
 
     @property
+    def sampled(self) -> bool:
+        """See `Sampler.sampled`."""
+        return self._noise is not None
+
+    @property
     def needs_prefix(self) -> bool:
         """See `Sampler.needs_prefix`."""
         return self._chooser.needs_prefix

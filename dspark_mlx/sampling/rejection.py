@@ -37,6 +37,7 @@ class Rejection:
     """
 
     deterministic = False
+    sampled = True
 
     def __init__(
         self,

@@ -70,8 +70,13 @@ class Scheduler(Protocol):
         """See above."""
         ...
 
-    def start(self, gamma: int) -> Policy:
-        """The policy of a new request, whose blocks have `gamma` slots."""
+    def start(self, gamma: int, sampled: bool = False) -> Policy:
+        """The policy of a new request.
+
+        Args:
+            gamma: slots of its blocks.
+            sampled: whether it samples, which costs time at every row.
+        """
         ...
 
 

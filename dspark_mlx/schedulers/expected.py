@@ -40,9 +40,10 @@ class ExpectedScheduler:
         self._calibration = calibration
         self._reads_confidence = reads_confidence
 
-    def start(self, gamma: int) -> ExpectedPolicy:
+    def start(self, gamma: int, sampled: bool = False) -> ExpectedPolicy:
         """See `Scheduler.start`."""
-        return ExpectedPolicy(self._profile, self._calibration, self._reads_confidence)
+        profile = self._profile.sampled if sampled else self._profile
+        return ExpectedPolicy(profile, self._calibration, self._reads_confidence)
 
 
 class ExpectedPolicy:

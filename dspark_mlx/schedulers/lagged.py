@@ -16,9 +16,10 @@ class LaggedScheduler(ExpectedScheduler):
 
     name = "lagged"
 
-    def start(self, gamma: int) -> LaggedPolicy:
+    def start(self, gamma: int, sampled: bool = False) -> LaggedPolicy:
         """See `Scheduler.start`."""
-        return LaggedPolicy(self._profile, self._calibration, reads_confidence=False)
+        profile = self._profile.sampled if sampled else self._profile
+        return LaggedPolicy(profile, self._calibration, reads_confidence=False)
 
 
 class LaggedPolicy(ExpectedPolicy):
