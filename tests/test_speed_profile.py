@@ -10,7 +10,7 @@ import shutil
 import pytest
 from pairs import TARGET, golden
 
-from dspark_mlx.calibration import identity
+from dspark_mlx.calibration import Calibration
 from dspark_mlx.errors import InputError
 from dspark_mlx.fingerprint import fingerprint
 from dspark_mlx.plots.speed import plot
@@ -258,5 +258,6 @@ def test_sampling_costs_are_added_where_they_belong():
     for before, after in zip(greedy.verify, sampled.verify, strict=True):
         assert after == pytest.approx([ms + 0.5 + 0.25 * i for i, ms in enumerate(before)])
     assert profile().sampled == profile()
-    steep = make_scheduler("expected", profile(sampling=(1e3, 0.0, 0.0)), identity(7))
+    sure = Calibration((1.0,) * 7, 100, (0.9,) * 7, 0.0, ((0.9,) * 7,))
+    steep = make_scheduler("expected", profile(sampling=(1e3, 0.0, 0.0)), sure)
     assert steep.start(7).park(64, 7) == 0 and steep.start(7, sampled=True).park(64, 7) > 0
