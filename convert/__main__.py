@@ -1,4 +1,4 @@
-"""python -m dspark_mlx.convert drafter|target: a published checkpoint to an MLX folder."""
+"""python -m dspark_mlx.convert drafter|target|check: published checkpoints to MLX folders."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import argparse
 from pathlib import Path
 
 from .. import cli
+from ..bars import counting
+from ..bench import SAMPLE
 from ..errors import InputError
 from ..hub import resolve
+from ..load import load_apart
+from ..prompts import read_prompts
+from .check import all_taps, sweep, verdict, written
 from .drafter import convert_drafter
 from .target import convert_target
 
@@ -15,6 +20,8 @@ from .target import convert_target
 def main(argv: list[str] | None) -> int:
     """Parse and convert; returns the exit status."""
     args = _parser().parse_args(argv)
+    if args.kind == "check":
+        return _check(args)
     if args.kind == "drafter":
         config = convert_drafter(
             resolve(args.source),
@@ -55,6 +62,17 @@ def _parser() -> argparse.ArgumentParser:
         add("--q-bits", type=int, default=4, help="bits per weight: 2, 3, 4, 5, 6, 8 (default: 4)")
         add("--q-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
         add("--overwrite", action="store_true", help="replace a folder that is there")
+    check = kinds.add_parser("check", help="whether a drafter fits a target, and what is wrong")
+    add = check.add_argument
+    add("drafter", metavar="DRAFTER", help="folder, published or converted, or Hub id")
+    add("--target", metavar="TARGET", help="folder, GGUF file or Hub id (default: built in)")
+    add("--max-tokens", "-m", type=int, default=48, help="tokens a prompt (default: 48)")
+    add(
+        "--prompts",
+        type=Path,
+        default=SAMPLE,
+        help='JSON lines with "task" and "prompt" (default: eight of four benchmarks)',
+    )
     drafter.add_argument(
         "--q-except",
         action="append",
@@ -73,6 +91,31 @@ def _parser() -> argparse.ArgumentParser:
         help="type of what is not quantised (default: the checkpoint's)",
     )
     return parser
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Print every reading's acceptance and the verdict; 1 where the pair does not fit."""
+    prompts = read_prompts(args.prompts)
+    decoder, config, build = load_apart(args.target, args.drafter, all_taps)
+    if args.max_tokens <= config.block_size:
+        expected = f"more than the block of {config.block_size}"
+        raise InputError("--max-tokens", args.max_tokens, expected)
+    target, stops, texts = decoder.engine.target, decoder.stop_tokens, []
+    with counting("Writing texts", "prompt") as progress:
+        for done, prompt in enumerate(prompts, 1):
+            ids = decoder.encode([{"role": "user", "content": prompt["prompt"]}])
+            texts.append((ids, written(target, ids, args.max_tokens, stops)))
+            progress(done, len(prompts))
+    if not any(len(text) > config.block_size for _, text in texts):
+        raise InputError(args.prompts, "texts that end at once", "one longer than a block")
+    with counting("Trying readings", "reading") as progress:
+        found = sweep(target, config, build, texts, progress)
+    print("tokens accepted a block, by reading (the configuration's own first)")
+    for reading in found:
+        print(f"{reading.accepted:8.2f}  {reading}")
+    fits, why = verdict(found)
+    print(why)
+    return 0 if fits else 1
 
 
 def _exceptions(arguments: list[str]) -> dict[str, int | None]:

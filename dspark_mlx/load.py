@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +101,40 @@ def load(
     if isinstance(scheduler, str):
         return _scheduled(decoder, scheduler)
     return decoder.with_scheduler(scheduler)
+
+
+def load_apart(
+    model: str | Path | None,
+    drafter: str | Path,
+    taps: Callable[[DrafterConfig, int], Sequence[int]],
+    precision: str = "auto",
+) -> tuple[Decoder, DrafterConfig, Callable[[DrafterConfig], Drafter]]:
+    """A target that decodes plainly, and a drafter to be built under other configurations.
+
+    Args:
+        model, drafter, precision: see `load`.
+        taps: layers to tap, from the drafter's configuration and the target's depth.
+
+    Returns:
+        The decoder, the drafter's configuration, and what builds a drafter of its tensors.
+
+    Raises:
+        InputError: see `load`.
+    """
+    precision = choose_precision(precision)
+    dtype = None if precision == "stored" else getattr(mx, precision)
+    folder = builtin.target_folder() if model is None else _target_folder(model)
+    source = _drafter_folder(drafter)
+    config, tensors, calibration = _read_drafter(source)
+    network, target_config = _load_target(folder, dtype)
+    target = Target(network, taps(config, len(network.layers)), folder)
+    check_pair(config, source, target, folder)
+
+    def build(changed: DrafterConfig) -> Drafter:
+        return _build(changed, tensors, target, dtype, "full", calibration)
+
+    engine = Engine(target, None, FullScheduler())
+    return Decoder(engine, folder, target_config, None, precision), config, build
 
 
 def _scheduled(decoder: Decoder, name: str) -> Decoder:

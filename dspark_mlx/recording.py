@@ -96,7 +96,7 @@ def _judge(
     anchors = len(text) - gamma
     if anchors < 1:
         return
-    taps = _taps(engine.target, [*prompt, *text[: anchors - 1]])
+    taps = features(engine.target, [*prompt, *text[: anchors - 1]])
     context = drafter.new_context(prompt)
     drafter.extend(context, [tap[:start] for tap in taps])
     for i in range(anchors):
@@ -109,7 +109,7 @@ def _judge(
         yield tuple(np.array(draft.confidence_logits).tolist()), int(np.cumprod(equal).sum())
 
 
-def _taps(target: Target, tokens: Sequence[int], step: int = 2048) -> list[mx.array]:
+def features(target: Target, tokens: Sequence[int], step: int = 2048) -> list[mx.array]:
     """Features of every token, one `[tokens, hidden]` a tap; no logits are computed."""
     caches = new_caches(target.model, "target")
     chunks: list[list[mx.array]] = []

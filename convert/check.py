@@ -1,0 +1,161 @@
+"""Whether a converted drafter fits a target: its acceptance under every reading of its conventions.
+
+A wrong tap, row or pairing of rotary dimensions raises nothing and changes no output; it only
+accepts less. So the drafter is tried under each reading on texts that the target wrote, and the
+reading that accepts most is compared with the one in its configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..compare import plain_run
+from ..config import DrafterConfig
+from ..drafter import Drafter
+from ..recording import features
+from ..sampling import greedy
+from ..targets.tap import Target
+
+STARTS, SHIFTS, PAIRINGS = (0, 1), (-1, 0, 1), (False, True)
+# Of the tokens accepted by the best reading: less is noise between two readings.
+_CLEAR = 0.1
+# Tokens accepted a block, below which no reading can be said to fit.
+_LEAST = 0.2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reading of a drafter's conventions.
+
+    Attributes:
+        logits_start: first row of the block that is read out.
+        shift: added to every tap.
+        interleaved: rotary pairs are neighbours.
+        accepted: tokens of a block that the target takes, on average.
+    """
+
+    logits_start: int
+    shift: int
+    interleaved: bool
+    accepted: float = 0.0
+
+    def __str__(self) -> str:
+        row = "anchor's row read out" if self.logits_start == 0 else "anchor's row not read out"
+        pairs = "neighbouring" if self.interleaved else "half a head apart"
+        return f"{row}, taps {self.shift:+d}, rotary pairs {pairs}"
+
+
+def readings(config: DrafterConfig) -> list[Reading]:
+    """All readings of a configuration, its own first."""
+    own = Reading(config.logits_start, 0, config.rope_interleaved)
+    starts = [start for start in STARTS if config.block_size > start]
+    others = [Reading(*each) for each in itertools.product(starts, SHIFTS, PAIRINGS)]
+    return [own, *(reading for reading in others if reading != own)]
+
+
+def sweep(
+    target: Target,
+    config: DrafterConfig,
+    build: Callable[[DrafterConfig], Drafter],
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Reading]:
+    """The acceptance of every reading.
+
+    Args:
+        target: tapped at `all_taps(config)`.
+        config: of the drafter.
+        build: the drafter under another configuration of the same tensors.
+        texts: prompts and what the target wrote after them, token ids.
+        progress: called with readings done and in all.
+
+    Returns:
+        The readings in the order of `readings`, with what each accepted.
+    """
+    taps = {}
+    for i, (prompt, text) in enumerate(texts):
+        recorded = features(target, [*prompt, *text])
+        taps[i] = dict(zip(all_taps(config, target.num_layers), recorded, strict=True))
+    found = []
+    tried = readings(config)
+    for done, reading in enumerate(tried, 1):
+        changes = {
+            "logits_start": reading.logits_start,
+            "rope_interleaved": reading.interleaved,
+        }
+        drafter = build(dataclasses.replace(config, **changes))  # type: ignore[arg-type]
+        accepted = [
+            count
+            for i, (prompt, text) in enumerate(texts)
+            for count in _accepted(drafter, prompt, text, _shifted(config, reading.shift, taps[i]))
+        ]
+        found.append(dataclasses.replace(reading, accepted=float(np.mean(accepted))))
+        progress(done, len(tried))
+    return found
+
+
+def all_taps(config: DrafterConfig, layers: int) -> list[int]:
+    """Every layer that some reading taps."""
+    taps = {tap + shift for tap in config.taps for shift in SHIFTS}
+    return sorted(tap for tap in taps if -1 <= tap < layers)
+
+
+def verdict(found: Sequence[Reading]) -> tuple[bool, str]:
+    """Whether the first reading, the configuration's own, fits; and a sentence that says why."""
+    own, best = found[0], max(found, key=lambda reading: reading.accepted)
+    if best.accepted < _LEAST:
+        return False, (
+            f"No reading accepts anything to speak of ({best.accepted:.2f} tokens a block at "
+            "most): the drafter was made for another target, or by another recipe."
+        )
+    if best.accepted - own.accepted <= _CLEAR * best.accepted:
+        return True, f"The pair fits: {own.accepted:.2f} tokens of a block are accepted."
+    wrong = [
+        name
+        for name, a, b in (
+            ("logits_start", own.logits_start, best.logits_start),
+            ("taps", own.shift, best.shift),
+            ("rope_interleaved", own.interleaved, best.interleaved),
+        )
+        if a != b
+    ]
+    return False, (
+        f"Read otherwise it accepts {best.accepted:.2f} tokens a block instead of "
+        f"{own.accepted:.2f}: {best}. Wrong in config.json: {', '.join(wrong)}."
+    )
+
+
+def written(
+    target: Target, prompt: Sequence[int], tokens: int, stop_tokens: frozenset[int]
+) -> list[int]:
+    """What the target writes after a prompt, greedily."""
+    return plain_run(target, prompt, tokens, stop_tokens).tokens
+
+
+def _shifted(config: DrafterConfig, shift: int, taps: dict[int, mx.array]) -> list[mx.array]:
+    """The features a reading takes; at the ends of the target its own layer stays."""
+    return [taps.get(tap + shift, taps[tap]) for tap in config.taps]
+
+
+def _accepted(
+    drafter: Drafter, prompt: Sequence[int], text: Sequence[int], taps: Sequence[mx.array]
+) -> list[int]:
+    """Tokens taken of the block after every token of a text that the block fits into."""
+    gamma, start = drafter.config.gamma, len(prompt)
+    counts = []
+    context = drafter.new_context(prompt)
+    drafter.extend(context, [tap[:start] for tap in taps])
+    for i in range(len(text) - gamma):
+        if i:
+            drafter.extend(context, [tap[start + i - 1 : start + i] for tap in taps])
+        context.commit([text[i]])
+        draft = drafter.draft(context, mx.array([text[i]], dtype=mx.int32), greedy)
+        equal = np.array(draft.tokens) == np.array(text[i + 1 : i + 1 + gamma])
+        counts.append(int(np.cumprod(equal).sum()))
+    return counts

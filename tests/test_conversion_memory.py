@@ -1,0 +1,88 @@
+"""Converting a drafter takes memory for a shard, not for the whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from packaged_parts import DEEPSPEC, HEAD_KEYS, backbone
+from safetensors.numpy import save_file
+
+from dspark_mlx.convert.shards import ShardWriter
+from dspark_mlx.files import read_json
+
+MIB = 1 << 20
+
+
+def test_shards_are_named_and_indexed(tmp_path):
+    """A tensor lost at a shard's end, or an index that names another file."""
+    writer = ShardWriter(tmp_path, limit=3000)
+    tensors = {f"t{i}": mx.full((500,), i, dtype=mx.float32) for i in range(5)}
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    writer.close()
+    files = sorted(p.name for p in tmp_path.glob("*.safetensors"))
+    assert files == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    index = read_json(tmp_path / "model.safetensors.index.json")
+    assert index["metadata"]["total_size"] == 5 * 2000
+    for name, tensor in tensors.items():
+        stored = mx.load(str(tmp_path / index["weight_map"][name]))[name]
+        assert mx.array_equal(stored, tensor)
+
+
+def test_one_shard_has_the_plain_name(tmp_path):
+    writer = ShardWriter(tmp_path)
+    writer.add("a", mx.ones((3,)))
+    writer.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+CONVERT = """
+import resource, sys
+from pathlib import Path
+from dspark_mlx.convert.drafter import convert_drafter
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+convert_drafter(Path(sys.argv[1]), Path(sys.argv[2]), progress=False, quantize="q" in sys.argv[3])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "q4"])
+def test_memory_stays_near_a_shard(tmp_path, kind):
+    """1.9 GB of float32 converted within the shard's 512 MB, the largest tensor and its checks."""
+    hidden, inner, layers, vocab, rank = 2048, 8192, 6, 4096, 64
+    source = tmp_path / "source"
+    source.mkdir()
+    sizes = {"hidden_size": hidden, "intermediate_size": inner, "vocab_size": vocab}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128}
+    config = backbone(["full_attention"] * layers, architectures=["Qwen3DSparkModel"])
+    config |= sizes | heads | DEEPSPEC | HEAD_KEYS | {"markov_rank": rank, "mask_token_id": 1}
+    (source / "config.json").write_text(json.dumps(config))
+    shapes = {"fc.weight": (hidden, 3 * hidden), "hidden_norm.weight": (hidden,)}
+    shapes |= {"norm.weight": (hidden,), "confidence_head.proj.weight": (1, hidden + rank)}
+    shapes |= {f"markov_head.markov_w{i}.weight": (vocab, rank) for i in (1, 2)}
+    shapes["confidence_head.proj.bias"] = (1,)
+    for i in range(layers):
+        attention, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
+        shapes |= {f"{attention}.{x}_norm.weight": (128,) for x in "qk"}
+        shapes |= {f"{attention}.{x}_proj.weight": (512, hidden) for x in "kv"}
+        shapes |= {f"{attention}.q_proj.weight": (2048, hidden)}
+        shapes |= {f"{attention}.o_proj.weight": (hidden, 2048)}
+        shapes |= {f"{mlp}.{x}_proj.weight": (inner, hidden) for x in ("gate", "up")}
+        shapes |= {f"{mlp}.down_proj.weight": (hidden, inner)}
+        names = ("input_layernorm", "post_attention_layernorm")
+        shapes |= {f"layers.{i}.{name}.weight": (hidden,) for name in names}
+    save_file({k: np.ones(s, np.float32) for k, s in shapes.items()}, source / "model.safetensors")
+    size = (source / "model.safetensors").stat().st_size
+    assert size > 1000 * MIB
+    command = [sys.executable, "-c", CONVERT, str(source), str(tmp_path / "out"), kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = int(done.stdout) * unit
+    print(f"{size / MIB:.0f} MiB converted within {peak / MIB:.0f} MiB")
+    assert peak < 900 * MIB < size

@@ -1,0 +1,102 @@
+"""`convert check`: the readings it tries, what it says of them, and a pair tampered with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from pairs import TARGET, golden
+
+from dspark_mlx.builtin import DRAFTER
+from dspark_mlx.convert import __main__ as command
+from dspark_mlx.convert.check import Reading, all_taps, readings, sweep, verdict, written
+from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.errors import InputError
+from dspark_mlx.files import read_json
+from dspark_mlx.load import load_apart
+from dspark_mlx.recording import record
+
+PROMPTS = [[5, 9, 40, 7, 3], [80, 2, 11]]
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A golden target and drafter, apart."""
+    folder = tmp_path / "drafter"
+    convert_drafter(golden("vanilla"), folder, progress=False)
+    decoder, config, build = load_apart(TARGET, folder, all_taps, "float32")
+    yield decoder, config, build
+    decoder.engine.target.close()
+
+
+def test_every_reading_is_tried_once_and_its_own_first(pair):
+    _, config, _ = pair
+    tried = readings(config)
+    assert len(tried) == len(set(tried)) == 12
+    assert tried[0] == Reading(config.logits_start, 0, config.rope_interleaved)
+
+
+def test_its_own_reading_accepts_what_the_loop_does(pair):
+    """Features of another position, or of another layer where nothing is shifted."""
+    decoder, config, build = pair
+    target = decoder.engine.target
+    assert set(config.taps) < set(all_taps(config, target.num_layers))
+    texts = [(prompt, written(target, prompt, 24, frozenset())) for prompt in PROMPTS]
+    found = sweep(target, config, build, texts)
+    assert len(found) == 12
+    target.close()
+    other = load_apart(TARGET, golden("vanilla"), lambda config, layers: config.taps, "float32")
+    engine = dataclasses.replace(other[0].engine, drafter=other[2](other[1]))
+    rounds = record(engine, [("", prompt) for prompt in PROMPTS], 24 - config.gamma, ())
+    expected = sum(one.accepted for one in rounds) / len(rounds)
+    assert found[0].accepted == pytest.approx(expected)
+    engine.target.close()
+
+
+OWN = Reading(0, 0, False, 2.0)
+
+
+@pytest.mark.parametrize(
+    "found, fits, words",
+    [
+        ([OWN, Reading(1, 0, False, 0.5)], True, "fits"),
+        ([OWN, Reading(1, 0, False, 2.1)], True, "fits"),
+        ([OWN, Reading(1, 0, False, 3.0)], False, "Wrong in config.json: logits_start."),
+        ([OWN, Reading(0, -1, True, 3.0)], False, "taps, rope_interleaved."),
+        ([Reading(0, 0, False, 0.1), Reading(1, 0, False, 0.1)], False, "another target"),
+    ],
+)
+def test_the_verdict_names_what_is_wrong(found, fits, words):
+    said = verdict(found)
+    assert said[0] is fits and words in said[1]
+
+
+def test_texts_shorter_than_a_block_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--max-tokens: found 3"):
+        command.main(["check", str(golden("vanilla")), "--target", str(TARGET), "-m", "3"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change, wrong",
+    [
+        ({}, None),
+        ({"logits_start": 1}, "logits_start"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
+        ({"taps": [2, 9, 16, 23, 28]}, "taps"),
+    ],
+    ids=["as it is", "anchor", "rope", "taps"],
+)
+def test_a_tampered_drafter_is_told(tmp_path, capsys, change, wrong):
+    """The built-in pair: a sweep that does not find the one convention that was changed."""
+    folder = tmp_path / "drafter"
+    shutil.copytree(DRAFTER, folder)
+    (folder / "calibration.json").unlink()
+    config = read_json(folder / "config.json") | change
+    (folder / "config.json").write_text(json.dumps(config))
+    status = command.main(["check", str(folder), "-m", "32"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert status == (0 if wrong is None else 1)
+    assert last.endswith(f"Wrong in config.json: {wrong}.") if wrong else "fits" in last
