@@ -41,16 +41,23 @@ def test_one_shard_has_the_plain_name(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+# The peak of this process alone: getrusage's starts at what the parent held when it forked.
 CONVERT = """
-import resource, sys
+import sys
 from pathlib import Path
 from dspark_mlx.convert.drafter import convert_drafter
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def kib(name):
+    line = next(l for l in open("/proc/self/status") if l.startswith(name))
+    return int(line.split()[1])
+
+before = kib("VmRSS")
 convert_drafter(Path(sys.argv[1]), Path(sys.argv[2]), progress=False, quantize="q" in sys.argv[3])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(kib("VmHWM") - before)
 """
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "q4"])
 def test_memory_stays_near_a_shard(tmp_path, kind):
@@ -82,7 +89,6 @@ def test_memory_stays_near_a_shard(tmp_path, kind):
     assert size > 1000 * MIB
     command = [sys.executable, "-c", CONVERT, str(source), str(tmp_path / "out"), kind]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = int(done.stdout) * unit
+    peak = int(done.stdout) * 1024
     print(f"{size / MIB:.0f} MiB converted within {peak / MIB:.0f} MiB")
-    assert peak < 900 * MIB < size
+    assert 100 * MIB < peak < 900 * MIB
