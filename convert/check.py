@@ -18,8 +18,7 @@ import numpy as np
 from ..compare import plain_run
 from ..config import DrafterConfig
 from ..drafter import Drafter
-from ..recording import features
-from ..sampling import greedy
+from ..recording import features, judged_drafts
 from ..targets.tap import Target
 
 STARTS, SHIFTS, PAIRINGS = (0, 1), (-1, 0, 1), (False, True)
@@ -93,7 +92,9 @@ def sweep(
         accepted = [
             count
             for i, (prompt, text) in enumerate(texts)
-            for count in _accepted(drafter, prompt, text, _shifted(config, reading.shift, taps[i]))
+            for _, count in judged_drafts(
+                drafter, prompt, text, _shifted(config, reading.shift, taps[i])
+            )
         ]
         found.append(dataclasses.replace(reading, accepted=float(np.mean(accepted))))
         progress(done, len(tried))
@@ -141,21 +142,3 @@ def written(
 def _shifted(config: DrafterConfig, shift: int, taps: dict[int, mx.array]) -> list[mx.array]:
     """The features a reading takes; at the ends of the target its own layer stays."""
     return [taps.get(tap + shift, taps[tap]) for tap in config.taps]
-
-
-def _accepted(
-    drafter: Drafter, prompt: Sequence[int], text: Sequence[int], taps: Sequence[mx.array]
-) -> list[int]:
-    """Tokens taken of the block after every token of a text that the block fits into."""
-    gamma, start = drafter.config.gamma, len(prompt)
-    counts = []
-    context = drafter.new_context(prompt)
-    drafter.extend(context, [tap[:start] for tap in taps])
-    for i in range(len(text) - gamma):
-        if i:
-            drafter.extend(context, [tap[start + i - 1 : start + i] for tap in taps])
-        context.commit([text[i]])
-        draft = drafter.draft(context, mx.array([text[i]], dtype=mx.int32), greedy)
-        equal = np.array(draft.tokens) == np.array(text[i + 1 : i + 1 + gamma])
-        counts.append(int(np.cumprod(equal).sum()))
-    return counts

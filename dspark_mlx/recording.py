@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from mlx_lm.generate import wired_limit
 
 from .cache import new_caches
 from .compare import plain_run
+from .drafter import Drafter
 from .engine import Engine
 from .errors import InputError
 from .files import read_json_lines, write_text
 from .sampling import greedy
 from .targets.tap import Target
+from .types import Draft
 
 Progress = Callable[[int, int], None]
 """Called with prompts recorded and prompts in all."""
@@ -88,25 +90,39 @@ def record(
 
 def _judge(
     engine: Engine, prompt: Sequence[int], text: Sequence[int]
-) -> Iterable[tuple[tuple[float, ...], int]]:
+) -> Iterator[tuple[tuple[float, ...], int]]:
     """Log-odds and accepted count of the block after each token of `text` that fits into it."""
     drafter = engine.drafter
     assert drafter is not None
-    gamma, start = drafter.config.gamma, len(prompt)
-    anchors = len(text) - gamma
+    anchors = len(text) - drafter.config.gamma
     if anchors < 1:
         return
     taps = features(engine.target, [*prompt, *text[: anchors - 1]])
+    for draft, accepted in judged_drafts(drafter, prompt, text, taps):
+        yield tuple(np.array(draft.confidence_logits).tolist()), accepted
+
+
+def judged_drafts(
+    drafter: Drafter, prompt: Sequence[int], text: Sequence[int], taps: Sequence[mx.array]
+) -> Iterator[tuple[Draft, int]]:
+    """The greedy block after each token of a text that it fits into, and how much of it is right.
+
+    Args:
+        drafter: proposes.
+        prompt, text: token ids, the text as the target wrote it after the prompt.
+        taps: features of both, one `[tokens, hidden]` a tap; the last block's tokens need none.
+    """
+    gamma, start = drafter.config.gamma, len(prompt)
     context = drafter.new_context(prompt)
     drafter.extend(context, [tap[:start] for tap in taps])
-    for i in range(anchors):
+    for i in range(len(text) - gamma):
         if i:
             drafter.extend(context, [tap[start + i - 1 : start + i] for tap in taps])
         context.commit([text[i]])
         draft = drafter.draft(context, mx.array([text[i]], dtype=mx.int32), greedy)
-        mx.eval(draft.tokens, draft.confidence_logits)
+        mx.eval([a for a in (draft.tokens, draft.confidence_logits) if a is not None])
         equal = np.array(draft.tokens) == np.array(text[i + 1 : i + 1 + gamma])
-        yield tuple(np.array(draft.confidence_logits).tolist()), int(np.cumprod(equal).sum())
+        yield draft, int(np.cumprod(equal).sum())
 
 
 def features(target: Target, tokens: Sequence[int], step: int = 2048) -> list[mx.array]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import DrafterConfig
-from .source import Shapes, Source
+from .source import Shapes, Source, is_named
 from .source import adapt as adapt
 from .source import rename as rename
 
@@ -23,7 +23,7 @@ _UNSUPPORTED = ("enable_moe_block", "num_kv_shared_layers", "hidden_size_per_lay
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
     """By the architecture's name."""
-    return config.get("architectures") == [ARCHITECTURE] and "fc.weight" in shapes
+    return is_named(config, shapes, ARCHITECTURE)
 
 
 def to_drafter_config(
@@ -53,14 +53,10 @@ def to_drafter_config(
     }
     return source.finish(
         **source.shape_of_backbone(values),
-        **source.taps(source.need("target_layer_ids")),
+        **source.block(config, keep_embeddings),
         **source.heads(),
-        **source.copies(keep_embeddings),
         **_rope(source, head_dim),
-        target_num_layers=source.need("num_target_layers"),
-        block_size=source.need("block_size"),
         logits_start=0,
-        mask_token_id=source.need("mask_token_id"),
         activation="gelu_tanh",
         values="keys" if shared else "projected",
         attention_scale=1.0,

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...config import DrafterConfig
 from ...errors import InputError
-from .source import Shapes, Source
+from .source import Shapes, Source, is_named
 from .source import adapt as adapt
 from .source import rename as rename
 
@@ -25,8 +25,7 @@ def matches(config: dict[str, Any], shapes: Shapes) -> bool:
     """The architecture's name, without the marks of the packagings that borrow it."""
     borrowed = "projector_type" in config or "dspark_bonus_anchor" in config
     quantised = any(name.endswith(("weight_scale", "weight_packed")) for name in shapes)
-    named = config.get("architectures") == [ARCHITECTURE]
-    return named and "fc.weight" in shapes and not borrowed and not quantised
+    return is_named(config, shapes, ARCHITECTURE) and not borrowed and not quantised
 
 
 def to_drafter_config(
@@ -46,12 +45,8 @@ def to_drafter_config(
         raise InputError(source.path, "rope type 'yarn'", "'default'")
     return source.finish(
         **source.shape_of_backbone(),
-        **source.taps(source.need("target_layer_ids")),
+        **source.block(config, keep_embeddings),
         **source.heads(),
-        **source.copies(keep_embeddings),
         **rope,
-        target_num_layers=source.need("num_target_layers"),
-        block_size=source.need("block_size"),
         logits_start=0,
-        mask_token_id=source.need("mask_token_id"),
     )

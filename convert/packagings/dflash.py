@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import DrafterConfig
-from .source import Shapes, Source
+from .source import Shapes, Source, is_named
 from .source import adapt as adapt
 from .source import rename as rename
 from .specforge import sliding
@@ -26,8 +26,7 @@ def matches(config: dict[str, Any], shapes: Shapes) -> bool:
     borrowed = "speculators_model_type" in config or config.get("projector_type")
     nested = config.get("dflash_config")
     borrowed = borrowed or (isinstance(nested, dict) and nested.get("projector_type") == "dspark")
-    named = config.get("architectures") == [ARCHITECTURE]
-    return named and "fc.weight" in shapes and not borrowed
+    return is_named(config, shapes, ARCHITECTURE) and not borrowed
 
 
 def to_drafter_config(
@@ -40,8 +39,6 @@ def to_drafter_config(
     """
     source = Source(config, shapes, where, NAME)
     values = dict(config) | source.nested("dflash_config")
-    if values.get("attention_sink_bias"):
-        source.refuse("attention_sink_bias", True, "attention without sinks")
     backbone = source.shape_of_backbone()
     heads = source.heads()
     depth = source.need("num_target_layers", values)

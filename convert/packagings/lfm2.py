@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import DrafterConfig
-from .source import Shapes, Source
+from .source import Shapes, Source, is_named
 from .source import adapt as adapt
 from .source import rename as rename
 
@@ -20,7 +20,7 @@ ARCHITECTURE = "Lfm2DSparkDraftModel"
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
     """By the architecture's name."""
-    return config.get("architectures") == [ARCHITECTURE] and "fc.weight" in shapes
+    return is_named(config, shapes, ARCHITECTURE)
 
 
 def to_drafter_config(
@@ -36,14 +36,10 @@ def to_drafter_config(
     backbone = source.shape_of_backbone()
     return source.finish(
         **backbone,
-        **source.taps(source.need("target_layer_ids", values)),
+        **source.block(values, keep_embeddings),
         **source.heads(),
-        **source.copies(keep_embeddings),
         **source.rope(),
         **source.attention(values, backbone["num_layers"]),
         rope_interleaved=config.get("rope_is_neox_style") is False,
-        target_num_layers=source.need("num_target_layers", values),
-        block_size=source.need("block_size", values),
         logits_start=0,
-        mask_token_id=source.need("mask_token_id", values),
     )

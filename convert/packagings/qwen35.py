@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...config import DrafterConfig
-from .source import Shapes, Source
+from .source import Shapes, Source, is_named
 from .source import rename as rename
 
 NAME = "Qwen3.5 community"
@@ -22,7 +22,7 @@ ARCHITECTURE = "Qwen35DSparkModel"
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
     """By the architecture's name."""
-    return config.get("architectures") == [ARCHITECTURE] and "fc.weight" in shapes
+    return is_named(config, shapes, ARCHITECTURE)
 
 
 def to_drafter_config(
@@ -39,15 +39,11 @@ def to_drafter_config(
     values = {"partial_rotary_factor": config.get("partial_rotary_factor")} | rope
     return source.finish(
         **backbone,
-        **source.taps(source.need("target_layer_ids")),
+        **source.block(config, keep_embeddings),
         **source.heads(),
-        **source.copies(keep_embeddings),
         **source.rope(),
         rope_dims=round(source.number("partial_rotary_factor", values) * backbone["head_dim"]),
-        target_num_layers=source.need("num_target_layers"),
-        block_size=source.need("block_size"),
         logits_start=0,
-        mask_token_id=source.need("mask_token_id"),
     )
 
 

@@ -196,6 +196,21 @@ class Source:
         stored = [name in self.shapes for name in COPIES]
         return {"owns_embedding": keep and stored[0], "owns_head": keep and stored[1]}
 
+    def block(self, values: Mapping[str, Any], keep: bool) -> dict[str, Any]:
+        """Taps, block, mask, depth and copies, as all packagings but vLLM's spell them.
+
+        Args:
+            values: with the keys: the config, with what it nests.
+            keep: see `copies`.
+        """
+        return {
+            **self.taps(self.need("target_layer_ids", values)),
+            **self.copies(keep),
+            "target_num_layers": self.need("num_target_layers", values),
+            "block_size": self.need("block_size", values),
+            "mask_token_id": self.need("mask_token_id", values),
+        }
+
     def rope(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Base and scaling, from `rope_parameters` (transformers 5) or the older top-level keys.
 
@@ -240,6 +255,11 @@ class Source:
 def any_of(value: object) -> bool:
     """Whether a tuple holds anything but zeros and False."""
     return isinstance(value, tuple) and any(value)
+
+
+def is_named(config: Mapping[str, Any], shapes: Shapes, architecture: str) -> bool:
+    """Whether a checkpoint goes by an architecture's name and has a drafter's tensors."""
+    return config.get("architectures") == [architecture] and "fc.weight" in shapes
 
 
 def canonical_name(name: str) -> str | None:

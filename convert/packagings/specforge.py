@@ -36,30 +36,30 @@ def to_drafter_config(
     """
     source = Source(config, shapes, where, NAME)
     values = dict(config) | source.nested("dflash_config")
-    if values.get("attention_sink_bias"):
-        source.refuse("attention_sink_bias", True, "attention without sinks")
     reduced = values.get("draft_vocab_size")
     if reduced is not None and reduced != values.get("vocab_size"):
         source.refuse("draft_vocab_size", reduced, "the whole vocabulary")
     backbone = source.shape_of_backbone()
     return source.finish(
         **backbone,
-        **source.taps(source.need("target_layer_ids", values)),
+        **source.block(values, keep_embeddings),
         **source.heads(values),
-        **source.copies(keep_embeddings),
         **source.rope(),
         **sliding(source, values, backbone["num_layers"], by_row=True, less=1),
-        target_num_layers=source.need("num_target_layers", values),
-        block_size=source.need("block_size", values),
         logits_start=1 if values.get("sample_from_anchor") is False else 0,
-        mask_token_id=source.need("mask_token_id", values),
     )
 
 
 def sliding(
     source: Source, values: dict[str, Any], layers: int, *, by_row: bool = False, less: int = 0
 ) -> dict[str, Any]:
-    """Windows and causality, which `use_swa` and `causal` say of all layers at once."""
+    """Windows and causality, which `use_swa` and `causal` say of all layers at once.
+
+    Raises:
+        InputError: sinks, or see `Source.attention`.
+    """
+    if values.get("attention_sink_bias"):
+        source.refuse("attention_sink_bias", True, "attention without sinks")
     if values.get("use_swa"):
         window = source.need("swa_window_size", values)
         all_sliding = {"layer_types": ["sliding_attention"] * layers, "sliding_window": window}
