@@ -1,4 +1,4 @@
-"""From a canonical folder's checked tensors to a Drafter: fusing, casting, dequantising."""
+"""From a canonical folder's checked tensors to a Drafter: casting, dequantising, reading out."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from .backbone import Backbone, Layer, Weights
+from .backbone import Backbone
 from .calibration import Calibration
 from .config import DrafterConfig
 from .drafter import Drafter
-from .heads import SequentialHead
-from .heads.confidence import ConfidenceHead
-from .heads.gated import GatedHead
-from .heads.rnn import RNNHead
-from .heads.vanilla import VanillaHead
 from .layout import DRAFT_IDS, Tensors
-from .matrix import Matrix, alike, arrays_of
+from .matrix import Matrix, arrays_of
+from .parts import backbone_weights, confidence_head, sequential_head
 from .vocabulary import Setting, choose_size
 
 
@@ -56,51 +52,9 @@ def assemble(
     def vector(name: str) -> mx.array:
         return tensors[name].astype(dtype)
 
-    def fused(*names: str) -> Matrix:
-        parts = [matrix(name) for name in names]
-        if not alike(parts):
-            parts = [part.dequantised(dtype) for part in parts]
-        return Matrix.concatenate(parts)
-
-    fused_qkv, layers = [], []
-    for i in range(config.num_layers):
-        attention, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
-        kinds = "qkv" if config.values == "projected" else "qk"
-        fused_qkv.append(fused(*(f"{attention}.{x}_proj" for x in kinds)))
-        after_attention = vector(f"layers.{i}.post_attention_layernorm.weight")
-        sandwich = config.sandwich_norms
-        layer = Layer(
-            input_norm=vector(f"layers.{i}.input_layernorm.weight"),
-            query_norm=vector(f"{attention}.q_norm.weight"),
-            key_norm=vector(f"{attention}.k_norm.weight"),
-            output=matrix(f"{attention}.o_proj"),
-            mlp_norm=vector(f"layers.{i}.pre_feedforward_layernorm.weight")
-            if sandwich
-            else after_attention,
-            gate_up=fused(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            down=matrix(f"{mlp}.down_proj"),
-            attention_out_norm=after_attention if sandwich else None,
-            mlp_out_norm=vector(f"layers.{i}.post_feedforward_layernorm.weight")
-            if sandwich
-            else None,
-            scalar=vector(f"layers.{i}.layer_scalar") if config.layer_scalars else None,
-        )
-        layers.append(layer)
-    if not alike(fused_qkv):
-        fused_qkv = [part.dequantised(dtype) for part in fused_qkv]
-    weights = Weights(
-        fc=matrix("fc"),
-        context_norm=vector("hidden_norm.weight"),
-        qkv=Matrix.stack(fused_qkv),
-        layers=tuple(layers),
-        norm=vector("norm.weight"),
-    )
-    confidence = None
-    if config.confidence != "none":
-        reads_embedding = config.confidence == "hidden+markov"
-        weight, bias = matrix("confidence_head.proj"), vector("confidence_head.proj.bias")
-        confidence = ConfidenceHead(weight, bias, reads_embedding)
-    head = _sequential_head(config, matrix, vector)
+    weights = backbone_weights(config, matrix, vector, dtype)
+    confidence = confidence_head(config, matrix, vector)
+    head = sequential_head(config, matrix, vector)
     own = [matrix(name) for name in ("embed_tokens", "lm_head") if f"{name}.weight" in tensors]
     if config.owns_embedding:
         embed = own[0].rows
@@ -119,18 +73,3 @@ def assemble(
 
 def _capped(logits: Callable[[mx.array], mx.array], cap: float) -> Callable[[mx.array], mx.array]:
     return lambda hidden: mx.tanh(logits(hidden) / cap) * cap
-
-
-def _sequential_head(
-    config: DrafterConfig, matrix: Callable[[str], Matrix], vector: Callable[[str], mx.array]
-) -> SequentialHead | None:
-    if config.head == "none":
-        return None
-    w1, w2 = matrix("markov_head.markov_w1"), matrix("markov_head.markov_w2")
-    if config.head == "gated":
-        gate = matrix("markov_head.gate_proj")
-        return GatedHead(w1, w2, gate, vector("markov_head.gate_proj.bias"))
-    if config.head == "rnn":
-        joint = matrix("markov_head.joint_proj")
-        return RNNHead(w1, w2, joint, vector("markov_head.joint_proj.bias"))
-    return VanillaHead(w1, w2)

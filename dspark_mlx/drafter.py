@@ -14,7 +14,7 @@ from mlx_lm.models.cache import KVCache
 from .backbone import Backbone
 from .calibration import Calibration, identity
 from .config import DrafterConfig
-from .heads import SequentialHead
+from .heads import SequentialHead, correct
 from .heads.confidence import ConfidenceHead
 from .matrix import Matrix
 from .sampling import Pick
@@ -137,7 +137,7 @@ class Drafter:
         rows = zip(mx.split(base, gamma), mx.split(hidden, gamma), strict=True)
         for row, hidden_row in rows:
             if readout.head is not None:
-                row, embedding, state = readout.head.step(row, previous, hidden_row, state)
+                row, embedding, state = correct(readout.head, row, previous, hidden_row, state)
                 embeddings.append(embedding)
             column, weight = pick(row, readout.ids, tokens)
             previous = readout.tokens(column)

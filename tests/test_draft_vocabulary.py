@@ -8,6 +8,7 @@ from mlx_lm.utils import load_model, quantize_model
 from pairs import DRAFTERS, TARGET, tokens_of, traces
 
 from dspark_mlx import InputError
+from dspark_mlx.heads import correct
 from dspark_mlx.heads.vanilla import VanillaHead
 from dspark_mlx.matrix import Matrix
 from dspark_mlx.sampling import greedy
@@ -54,8 +55,8 @@ def test_its_logits_are_the_whole_vocabularys(store):
     hidden, previous = random(3, HIDDEN), mx.array([150])
     assert mx.allclose(readout.logits(hidden), whole.logits(hidden)[:, readout.ids], atol=1e-4)
     base = whole.logits(hidden[:1])
-    corrected, embedding, _ = whole.head.step(base, previous, hidden[:1], None)
-    found, same, _ = readout.head.step(base[:, readout.ids], previous, hidden[:1], None)
+    corrected, embedding, _ = correct(whole.head, base, previous, hidden[:1], None)
+    found, same, _ = correct(readout.head, base[:, readout.ids], previous, hidden[:1], None)
     assert mx.allclose(found, corrected[:, readout.ids], atol=1e-4)
     assert mx.array_equal(embedding, same)
     assert readout.tokens(mx.array([0, SIZE, SIZE + 1])).tolist() == [0, 199, 77]

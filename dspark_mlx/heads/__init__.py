@@ -24,18 +24,34 @@ class SequentialHead(Protocol):
         """See above."""
         ...
 
-    def step(
-        self, base: mx.array, previous: mx.array, hidden: mx.array, state: Any
+    def vector(
+        self, previous: mx.array, hidden: mx.array, state: Any
     ) -> tuple[mx.array, mx.array, Any]:
-        """Correct one row given the token before it.
+        """What W2 maps to the correction of a row's logits, for one row or for rows of n blocks.
 
         Args:
-            base: base logits of the row, `[1, vocabulary]`.
-            previous: the token before it (the anchor for the first row), int `[1]`.
-            hidden: backbone output of the row after the final norm, `[1, hidden]`.
-            state: what the step before returned; None for the first row.
+            previous: the token before each row (the anchor for the first slot), int `[n]`.
+            hidden: backbone output of the rows after the final norm, `[n, hidden]`.
+            state: what the slot before returned; None for the first.
 
         Returns:
-            Corrected logits `[1, vocabulary]`, the embedding W1[previous] `[1, rank]`, the state.
+            The vector `[n, rank]`, the embedding W1[previous] `[n, rank]`, the state.
         """
         ...
+
+
+def correct(
+    head: SequentialHead, base: mx.array, previous: mx.array, hidden: mx.array, state: Any
+) -> tuple[mx.array, mx.array, Any]:
+    """Correct one row given the token before it: logits = base + W2 vector.
+
+    Args:
+        head: the head.
+        base: base logits of the row, `[1, vocabulary]`.
+        previous, hidden, state: see `SequentialHead.vector`.
+
+    Returns:
+        Corrected logits `[1, vocabulary]`, the embedding W1[previous] `[1, rank]`, the state.
+    """
+    vector, embedding, state = head.vector(previous, hidden, state)
+    return head.w2.add_to(base, vector), embedding, state

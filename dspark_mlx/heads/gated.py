@@ -25,10 +25,10 @@ class GatedHead:
     gate: Matrix
     gate_bias: mx.array
 
-    def step(
-        self, base: mx.array, previous: mx.array, hidden: mx.array, state: None
+    def vector(
+        self, previous: mx.array, hidden: mx.array, state: None
     ) -> tuple[mx.array, mx.array, None]:
-        """See `SequentialHead.step`; keeps no state."""
+        """See `SequentialHead.vector`; keeps no state."""
         embedding = self.w1.rows(previous)
         gate = self.gate.add_to(self.gate_bias, mx.concatenate([hidden, embedding], axis=-1))
-        return self.w2.add_to(base, mx.sigmoid(gate) * embedding), embedding, None
+        return mx.sigmoid(gate) * embedding, embedding, None

@@ -28,10 +28,10 @@ class RNNHead:
     joint: Matrix
     joint_bias: mx.array
 
-    def step(
-        self, base: mx.array, previous: mx.array, hidden: mx.array, state: mx.array | None
+    def vector(
+        self, previous: mx.array, hidden: mx.array, state: mx.array | None
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """See `SequentialHead.step`; the state is `[1, rank]`."""
+        """See `SequentialHead.vector`; the state is `[n, rank]`."""
         embedding = self.w1.rows(previous)
         if state is None:
             state = mx.zeros_like(embedding)
@@ -39,4 +39,4 @@ class RNNHead:
         gate, candidate, output = mx.split(self.joint.add_to(self.joint_bias, joined), 3, axis=-1)
         keep = mx.sigmoid(gate)
         state = keep * state + (1 - keep) * mx.tanh(candidate)
-        return self.w2.add_to(base, mx.tanh(output)), embedding, state
+        return mx.tanh(output), embedding, state

@@ -21,9 +21,9 @@ class VanillaHead:
     w1: Matrix
     w2: Matrix
 
-    def step(
-        self, base: mx.array, previous: mx.array, hidden: mx.array, state: None
+    def vector(
+        self, previous: mx.array, hidden: mx.array, state: None
     ) -> tuple[mx.array, mx.array, None]:
-        """See `SequentialHead.step`; reads no hidden row and keeps no state."""
+        """See `SequentialHead.vector`; reads no hidden row and keeps no state."""
         embedding = self.w1.rows(previous)
-        return self.w2.add_to(base, embedding), embedding, None
+        return embedding, embedding, None
