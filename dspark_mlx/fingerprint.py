@@ -60,6 +60,15 @@ def device_name() -> str:
     return f"cpu {name} x {os.cpu_count()}" if kind == "cpu" else f"gpu {name}"
 
 
+def weights_digest(folder: Path) -> str:
+    """What tells a checkpoint from others: a SHA-256 over its weight files as sampled here.
+
+    Raises:
+        InputError: a folder without weights, or a file cut off.
+    """
+    return hashlib.sha256("".join(_weights(folder)).encode()).hexdigest()
+
+
 def _weights(folder: Path) -> list[str]:
     # Sorted by content: a renamed shard is the same shard.
     return sorted(_digest(path) for path in weight_files(folder))

@@ -1,0 +1,1 @@
+"""Training drafters: conversations written by the target, and a drafter fitted to them."""

@@ -1,0 +1,199 @@
+"""Many sequences decoded at once, plainly: what writes conversations as fast as the device allows.
+
+Token ids only; knows nothing of text, drafters or requests. Prompts of similar length form a wave,
+padded on the left, that runs to its end; nothing joins it later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.generate import wired_limit
+from mlx_lm.models.cache import (
+    BatchKVCache,
+    BatchRotatingKVCache,
+    KVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
+
+from ..errors import InputError
+
+_LOOK = 16
+_PREFILL = 32768
+_LEAST = -1e3
+
+Progress = Callable[[int, int], None]
+"""Called with sequences that ended and tokens that were written since the last call."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sequence to continue.
+
+    Attributes:
+        prompt: at least one token id.
+        max_tokens: to write at most, at least one.
+        temperature: 0 for the most probable token, else what the logits are divided by.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    temperature: float
+
+
+def batch_decode(
+    model: nn.Module,
+    jobs: Sequence[Job],
+    stop_tokens: Collection[int],
+    key: mx.array,
+    rows: int = 256,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """Continue every prompt on its own, `rows` at a time.
+
+    Args:
+        model: an mlx-lm model, untapped.
+        jobs: in any order.
+        stop_tokens: ids that end a sequence and are its last token.
+        key: of all randomness; equal keys, jobs and rows write equal tokens on one device.
+        rows: sequences decoded together at most; memory grows with it.
+        progress: called every few steps.
+
+    Returns:
+        What was written after each prompt, in the order of `jobs`.
+
+    Raises:
+        InputError: an empty prompt, no tokens to write, a cache that has no batched form.
+    """
+    for job in jobs:
+        if not len(job.prompt) or job.max_tokens < 1:
+            found = f"{len(job.prompt)} prompt tokens, {job.max_tokens} to write"
+            raise InputError("batch", found, "at least one of each")
+    written: list[list[int]] = [[] for _ in jobs]
+    # Longest first: what does not fit into memory fails at once.
+    order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].prompt))
+    waves = [order[i : i + rows] for i in range(0, len(order), rows)]
+    keys = mx.random.split(key, max(len(waves), 1))
+    with wired_limit(model):
+        for number, wave in enumerate(waves):
+            texts = _Wave(model, [jobs[i] for i in wave], keys[number]).run(stop_tokens, progress)
+            for i, text in zip(wave, texts, strict=True):
+                written[i] = text
+    return written
+
+
+class _Wave:
+    """Sequences that advance in step; those that ended are dropped when they are the majority."""
+
+    def __init__(self, model: nn.Module, jobs: Sequence[Job], key: mx.array) -> None:
+        self._model = model
+        self._jobs = jobs
+        self._key = key
+        self._texts: list[list[int]] = [[] for _ in jobs]
+        # Which job each row of the batch belongs to, and the rows' temperatures.
+        self._rows = np.arange(len(jobs))
+        self._temperatures = mx.array([job.temperature for job in jobs], dtype=mx.float32)[:, None]
+        self._last, self._caches = self._prefill()
+
+    def run(self, stops: Collection[int], progress: Progress | None) -> list[list[int]]:
+        """Decode until every sequence ended."""
+        alive = np.ones(len(self._rows), dtype=bool)
+        while alive.any():
+            left = [self._jobs[i].max_tokens - len(self._texts[i]) for i in self._rows[alive]]
+            tokens = self._advance(min(_LOOK, max(left)))
+            before, count = int(alive.sum()), 0
+            for row in np.flatnonzero(alive):
+                text, job = self._texts[self._rows[row]], self._jobs[self._rows[row]]
+                new = _until(tokens[row][: job.max_tokens - len(text)], stops)
+                text += new
+                count += len(new)
+                alive[row] = len(text) < job.max_tokens and text[-1] not in stops
+            if progress:
+                progress(before - int(alive.sum()), count)
+            if 0 < alive.sum() <= len(alive) // 2:
+                self._keep(np.flatnonzero(alive))
+                alive = alive[alive]
+        return self._texts
+
+    def _prefill(self) -> tuple[mx.array, list[Any]]:
+        """Run all but the last column; no logits are computed."""
+        width = max(len(job.prompt) for job in self._jobs)
+        padding = [width - len(job.prompt) for job in self._jobs]
+        tokens = np.zeros((len(self._jobs), width), dtype=np.int32)
+        for row, job in enumerate(self._jobs):
+            tokens[row, padding[row] :] = job.prompt
+        caches = batch_caches(self._model, padding)
+        step = max(1, _PREFILL // len(self._jobs))
+        for start in range(0, width - 1, step):
+            self._model(mx.array(tokens[:, start : min(start + step, width - 1)]), cache=caches)
+            mx.eval([cache.state for cache in caches])
+        return mx.array(tokens[:, -1]), caches
+
+    def _advance(self, steps: int) -> np.ndarray:
+        """Tokens of the next steps, int `[rows, steps]`; ended rows go on, to be cut by the caller.
+
+        The host reads only once, so that it stays ahead of the device.
+        """
+        keys = mx.random.split(self._key, steps + 1)
+        self._key = keys[0]
+        columns = []
+        for step in range(steps):
+            logits = self._model(self._last[:, None], cache=self._caches)[:, -1]
+            self._last = choose(logits, self._temperatures, keys[step + 1])
+            mx.async_eval(self._last)
+            columns.append(self._last)
+        return np.array(mx.stack(columns, axis=1))
+
+    def _keep(self, rows: np.ndarray) -> None:
+        indices = mx.array(rows.astype(np.int32))
+        self._rows = self._rows[rows]
+        self._temperatures = self._temperatures[indices]
+        self._last = self._last[indices]
+        for cache in self._caches:
+            cache.filter(indices)
+        mx.eval([cache.state for cache in self._caches])
+
+
+def batch_caches(model: nn.Module, padding: Sequence[int]) -> list[Any]:
+    """Empty caches for rows that are padded on the left.
+
+    Raises:
+        InputError: the model uses a cache without a batched form here.
+    """
+    caches: list[Any] = []
+    for cache in make_prompt_cache(model):
+        if type(cache) is KVCache:
+            caches.append(BatchKVCache(list(padding)))
+        elif type(cache) is RotatingKVCache and cache.keep == 0:
+            caches.append(BatchRotatingKVCache(cache.max_size, list(padding)))
+        else:
+            found = f"a model with {type(cache).__name__}"
+            raise InputError("batch", found, "a model whose caches are KVCache or RotatingKVCache")
+    return caches
+
+
+@mx.compile
+def choose(logits: mx.array, temperatures: mx.array, key: mx.array) -> mx.array:
+    """One token a row, `[rows]`: from softmax(logits / temperature), the largest where it is 0.
+
+    The largest of logits / temperature plus Gumbel noise has exactly that distribution, and
+    multiplying by the temperature changes no order.
+
+    Args:
+        logits: `[rows, vocabulary]`. temperatures: float32 `[rows, 1]`. key: of the noise.
+    """
+    noise = mx.maximum(mx.random.gumbel(logits.shape, key=key), _LEAST)
+    return mx.argmax(logits.astype(mx.float32) + temperatures * noise, axis=-1)
+
+
+def _until(tokens: np.ndarray, stops: Collection[int]) -> list[int]:
+    """The tokens up to the first stop token, included."""
+    ids = tokens.tolist()
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids) - 1)
+    return ids[: end + 1]

@@ -1,0 +1,314 @@
+"""Conversations written by the target itself: its answers, and where wanted the user turns too.
+
+A drafter is to predict what the target says, so every answer it learns from is the target's own.
+Shards depend on the plan, the seed and the shards before them alone: a killed run goes on with the
+same content.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..decoder import Decoder
+from ..errors import InputError
+from ..fingerprint import weights_digest
+from .batch_decode import Job, batch_decode
+from .duplicates import Seen, exact_keys, near_keys
+from .plan import Plan
+from .store import KEYS, Conversation, Header, Store
+from .templates import Template
+
+_LEAST_ANSWER = 16
+_MOST_FRUITLESS = 3
+_FIRST_WORDS = (2, 7)
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what is to be done, in `unit(plan)`."""
+
+
+def open_store(decoder: Decoder, plan: Plan, folder: Path) -> Store:
+    """The store that this target and plan write into, begun or gone on with.
+
+    Raises:
+        InputError: the plan cannot be used, or the folder holds anything else.
+    """
+    plan.check()
+    target = decoder.sources[0]
+    vocabulary = decoder.engine.target.vocab_size
+    header = Header(vocabulary, target.name, weights_digest(target), plan.seed, plan.settings)
+    return Store.obtain(folder, header)
+
+
+def unit(plan: Plan) -> str:
+    """What a plan's progress counts."""
+    if plan.answer_tokens is not None:
+        return "token"
+    return "s" if plan.conversations is None and plan.seconds is not None else "conversation"
+
+
+def write_conversations(
+    decoder: Decoder, plan: Plan, store: Store, progress: Progress | None = None
+) -> None:
+    """Write until the plan's budget is met, one shard after the other.
+
+    Args:
+        decoder: of the target; its drafter is not used.
+        plan: what to write.
+        store: to append to; see `open_store`.
+        progress: called while decoding.
+
+    Raises:
+        InputError: the plan cannot be used, the target has no chat template, or it writes nothing
+            that can be kept; or the disk is full. Shards written before are kept.
+    """
+    plan.check()
+    writer = _Writer(decoder, plan, Template(decoder))
+    seen, fruitless = Seen(store.keys()), 0
+    budget = _Budget(plan, store, progress)
+    with decoder.engine.target.untapped():
+        while count := budget.to_begin():
+            written = writer.shard(store.shards, count, seen, budget)
+            store.append(written)
+            for conversation in written:
+                seen.add(conversation.keys)
+            budget.begin_shard()
+            fruitless = 0 if written else fruitless + 1
+            if fruitless == _MOST_FRUITLESS:
+                found = f"nothing new in {fruitless} shards, {store.conversations} conversations"
+                hint = "Give more prompts, or let the target write some itself."
+                raise InputError(store.folder, found, "answers that are not there yet", hint)
+
+
+class _Budget:
+    """How much is left to write, and the progress of it."""
+
+    def __init__(self, plan: Plan, store: Store, progress: Progress | None) -> None:
+        self._plan, self._store, self._progress = plan, store, progress
+        self._end = time.monotonic() + (plan.seconds or 0)
+        self._tokens = self._ended = 0
+
+    def to_begin(self) -> int:
+        """Conversations to begin for the next shard; 0 when all is written."""
+        plan, store = self._plan, self._store
+        counts = [plan.shard]
+        if plan.conversations is not None:
+            counts.append(plan.conversations - store.conversations)
+        if plan.answer_tokens is not None:
+            left = plan.answer_tokens - store.answer_tokens
+            # Answers are shorter than allowed; a few at a time would be slow.
+            counts.append(8 + 2 * left // plan.max_answer if left > 0 else 0)
+        if plan.seconds is not None and time.monotonic() >= self._end:
+            counts.append(0)
+        if not plan.share and all(
+            limit is None for limit in (plan.conversations, plan.answer_tokens, plan.seconds)
+        ):
+            counts.append(len(plan.prompts) - store.shards * plan.shard)
+        return max(min(counts), 0)
+
+    def begin_shard(self) -> None:
+        """Count anew: what was written is in the store now."""
+        self._tokens = self._ended = 0
+        self._show()
+
+    def answered(self, ended: int, tokens: int) -> None:
+        """Take in the progress of a batch of answers."""
+        self._ended += ended
+        self._tokens += tokens
+        self._show()
+
+    def _show(self) -> None:
+        if not self._progress:
+            return
+        plan, store = self._plan, self._store
+        if unit(plan) == "token":
+            total = plan.answer_tokens or 0
+            self._progress(min(store.answer_tokens + self._tokens, total), total)
+        elif unit(plan) == "s":
+            total = int(plan.seconds or 0)
+            left = max(int(self._end - time.monotonic()), 0)
+            self._progress(total - left, total)
+        else:
+            total = plan.conversations or len(plan.prompts)
+            self._progress(min(store.conversations + self._ended, total), total)
+
+
+@dataclass
+class _Talk:
+    """A conversation while it is written.
+
+    Attributes:
+        messages: so far. temperature, thinking: of its answers.
+        given: user turns still to be asked. own: user turns that the target may still write.
+        near: keys of its first user turn, zeros where that was given.
+        tokens, answer: of the sequence so far, up to the end of an answer.
+        written: sequences that are complete.
+        open: whether another answer is to be written.
+    """
+
+    messages: list[dict[str, Any]]
+    temperature: float
+    thinking: bool | None
+    given: list[str]
+    own: int
+    near: np.ndarray = field(default_factory=lambda: np.zeros(KEYS, dtype=np.uint64))
+    tokens: list[int] = field(default_factory=list)
+    answer: list[bool] = field(default_factory=list)
+    written: list[Conversation] = field(default_factory=list)
+    open: bool = True
+
+    def take(self, prompt: list[int], new: list[int], text: str) -> None:
+        """Add an answer, and what the template wrote before it."""
+        if prompt[: len(self.tokens)] != self.tokens:
+            # The template changed what is past, as those that drop earlier thinking do: what the
+            # target saw from here on is another sequence, in which only this answer is new.
+            self.close()
+        self.answer += [False] * (len(prompt) - len(self.tokens)) + [True] * len(new)
+        self.tokens = prompt + new
+        self.messages.append({"role": "assistant", "content": text})
+
+    def close(self) -> None:
+        """Complete the sequence so far."""
+        if self.tokens:
+            keys = exact_keys(self.tokens)
+            keys[1:] = self.near[1:] if not self.written else 0
+            tokens, answer = np.array(self.tokens), np.array(self.answer)
+            self.written.append(Conversation(tokens, answer, keys))
+        self.tokens, self.answer = [], []
+
+
+class _Writer:
+    """Writes shards: first user turns, then answers and further user turns by turns."""
+
+    def __init__(self, decoder: Decoder, plan: Plan, template: Template) -> None:
+        self._model = decoder.engine.target.model
+        self._plan = plan
+        self._template = template
+        self._max_length = min(plan.max_length, decoder.max_length or plan.max_length)
+
+    def shard(self, number: int, count: int, seen: Seen, budget: _Budget) -> list[Conversation]:
+        """The conversations of one shard that are not `seen`."""
+        sequence = np.random.SeedSequence(self._plan.seed, spawn_key=(1, number))
+        rng = np.random.default_rng(sequence)
+        fresh = Seen(np.zeros((0, KEYS), dtype=np.uint64))
+        given = min(count, round(self._plan.shard * (1 - self._plan.share)))
+        talks = [self._talk(turns, rng) for turns in self._given(number, given)]
+        for text in self._own_turns(count - given, rng):
+            near = near_keys(text)
+            if not seen.has(near) and fresh.add(near):
+                talk = self._talk((text,), rng)
+                talk.own, talk.near = self._plan.most_turns - 1, near
+                talks.append(talk)
+        while any(talk.open for talk in talks):
+            self._answer([talk for talk in talks if talk.open], rng, budget)
+            self._ask([talk for talk in talks if talk.open], rng)
+        for talk in talks:
+            talk.close()
+        written = [conversation for talk in talks for conversation in talk.written]
+        only = Seen(np.zeros((0, KEYS), dtype=np.uint64))
+        return [c for c in written if not seen.has(c.keys) and only.add(c.keys)]
+
+    def _given(self, number: int, count: int) -> list[tuple[str, ...]]:
+        """The prompts of a shard: all of them in random order, then again in another."""
+        prompts = self._plan.prompts
+        start = number * round(self._plan.shard * (1 - self._plan.share))
+        chosen: list[tuple[str, ...]] = []
+        for position in range(start, start + count):
+            epoch, place = divmod(position, len(prompts))
+            if not chosen or place == 0:
+                sequence = np.random.SeedSequence(self._plan.seed, spawn_key=(0, epoch))
+                order = np.random.default_rng(sequence).permutation(len(prompts))
+            chosen.append(prompts[order[place]])
+        return chosen
+
+    def _talk(self, turns: Sequence[str], rng: np.random.Generator) -> _Talk:
+        temperatures, weights = np.array(self._plan.temperatures).T
+        temperature = float(rng.choice(temperatures, p=weights / weights.sum()))
+        thinks = bool(rng.random() < self._plan.thinking)
+        thinking = thinks if self._template.knows_thinking else None
+        first = {"role": "user", "content": turns[0]}
+        return _Talk([first], temperature, thinking, list(turns[1:]), own=0)
+
+    def _own_turns(self, count: int, rng: np.random.Generator) -> list[str]:
+        """First user turns that the target wrote."""
+        beginnings = []
+        for _ in range(count):
+            continued = self._plan.prompts and rng.random() < self._plan.continued
+            beginnings.append(self._first_words(rng) if continued else "")
+        empty = self._template.user_turn([])
+        prompts = [self._template.user_turn([], b) if b else empty for b in beginnings]
+        return [text for text in self._user_turns(prompts, beginnings, rng) if text]
+
+    def _first_words(self, rng: np.random.Generator) -> str:
+        words = self._plan.prompts[rng.integers(len(self._plan.prompts))][0].split(" ")
+        return " ".join(words[: min(int(rng.integers(*_FIRST_WORDS)), max(len(words) // 2, 1))])
+
+    def _user_turns(
+        self, prompts: list[list[int]], beginnings: list[str], rng: np.random.Generator
+    ) -> list[str]:
+        """User turns that begin at the end of prompts, with `beginnings`; "" for unusable ones."""
+        jobs = [Job(prompt, self._plan.max_user, 1.0) for prompt in prompts]
+        stops = self._template.user_stops
+        texts = []
+        written = batch_decode(self._model, jobs, stops, _key(rng), self._plan.rows)
+        for prompt, beginning, new in zip(prompts, beginnings, written, strict=True):
+            usable = new[-1] in stops and self._template.is_plain(new[:-1])
+            text = beginning + self._template.text(new, prompt) if usable else ""
+            # Bytes that are no character decode to this mark.
+            texts.append("" if "\ufffd" in text else text.strip())
+        return texts
+
+    def _answer(self, talks: list[_Talk], rng: np.random.Generator, budget: _Budget) -> None:
+        """Answer the last message of each; a talk ends where there is no whole answer."""
+        jobs = []
+        for talk in talks:
+            prompt = self._template.prompt(talk.messages, talk.thinking)
+            room = min(self._plan.max_answer, self._max_length - len(prompt))
+            jobs.append(Job(prompt, room, talk.temperature))
+        fitting = [(t, j) for t, j in zip(talks, jobs, strict=True) if self._fits(j)]
+        for talk, job in zip(talks, jobs, strict=True):
+            talk.open = self._fits(job)
+        stops = self._template.answer_stops
+        written = batch_decode(
+            self._model,
+            [job for _, job in fitting],
+            stops,
+            _key(rng),
+            self._plan.rows,
+            budget.answered,
+        )
+        for (talk, job), new in zip(fitting, written, strict=True):
+            text = self._template.text(new, job.prompt)
+            talk.open = bool(text.strip()) and new[-1] in stops
+            if text.strip():
+                talk.take(list(job.prompt), new, text)
+
+    def _fits(self, job: Job) -> bool:
+        return job.max_tokens >= min(_LEAST_ANSWER, self._plan.max_answer)
+
+    def _ask(self, talks: list[_Talk], rng: np.random.Generator) -> None:
+        """Add each one's next user turn, if there is to be one."""
+        own = []
+        for talk in talks:
+            if talk.given:
+                talk.messages.append({"role": "user", "content": talk.given.pop(0)})
+            elif talk.own and rng.random() < self._plan.follow_up:
+                talk.own -= 1
+                own.append(talk)
+            else:
+                talk.open = False
+        prompts = [self._template.user_turn(talk.messages) for talk in own]
+        texts = self._user_turns(prompts, [""] * len(own), rng)
+        for talk, text in zip(own, texts, strict=True):
+            talk.messages.append({"role": "user", "content": text})
+            talk.open = bool(text)
+
+
+def _key(rng: np.random.Generator) -> mx.array:
+    return mx.random.key(int(rng.integers(1 << 63)))

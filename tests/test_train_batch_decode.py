@@ -1,0 +1,120 @@
+"""Batched decoding: every row as if it were alone, and drawn from the right distribution."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import ArraysCache
+from tiny_models import VOCAB, random_tokens, tiny
+from toys import PROMPT, exact, misfit, toy_target
+
+from dspark_mlx.errors import InputError
+from dspark_mlx.train.batch_decode import Job, batch_decode, choose
+
+LENGTHS = (1, 9, 4, 30, 2, 17, 9)
+
+
+def greedy_alone(model, prompt, count, stops=()):
+    """mlx-lm's own greedy decoding of one sequence, cut after the first stop token."""
+    tokens = []
+    for token, _ in generate_step(mx.array(prompt), model, max_tokens=count):
+        tokens.append(int(token))
+        if tokens[-1] in stops:
+            break
+    return tokens
+
+
+def prompts():
+    return [random_tokens(length, seed=length + i).tolist() for i, length in enumerate(LENGTHS)]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt_oss", "qwen3_moe"])
+def test_a_greedy_row_is_what_it_is_alone(family):
+    """Rows that see their padding or each other, wrong positions, a window off by the padding, and
+    rows mixed up when ended ones are dropped (limits differ, so that it happens several times)."""
+    model = tiny(family)
+    limits = [40, 3, 60, 20, 35, 1, 8]
+    jobs = [Job(p, n, 0.0) for p, n in zip(prompts(), limits, strict=True)]
+    for rows in (7, 3):
+        written = batch_decode(model, jobs, (), mx.random.key(0), rows)
+        for job, text in zip(jobs, written, strict=True):
+            assert text == greedy_alone(model, job.prompt, job.max_tokens)
+
+
+def test_stop_tokens_end_rows_of_their_own():
+    """Tokens after the stop token, or a row that ends another."""
+    model = tiny("llama")
+    stops = {5, 17, 33, 40, 61, 2, 9}
+    jobs = [Job(p, 50, 0.0) for p in prompts()]
+    seen = []
+    written = batch_decode(model, jobs, stops, mx.random.key(0), 4, lambda *a: seen.append(a))
+    assert written == [greedy_alone(model, job.prompt, 50, stops) for job in jobs]
+    assert len({len(text) for text in written}) > 2
+    ended, tokens = np.sum(seen, axis=0)
+    assert (ended, tokens) == (len(jobs), sum(map(len, written)))
+
+
+def test_long_prompts_are_read_in_parts(monkeypatch):
+    """A prefill that loses or repeats a column where its parts meet."""
+    monkeypatch.setattr("dspark_mlx.train.batch_decode._PREFILL", 28)
+    model = tiny("llama")
+    jobs = [Job(p, 10, 0.0) for p in prompts()]
+    written = batch_decode(model, jobs, (), mx.random.key(0))
+    assert written == [greedy_alone(model, job.prompt, 10) for job in jobs]
+
+
+def test_sampled_rows_have_the_targets_distribution():
+    """Noise shared by rows or steps, a wrong temperature, or a biased draw."""
+    target = toy_target(8)
+
+    def at(temperature):
+        def distribution(logits, before):
+            p = np.exp((logits - logits.max()) / temperature)
+            return p / p.sum()
+
+        return distribution
+
+    for temperature in (1.0, 0.6):
+        jobs = [Job(PROMPT, 3, temperature)] * 20_000
+        counts = np.zeros((8, 8, 8), dtype=np.int64)
+        with target.untapped():
+            written = batch_decode(target.model, jobs, (), mx.random.key(5), 5000)
+        np.add.at(counts, tuple(np.array(written).T), 1)
+        assert misfit(counts, exact(target, at(temperature))) < 1
+        assert misfit(counts, exact(target, at(temperature * 1.2))) > 1
+    target.close()
+
+
+def test_temperatures_are_of_their_rows():
+    """Rows of a batch that share one temperature."""
+    logits = mx.array([[0.0, 1.0, 0.0]] * 3000)
+    temperatures = mx.array([[0.0], [0.5], [2.0]] * 1000)
+    drawn = np.array(choose(logits, temperatures, mx.random.key(1))).reshape(1000, 3)
+    shares = (drawn == 1).mean(axis=0)
+    for share, temperature in zip(shares, (0.01, 0.5, 2.0), strict=True):
+        p = 1 / (1 + 2 * np.exp(-1 / temperature))
+        assert abs(share - p) < 5 * np.sqrt(p * (1 - p) / 1000) + 1e-9
+
+
+def test_a_key_decides_what_is_written():
+    """Randomness of the process: a killed run that goes on with other content."""
+    model = tiny("llama")
+    jobs = [Job(p, 12, 1.0) for p in prompts()]
+    first = batch_decode(model, jobs, (), mx.random.key(3), 4)
+    mx.random.seed(99)
+    assert batch_decode(model, jobs, (), mx.random.key(3), 4) == first
+    assert batch_decode(model, jobs, (), mx.random.key(4), 4) != first
+
+
+def test_what_cannot_be_decoded_is_refused():
+    """An empty row, or caches whose padding would be read, found out by wrong text."""
+    model = tiny("llama")
+    with pytest.raises(InputError, match="0 prompt tokens"):
+        batch_decode(model, [Job([], 3, 0.0)], (), mx.random.key(0))
+    model.make_cache = lambda: [ArraysCache(2)]
+    with pytest.raises(InputError, match="ArraysCache"):
+        batch_decode(model, [Job([1], 3, 0.0)], (), mx.random.key(0))
+    assert batch_decode(model, [], (), mx.random.key(0)) == []
+    assert VOCAB > 61
