@@ -36,19 +36,49 @@ def backbone_weights(
         matrix, vector: by canonical name.
         dtype: of what must be dequantised because its parts are quantised differently.
     """
-    kinds = "qkv" if config.values == "projected" else "qk"
-    qkv = [
-        _fused([matrix(f"layers.{i}.self_attn.{x}_proj") for x in kinds], dtype)
-        for i in range(config.num_layers)
-    ]
+    qkv = [layer_qkv(config, i, matrix, dtype) for i in range(config.num_layers)]
     if not alike(qkv):
         qkv = [part.dequantised(dtype) for part in qkv]
     return Weights(
         fc=matrix("fc"),
         context_norm=vector("hidden_norm.weight"),
         qkv=Matrix.stack(qkv),
-        layers=tuple(_layer(config, i, matrix, vector, dtype) for i in range(config.num_layers)),
+        layers=tuple(
+            layer_weights(config, i, matrix, vector, dtype) for i in range(config.num_layers)
+        ),
         norm=vector("norm.weight"),
+    )
+
+
+def layer_qkv(config: DrafterConfig, index: int, matrix: MatrixOf, dtype: mx.Dtype) -> Matrix:
+    """A layer's query (and its gate's), key and value rows in one; no values where they are keys."""
+    kinds = "qkv" if config.values == "projected" else "qk"
+    return _fused([matrix(f"layers.{index}.self_attn.{x}_proj") for x in kinds], dtype)
+
+
+def layer_weights(
+    config: DrafterConfig, index: int, matrix: MatrixOf, vector: VectorOf, dtype: mx.Dtype
+) -> Layer:
+    """A layer's weights beside its query, key and value rows; see `backbone_weights`."""
+    layer = f"layers.{index}"
+    after_attention = vector(f"{layer}.post_attention_layernorm.weight")
+    sandwich: dict[str, mx.array] = {}
+    if config.sandwich_norms:
+        sandwich = {
+            "attention_out_norm": after_attention,
+            "mlp_out_norm": vector(f"{layer}.post_feedforward_layernorm.weight"),
+        }
+        after_attention = vector(f"{layer}.pre_feedforward_layernorm.weight")
+    return Layer(
+        input_norm=vector(f"{layer}.input_layernorm.weight"),
+        query_norm=vector(f"{layer}.self_attn.q_norm.weight"),
+        key_norm=vector(f"{layer}.self_attn.k_norm.weight"),
+        output=matrix(f"{layer}.self_attn.o_proj"),
+        mlp_norm=after_attention,
+        gate_up=_fused([matrix(f"{layer}.mlp.{x}_proj") for x in ("gate", "up")], dtype),
+        down=matrix(f"{layer}.mlp.down_proj"),
+        scalar=vector(f"{layer}.layer_scalar") if config.layer_scalars else None,
+        **sandwich,
     )
 
 
@@ -76,31 +106,6 @@ def confidence_head(
         return None
     weight, bias = matrix("confidence_head.proj"), vector("confidence_head.proj.bias")
     return ConfidenceHead(weight, bias, reads_embedding=config.confidence == "hidden+markov")
-
-
-def _layer(
-    config: DrafterConfig, index: int, matrix: MatrixOf, vector: VectorOf, dtype: mx.Dtype
-) -> Layer:
-    layer = f"layers.{index}"
-    after_attention = vector(f"{layer}.post_attention_layernorm.weight")
-    sandwich: dict[str, mx.array] = {}
-    if config.sandwich_norms:
-        sandwich = {
-            "attention_out_norm": after_attention,
-            "mlp_out_norm": vector(f"{layer}.post_feedforward_layernorm.weight"),
-        }
-        after_attention = vector(f"{layer}.pre_feedforward_layernorm.weight")
-    return Layer(
-        input_norm=vector(f"{layer}.input_layernorm.weight"),
-        query_norm=vector(f"{layer}.self_attn.q_norm.weight"),
-        key_norm=vector(f"{layer}.self_attn.k_norm.weight"),
-        output=matrix(f"{layer}.self_attn.o_proj"),
-        mlp_norm=after_attention,
-        gate_up=_fused([matrix(f"{layer}.mlp.{x}_proj") for x in ("gate", "up")], dtype),
-        down=matrix(f"{layer}.mlp.down_proj"),
-        scalar=vector(f"{layer}.layer_scalar") if config.layer_scalars else None,
-        **sandwich,
-    )
 
 
 def _fused(parts: list[Matrix], dtype: mx.Dtype) -> Matrix:

@@ -9,7 +9,7 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from .config import Attention, DrafterConfig
 
-Rope = Callable[[mx.array, int], mx.array]
+Rope = Callable[[mx.array, int | mx.array], mx.array]
 """Rotates `[1, heads, rows, head_dim]`, whose first row is at the given position."""
 
 
@@ -21,7 +21,7 @@ def make_rope(config: DrafterConfig) -> Rope:
         scaled = initialize_rope(dims, theta, interleaved, dict(config.rope_scaling))
         return lambda x, offset: scaled(x, offset=offset)
 
-    def plain(x: mx.array, offset: int) -> mx.array:
+    def plain(x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(x, dims, traditional=interleaved, base=theta, scale=1.0, offset=offset)
 
     return plain

@@ -42,7 +42,9 @@ class Target:
         self.model = model
         self._layers: Sequence[nn.Module] = model.layers
         self._embedding = _find_embedding(model, where)
-        self._head = _find_head(model, self._embedding)
+        own_head = _find_head(model, self._embedding)
+        self._tied = own_head is None
+        self._head_module = self._embedding if own_head is None else own_head
         self._taps = tuple(taps)
         self._recorded: dict[int, mx.array] = {}
         self._tapped: list[tuple[nn.Module, type, type]] = []
@@ -66,12 +68,37 @@ class Target:
 
     def logits(self, hidden: mx.array) -> mx.array:
         """The output matrix alone, no scale or softcap: `[n, hidden]` to `[n, vocabulary]`."""
-        return self._head(hidden)
+        return self._embedding.as_linear(hidden) if self._tied else self._head_module(hidden)
+
+    def record(self, tokens: mx.array) -> tuple[list[mx.array], mx.array]:
+        """Taps of whole texts, and what their output matrix would read; no logit is computed.
+
+        Args:
+            tokens: int `[batch, length]`; a text shorter than the others is padded at its end.
+
+        Returns:
+            Tap by tap `[batch, length, hidden]`, and the output matrix's input, shaped the same.
+
+        Raises:
+            InputError: the model's forward does not call its output matrix.
+        """
+        module, original = self._head_module, type(self._head_module)
+        recorded: list[mx.array] = []
+        module.__class__ = _recording_head(original, self._tied, recorded)
+        try:
+            self.model(tokens)
+        finally:
+            module.__class__ = original
+        taps = [self._recorded.pop(tap) for tap in self._taps]
+        if len(recorded) != 1:
+            found = f"a forward that calls its output matrix {len(recorded)} times"
+            raise InputError(type(self.model).__module__, found, "once")
+        return taps, recorded[0]
 
     @property
     def head(self) -> Matrix | None:
         """The output matrix as it is stored; None where it is not one that `Matrix` can hold."""
-        module = self._embedding if self._head == self._embedding.as_linear else self._head
+        module = self._head_module
         quantised = hasattr(module, "scales")
         if "bias" in module or (quantised and getattr(module, "mode", "affine") != "affine"):
             return None
@@ -135,6 +162,17 @@ def _tapped_class(
     return type(original.__name__, (original,), names)
 
 
+def _recording_head(original: Any, tied: bool, recorded: list[mx.array]) -> type:
+    name = "as_linear" if tied else "__call__"
+    call = getattr(original, name)
+
+    def recording_call(self: nn.Module, x: mx.array) -> mx.array:
+        recorded.append(x)
+        return call(self, x)
+
+    return type(original.__name__, (original,), {name: recording_call})
+
+
 def check_taps(model: nn.Module, target: Target, untapped: mx.array, where: object) -> None:
     """Refuse a family whose taps change a logit or record something else than one row a token.
 
@@ -174,12 +212,13 @@ def _find_embedding(model: nn.Module, where: object) -> Any:
 
 
 def _find_head(model: nn.Module, embedding: Any) -> Any:
+    """The output matrix's own module; None where it is the embedding table."""
     rows, _ = _embedding_shape(embedding)
     for name, module in model.named_modules():
         named = name.rsplit(".", 1)[-1] in _HEAD_NAMES
         if named and isinstance(module, _LINEAR_TYPES) and module.weight.shape[0] == rows:
             return module
-    return embedding.as_linear
+    return None
 
 
 def _embedding_shape(embedding: Any) -> tuple[int, int]:

@@ -1,0 +1,82 @@
+"""What training asks of the target: features of whole texts, and logits of chosen rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import InputError
+from ..targets.tap import Target, probe_logits
+from .network import Features
+
+_CLOSE = 2e-2
+_PROBE = mx.array([[0, 1, 2, 3, 5]])
+
+
+def features(target: Target, tokens: mx.array) -> Features:
+    """What the target says of texts: int32 `[batch, length]`."""
+    taps, last = target.record(tokens)
+    return Features([mx.stop_gradient(tap) for tap in taps], mx.stop_gradient(last))
+
+
+def logit_cap(target: Target, config: Mapping[str, Any], where: object) -> float:
+    """The cap of the target's logits behind its output matrix; 0 for none.
+
+    Training builds the logits of few rows only, by the output matrix alone. A family that does
+    something else behind it (a scale, a bias) is refused.
+
+    Args:
+        target: the model.
+        config: its config.json.
+        where: names it in errors.
+
+    Raises:
+        InputError: the model's logits are not those of its output matrix, capped or not.
+    """
+    with target.untapped():
+        logits = probe_logits(target.model).astype(mx.float32)
+    _, last = target.record(_PROBE)
+    rows = target.logits(last).astype(mx.float32)
+    text = config.get("text_config") or {}
+    named = config.get("final_logit_softcapping") or text.get("final_logit_softcapping") or 0.0
+    for cap in {0.0, float(named)}:
+        difference = mx.abs(capped(rows, cap) - logits).max().item()
+        if difference <= _CLOSE * max(1.0, float(mx.abs(logits).max().item())):
+            return cap
+    found = "logits that are not its output matrix's"
+    raise InputError(where, found, "a family without a scale or bias behind that matrix")
+
+
+def capped(logits: mx.array, cap: float) -> mx.array:
+    """Logits under a soft cap; 0 for none."""
+    return mx.tanh(logits / cap) * cap if cap else logits
+
+
+def readout(target: Target, cap: float) -> Callable[[mx.array], mx.array]:
+    """From rows of the output matrix's input to the target's logits."""
+    return lambda rows: capped(target.logits(rows), cap)
+
+
+def spare_token(tokenizer: Any, target: Target) -> int:
+    """A token that texts do not contain, for a block's masked rows.
+
+    The first row of the target's table behind its vocabulary (DeepSpec's choice for Qwen3); without
+    one, the last added token that is no end token and not part of the chat template.
+
+    Raises:
+        InputError: there is neither.
+    """
+    used = set(tokenizer.get_vocab().values())
+    behind = max(used, default=-1) + 1
+    if behind < target.vocab_size:
+        return int(behind)
+    ends = {tokenizer.bos_token_id, tokenizer.pad_token_id, *tokenizer.eos_token_ids}
+    template = str(tokenizer.chat_template or "")
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    spare = [i for i, token in added.items() if i not in ends and str(token) not in template]
+    if not spare:
+        hint = "Name one that your texts do not contain (--mask-token)."
+        raise InputError("tokenizer", "no spare token", "one to mask blocks with", hint)
+    return int(max(spare))
