@@ -10,6 +10,7 @@ from .backbone import Backbone, Layer, Weights
 from .calibration import Calibration
 from .config import DrafterConfig
 from .drafter import Drafter
+from .dspark import DSparkDrafter
 from .heads import SequentialHead
 from .heads.confidence import ConfidenceHead
 from .heads.gated import GatedHead
@@ -17,7 +18,7 @@ from .heads.rnn import RNNHead
 from .heads.vanilla import VanillaHead
 from .layout import DRAFT_IDS, Tensors
 from .matrix import Matrix, alike, arrays_of
-from .vocabulary import Setting, choose_size
+from .vocabulary import Output, Readout, Setting, choose_size
 
 
 def assemble(
@@ -112,9 +113,10 @@ def assemble(
     mx.eval(arrays_of([weights, head, confidence, own]))
     # What is reduced already, or capped behind the product, is read out whole.
     size = choose_size(draft_vocabulary, config.vocab_size) if ids is None else None
-    vocabulary = (output, size) if output is not None and size is not None else None
+    cut = (output, size) if output is not None and size is not None else None
+    reading = Output(Readout(logits, head, ids), cut)
     backbone = Backbone(config, weights, dtype)
-    return Drafter(config, backbone, head, confidence, embed, logits, ids, vocabulary, calibration)
+    return DSparkDrafter(config, backbone, confidence, embed, reading, calibration)
 
 
 def _capped(logits: Callable[[mx.array], mx.array], cap: float) -> Callable[[mx.array], mx.array]:

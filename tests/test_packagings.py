@@ -65,7 +65,7 @@ class Case:
         context = drafter.new_context()
         for rows in np.array_split(np.arange(ROWS), pieces):
             taps = [mx.array(self.taps[i][rows].astype(np.float32)) for i in config.taps]
-            drafter.extend(context, taps)
+            drafter.extend(context, taps, mx.zeros((len(rows),), dtype=mx.int32))
             if len(rows) % 2:
                 drafter.flush(context)
         return drafter.draft(context, mx.array([ANCHOR]), greedy)
