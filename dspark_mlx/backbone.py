@@ -12,9 +12,9 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from .config import DrafterConfig
-from .layer import Layer, after_attention, key_value_heads, query_heads
+from .layers import Layer, LayerParts
 from .matrix import Matrix, arrays_of
-from .rotary import block_mask, make_rope
+from .rotary import block_mask
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,10 @@ class Backbone:
         self._config = config
         self._weights = weights
         self._dtype = dtype
-        self._query = config.num_heads * config.head_dim * (2 if config.gated_queries else 1)
-        self._context_kv = _all_layers(weights.qkv.slice(self._query, weights.qkv.out_features))
+        self._parts = LayerParts(config)
+        kv = weights.qkv.slice(config.query_size, weights.qkv.out_features)
+        self._context_kv = _all_layers(kv)
         self._qkv = [weights.qkv[i] for i in range(config.num_layers)]
-        self._rope = make_rope(config)
-        self._scale = config.attention_scale or config.head_dim**-0.5
         self._kinds = [config.attention_of(i) for i in range(config.num_layers)]
 
     def context_rows(self, features: mx.array) -> list[mx.array]:
@@ -73,7 +72,7 @@ class Backbone:
     def extend(self, caches: Sequence[KVCache], rows: Sequence[mx.array]) -> None:
         """Append `context_rows` to the layers' caches."""
         for layer, cache, added in zip(self._weights.layers, caches, rows, strict=True):
-            self._write(layer, cache, added)
+            self._parts.write(layer, cache, added)
 
     def block(
         self, caches: Sequence[KVCache], x: mx.array, added: Sequence[mx.array] | None
@@ -85,36 +84,22 @@ class Backbone:
             x: the block's embeddings, `[rows, hidden]`.
             added: `context_rows` of features not written yet; None without any.
         """
-        config, eps = self._config, self._config.rms_norm_eps
-        rows, scale = x.shape[0], config.embedding_scale
-        x = x.astype(self._dtype)
-        if scale != 1:
-            x = x * scale
+        config, parts, rows = self._config, self._parts, x.shape[0]
+        eps = config.rms_norm_eps
+        x = parts.embedded(x, self._dtype)
         start = caches[0].offset + (added[0].shape[0] if added else 0)
         masks = {kind: block_mask(kind, start, rows) for kind in set(self._kinds)}
         for i, layer in enumerate(self._weights.layers):
             normed = mx.fast.rms_norm(x, layer.input_norm, eps)
-            queries, kv = mx.split(self._qkv[i](normed), [self._query], axis=-1)
+            queries, kv = mx.split(self._qkv[i](normed), [config.query_size], axis=-1)
             if added is not None:
                 kv = mx.concatenate([added[i], kv])
-            keys, values = self._write(layer, caches[i], kv)
+            keys, values = parts.write(layer, caches[i], kv)
             # The block's rows stay for this forward only; the next write goes over them.
             caches[i].trim(rows)
-            heads, gate = query_heads(config, layer, queries)
-            attended = mx.fast.scaled_dot_product_attention(
-                self._rope(heads, start),
-                keys,
-                values,
-                scale=self._scale,
-                mask=masks[self._kinds[i]],
-            )
-            x = after_attention(config, layer, x, attended, gate)
+            attended = parts.attend(layer, queries, keys, values, start, masks[self._kinds[i]])
+            x = parts.finish(layer, x, attended)
         return mx.fast.rms_norm(x, self._weights.norm, eps)
-
-    def _write(self, layer: Layer, cache: KVCache, kv: mx.array) -> tuple[mx.array, mx.array]:
-        """Append K/V rows `[rows, kv features]` at the cache's end; returns all K and V."""
-        keys, values = key_value_heads(self._config, layer, kv)
-        return cache.update_and_fetch(self._rope(keys, cache.offset), values)
 
 
 def _all_layers(stack: Matrix) -> Matrix:

@@ -45,7 +45,8 @@ class Flight:
 
     Attributes:
         place: of its first row.
-        rows: rows it runs; those past the scheduled ones are padding and mean nothing.
+        tokens: of its rows, int32 `[rows]`; those past the scheduled ones are padding and mean
+            nothing.
         last: the last token it commits, int32 `[1]`: the next anchor.
         taps: the rows' features, one array a tap.
         packed: what the host will read of it.
@@ -53,7 +54,7 @@ class Flight:
     """
 
     place: Place
-    rows: int
+    tokens: mx.array
     last: mx.array
     taps: list[mx.array]
     packed: Packed
@@ -103,7 +104,7 @@ def make_engine(
     Raises:
         InputError: the scheduler reads confidences that the drafter does not have.
     """
-    if drafter is not None and scheduler.needs_confidence and drafter.config.confidence == "none":
+    if drafter is not None and scheduler.needs_confidence and not drafter.config.has_confidence:
         found = "a drafter without a confidence head"
         raise InputError(f"scheduler {scheduler.name}", found, "one with a confidence head")
     return Engine(target, drafter, scheduler, profile)

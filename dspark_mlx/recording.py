@@ -72,7 +72,7 @@ def record(
         InputError: no drafter, or one without a confidence head.
     """
     drafter = engine.drafter
-    if drafter is None or drafter.config.confidence == "none":
+    if drafter is None or not drafter.config.has_confidence:
         found = "no drafter" if drafter is None else "a drafter without a confidence head"
         raise InputError("recording", found, "a drafter with a confidence head")
     recorded: list[RecordedRound] = []
@@ -113,11 +113,11 @@ def judged_drafts(
         taps: features of both, one `[tokens, hidden]` a tap; the last block's tokens need none.
     """
     gamma, start = drafter.config.gamma, len(prompt)
-    context = drafter.new_context(prompt)
-    drafter.extend(context, [tap[:start] for tap in taps])
+    context, tokens = drafter.new_context(prompt), mx.array([*prompt, *text], dtype=mx.int32)
+    there = 0
     for i in range(len(text) - gamma):
-        if i:
-            drafter.extend(context, [tap[start + i - 1 : start + i] for tap in taps])
+        rows, there = slice(there, start + i), start + i
+        drafter.extend(context, [tap[rows] for tap in taps], tokens[rows])
         context.commit([text[i]])
         draft = drafter.draft(context, mx.array([text[i]], dtype=mx.int32), greedy)
         mx.eval([a for a in (draft.tokens, draft.confidence_logits) if a is not None])

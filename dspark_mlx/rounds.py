@@ -83,7 +83,7 @@ def _prefill(
         chunk = tokens[start : min(start + step, body)]
         _, taps = engine.target(chunk, state.caches)
         if engine.drafter and state.context:
-            engine.drafter.extend(state.context, taps)
+            engine.drafter.extend(state.context, taps, chunk)
             engine.drafter.flush(state.context)
             mx.eval(state.context.arrays())
         mx.eval(cache_arrays(state.caches))

@@ -101,7 +101,7 @@ class Session:
             _, taps = self._engine.target(tokens, self._caches)
             arrays = cache_arrays(self._caches)
             if self._engine.drafter and self._context:
-                self._engine.drafter.extend(self._context, taps)
+                self._engine.drafter.extend(self._context, taps, tokens)
                 self._engine.drafter.flush(self._context)
                 self._taps = self._taps or [mx.contiguous(tap[-_PENDING:]) for tap in taps]
                 arrays += self._context.arrays() + self._taps
@@ -172,17 +172,17 @@ class Session:
         """With a commit's features waiting, as after every round; greedy without a sampler."""
         drafter, context = self._engine.drafter, self._context
         assert drafter is not None and context is not None
-        anchor = self._tokens((1,))
+        rows, anchor = self._taps[0].shape[0], self._tokens((1,))
+        tokens = self._tokens((rows,))
         started = perf_counter()
-        drafter.extend(context, self._taps)
+        drafter.extend(context, self._taps, tokens)
         gamma = drafter.config.gamma
         pick = sampler.propose(Place(self.length), gamma) if sampler else greedy
         draft = drafter.draft(context, anchor, pick)
         found = (draft.tokens, draft.confidence_logits, draft.weights)
         mx.eval([a for a in found if a is not None])
         seconds = perf_counter() - started
-        for cache in context.caches:
-            cache.trim(self._taps[0].shape[0])
+        context.trim(rows)
         return seconds
 
     def _plain(self) -> float:

@@ -34,7 +34,7 @@ def launch(
         anchor, before = after.last, after.place.prefix
         prefix = None if before is None else mx.concatenate([before, anchor])
         place = Place(after.place.position + 1, prefix)
-    tokens, rows = anchor, 1
+    tokens = anchor
     if draft is not None:
         rows = engine.rows(scheduled + 1, place.position)
         # What pads is verified too and then ignored: nothing of it may be committed.
@@ -48,7 +48,7 @@ def launch(
     build_seconds = perf_counter() - started
     # The prefix is evaluated too, or its concatenations would pile up where nothing reads it.
     mx.async_eval([a for a in (packed.array, judgement.last, place.prefix) if a is not None])
-    return Flight(place, rows, judgement.last, taps, packed, build_seconds)
+    return Flight(place, tokens, judgement.last, taps, packed, build_seconds)
 
 
 def land(engine: Engine, state: State, flight: Flight) -> tuple[Verdict, float]:
@@ -56,13 +56,14 @@ def land(engine: Engine, state: State, flight: Flight) -> tuple[Verdict, float]:
     verdict = unpack(flight.packed)
     started = perf_counter()
     kept = len(verdict.tokens)
-    commit(state.caches, flight.rows, kept)
+    commit(state.caches, flight.tokens.size, kept)
     state.position += kept
     state.anchor = flight.last
     if flight.place.prefix is not None:
         new = mx.array(list(verdict.tokens), dtype=mx.int32)
         state.prefix = mx.concatenate([flight.place.prefix, new])
     if engine.drafter and state.context:
-        engine.drafter.extend(state.context, [tap[:kept] for tap in flight.taps])
+        taps = [tap[:kept] for tap in flight.taps]
+        engine.drafter.extend(state.context, taps, flight.tokens[:kept])
         state.context.commit(verdict.tokens)
     return verdict, flight.build_seconds + perf_counter() - started

@@ -47,6 +47,38 @@ class Readout:
         return columns if self.ids is None else self.ids[columns]
 
 
+@dataclass(frozen=True)
+class Output:
+    """How a drafter reads out: the whole vocabulary, or what a request's drafts are cut down to.
+
+    Attributes:
+        full: the readout over every token that it can propose.
+        cut: the output matrix and how many of its first rows drafts are cut down to; None reads out
+            every row.
+    """
+
+    full: Readout
+    cut: tuple[Matrix, int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows that drafts are cut down to; 0 for none."""
+        return self.cut[1] if self.cut else 0
+
+    def vocabulary(self, prompt: Iterable[int]) -> DraftVocabulary | None:
+        """The draft vocabulary of a request whose prompt has these tokens; None for the whole."""
+        if self.cut is None:
+            return None
+        matrix, size = self.cut
+        vocabulary = DraftVocabulary(size, matrix, self.full)
+        vocabulary.add(prompt)
+        return vocabulary
+
+    def readout(self, vocabulary: DraftVocabulary | None) -> Readout:
+        """The readout for a request's next draft."""
+        return vocabulary.readout() if vocabulary else self.full
+
+
 def parse_setting(value: object) -> Setting:
     """A setting from its text or number.
 

@@ -95,7 +95,7 @@ def test_drafts_come_from_it(pair):
     decoder = pair("vanilla", draft_vocabulary=8)
     drafter = decoder.engine.drafter
     context = drafter.new_context()
-    drafter.extend(context, [random(5, 64)] * len(drafter.config.taps))
+    drafter.extend(context, [random(5, 64)] * len(drafter.config.taps), mx.arange(5))
     context.vocabulary.add([100])
     for anchor in range(40):
         draft = drafter.draft(context, mx.array([anchor]), greedy)

@@ -29,7 +29,8 @@ def first_draft(decoder):
     rows = file["context_features"][0, :20]
     drafter = decoder.engine.drafter
     context = drafter.new_context()
-    drafter.extend(context, [rows[:, i : i + 64] for i in range(0, 192, 64)])
+    taps = [rows[:, i : i + 64] for i in range(0, 192, 64)]
+    drafter.extend(context, taps, mx.zeros((rows.shape[0],), dtype=mx.int32))
     return drafter.draft(context, mx.array([9]), greedy)
 
 

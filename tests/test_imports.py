@@ -14,14 +14,14 @@ import dspark_mlx
 PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
-    "version errors types quantization config files bars tally hub precision matrix layout",
-    "checkpoint",
+    "version errors types quantization canonical config files bars tally hub precision matrix",
+    "layout checkpoint",
     "sampling grammar prompts registry heads cache speed reliability fingerprint",
     "calibration",
     "calibration_report",
-    "layer rotary vocabulary targets schedulers plots request",
-    "backbone",
-    "drafter parts",
+    "rotary layers vocabulary targets schedulers plots request",
+    "backbone drafter",
+    "dspark eagle3",
     "assemble engine compare",
     "verify",
     "rounds",

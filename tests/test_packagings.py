@@ -65,7 +65,7 @@ class Case:
         context = drafter.new_context()
         for rows in np.array_split(np.arange(ROWS), pieces):
             taps = [mx.array(self.taps[i][rows].astype(np.float32)) for i in config.taps]
-            drafter.extend(context, taps)
+            drafter.extend(context, taps, mx.zeros((len(rows),), dtype=mx.int32))
             if len(rows) % 2:
                 drafter.flush(context)
         return drafter.draft(context, mx.array([ANCHOR]), greedy)
@@ -199,7 +199,6 @@ REFUSED = {
     "DeepSeek-V4 embedded heads": {"dspark_block_size": 5, "model_type": "deepseek_v4"},
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
     "DFlash 2": {"architectures": ["DFlash2DraftModel"]},
-    "DeepSpec Eagle3": {"architectures": ["Qwen3Eagle3Model"]},
     "speculators eagle3": {"speculators_model_type": "eagle3"},
     "Nemotron": {"dspark_bonus_anchor": True},
     "Laguna": {"architectures": ["DFlashLagunaForCausalLM"]},

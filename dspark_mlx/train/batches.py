@@ -1,7 +1,7 @@
 """Which texts a step sees, in which order, and where their blocks begin.
 
 Everything follows from the seed and the step's number, so a run that was stopped goes on with the
-same batches. Texts of like length share a batch; there are few shapes, since every shape is compiled.
+same batches. Texts of like length share a batch, and batches have few shapes.
 """
 
 from __future__ import annotations

@@ -6,16 +6,15 @@ context's are computed once a text, and a mask gives each block the part before 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ..assemble import Stored
 from ..config import Attention, DrafterConfig
-from ..layer import after_attention, key_value_heads, query_heads
-from ..matrix import Matrix
-from ..parts import layer_qkv, layer_weights
-from ..rotary import make_rope
+from ..layers import LayerParts
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,7 @@ class TrainingBlocks:
     embeddings: mx.array
 
 
-def anchor_mask(
-    kind: Attention, anchors: mx.array, length: int, rows: int
-) -> mx.array:
+def anchor_mask(kind: Attention, anchors: mx.array, length: int, rows: int) -> mx.array:
     """Which columns [context, blocks] each block's rows attend to.
 
     Args:
@@ -65,78 +62,73 @@ def anchor_mask(
 
 
 def block_hidden(
-    config: DrafterConfig,
-    parameters: Mapping[str, mx.array],
-    blocks: TrainingBlocks,
-    *,
-    checkpoint: bool = False,
+    stored: Stored, config: DrafterConfig, blocks: TrainingBlocks, *, checkpoint: bool = False
 ) -> mx.array:
     """The blocks' rows after the final norm, `[batch, anchors, rows, hidden]`.
 
     Args:
-        config: the canonical configuration.
-        parameters: plain tensors by canonical name, see `layout`; their type is the arithmetic's.
+        stored: plain tensors; their type is the arithmetic's.
+        config: the same as `stored.config`.
         blocks: see `TrainingBlocks`.
         checkpoint: compute each layer again in the backward pass instead of keeping its insides.
     """
-    eps = config.rms_norm_eps
+    eps, parts = config.rms_norm_eps, LayerParts(config)
     batch, count, rows, _ = blocks.embeddings.shape
-    dtype, length = parameters["fc.weight"].dtype, blocks.features.shape[1]
+    length = blocks.features.shape[1]
     kinds = [config.attention_of(i) for i in range(config.num_layers)]
     masks = {kind: anchor_mask(kind, blocks.anchors, length, rows) for kind in set(kinds)}
-    projected = blocks.features.astype(dtype) @ parameters["fc.weight"].T
-    context = mx.fast.rms_norm(projected, parameters["hidden_norm.weight"], eps)
-    x = blocks.embeddings.astype(dtype)
-    if config.embedding_scale != 1:
-        x = x * config.embedding_scale
-    x = x.reshape(batch * count, rows, -1)
+    projected = stored.matrix("fc")(blocks.features.astype(stored.dtype))
+    context = mx.fast.rms_norm(projected, stored.vector("hidden_norm.weight"), eps)
+    x = parts.embedded(blocks.embeddings, stored.dtype).reshape(batch * count, rows, -1)
     for i, kind in enumerate(kinds):
-        run = _layer_forward(config, i, blocks.anchors, masks[kind])
-        # What it differentiates must be its argument: arrays in a closure count as constants.
-        prefix = f"layers.{i}."
-        own = {name: value for name, value in parameters.items() if name.startswith(prefix)}
+        name = f"layers.{i}"
+        run = _layer_forward(stored, config, parts, name, blocks.anchors, masks[kind])
+        # What is differentiated must be an argument: arrays in a closure count as constants.
+        own = {n: v for n, v in stored.tensors.items() if n.startswith(f"{name}.")}
         x = (mx.checkpoint(run) if checkpoint else run)(x, context, own)
-    x = mx.fast.rms_norm(x, parameters["norm.weight"], eps)
+    x = mx.fast.rms_norm(x, stored.vector("norm.weight"), eps)
     return x.reshape(batch, count, rows, -1)
 
 
 def _layer_forward(
-    config: DrafterConfig, index: int, anchors: mx.array, mask: mx.array
+    stored: Stored,
+    config: DrafterConfig,
+    parts: LayerParts,
+    name: str,
+    anchors: mx.array,
+    mask: mx.array,
 ) -> Callable[[mx.array, mx.array, dict[str, mx.array]], mx.array]:
-    rope = make_rope(config)
-    query = config.num_heads * config.head_dim * (2 if config.gated_queries else 1)
-    scale = config.attention_scale or config.head_dim**-0.5
     batch, count = anchors.shape
     positions = anchors.reshape(-1)
 
-    def run(x: mx.array, context: mx.array, parameters: dict[str, mx.array]) -> mx.array:
-        rows = x.shape[1]
+    def by_text(heads: mx.array) -> mx.array:
+        """`[batch * anchors, heads, rows, ...]` to `[batch, heads, anchors * rows, ...]`."""
+        split = heads.reshape(batch, count, *heads.shape[1:]).transpose(0, 2, 1, 3, 4)
+        return split.reshape(batch, heads.shape[1], -1, config.head_dim)
 
-        def matrix(name: str) -> Matrix:
-            return Matrix(parameters[f"{name}.weight"])
+    def by_block(heads: mx.array) -> mx.array:
+        """The reverse."""
+        split = heads.reshape(batch, heads.shape[1], count, -1, config.head_dim)
+        split = split.transpose(0, 2, 1, 3, 4)
+        return split.reshape(batch * count, *split.shape[2:])
 
-        def by_text(heads: mx.array) -> mx.array:
-            """`[batch * anchors, heads, rows, ...]` to `[batch, heads, anchors * rows, ...]`."""
-            split = heads.reshape(batch, count, *heads.shape[1:]).transpose(0, 2, 1, 3, 4)
-            return split.reshape(batch, heads.shape[1], count * rows, -1)
-
-        qkv = layer_qkv(config, index, matrix, x.dtype)
-        layer = layer_weights(config, index, matrix, parameters.__getitem__, x.dtype)
+    def run(x: mx.array, context: mx.array, tensors: dict[str, mx.array]) -> mx.array:
+        own = dataclasses.replace(stored, tensors=tensors)
+        layer, qkv = own.layer(name), own.qkv(name)
         normed = mx.fast.rms_norm(x, layer.input_norm, config.rms_norm_eps)
-        queries, kv = mx.split(qkv(normed), [query], axis=-1)
-        heads, gate = query_heads(config, layer, queries)
-        own_keys, own_values = key_value_heads(config, layer, kv)
-        context_kv = qkv.slice(query, qkv.out_features)(context)
-        keys, values = key_value_heads(config, layer, context_kv)
-        attended = mx.fast.scaled_dot_product_attention(
-            by_text(rope(heads, positions)),
-            mx.concatenate([rope(keys, 0), by_text(rope(own_keys, positions))], axis=2),
+        queries, kv = mx.split(qkv(normed), [config.query_size], axis=-1)
+        heads, gate = parts.queries(layer, queries, positions)
+        own_keys, own_values = parts.keys_values(layer, kv, positions)
+        context_kv = qkv.slice(config.query_size, qkv.out_features)(context)
+        keys, values = parts.keys_values(layer, context_kv, 0)
+        attended = parts.attention(
+            by_text(heads),
+            mx.concatenate([keys, by_text(own_keys)], axis=2),
             mx.concatenate([values, by_text(own_values)], axis=2),
-            scale=scale,
-            mask=mask,
+            mask,
         )
-        split = attended.reshape(batch, -1, count, rows, config.head_dim).transpose(0, 2, 1, 3, 4)
-        attended = split.reshape(batch * count, -1, rows, config.head_dim)
-        return after_attention(config, layer, x, attended, gate)
+        return parts.finish(
+            layer, x, parts.project(layer, by_block(attended), gate).reshape(x.shape)
+        )
 
     return run

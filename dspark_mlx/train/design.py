@@ -1,4 +1,4 @@
-"""A new drafter for a target: its canonical configuration by the target's size, and first weights."""
+"""A new drafter for a target: a configuration by the target's size, and first weights."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def new_config(
         if value is not None and value < 1:
             raise InputError(f"--{option.replace('_', '-')}", value, "1 or more")
     small = target.hidden_size < _SMALL
-    text = config | (config.get("text_config") or {})
+    text = {**config, **(config.get("text_config") or {})}
     heads = _size(text, "num_attention_heads", name)
     rank = 0 if design.head == "none" else design.rank or (64 if small else 256)
     chosen = DrafterConfig(

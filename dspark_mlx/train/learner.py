@@ -57,7 +57,7 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        return float(self.schedule(mx.array(step)))
+        return float(np.array(self.schedule(mx.array(step))))
 
     def schedule(self, step: mx.array) -> mx.array:
         """The same on the device."""
@@ -77,6 +77,7 @@ class Learner:
         tensors: all tensors of the drafter, by canonical name.
         recipe: see `Recipe`.
         dtype: of the arithmetic; weights and optimiser are float32.
+        compiled: fuse the step's kernels (`mx.compile`).
     """
 
     def __init__(
@@ -86,25 +87,26 @@ class Learner:
         tensors: dict[str, mx.array],
         recipe: Recipe,
         dtype: mx.Dtype,
+        compiled: bool,
     ) -> None:
         self._network = network
         self._target = target
         self._recipe = recipe
         self._dtype = dtype
         self.parameters = {
-            name: value.astype(mx.float32)
-            for name, value in tensors.items()
-            if name not in FROZEN
+            name: value.astype(mx.float32) for name, value in tensors.items() if name not in FROZEN
         }
         self._optimizer = optim.AdamW(
             learning_rate=recipe.schedule, weight_decay=recipe.weight_decay
         )
         self._optimizer.init(self.parameters)
         mx.eval(self.parameters, self._optimizer.state)
-        state = [self.parameters, self._optimizer.state]
-        self._gradients = mx.compile(self._take_gradients, inputs=state)
-        self._move = mx.compile(self._apply, inputs=state, outputs=state)
-        self._judge = mx.compile(self._loss, inputs=state)
+        self._gradients, self._move, self._judge = self._take_gradients, self._apply, self._loss
+        if compiled:
+            state = [self.parameters, self._optimizer.state]
+            self._gradients = mx.compile(self._take_gradients, inputs=state)
+            self._move = mx.compile(self._apply, inputs=state, outputs=state)
+            self._judge = mx.compile(self._loss, inputs=state)
 
     def step(self, batches: Iterable[TrainingBatch]) -> tuple[mx.array, mx.array]:
         """One step on the batches whose gradients make it, not waited for.
@@ -132,7 +134,7 @@ class Learner:
         total = None
         for batch in batches:
             loss, rows = self._judge(*_arrays(batch))
-            one = Watched(1, float(loss.item()), np.array(rows))
+            one = Watched(1, float(np.array(loss)), np.array(rows))
             total = one if total is None else total + one
         assert total is not None
         return total

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ..assemble import Stored, confidence_head, sequential_head
 from ..config import DrafterConfig
 from ..layout import DRAFT_IDS
 from ..matrix import Matrix
-from ..parts import confidence_head, sequential_head
 from .blocks import TrainingBlocks, block_hidden
 from .objective import Objective, Readout, Scores, Slots, confidence_loss, score
 
@@ -94,15 +94,15 @@ class Network:
             A scalar, and float32 `[6, gamma]`, see `watched.Watched`.
         """
         config, gamma = self.config, self.config.gamma
-        hidden = block_hidden(
-            config, parameters, self._blocks(batch, features), checkpoint=self._checkpoint
-        )
+        stored = Stored(config, parameters, parameters["fc.weight"].dtype, dequantise=False)
+        blocks = self._blocks(batch, features)
+        hidden = block_hidden(stored, config, blocks, checkpoint=self._checkpoint)
         hidden = hidden[:, :, config.logits_start :].reshape(-1, gamma, config.hidden_size)
         count = hidden.shape[0]
         before, after = _positions(batch, gamma)
         tokens = batch.tokens.reshape(-1)
         previous, labels = tokens[before], tokens[after]
-        vectors, embeddings = self._corrections(parameters, hidden, previous)
+        vectors, embeddings = self._corrections(stored, hidden, previous)
         weights = self._objective.slot_weights(batch.supervised).reshape(-1)
         rows = features.last.reshape(-1, features.last.shape[-1])
 
@@ -124,7 +124,7 @@ class Network:
             self._chunk,
         )
         loss, sure = scores.loss, None
-        head = confidence_head(config, *_lookup(parameters))
+        head = confidence_head(config, stored)
         if head is not None:
             logits = head(flat_hidden, flat(embeddings))
             sure = mx.sigmoid(logits)
@@ -144,11 +144,11 @@ class Network:
         )
 
     def _corrections(
-        self, parameters: Parameters, hidden: mx.array, previous: mx.array
+        self, stored: Stored, hidden: mx.array, previous: mx.array
     ) -> tuple[mx.array | None, mx.array | None]:
         """The sequential head's vectors and embeddings, `[blocks, gamma, rank]` each, as the text
         itself goes on (teacher forcing)."""
-        head = sequential_head(self.config, *_lookup(parameters))
+        head = sequential_head(self.config, stored)
         if head is None:
             return None, None
         vectors, embeddings, state = [], [], None
@@ -188,9 +188,3 @@ def _positions(batch: TrainingBatch, gamma: int) -> tuple[mx.array, mx.array]:
     inside = start + mx.minimum(before, length - 1)
     after = start + mx.minimum(before + 1, length - 1)
     return inside.reshape(-1, gamma), after.reshape(-1, gamma)
-
-
-def _lookup(
-    parameters: Parameters,
-) -> tuple[Callable[[str], Matrix], Callable[[str], mx.array]]:
-    return lambda name: Matrix(parameters[f"{name}.weight"]), parameters.__getitem__

@@ -42,8 +42,8 @@ def logit_cap(target: Target, config: Mapping[str, Any], where: object) -> float
     text = config.get("text_config") or {}
     named = config.get("final_logit_softcapping") or text.get("final_logit_softcapping") or 0.0
     for cap in {0.0, float(named)}:
-        difference = mx.abs(capped(rows, cap) - logits).max().item()
-        if difference <= _CLOSE * max(1.0, float(mx.abs(logits).max().item())):
+        difference = mx.abs(capped(rows, cap) - logits).max()
+        if (difference <= _CLOSE * mx.maximum(mx.abs(logits).max(), 1)).item():
             return cap
     found = "logits that are not its output matrix's"
     raise InputError(where, found, "a family without a scale or bias behind that matrix")

@@ -25,9 +25,7 @@ class Watched:
     rows: np.ndarray
 
     def __add__(self, other: Watched) -> Watched:
-        return Watched(
-            self.steps + other.steps, self.loss + other.loss, self.rows + other.rows
-        )
+        return Watched(self.steps + other.steps, self.loss + other.loss, self.rows + other.rows)
 
     @property
     def mean_loss(self) -> float:
