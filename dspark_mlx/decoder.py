@@ -67,6 +67,11 @@ class Decoder:
         return self._folder, self._drafter_folder
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The target's config.json."""
+        return self._config
+
+    @property
     def precision(self) -> str:
         """What the weights are held in: "stored", "float32", "bfloat16" or "float16"."""
         return self._precision

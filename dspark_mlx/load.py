@@ -138,6 +138,20 @@ def load_apart(
     return Decoder(engine, folder, target_config, None, precision), config, build
 
 
+def read_drafter(
+    drafter: str | Path,
+) -> tuple[CanonicalConfig, dict[str, mx.array], Calibration | None]:
+    """A drafter's configuration, checked tensors and calibration.
+
+    Args:
+        drafter: a folder (converted on the fly where it is not yet) or Hub id.
+
+    Raises:
+        InputError: see `load`.
+    """
+    return _read_drafter(_drafter_folder(drafter))
+
+
 def _scheduled(decoder: Decoder, name: str) -> Decoder:
     """The decoder under a scheduler by name; a speed profile is found or measured where it asks."""
     drafter = decoder.engine.drafter

@@ -1,0 +1,153 @@
+"""python -m dspark_mlx.train: train a drafter for a target, on texts that the target writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from tqdm import tqdm
+
+from .. import cli
+from ..bars import counting
+from ..decoder import Decoder
+from ..errors import InputError
+from ..load import load
+from ..plots import check_path
+from .arguments import design_of, parser, plan_of, settings_of
+from .batches import split
+from .conversations import open_store, unit, write_conversations
+from .finish import calibrate, prompts_of, write_card, write_drafter
+from .journal import Entry
+from .origin import new_drafter, published_drafter, tapped
+from .plot import plot
+from .run import Result, Run
+from .settings import Settings
+from .store import Corpus
+
+_PROMPTS = 32
+
+
+def main(argv: list[str] | None) -> int:
+    """Write conversations, train, and leave a drafter; returns the exit status."""
+    args = parser().parse_args(argv)
+    settings, design, plan = settings_of(args), design_of(args), plan_of(args)
+    settings.check()
+    plan.check()
+    if args.plot:
+        check_path(args.plot)
+    decoder = load(args.model, False, precision=args.precision)
+    if args.start:
+        start = published_drafter(decoder, args.start)
+    else:
+        start = new_drafter(decoder, design, args.seed)
+    store = open_store(decoder, plan, args.conversations or args.to / "conversations")
+    with counting("Writing conversations", unit(plan)) as progress:
+        write_conversations(decoder, plan, store, progress)
+    corpus = store.load()
+    start.identity["conversations"] = len(corpus)
+    start.identity["conversation_tokens"] = len(corpus.tokens)
+    target = tapped(decoder, start.config)
+    try:
+        result = _train(args, Run(target, corpus, start, settings, args.to, _Bar(settings, args)))
+    finally:
+        target.close()
+    if result.ended == "stopped":
+        print(f"stopped at step {result.progress.step}; run it again to go on")
+        return cli.INTERRUPTED
+    folder = args.to / "drafter"
+    write_drafter(folder, start.config, result.tensors, getattr(mx, args.dtype))
+    facts = _facts(corpus, settings, result)
+    if start.config.has_confidence and not args.no_calibration:
+        facts["calibrated on rounds"] = _calibrate(args, decoder, folder, corpus)
+    write_card(folder, facts, start.config)
+    if args.plot:
+        plot(args.to / "log.csv", args.plot)
+    if args.json:
+        print(json.dumps({"drafter": str(folder), **facts}))
+    else:
+        print("\n".join(f"{name:28} {value}" for name, value in facts.items()))
+        print(f"{folder}: done")
+    return 0
+
+
+def _train(args: argparse.Namespace, run: Run) -> Result:
+    if run.progress.step:
+        tqdm.write(f"{args.to}: going on after step {run.progress.step}")
+    with _interruptible() as stopped:
+        return run.go(lambda: bool(stopped))
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """The first Ctrl-C is noted in the list, for the step under way to end; the second one ends."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        tqdm.write("stopping after this step; once more to stop at once")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Bar:
+    """The run's progress bar; evaluations are printed above it."""
+
+    def __init__(self, settings: Settings, args: argparse.Namespace) -> None:
+        self._bar: tqdm[Any] = tqdm(
+            total=settings.recipe.steps, desc="Training", unit="step", disable=args.json
+        )
+
+    def __call__(self, entry: Entry) -> None:
+        watched = entry.watched
+        if entry.kind == "held-out":
+            slots = " ".join(f"{value:.2f}" for value in watched.acceptance)
+            self._bar.write(
+                f"step {entry.step}: held-out loss {watched.mean_loss:.3f}, tokens a round "
+                f"{watched.tau_greedy:.2f} greedy, {watched.tau_sampled:.2f} sampled; "
+                f"acceptance by position {slots}"
+            )
+            return
+        self._bar.update(entry.step - self._bar.n)
+        self._bar.set_postfix(loss=f"{watched.mean_loss:.3f}", tau=f"{watched.tau_greedy:.2f}")
+
+
+def _facts(corpus: Corpus, settings: Settings, result: Result) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "conversations": len(corpus),
+        "tokens": len(corpus.tokens),
+        "steps": result.progress.step,
+        "ended": result.ended,
+        "minutes": round(result.progress.seconds / 60, 1),
+        "learning rate": settings.recipe.learning_rate,
+        "batch tokens": settings.batches.tokens * settings.recipe.accumulate,
+    }
+    if result.judged is not None:
+        facts["held-out tokens a round, greedy"] = round(result.judged.tau_greedy, 3)
+        facts["held-out tokens a round, sampled"] = round(result.judged.tau_sampled, 3)
+    return facts
+
+
+def _calibrate(args: argparse.Namespace, decoder: Decoder, folder: Path, corpus: Corpus) -> int:
+    _, held_out = split(len(corpus), args.held_out, args.seed)
+    prompts = prompts_of(corpus, held_out, _PROMPTS)
+    with counting("Calibrating", "prompt") as progress:
+        rounds = calibrate(decoder, folder, prompts, 128, progress)
+    if not rounds:
+        raise InputError(args.to, "too few rounds to calibrate on", "longer held-out texts")
+    return rounds
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,65 @@
+"""What a run begins with: a new drafter, or a published one to be fitted further."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..assemble import Stored
+from ..config import DrafterConfig
+from ..decoder import Decoder
+from ..errors import InputError
+from ..load import check_pair, read_drafter
+from ..targets.tap import Target
+from .design import Design, first_weights, new_config
+from .network import FROZEN
+from .run import Start
+from .target import logit_cap, spare_token
+
+
+def new_drafter(decoder: Decoder, design: Design, seed: int) -> Start:
+    """A new drafter for the decoder's target.
+
+    Raises:
+        InputError: see `new_config`, `logit_cap` and `spare_token`.
+    """
+    target, folder = decoder.engine.target, decoder.sources[0]
+    cap = logit_cap(target, decoder.config, folder)
+    mask = design.mask_token_id
+    if mask is None:
+        mask = spare_token(decoder.tokenizer, target)
+    config = new_config(design, target, decoder.config, folder.name, mask, cap)
+    return Start(config, first_weights(config, seed), {"begun_from": "nothing", "seed": seed}, cap)
+
+
+def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
+    """A drafter that is there already, its weights dequantised to float32.
+
+    Raises:
+        InputError: see `load`; or it is not one that DSpark's objective trains.
+    """
+    target, folder = decoder.engine.target, decoder.sources[0]
+    config, tensors, _ = read_drafter(drafter)
+    if not isinstance(config, DrafterConfig):
+        raise InputError(drafter, config.summary, "a DSpark or DFlash drafter")
+    check_pair(config, drafter, target, folder)
+    stored = Stored(config, tensors, mx.float32, dequantise=True)
+    plain = {}
+    for name in tensors:
+        base = name.removesuffix(".weight")
+        if name.endswith((".scales", ".biases")):
+            continue
+        matrix = name.endswith(".weight") and tensors[name].ndim == 2
+        value = stored.matrix(base).weight if matrix else tensors[name]
+        plain[name] = value if name in FROZEN else value.astype(mx.float32)
+    mx.eval(plain)
+    cap = logit_cap(target, decoder.config, folder)
+    config = dataclasses.replace(config, quantization=None)
+    return Start(config, plain, {"begun_from": str(drafter)}, cap)
+
+
+def tapped(decoder: Decoder, config: DrafterConfig) -> Target:
+    """The decoder's target, tapped as a drafter wants it."""
+    return Target(decoder.engine.target.model, config.taps, decoder.sources[0])

@@ -1,0 +1,220 @@
+"""The training loop: steps, evaluations, checkpoints, and going on after a stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import DrafterConfig
+from ..errors import InputError
+from ..layout import DRAFT_IDS
+from ..matrix import Matrix
+from ..targets.tap import Target
+from .batches import Batches, split
+from .checkpoints import Checkpoints, Progress
+from .journal import Entry, Journal
+from .learner import Learner
+from .network import FROZEN, Network
+from .objective import Readout
+from .settings import Settings
+from .store import Corpus
+from .target import capped, readout
+from .watched import Watched
+
+LOG_EVERY = 10
+_JUDGED = 32
+"""Batches of an evaluation at most."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with.
+
+    Attributes:
+        config: the drafter's canonical configuration, unquantised.
+        tensors: its first weights, by canonical name.
+        identity: what else the run is defined by (data, target), as JSON values.
+        cap: of the target's logits, see `target.logit_cap`.
+    """
+
+    config: DrafterConfig
+    tensors: dict[str, mx.array]
+    identity: dict[str, Any]
+    cap: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        tensors: weights of the drafter, float32, by canonical name.
+        progress: where it ended.
+        judged: the last evaluation; None where there was none.
+        ended: "done", "early" or "stopped".
+    """
+
+    tensors: dict[str, mx.array]
+    progress: Progress
+    judged: Watched | None
+    ended: str
+
+
+class Run:
+    """A training run in a folder.
+
+    Args:
+        target: tapped as the drafter's configuration says.
+        corpus: the texts.
+        start: see `Start`.
+        settings: see `Settings`.
+        folder: gets `log.csv` and `checkpoints/`; a run that is there already is gone on with.
+        report: called with every line of the log.
+
+    Raises:
+        InputError: settings that cannot be meant, nothing to learn from, or a folder that holds
+            another run.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        corpus: Corpus,
+        start: Start,
+        settings: Settings,
+        folder: Path,
+        report: Callable[[Entry], None] | None = None,
+    ) -> None:
+        settings.check()
+        config, recipe, seed = start.config, settings.recipe, settings.batches.seed
+        if len(corpus) <= settings.held_out:
+            expected = f"more than the {settings.held_out} held out"
+            raise InputError("conversations", f"{len(corpus)} of them", expected)
+        learnt, held_out = split(len(corpus), settings.held_out, seed)
+        self._batches = Batches(corpus, learnt, config.gamma, settings.batches)
+        self._held_out = Batches(corpus, held_out, config.gamma, settings.batches)
+        self._settings = settings
+        self._report = report
+        self._frozen = {n: v for n, v in start.tensors.items() if n in FROZEN}
+        network = Network(
+            config,
+            settings.objective,
+            target.embed,
+            _readout(config, self._frozen, target, start.cap),
+            settings.rows(target.vocab_size),
+            settings.checkpoint_layers,
+            self._frozen,
+        )
+        dtype = getattr(mx, settings.precision)
+        self._learner = Learner(network, target, start.tensors, recipe, dtype, settings.compiled)
+        identity = {**start.identity, "settings": settings.to_dict(), "drafter": config.to_dict()}
+        self._checkpoints = Checkpoints(folder / "checkpoints", identity)
+        self.progress = Progress()
+        if (saved := self._checkpoints.load()) is not None:
+            self.progress, parameters, state = saved
+            self._learner.restore(parameters, state)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._journal = Journal(folder / "log.csv", config.gamma, self.progress.step)
+
+    def go(self, stop: Callable[[], bool] = lambda: False) -> Result:
+        """Train to the end.
+
+        Args:
+            stop: asked after every step; True saves a checkpoint and ends the run.
+
+        Returns:
+            The weights: of the best evaluation where the run ended early, else the last.
+
+        Raises:
+            InputError: a loss that is not a number, or a checkpoint that cannot be written; the
+                last good checkpoint is kept.
+        """
+        settings, steps = self._settings, self._settings.recipe.steps
+        began, before = time.perf_counter(), self.progress.seconds
+        pending: list[tuple[mx.array, mx.array]] = []
+        judged, ended = None, "done"
+        while self.progress.step < steps:
+            step, accumulate = self.progress.step, settings.recipe.accumulate
+            places = range(step * accumulate, (step + 1) * accumulate)
+            pending.append(self._learner.step(self._batches[place] for place in places))
+            done = step + 1
+            seconds = before + time.perf_counter() - began
+            self.progress = replace(self.progress, step=done, seconds=seconds)
+            stopped, last = stop(), done == steps
+            judging = last or done % settings.evaluate_every == 0
+            saving = last or stopped or done % settings.save_every == 0
+            if judging or saving or done % LOG_EVERY == 0:
+                # Read before it is saved: a checkpoint after a broken loss would be no good one.
+                self._log("train", self._read(pending))
+                pending = []
+            if judging:
+                judged = self._judge()
+            early = bool(settings.patience) and self.progress.bad >= settings.patience
+            if saving or early:
+                self._save()
+            if stopped or early:
+                ended = "early" if early else "stopped"
+                break
+        weights = self._learner.parameters
+        if ended == "early":
+            weights = self._checkpoints.weights(self.progress.best_step)
+        return Result({**weights, **self._frozen}, self.progress, judged, ended)
+
+    def _judge(self) -> Watched:
+        count = min(self._held_out.per_epoch, _JUDGED)
+        judged = self._learner.evaluate(self._held_out[i] for i in range(count))
+        self._log("held-out", judged)
+        progress, tau = self.progress, judged.tau_greedy
+        if tau > progress.best:
+            self.progress = replace(progress, best=tau, best_step=progress.step, bad=0)
+            if self._settings.patience:
+                self._save()
+        else:
+            self.progress = replace(progress, bad=progress.bad + 1)
+        return judged
+
+    def _read(self, pending: list[tuple[mx.array, mx.array]]) -> Watched:
+        """Wait for steps and add up what was watched."""
+        parts = [Watched(1, float(np.array(loss)), np.array(rows)) for loss, rows in pending]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        if not math.isfinite(total.loss):
+            hint = "Its last good checkpoint is kept. Try a lower learning rate."
+            found = f"loss {total.mean_loss} at step {self.progress.step}"
+            raise InputError("training", found, "a number", hint)
+        return total
+
+    def _log(self, kind: str, watched: Watched) -> None:
+        progress, recipe = self.progress, self._settings.recipe
+        epoch = progress.step * recipe.accumulate / self._batches.per_epoch
+        rate = recipe.rate(progress.step - 1)
+        entry = Entry(kind, progress.step, epoch, rate, watched, progress.seconds)
+        self._journal.add(entry)
+        if self._report:
+            self._report(entry)
+
+    def _save(self) -> None:
+        self._checkpoints.save(self.progress, self._learner.parameters, self._learner.state())
+
+
+def _readout(
+    config: DrafterConfig, frozen: dict[str, mx.array], target: Target, cap: float
+) -> Readout:
+    own = Matrix(frozen["lm_head.weight"]) if config.owns_head else target.logits
+    ids = columns = None
+    if config.draft_vocab_size:
+        ids = frozen[DRAFT_IDS]
+        numbers = np.full(config.vocab_size, -1, dtype=np.int32)
+        numbers[np.array(ids)] = np.arange(config.draft_vocab_size)
+        columns = mx.array(numbers)
+    return Readout(
+        lambda rows: capped(own(rows), config.softcap), readout(target, cap), ids, columns
+    )
