@@ -26,6 +26,7 @@ from ..errors import InputError
 
 _LOOK = 16
 _PREFILL = 32768
+_COLUMNS = 64
 _LEAST = -1e3
 
 Progress = Callable[[int, int], None]
@@ -123,17 +124,21 @@ class _Wave:
 
     def _prefill(self) -> tuple[mx.array, list[Any]]:
         """Run all but the last column; no logits are computed."""
-        width = max(len(job.prompt) for job in self._jobs)
-        padding = [width - len(job.prompt) for job in self._jobs]
-        tokens = np.zeros((len(self._jobs), width), dtype=np.int32)
+        count, longest = len(self._jobs), max(len(job.prompt) for job in self._jobs)
+        rows, width = _round_up(count, longest - 1) if _plans_shapes() else (count, longest - 1)
+        tokens = np.zeros((rows, width + 1), dtype=np.int32)
+        padding = [width] * rows
         for row, job in enumerate(self._jobs):
+            padding[row] = width + 1 - len(job.prompt)
             tokens[row, padding[row] :] = job.prompt
         caches = batch_caches(self._model, padding)
-        step = max(1, _PREFILL // len(self._jobs))
-        for start in range(0, width - 1, step):
-            self._model(mx.array(tokens[:, start : min(start + step, width - 1)]), cache=caches)
+        step = _COLUMNS if _plans_shapes() else max(1, _PREFILL // rows)
+        for start in range(0, width, step):
+            self._model(mx.array(tokens[:, start : min(start + step, width)]), cache=caches)
             mx.eval([cache.state for cache in caches])
-        return mx.array(tokens[:, -1]), caches
+        if rows > count:
+            _filter(caches, mx.arange(count))
+        return mx.array(tokens[:count, -1]), caches
 
     def _advance(self, steps: int) -> np.ndarray:
         """Tokens of the next steps, int `[rows, steps]`; ended rows go on, to be cut by the caller.
@@ -155,9 +160,25 @@ class _Wave:
         self._rows = self._rows[rows]
         self._temperatures = self._temperatures[indices]
         self._last = self._last[indices]
-        for cache in self._caches:
-            cache.filter(indices)
-        mx.eval([cache.state for cache in self._caches])
+        _filter(self._caches, indices)
+
+
+def _plans_shapes() -> bool:
+    """Whether each new shape is expensive: MLX's CUDA backend plans attention for every one, and
+    gives up after some hundreds."""
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
+def _round_up(rows: int, width: int) -> tuple[int, int]:
+    """Rows to a power of two, columns to a multiple of `_COLUMNS`."""
+    return 1 << (rows - 1).bit_length(), -(-width // _COLUMNS) * _COLUMNS
+
+
+def _filter(caches: list[Any], rows: mx.array) -> None:
+    for cache in caches:
+        cache.filter(rows)
+        # One after the other: two copies of all of them may not fit.
+        mx.eval(cache.state)
 
 
 def batch_caches(model: nn.Module, padding: Sequence[int]) -> list[Any]:

@@ -27,6 +27,7 @@ from .templates import Template
 
 _LEAST_ANSWER = 16
 _MOST_FRUITLESS = 3
+_FEWEST = 8
 _FIRST_WORDS = (2, 7)
 
 Progress = Callable[[int, int], None]
@@ -73,17 +74,17 @@ def write_conversations(
     seen, fruitless = Seen(store.keys()), 0
     budget = _Budget(plan, store, progress)
     with decoder.engine.target.untapped():
-        while count := budget.to_begin():
-            written = writer.shard(store.shards, count, seen, budget)
+        while fruitless < _MOST_FRUITLESS and (count := budget.to_begin()):
+            written = writer.shard(store.shards, count, seen, budget)[: budget.to_keep()]
             store.append(written)
             for conversation in written:
                 seen.add(conversation.keys)
             budget.begin_shard()
             fruitless = 0 if written else fruitless + 1
-            if fruitless == _MOST_FRUITLESS:
-                found = f"nothing new in {fruitless} shards, {store.conversations} conversations"
-                hint = "Give more prompts, or let the target write some itself."
-                raise InputError(store.folder, found, "answers that are not there yet", hint)
+    if fruitless == _MOST_FRUITLESS or not store.conversations:
+        found = f"nothing new in {fruitless} shards, {store.conversations} conversations"
+        hint = "Give more prompts, or let the target write some itself."
+        raise InputError(store.folder, found, "answers that are not there yet", hint)
 
 
 class _Budget:
@@ -93,27 +94,33 @@ class _Budget:
         self._plan, self._store, self._progress = plan, store, progress
         self._end = time.monotonic() + (plan.seconds or 0)
         self._tokens = self._ended = 0
+        self._begun = False
 
     def to_begin(self) -> int:
         """Conversations to begin for the next shard; 0 when all is written."""
         plan, store = self._plan, self._store
         counts = [plan.shard]
+        # Some come to nothing, and a few at a time would be slow.
         if plan.conversations is not None:
-            counts.append(plan.conversations - store.conversations)
+            left = plan.conversations - store.conversations
+            counts.append(left + left // 4 + _FEWEST if left > 0 else 0)
         if plan.answer_tokens is not None:
             left = plan.answer_tokens - store.answer_tokens
-            # Answers are shorter than allowed; a few at a time would be slow.
-            counts.append(8 + 2 * left // plan.max_answer if left > 0 else 0)
-        if plan.seconds is not None and time.monotonic() >= self._end:
+            counts.append(2 * left // plan.max_answer + _FEWEST if left > 0 else 0)
+        if plan.seconds is not None and time.monotonic() >= self._end and self._begun:
             counts.append(0)
-        if not plan.share and all(
-            limit is None for limit in (plan.conversations, plan.answer_tokens, plan.seconds)
-        ):
+        if not plan.limited:
             counts.append(len(plan.prompts) - store.shards * plan.shard)
         return max(min(counts), 0)
 
+    def to_keep(self) -> int | None:
+        """How many of a shard's conversations there is room for; None for all."""
+        conversations = self._plan.conversations
+        return None if conversations is None else conversations - self._store.conversations
+
     def begin_shard(self) -> None:
         """Count anew: what was written is in the store now."""
+        self._begun = True
         self._tokens = self._ended = 0
         self._show()
 

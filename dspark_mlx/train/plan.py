@@ -22,8 +22,8 @@ class Plan:
 
     Attributes:
         prompts: user turns of each prompt to answer.
-        self_written: share of conversations whose user turns the target writes itself; taken as 1
-            without prompts.
+        self_written: share of the conversations begun whose user turns the target writes itself,
+            some of which come to nothing; taken as 1 without prompts.
         continued: share of those that begin with the first words of a prompt, where there are any.
         follow_up: chance that a self-written conversation goes on after each answer.
         most_turns: user turns of a self-written conversation at most.
@@ -31,8 +31,8 @@ class Plan:
         thinking: share that thinks, where the template knows `enable_thinking`.
         max_user, max_answer, max_length: tokens of a self-written user turn, of an answer and of a
             conversation at most.
-        conversations, answer_tokens: the store's size to stop at. seconds: to stop after. Both are
-            looked at between shards.
+        conversations, answer_tokens: the store's size to stop at, the second one to be exceeded by
+            what the last shard brings. seconds: to begin no further shard after.
         seed: of all randomness.
         shard: conversations begun for a shard at most; what a killed run loses.
         rows: sequences decoded at once at most; memory grows with it.
@@ -79,7 +79,7 @@ class Plan:
         for name in _BUDGETS:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise InputError(name, getattr(self, name), "more than 0")
-        if self.share > 0 and all(getattr(self, name) is None for name in _BUDGETS):
+        if self.share > 0 and not self.limited:
             found = "no limit to what the target writes"
             raise InputError("plan", found, f"one of {', '.join(_BUDGETS)}")
 
@@ -87,6 +87,11 @@ class Plan:
     def share(self) -> float:
         """Of conversations whose user turns the target writes."""
         return self.self_written if self.prompts else 1.0
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is any budget."""
+        return any(getattr(self, name) is not None for name in _BUDGETS)
 
     @property
     def settings(self) -> dict[str, Any]:

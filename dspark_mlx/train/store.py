@@ -173,7 +173,7 @@ class Store:
         for conversation in conversations:
             _check(conversation, self.header.vocab_size)
         shard = _Shard(
-            _flat_array([c.tokens for c in conversations], self._token_type),
+            _flat_array([c.tokens for c in conversations], _token_type(self.header.vocab_size)),
             _flat_array([c.answer for c in conversations], np.dtype(bool)),
             np.array([len(c.tokens) for c in conversations], dtype=np.int32),
             np.array([c.keys for c in conversations], dtype=np.uint64).reshape(-1, KEYS),
@@ -196,7 +196,7 @@ class Store:
         shards = [self._read(number) for number in range(self.shards)]
         lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(s.lengths for s in shards)])
         return Corpus(
-            _flat_array([s.tokens for s in shards], self._token_type),
+            _flat_array([s.tokens for s in shards], _token_type(self.header.vocab_size)),
             _flat_array([s.answer for s in shards], np.dtype(bool)),
             np.cumsum(lengths),
         )
@@ -206,10 +206,6 @@ class Store:
         empty = np.zeros((0, KEYS), dtype=np.uint64)
         return np.concatenate([empty, *(self._read(i).keys for i in range(self.shards))])
 
-    @property
-    def _token_type(self) -> np.dtype:
-        return np.dtype(np.uint16 if self.header.vocab_size <= 1 << 16 else np.uint32)
-
     def _read(self, number: int) -> _Shard:
         return _read_shard(self.folder / _shard_name(number), self.header.vocab_size)
 
@@ -218,6 +214,10 @@ class Store:
         self.conversations += len(shard.lengths)
         self.tokens += len(shard.tokens)
         self.answer_tokens += int(shard.answer.sum())
+
+
+def _token_type(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 def _shard_name(number: int) -> str:
@@ -252,8 +252,15 @@ def _read_shard(path: Path, vocab_size: int) -> _Shard:
     except (SafetensorError, OSError) as error:
         hint = "Delete it and all later ones to go on from there."
         raise InputError(path, f"no whole shard ({error})", "a safetensors file", hint) from error
-    if sorted(found) != ["answer", "keys", "lengths", "tokens"]:
-        raise InputError(path, f"tensors {sorted(found)}", "answer, keys, lengths and tokens")
+    kinds = {name: f"{array.dtype} of rank {array.ndim}" for name, array in found.items()}
+    expected = {
+        "tokens": f"{_token_type(vocab_size)} of rank 1",
+        "answer": "uint8 of rank 1",
+        "lengths": "int32 of rank 1",
+        "keys": "uint64 of rank 2",
+    }
+    if kinds != expected:
+        raise InputError(path, f"tensors {kinds}", expected)
     tokens, lengths, keys = found["tokens"], found["lengths"], found["keys"]
     if (lengths < 1).any() or lengths.sum() != len(tokens):
         raise InputError(path, f"lengths of {lengths.sum()} tokens in all", f"{len(tokens)}")
