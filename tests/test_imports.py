@@ -27,7 +27,7 @@ LEVELS = (
     "rounds",
     "stream show overhead recording timing",
     "decoder replay measure",
-    "versus",
+    "interleaved versus",
     "profiles replay_report",
     "convert builtin",
     "load",
