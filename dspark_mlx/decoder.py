@@ -121,6 +121,10 @@ class Decoder:
         engine = make_engine(self._engine.target, self._engine.drafter, scheduler, profile)
         return self._with(engine, self._drafter_folder)
 
+    def with_engine(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
+        """The same target's files and tokenizer under another engine of it."""
+        return self._with(engine, drafter_folder)
+
     def _with(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
         other = Decoder(engine, self._folder, self._config, drafter_folder, self._precision)
         other._tokenizer = self._tokenizer
