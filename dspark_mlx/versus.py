@@ -60,6 +60,9 @@ def measure(
         max_tokens: per run.
         repeats: runs of each side, which alternate, so that both see the same noise of the machine.
         settings: see `request.Settings`; each repeat has a seed of its own.
+
+    Raises:
+        InputError: texts too short to be timed.
     """
     seed, stops = settings.get("seed") or 0, decoder.stop_tokens
     turns = [
@@ -67,7 +70,10 @@ def measure(
         for repeat in range(repeats)
     ]
     greedy = Request.make(max_tokens, (), settings).sampling.temperature == 0
-    return make_row(decoder, task, prompt, max_tokens, turns, 0, greedy)
+    row = make_row(decoder, task, prompt, max_tokens, turns, 0, greedy)
+    if row is None:
+        raise InputError(f"prompt of {task}", "texts of one token", "longer ones, to be timed")
+    return row
 
 
 def make_row(
@@ -78,17 +84,14 @@ def make_row(
     turns: Sequence[Turn],
     index: int,
     greedy: bool,
-) -> Row:
-    """What the repeats of one prompt say of one of their decoders.
+) -> Row | None:
+    """What the repeats of one prompt say of one of their decoders; None of texts of one token.
 
     Args:
         decoder: whose target judges a first difference. task: for the row. prompt: token ids.
         max_tokens: that each side was asked for.
         turns: one a repeat, plain decoding included. index: of the decoder among their runs.
         greedy: whether both sides' tokens can be equal.
-
-    Raises:
-        InputError: texts too short to be timed.
     """
     plains = [turn.plain for turn in turns if turn.plain]
     runs = [turn.runs[index] for turn in turns]
@@ -96,7 +99,7 @@ def make_row(
     slow = [plain.seconds / (len(plain.tokens) - 1) for plain in plains if len(plain.tokens) > 1]
     timed = [run for run in runs if len(run.tokens) > 1]
     if not slow or not timed:
-        raise InputError(f"prompt of {task}", "texts of one token", "longer ones, to be timed")
+        return None
     # Rounds that were not cut may have gone further than plain decoding.
     tokens, expected = runs[-1].tokens[:max_tokens], plains[-1].tokens
     difference = None
@@ -134,7 +137,7 @@ def compare(
     """
     target = decoder.engine.target
     tokens = [token for done in rounds for token in done.tokens]
-    stops = decoder.stop_tokens | set(decoder.tokenizer.eos_token_ids)
+    stops = decoder.end_tokens
     names = Settings.__annotations__
     asked = {name: value for name, value in settings.items() if name in names}
     request = Request.make(len(tokens), (), asked)

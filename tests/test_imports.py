@@ -28,7 +28,7 @@ LEVELS = (
     "stream show overhead recording timing",
     "decoder replay measure",
     "interleaved versus",
-    "profiles replay_report",
+    "profiles replay_report evaluation",
     "convert builtin",
     "load",
     "__init__ cli_sampling cli",
