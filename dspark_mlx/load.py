@@ -125,11 +125,11 @@ def load_beside(
     source, (folder, _), shared = _drafter_folder(drafter), decoder.sources, decoder.engine.target
     dtype = None if decoder.precision == "stored" else getattr(mx, decoder.precision)
     config, tensors, calibration = _read_drafter(source)
+    check_pair(config, source, shared, folder)
     with shared.untapped():
         untapped = probe_logits(shared.model)
     target = shared.sharing(config.taps, folder)
     check_taps(shared.model, target, untapped, folder)
-    check_pair(config, source, target, folder)
     built = _build(config, tensors, target, dtype, draft_vocabulary, calibration)
     beside = decoder.with_engine(Engine(target, built, FullScheduler()), source)
     if isinstance(scheduler, str):

@@ -30,6 +30,11 @@ def new_figure(width: float = 7.0, height: float = 4.5, columns: int = 1) -> tup
     return figure, figure.subplots(1, columns)
 
 
+def curve_style(index: int) -> dict[str, Any]:
+    """Colour and marker of the i-th curve of a figure, alike in all figures."""
+    return {"color": f"C{index % 10}", "marker": "osD^vP*X"[index % 8], "markersize": 5}
+
+
 def check_path(path: Path) -> None:
     """Refuse a file that no plot can be written to, before the work it would show is done.
 
@@ -40,6 +45,19 @@ def check_path(path: Path) -> None:
         raise InputError(path, f"suffix {path.suffix!r}", f"one of {', '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise InputError(path, f"no folder {path.parent}", "an existing one")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that no plots can be written to, before the work they would show is done.
+
+    Raises:
+        InputError: a file, no folder to make it in, or no matplotlib.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(folder, "a file", "a folder, or a name for a new one")
+    if not folder.parent.is_dir():
+        raise InputError(folder, f"no folder {folder.parent}", "an existing one")
+    new_figure()
 
 
 def save(figure: Any, path: Path) -> None:
