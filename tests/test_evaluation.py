@@ -63,6 +63,7 @@ def test_scores_are_the_references(decoders, name):
         assert (score.turns, score.rounds, score.tokens) == (2, len(lengths), sum(lengths))
         assert score.tau == pytest.approx(np.mean(lengths))
         assert score.verified == pytest.approx(np.mean(proposed))
+        assert score.accepted == pytest.approx(np.mean(accepted))
         assert score.verify_rate == pytest.approx(sum(lengths) / (sum(proposed) + len(proposed)))
         expected = [np.mean([n > k for n in accepted]) for k in range(len(score.survival))]
         assert score.survival == pytest.approx(expected)

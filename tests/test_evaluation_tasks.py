@@ -49,7 +49,7 @@ def test_files_and_folders(folder):
 @pytest.mark.parametrize(
     ("names", "source", "found", "expected"),
     [
-        (["gsm9k"], None, "'gsm9k'", "gsm8k, humaneval"),
+        (["gsm9k"], None, "'gsm9k'", "gsm8k, math500, aime25, humaneval"),
         (["alpaca"], None, "alpaca, which this package has no prompts of", "gsm8k"),
         ([""], None, "''", "gsm8k"),
         (["gsm8k", "gsm8k"], None, "gsm8k twice", "once"),

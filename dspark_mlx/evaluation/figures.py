@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..plots import acceptance, confidence, sweep
+from ..plots import acceptance, confidence, curve_styles, sweep
 from .records import Evaluation
 
 
@@ -23,10 +23,12 @@ def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
     """
     folder.mkdir(exist_ok=True)
     scores = {name: evaluation.score(name) for name in evaluation.drafters}
+    styles = curve_styles(scores)
     written = [folder / "acceptance.png"]
     acceptance.plot(
         {name: score.conditional for name, score in scores.items()},
         {name: score.survival for name, score in scores.items()},
+        styles,
         written[0],
     )
     bins = {
@@ -37,7 +39,7 @@ def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
     if bins:
         written.append(folder / "reliability.png")
         errors = {name: [slot.ece_after for slot in scores[name].slots] for name in bins}
-        confidence.plot(bins, errors, written[-1])
+        confidence.plot(bins, errors, styles, written[-1])
     curves = {
         name: [(at.threshold, at.tau, at.verified, at.acceptance_rate) for at in score.sweep]
         for name, score in scores.items()
@@ -46,9 +48,9 @@ def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
     if curves:
         written.append(folder / "sweep.png")
         whole = {
-            name: (score.tau, score.verified, (score.tau - 1) / score.verified)
+            name: (score.tau, score.verified, score.accepted / score.verified)
             for name, score in scores.items()
             if name not in curves and score.verified
         }
-        sweep.plot(curves, whole, written[-1])
+        sweep.plot(curves, whole, styles, written[-1])
     return written

@@ -56,7 +56,7 @@ class Score:
         turns: answered.
         rounds, tokens: after the prefills.
         tau: accepted length, see `counts`.
-        drafted, verified: tokens a round.
+        drafted, verified, accepted: drafted tokens a round.
         verified_share: of the drafted tokens.
         verify_rate: DeepSpec's, tokens committed over rows verified.
         survival: by slot, share of the blocks that accept it; None where none verifies it.
@@ -77,6 +77,7 @@ class Score:
     tau: float
     drafted: float
     verified: float
+    accepted: float
     verified_share: float
     verify_rate: float
     survival: tuple[float | None, ...]

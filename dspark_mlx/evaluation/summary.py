@@ -59,7 +59,7 @@ def _score(name: str, decoder: Decoder, task: str, found: Sequence[Answer]) -> S
     texts = [answer.texts[name] for answer in found]
     if not any(texts):
         texts = [(block,) for block in visited(_rounds(name, found), decoder.end_tokens)]
-    blocks = max(counts.rounds, 1)
+    rounds = max(counts.rounds, 1)
     return Score(
         drafter=name,
         task=task,
@@ -67,8 +67,9 @@ def _score(name: str, decoder: Decoder, task: str, found: Sequence[Answer]) -> S
         rounds=counts.rounds,
         tokens=counts.tokens,
         tau=counts.tau,
-        drafted=counts.drafted / blocks,
-        verified=counts.verified / blocks,
+        drafted=counts.drafted / rounds,
+        verified=counts.verified / rounds,
+        accepted=counts.accepted / rounds,
         verified_share=counts.verified / max(counts.drafted, 1),
         verify_rate=counts.verify_rate,
         survival=counts.survival,
@@ -83,7 +84,7 @@ def _average(
 ) -> Score:
     mine = [score for score in scores if score.drafter == name]
     sums = {key: sum(getattr(s, key) for s in mine) for key in ("turns", "rounds", "tokens")}
-    keys = ("tau", "drafted", "verified", "verified_share", "verify_rate")
+    keys = ("tau", "drafted", "verified", "accepted", "verified_share", "verify_rate")
     means = {key: statistics.mean(getattr(s, key) for s in mine) for key in keys}
     return Score(
         drafter=name,

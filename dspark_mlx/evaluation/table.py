@@ -30,7 +30,7 @@ def text(evaluation: Evaluation) -> str:
 def scores(evaluation: Evaluation) -> str:
     """DeepSpec's table: a line a task and drafter, plain decoding beside them."""
     head = ["task", "drafter", "turns", "rounds", "tokens", "tau", "drafted", "verified"]
-    head += ["verify rate", "ECE", "AUC", "tok/s", "speedup", "tokens agree"]
+    head += ["verify rate", "ECE", "AUC", "tok/s", "speedup", "agree"]
     rows = []
     for task in _task_names(evaluation):
         mine = [evaluation.score(drafter, task) for drafter in evaluation.drafters]

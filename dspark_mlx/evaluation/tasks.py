@@ -61,12 +61,12 @@ def read_tasks(
         InputError: no such source or task, or a file that does not hold prompts.
     """
     files = _files(source)
-    if names is None:
-        known = [name for name in NAMES if name in files]
-        names = known + sorted(set(files) - set(known))
+    known = [name for name in NAMES if name in files]
+    there = known + sorted(set(files) - set(known))
+    names = there if names is None else names
     for name in names:
         if name not in files:
-            raise _no_task(name, sorted(files), source)
+            raise _no_task(name, there, source)
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise InputError("--tasks", f"{twice[0]} twice", "every task once")
     tasks = [Task(name, read_turns(files[name])) for name in names]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import curve_style, new_figure, save
+from . import Styles, legend_below, new_figure, save
 
 
 def plot(
     bins: Mapping[str, Sequence[tuple[float, float, int]]],
     errors: Mapping[str, Sequence[float]],
+    styles: Styles,
     path: Path,
 ) -> None:
     """Draw predicted against observed survival, a bin's count as a marker's area; ECE by slot.
@@ -18,6 +19,7 @@ def plot(
     Args:
         bins: by drafter: mean predicted survival, share observed, predictions in the bin.
         errors: by drafter, the expected calibration error of each slot.
+        styles: of the curves, by drafter.
         path: .png, .svg or .pdf.
 
     Raises:
@@ -25,8 +27,8 @@ def plot(
     """
     figure, (left, right) = new_figure(9.5, 4.6, columns=2)
     left.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
-    for i, (name, filled) in enumerate(bins.items()):
-        style, total = curve_style(i), sum(count for *_, count in filled)
+    for name, filled in bins.items():
+        style, total = styles[name], sum(count for *_, count in filled)
         predicted, observed, counts = zip(*filled, strict=True)
         left.plot(predicted, observed, color=style["color"], linewidth=1.2)
         area = [15 + 500 * count / total for count in counts]
@@ -43,7 +45,7 @@ def plot(
     right.set(xlabel="position in the block", xticks=range(1, longest + 1))
     right.set_title("calibration error by slot (ECE)", fontsize="medium")
     right.set_ylim(bottom=0)
-    right.legend(frameon=False)
+    legend_below(figure, right)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     save(figure, path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from . import curve_style, new_figure, save
+from . import Styles, legend_below, new_figure, save
 
 At: TypeAlias = tuple[float, float, float, float | None]
 """Threshold, accepted length, drafted tokens verified a round, accepted share of them."""
@@ -16,6 +16,7 @@ _NAMED = (0.0, 0.3, 0.5, 0.7, 0.9)
 def plot(
     curves: Mapping[str, Sequence[At]],
     whole: Mapping[str, tuple[float, float, float]],
+    styles: Styles,
     path: Path,
 ) -> None:
     """Draw accepted length by verified tokens, and the accepted share of these by threshold.
@@ -24,20 +25,21 @@ def plot(
         curves: by drafter with a confidence head.
         whole: by drafter without one: accepted length, verified tokens and accepted share of whole
             blocks, a single mark.
+        styles: of the curves, by drafter.
         path: .png, .svg or .pdf.
 
     Raises:
         InputError: matplotlib is not installed.
     """
     figure, (left, right) = new_figure(10.5, 4.5, columns=2)
-    for i, (name, points) in enumerate(curves.items()):
-        style = curve_style(i)
+    for name, points in curves.items():
+        style = styles[name]
         left.plot([at[2] for at in points], [at[1] for at in points], label=name, **style)
         _name_thresholds(left, points, style["color"])
         known = [at for at in points if at[3] is not None]
         right.plot([at[0] for at in known], [at[3] for at in known], label=name, **style)
-    for i, (name, (tau, verified, rate)) in enumerate(whole.items(), len(curves)):
-        style = curve_style(i) | {"linestyle": "", "markersize": 8}
+    for name, (tau, verified, rate) in whole.items():
+        style = styles[name] | {"linestyle": "", "markersize": 8}
         label = f"{name} (no confidence)"
         left.plot([verified], [tau], label=label, **style)
         right.axhline(rate, color=style["color"], linestyle=":", label=label)
@@ -49,7 +51,7 @@ def plot(
     right.set_title("acceptance rate", fontsize="medium")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    left.legend(frameon=False, loc="lower right")
+    legend_below(figure, left)
     save(figure, path)
 
 
