@@ -56,7 +56,7 @@ def test_one_json_object(flags, capsys):
     score, average = report["scores"]
     assert score["tau"] == score["tokens"] / score["rounds"] == average["tau"]
     assert score["speed"] is None and score["drafted"] == 5 and len(score["conditional"]) == 5
-    assert score["sweep"] and report["settings"]["max_tokens"] == 12
+    assert score["sweep"] == [] and report["settings"]["max_tokens"] == 12
 
 
 def test_plots(flags, folder, capsys):

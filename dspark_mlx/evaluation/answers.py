@@ -12,7 +12,7 @@ from ..interleaved import Run, Turn, take_turn
 from ..request import Request
 from ..sampling.settings import whole
 from ..versus import Row, make_row
-from .sweep import Text, judge
+from .sweep import Text, judge, visited
 from .tasks import Task
 
 Progress = Callable[[int, int], None]
@@ -28,7 +28,7 @@ class EvaluationSettings:
         repeats: runs of each side per turn, for the medians of its speed; sampled, all of them
             count towards acceptance, greedy they are all alike.
         plain: decode plainly too, for speeds and to compare the tokens.
-        sweep: judge greedy texts at every position, for the threshold sweep.
+        sweep: make the threshold sweep, for which greedy texts are judged at every position.
         thinking: whether chat templates open the target's thinking; DeepSpec's evaluator does not.
         sampling: see `request.Settings`; every turn and repeat has a seed of its own, counted up
             from the one given, or 0.
@@ -66,7 +66,8 @@ class Answer:
         greedy: whether all runs took the likeliest tokens.
         runs: by drafter, one run a repeat.
         speeds: by drafter, against plain decoding; None without it, or for texts of one token.
-        texts: by drafter, for the sweep; empty where that is not made.
+        texts: by drafter, for the sweep: greedy, the whole text judged; sampled, each block that
+            was drafted as a text of its own. Empty where no sweep is made.
     """
 
     task: str
@@ -75,7 +76,7 @@ class Answer:
     greedy: bool
     runs: Mapping[str, tuple[Run, ...]]
     speeds: Mapping[str, Row | None]
-    texts: Mapping[str, Text]
+    texts: Mapping[str, tuple[Text, ...]]
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,11 @@ def _answer(
         )
         for repeat in range(settings.repeats)
     ]
-    speeds, texts = dict[str, Row | None](), dict[str, Text]()
+    runs = {name: tuple(turn.runs[i] for turn in turns) for i, name in enumerate(names)}
+    speeds, texts = dict[str, Row | None](), dict[str, tuple[Text, ...]]()
     for i, (name, decoder) in enumerate(decoders.items()):
         speeds[name] = _speed(decoder, place[0], prompt, settings, turns, i)
-        texts[name] = _judged(decoder, prompt, turns[0].runs[i], settings)
-    runs = {name: tuple(turn.runs[i] for turn in turns) for i, name in enumerate(names)}
+        texts[name] = _judged(decoder, prompt, runs[name], settings)
     return Answer(*place, settings.greedy, runs, speeds, texts)
 
 
@@ -202,10 +203,13 @@ def _speed(
 
 
 def _judged(
-    decoder: Decoder, prompt: Sequence[int], run: Run, settings: EvaluationSettings
-) -> Text:
+    decoder: Decoder, prompt: Sequence[int], runs: Sequence[Run], settings: EvaluationSettings
+) -> tuple[Text, ...]:
     drafter = decoder.engine.drafter
     assert drafter is not None
-    if not settings.sweep or not settings.greedy or drafter.config.confidence == "none":
+    if not settings.sweep or drafter.config.confidence == "none":
         return ()
-    return judge(decoder, prompt, run.tokens)
+    if settings.greedy:
+        return (judge(decoder, prompt, runs[0].tokens),)
+    rounds = [done for run in runs for done in run.rounds]
+    return tuple((block,) for block in visited(rounds, decoder.end_tokens))

@@ -56,9 +56,6 @@ def summarise(
 def _score(name: str, decoder: Decoder, task: str, found: Sequence[Answer]) -> Score:
     assert decoder.engine.drafter is not None
     counts = count(_rounds(name, found), decoder.engine.drafter.config.gamma, decoder.end_tokens)
-    texts = [answer.texts[name] for answer in found]
-    if not any(texts):
-        texts = [(block,) for block in visited(_rounds(name, found), decoder.end_tokens)]
     rounds = max(counts.rounds, 1)
     return Score(
         drafter=name,
@@ -74,7 +71,7 @@ def _score(name: str, decoder: Decoder, task: str, found: Sequence[Answer]) -> S
         verify_rate=counts.verify_rate,
         survival=counts.survival,
         conditional=counts.conditional,
-        sweep=sweep(texts),
+        sweep=sweep([text for answer in found for text in answer.texts[name]]),
         **_pooled(name, decoder, found),
     )
 
