@@ -122,6 +122,16 @@ def test_turns_stand_on_the_targets_own_answers(decoders):
         assert done[1].runs[name][0].tokens[:12] == expected
 
 
+def test_thinking_is_asked_for(decoders):
+    """DeepSpec's prompts with an open thought, which its drafters were not trained on."""
+    decoder, messages = decoders["vanilla"], [{"role": "user", "content": words([3, 4])}]
+    assert decoder.encode(messages, thinking=True) == [9, 3, 4]
+    assert decoder.encode(messages, thinking=False) == [3, 4]
+    first = next(answers(decoders, [Task("t", ((words([3, 4]),),))], FAST))
+    expected = tokens_of(decoder.rounds([3, 4], 12, stop_tokens=[END]))
+    assert first.runs["vanilla"][0].tokens[:12] == expected
+
+
 def test_what_is_finished_is_kept(decoders):
     """An interrupted evaluation that loses everything, or passes for a whole one."""
     tasks = tasks_of(whole_traces("vanilla")[:4])

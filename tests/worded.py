@@ -12,7 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 END = 1
-TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+TEMPLATE = (
+    "{% if enable_thinking %}w9 {% endif %}"
+    "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+)
 
 
 def words(tokens: Iterable[int]) -> str:
