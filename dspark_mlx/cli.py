@@ -20,8 +20,13 @@ from .schedulers.make import NAMES as SCHEDULERS
 INTERRUPTED = 130
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """--model, --drafter, --no-drafter, --scheduler, --precision, --draft-vocabulary."""
+def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") -> None:
+    """--model, --drafter, --no-drafter, --scheduler, --precision, --draft-vocabulary.
+
+    Args:
+        parser: changed in place.
+        scheduler: the command's default one.
+    """
     parser.add_argument(
         "--model",
         help="target: an MLX or Hugging Face folder, a GGUF file, or a Hub id (default: the "
@@ -34,8 +39,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     drafter.add_argument("--no-drafter", action="store_true", help="decode plainly")
     parser.add_argument(
         "--scheduler",
-        default="auto",
-        help=f"how much of a block is verified: {', '.join(SCHEDULERS)} (default: auto)",
+        default=scheduler,
+        help=f"how much of a block is verified: {', '.join(SCHEDULERS)} (default: {scheduler})",
     )
     parser.add_argument(
         "--precision",

@@ -95,10 +95,8 @@ def with_special_tokens(settings: dict[str, Any], decoder: Decoder) -> dict[str,
     """
     if not settings["xtc_probability"]:
         return settings
-    tokenizer = decoder.tokenizer
-    ends = decoder.stop_tokens | set(tokenizer.eos_token_ids)
-    lines = tokenizer.encode("\n", add_special_tokens=False)
-    return {**settings, "xtc_special_tokens": tuple(sorted(ends | set(lines)))}
+    lines = decoder.tokenizer.encode("\n", add_special_tokens=False)
+    return {**settings, "xtc_special_tokens": tuple(sorted(decoder.end_tokens | set(lines)))}
 
 
 def read_json_argument(flag: str, text: str) -> Any:

@@ -97,6 +97,11 @@ class Decoder:
         return frozenset([ids] if isinstance(ids, int) else ids)
 
     @property
+    def end_tokens(self) -> frozenset[int]:
+        """What ends a text: the stop tokens and those that the tokenizer calls its ends."""
+        return self.stop_tokens | set(self.tokenizer.eos_token_ids)
+
+    @property
     def max_length(self) -> int | None:
         """Positions the target was made for; None when its config does not say."""
         for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
@@ -126,6 +131,10 @@ class Decoder:
         engine = make_engine(self._engine.target, self._engine.drafter, scheduler, profile)
         return self._with(engine, self._drafter_folder)
 
+    def with_engine(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
+        """The same target's files and tokenizer under another engine of it."""
+        return self._with(engine, drafter_folder)
+
     def _with(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
         other = Decoder(engine, self._folder, self._config, drafter_folder, self._precision)
         other._tokenizer = self._tokenizer
@@ -140,16 +149,17 @@ class Decoder:
         Raises:
             InputError: see `grammar.JsonSchema`.
         """
-        stops = self.stop_tokens | set(self.tokenizer.eos_token_ids)
         vocabulary = self._engine.target.vocab_size
-        return JsonSchema(schema, self.tokenizer._tokenizer, vocabulary, stops)
+        return JsonSchema(schema, self.tokenizer._tokenizer, vocabulary, self.end_tokens)
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a prompt.
 
         Args:
             prompt: text, encoded as it is; chat messages, put through the target's chat template;
                 or token ids, passed through.
+            thinking: whether the chat template opens the target's thinking, where it can; None
+                leaves that to mlx-lm.
 
         Raises:
             InputError: messages for a target without a chat template, or another type.
@@ -164,7 +174,9 @@ class Decoder:
         if prompt and isinstance(prompt[0], dict):
             if not self.tokenizer.has_chat_template:
                 raise InputError(self._folder, "no chat template", "one, for chat messages")
-            return list(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
+            switch = {} if thinking is None else {"enable_thinking": thinking}
+            ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **switch)
+            return list(ids)
         return list(prompt)  # type: ignore[arg-type]
 
     def rounds(
@@ -222,7 +234,7 @@ class Decoder:
         """
         request = Request.make(max_tokens, _strings(stop), settings)
         ids = self.encode(prompt)
-        stops = self.stop_tokens | set(self.tokenizer.eos_token_ids)
+        stops = self.end_tokens
         return stream(
             self._rounds(ids, request, stops, progress),
             self.tokenizer.detokenizer,

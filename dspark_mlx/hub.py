@@ -19,13 +19,18 @@ _FILES = [
     "tokenizer.model",
     "*.safetensors",
 ]
+_DATASET_FILES = ["*.jsonl"]
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, *, dataset: bool = False) -> Path:
     """An existing path as it is; a Hub id, owner/name or owner/name@revision, downloaded.
 
     Downloads resume, show progress and are kept in huggingface-hub's cache, which also serves them
     without a network.
+
+    Args:
+        name: see above.
+        dataset: an id names a dataset, whose JSON lines are fetched, instead of a model.
 
     Raises:
         InputError: neither a path nor an id, or the Hub does not give it.
@@ -37,7 +42,12 @@ def resolve(name: str | Path) -> Path:
     if not match:
         raise InputError(name, "no such file or folder", "a path, or a Hub id like owner/name")
     try:
-        folder = snapshot_download(match["name"], revision=match["revision"], allow_patterns=_FILES)
+        folder = snapshot_download(
+            match["name"],
+            repo_type="dataset" if dataset else "model",
+            revision=match["revision"],
+            allow_patterns=_DATASET_FILES if dataset else _FILES,
+        )
     except LocalEntryNotFoundError as error:
         hint = "Check the network, or download it elsewhere and pass the folder."
         found = "nothing on disk, and the Hub cannot be reached"

@@ -104,6 +104,40 @@ def load(
     return decoder.with_scheduler(scheduler)
 
 
+def load_beside(
+    decoder: Decoder,
+    drafter: str | Path,
+    scheduler: str | Scheduler = "auto",
+    *,
+    draft_vocabulary: Setting = "auto",
+) -> Decoder:
+    """Another drafter on the target of a decoder, whose weights are held once for both.
+
+    Args:
+        decoder: loaded; it decodes as before.
+        drafter, scheduler, draft_vocabulary: see `load`.
+
+    Raises:
+        InputError: see `load`.
+    """
+    if isinstance(scheduler, str):
+        needs_profile(scheduler)
+    draft_vocabulary = parse_setting(draft_vocabulary)
+    source, (folder, _), shared = _drafter_folder(drafter), decoder.sources, decoder.engine.target
+    dtype = None if decoder.precision == "stored" else getattr(mx, decoder.precision)
+    config, tensors, calibration = _read_drafter(source)
+    check_pair(config, source, shared, folder)
+    with shared.untapped():
+        untapped = probe_logits(shared.model)
+    target = shared.sharing(config.taps, folder)
+    check_taps(shared.model, target, untapped, folder)
+    built = _build(config, tensors, target, dtype, draft_vocabulary, calibration)
+    beside = decoder.with_engine(Engine(target, built, FullScheduler()), source)
+    if isinstance(scheduler, str):
+        return _scheduled(beside, scheduler)
+    return beside.with_scheduler(scheduler)
+
+
 def load_apart(
     model: str | Path | None,
     drafter: str | Path,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 from .compare import first_difference, plain_run
 from .decoder import Decoder
 from .errors import InputError
+from .interleaved import Turn, take_turn
 from .request import Request, Settings
 from .types import Round
 
@@ -60,50 +60,65 @@ def measure(
         max_tokens: per run.
         repeats: runs of each side, which alternate, so that both see the same noise of the machine.
         settings: see `request.Settings`; each repeat has a seed of its own.
+
+    Raises:
+        InputError: texts too short to be timed.
     """
-    target, stops = decoder.engine.target, decoder.stop_tokens
-    seed = settings.get("seed") or 0
-    plain_seconds, fast_seconds = [], []
-    lengths, rounds = [], list[Round]()
-    for repeat in range(repeats):
-        asked = {**settings, "seed": seed + repeat}
-        sampling = Request.make(max_tokens, (), asked).sampling
-        plain = plain_run(target, prompt, max_tokens, stops, sampling=sampling)
-        # A text that ends at once takes no time after its first token: it says nothing of speed.
-        if len(plain.tokens) > 1:
-            plain_seconds.append(plain.seconds / (len(plain.tokens) - 1))
-        rounds, seconds = _speculative_run(decoder, prompt, max_tokens, asked)
-        tokens = [token for done in rounds for token in done.tokens]
-        if len(tokens) > 1:
-            fast_seconds.append(seconds / (len(tokens) - 1))
-            lengths.append((len(tokens) - 1) / (len(rounds) - 1))
-    if not plain_seconds or not fast_seconds:
+    seed, stops = settings.get("seed") or 0, decoder.stop_tokens
+    turns = [
+        take_turn((decoder,), prompt, max_tokens, {**settings, "seed": seed + repeat}, stops)
+        for repeat in range(repeats)
+    ]
+    greedy = Request.make(max_tokens, (), settings).sampling.temperature == 0
+    row = make_row(decoder, task, prompt, max_tokens, turns, 0, greedy)
+    if row is None:
         raise InputError(f"prompt of {task}", "texts of one token", "longer ones, to be timed")
-    greedy = sampling.temperature == 0
-    difference = first_difference(target, prompt, tokens, plain.tokens) if greedy else None
+    return row
+
+
+def make_row(
+    decoder: Decoder,
+    task: str,
+    prompt: Sequence[int],
+    max_tokens: int,
+    turns: Sequence[Turn],
+    index: int,
+    greedy: bool,
+) -> Row | None:
+    """What the repeats of one prompt say of one of their decoders; None of texts of one token.
+
+    Args:
+        decoder: whose target judges a first difference. task: for the row. prompt: token ids.
+        max_tokens: that each side was asked for.
+        turns: one a repeat, plain decoding included. index: of the decoder among their runs.
+        greedy: whether both sides' tokens can be equal.
+    """
+    plains = [turn.plain for turn in turns if turn.plain]
+    runs = [turn.runs[index] for turn in turns]
+    # A text that ends at once takes no time after its first token: it says nothing of speed.
+    slow = [plain.seconds / (len(plain.tokens) - 1) for plain in plains if len(plain.tokens) > 1]
+    timed = [run for run in runs if len(run.tokens) > 1]
+    if not slow or not timed:
+        return None
+    # Rounds that were not cut may have gone further than plain decoding.
+    tokens, expected = runs[-1].tokens[:max_tokens], plains[-1].tokens
+    difference = None
+    if greedy:
+        difference = first_difference(decoder.engine.target, prompt, tokens, expected)
+    host = [done.host_seconds for done in runs[-1].rounds[1:]]
     return Row(
         task=task,
         prompt_tokens=len(prompt),
         tokens=len(tokens),
-        plain_seconds=statistics.median(plain_seconds),
-        speculative_seconds=statistics.median(fast_seconds),
-        accepted_length=statistics.mean(lengths),
-        host_ms=1e3 * statistics.median([done.host_seconds for done in rounds[1:]] or [0.0]),
+        plain_seconds=statistics.median(slow),
+        speculative_seconds=statistics.median(run.seconds / (len(run.tokens) - 1) for run in timed),
+        accepted_length=statistics.mean(
+            (len(run.tokens) - 1) / (len(run.rounds) - 1) for run in timed
+        ),
+        host_ms=1e3 * statistics.median(host or [0.0]),
         equal=difference is None if greedy else None,
         margin=difference.margin if difference else None,
     )
-
-
-def _speculative_run(
-    decoder: Decoder, prompt: Sequence[int], max_tokens: int, settings: Mapping[str, Any]
-) -> tuple[list[Round], float]:
-    """All rounds, and wall-clock seconds after the first token."""
-    rounds: list[Round] = []
-    started = 0.0
-    for done in decoder.rounds(prompt, max_tokens, **settings):
-        started = started or perf_counter()
-        rounds.append(done)
-    return rounds, perf_counter() - started
 
 
 def compare(
@@ -122,7 +137,7 @@ def compare(
     """
     target = decoder.engine.target
     tokens = [token for done in rounds for token in done.tokens]
-    stops = decoder.stop_tokens | set(decoder.tokenizer.eos_token_ids)
+    stops = decoder.end_tokens
     names = Settings.__annotations__
     asked = {name: value for name, value in settings.items() if name in names}
     request = Request.make(len(tokens), (), asked)

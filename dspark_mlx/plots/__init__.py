@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import InputError
 
+Styles: TypeAlias = Mapping[str, dict[str, Any]]
+"""By name of a curve, see `curve_styles`."""
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -30,6 +33,23 @@ def new_figure(width: float = 7.0, height: float = 4.5, columns: int = 1) -> tup
     return figure, figure.subplots(1, columns)
 
 
+def curve_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each curve, to be alike in several figures."""
+    return {name: _style(index) for index, name in enumerate(names)}
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {"color": f"C{index % 10}", "marker": "osD^vP*X"[index % 8], "markersize": 5}
+
+
+def legend_below(figure: Any, axes: Any) -> None:
+    """One legend under the whole figure, of the curves of one of its axes."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False
+    )
+
+
 def check_path(path: Path) -> None:
     """Refuse a file that no plot can be written to, before the work it would show is done.
 
@@ -40,6 +60,19 @@ def check_path(path: Path) -> None:
         raise InputError(path, f"suffix {path.suffix!r}", f"one of {', '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise InputError(path, f"no folder {path.parent}", "an existing one")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that no plots can be written to, before the work they would show is done.
+
+    Raises:
+        InputError: a file, no folder to make it in, or no matplotlib.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(folder, "a file", "a folder, or a name for a new one")
+    if not folder.parent.is_dir():
+        raise InputError(folder, f"no folder {folder.parent}", "an existing one")
+    new_figure()
 
 
 def save(figure: Any, path: Path) -> None:

@@ -7,6 +7,7 @@ own class whose call records its output. No logit is computed anywhere but in th
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -46,11 +47,32 @@ class Target:
         self._tied = own_head is None
         self._head_module = self._embedding if own_head is None else own_head
         self._taps = tuple(taps)
+        # Shared by all targets of one model, as is what each layer call records.
+        self._every = set(self._taps)
         self._recorded: dict[int, mx.array] = {}
         self._tapped: list[tuple[nn.Module, type, type]] = []
         self.num_layers = len(self._layers)
         self.vocab_size, self.hidden_size = _embedding_shape(self._embedding)
+        self._check(where)
         self._attach(where)
+
+    def sharing(self, taps: Iterable[int], where: object) -> Target:
+        """The same model with other taps, for a second drafter; closing either closes both.
+
+        Args:
+            taps, where: see `Target`.
+
+        Raises:
+            InputError: a tap is not a layer of this model.
+        """
+        other = copy.copy(self)
+        other._taps = tuple(taps)
+        other._check(where)
+        self.close()
+        self._tapped.clear()
+        self._every.update(other._taps)
+        self._attach(where)
+        return other
 
     def __call__(self, tokens: mx.array, caches: list[Any]) -> tuple[mx.array, list[mx.array]]:
         """The model's own forward over int `[rows]` new tokens.
@@ -59,8 +81,7 @@ class Target:
             Logits `[rows, vocabulary]` and, tap by tap in the order given, `[rows, hidden]`.
         """
         logits = self.model(tokens[None], cache=caches)
-        recorded = [self._recorded.pop(tap).squeeze(0) for tap in self._taps]
-        return logits.squeeze(0), recorded
+        return logits.squeeze(0), [tap.squeeze(0) for tap in self._take()]
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Rows of the embedding table as stored: int `[n]` to `[n, hidden]`, no scaling."""
@@ -127,17 +148,25 @@ class Target:
             for layer, _, tapped in self._tapped:
                 layer.__class__ = tapped
 
-    def _attach(self, where: object) -> None:
+    def _take(self) -> list[mx.array]:
+        """What the last forward recorded of its own taps; nothing of others is kept alive."""
+        recorded = [self._recorded[tap] for tap in self._taps]
+        self._recorded.clear()
+        return recorded
+
+    def _check(self, where: object) -> None:
         outside = [tap for tap in self._taps if not -1 <= tap < self.num_layers]
         if outside:
             raise InputError(where, f"{self.num_layers} layers", f"layers to tap at {outside}")
+
+    def _attach(self, where: object) -> None:
         # The embedding output, after whatever the family does to it, is what enters layer 0.
-        indices = {max(tap, 0) for tap in self._taps}
+        indices = {max(tap, 0) for tap in self._every}
         if any(getattr(type(self._layers[i]), "_tapped", False) for i in indices):
             raise InputError(where, "a model that is tapped already", "one Target per model")
         for i in sorted(indices):
             layer = self._layers[i]
-            tapped = _tapped_class(layer, i, i in self._taps, -1 in self._taps, self._recorded)
+            tapped = _tapped_class(layer, i, i in self._every, -1 in self._every, self._recorded)
             self._tapped.append((layer, type(layer), tapped))
             layer.__class__ = tapped
 
@@ -185,7 +214,7 @@ def check_taps(model: nn.Module, target: Target, untapped: mx.array, where: obje
         InputError: logits differ in any bit, or a tap has another shape.
     """
     logits = probe_logits(model)
-    recorded = [target._recorded.pop(tap) for tap in target._taps]
+    recorded = target._take()
     if not mx.array_equal(logits, untapped).item():
         raise InputError(where, "other logits when its layers are tapped", "the same, bit by bit")
     shape = (1, _PROBE.size, target.hidden_size)

@@ -1,0 +1,167 @@
+"""python -m dspark_mlx.evaluate: drafters on DeepSpec's benchmark tasks, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import cli
+from .bars import counting
+from .cli_sampling import add_sampling_flags, sampling_settings, with_special_tokens
+from .decoder import Decoder
+from .errors import InputError
+from .evaluation import EvaluationSettings, Task, read_tasks
+from .evaluation.answers import Answer, LeftOut, answers
+from .evaluation.figures import draw
+from .evaluation.records import Evaluation
+from .evaluation.summary import summarise
+from .evaluation.table import text
+from .evaluation.tasks import NAMES
+from .load import load_beside
+from .plots import check_folder
+
+
+def main(argv: list[str] | None) -> int:
+    """Parse, answer, print the tables or one JSON object, draw."""
+    args = _parser().parse_args(argv)
+    settings = _settings(args)
+    names = None if args.tasks is None else args.tasks.split(",")
+    tasks = read_tasks(names, args.prompts, args.max_samples)
+    if args.plot:
+        check_folder(args.plot)
+    decoders = _decoders(args)
+    first = next(iter(decoders.values()))
+    sampling = with_special_tokens(dict(settings.sampling), first)
+    settings = dataclasses.replace(settings, sampling=sampling)
+    evaluation, interrupted = _evaluate(decoders, tasks, settings)
+    if not evaluation.tasks:
+        if interrupted:
+            raise KeyboardInterrupt
+        longest = f"prompts too long for the target's {first.max_length} positions"
+        raise InputError("--prompts", longest, "at least one that leaves room for --max-tokens")
+    report = _report(evaluation, args, first)
+    print(json.dumps(report, ensure_ascii=False) if args.json else text(evaluation))
+    if args.plot:
+        for path in draw(evaluation, args.plot):
+            print(f"drawn: {path}", file=sys.stderr)
+    return cli.INTERRUPTED if interrupted else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dspark_mlx.evaluate",
+        description="Accepted length, acceptance by position, confidence and speed of drafters on "
+        "benchmark tasks.",
+    )
+    cli.add_model_flags(parser, scheduler="full")
+    add = parser.add_argument
+    add(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="DRAFTER",
+        help="further drafters, evaluated beside it on the same loaded target",
+    )
+    add(
+        "--tasks",
+        metavar="NAME,NAME",
+        help=f"of {', '.join(NAMES)}, or files of --prompts (default: all there are)",
+    )
+    add(
+        "--prompts",
+        metavar="SOURCE",
+        help='JSON lines with "turns": a file, a folder with a file a task, or a dataset of the '
+        "Hub (default: four prompts a task that ship with this package)",
+    )
+    add("--max-samples", type=int, metavar="N", help="prompts a task at most (default: all)")
+    add("--max-tokens", "-m", type=int, default=128, help="tokens a turn (default: 128)")
+    add("--repeats", type=int, default=1, help="runs of each side, for medians (default: 1)")
+    add("--thinking", action="store_true", help="let the target think, where its template can")
+    add("--no-speed", action="store_true", help="leave plain decoding out: no speeds")
+    add("--no-sweep", action="store_true", help="leave the threshold sweep out: half the drafts")
+    add("--plot", type=Path, metavar="FOLDER", help="draw acceptance, reliability and the sweep")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
+    add_sampling_flags(parser)
+    return parser
+
+
+def _settings(args: argparse.Namespace) -> EvaluationSettings:
+    """The flags as settings, refused before anything is loaded."""
+    if args.no_drafter:
+        raise InputError("--no-drafter", "nothing to evaluate", "a drafter")
+    for flag, value, least in (
+        ("--max-tokens", args.max_tokens, 2),
+        ("--repeats", args.repeats, 1),
+        ("--max-samples", args.max_samples, 1),
+    ):
+        if value is not None and value < least:
+            raise InputError(flag, value, f"{least} or more")
+    settings = EvaluationSettings(
+        max_tokens=args.max_tokens,
+        repeats=args.repeats,
+        plain=not args.no_speed,
+        sweep=not args.no_sweep,
+        thinking=args.thinking,
+        sampling=sampling_settings(args),
+    )
+    settings.check()
+    return settings
+
+
+def _decoders(args: argparse.Namespace) -> dict[str, Decoder]:
+    """The drafters by the names they have in the tables, on one target."""
+    if twice := [name for i, name in enumerate(args.compare) if name in args.compare[:i]]:
+        raise InputError("--compare", f"{twice[0]} twice", "every drafter once")
+    if args.drafter in args.compare:
+        raise InputError("--compare", f"{args.drafter} twice", "another than --drafter")
+    first = cli.load_decoder(args)
+    others = [
+        load_beside(first, drafter, args.scheduler, draft_vocabulary=args.draft_vocabulary)
+        for drafter in args.compare
+    ]
+    given = [args.drafter or str(first.sources[1]), *args.compare]
+    short = [Path(name).name for name in given]
+    names = short if len(set(short)) == len(short) else given
+    return dict(zip(names, [first, *others], strict=True))
+
+
+def _evaluate(
+    decoders: dict[str, Decoder], tasks: list[Task], settings: EvaluationSettings
+) -> tuple[Evaluation, bool]:
+    """The evaluation of what was finished, and whether Ctrl-C ended it."""
+    found: list[Answer | LeftOut] = []
+    interrupted = False
+    try:
+        with counting("Evaluating", "turn") as progress:
+            for answer in answers(decoders, tasks, settings, progress):
+                found.append(answer)
+    except KeyboardInterrupt:
+        interrupted = True
+    return summarise(decoders, tasks, settings, found), interrupted
+
+
+def _report(evaluation: Evaluation, args: argparse.Namespace, decoder: Decoder) -> dict[str, Any]:
+    report = _plain(dataclasses.asdict(evaluation))
+    assert isinstance(report, dict)
+    for score, line in zip(evaluation.scores, report["scores"], strict=True):
+        line |= {"ece": score.ece, "auc": score.auc}
+    names = {"target": str(decoder.sources[0]), "scheduler": args.scheduler}
+    return names | {"partial": evaluation.partial} | report
+
+
+def _plain(value: Any) -> Any:
+    """As JSON, which has no nan."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,215 @@
+"""Running an evaluation: every drafter, and plain decoding, answers every turn of every prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..decoder import Decoder
+from ..errors import InputError
+from ..interleaved import Run, Turn, take_turn
+from ..request import Request
+from ..sampling.settings import whole
+from ..versus import Row, make_row
+from .sweep import Text, judge, visited
+from .tasks import Task
+
+Progress = Callable[[int, int], None]
+"""Called with turns done and turns in all."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How an evaluation decodes.
+
+    Attributes:
+        max_tokens: per turn; the round that passes them is let end.
+        repeats: runs of each side per turn, for the medians of its speed; sampled, all of them
+            count towards acceptance, greedy they are all alike.
+        plain: decode plainly too, for speeds and to compare the tokens.
+        sweep: make the threshold sweep, for which greedy texts are judged at every position.
+        thinking: whether chat templates open the target's thinking; DeepSpec's evaluator does not.
+        sampling: see `request.Settings`; every turn and repeat has a seed of its own, counted up
+            from the one given, or 0.
+    """
+
+    max_tokens: int = 128
+    repeats: int = 1
+    plain: bool = True
+    sweep: bool = True
+    thinking: bool = False
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken always."""
+        return Request.make(self.max_tokens, (), self.sampling).sampling.temperature == 0
+
+    def check(self) -> None:
+        """Refuse what means nothing.
+
+        Raises:
+            InputError: it names the setting.
+        """
+        whole("max_tokens", self.max_tokens, 2)
+        whole("repeats", self.repeats, 1)
+        Request.make(self.max_tokens, (), self.sampling)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One turn of a prompt, answered by every drafter.
+
+    Attributes:
+        task: its task. prompt: number of the prompt in it. turn: number of the turn in that.
+        greedy: whether all runs took the likeliest tokens.
+        runs: by drafter, one run a repeat.
+        speeds: by drafter, against plain decoding; None without it, or for texts of one token.
+        texts: by drafter, for the sweep: greedy, the whole text judged; sampled, each block that
+            was drafted as a text of its own. Empty where no sweep is made.
+    """
+
+    task: str
+    prompt: int
+    turn: int
+    greedy: bool
+    runs: Mapping[str, tuple[Run, ...]]
+    speeds: Mapping[str, Row | None]
+    texts: Mapping[str, tuple[Text, ...]]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A turn, and those after it, that the target has too few positions for.
+
+    Attributes:
+        task: its task. prompt: number of the prompt in it. turn: number of the first such turn.
+        turns: how many are left out.
+        tokens: of the conversation up to it.
+    """
+
+    task: str
+    prompt: int
+    turn: int
+    turns: int
+    tokens: int
+
+
+def answers(
+    decoders: Mapping[str, Decoder],
+    tasks: Sequence[Task],
+    settings: EvaluationSettings,
+    progress: Progress | None = None,
+) -> Iterator[Answer | LeftOut]:
+    """Answer turn by turn, so that whoever stops early has what is finished.
+
+    The first drafter's answers stand between the turns of a conversation.
+
+    Args:
+        decoders: by name, of one target, at least one.
+        tasks: to answer.
+        settings: how.
+        progress: called after each turn.
+
+    Raises:
+        InputError: a setting that means nothing, no drafter, or a target without chat template.
+    """
+    settings.check()
+    for name, decoder in decoders.items():
+        if decoder.engine.drafter is None:
+            raise InputError(name, "no drafter", "one to evaluate")
+    total, done = count_turns(tasks), 0
+    for task in tasks:
+        for number, turns in enumerate(task.prompts):
+            for answer in _conversation(decoders, task.name, number, turns, settings, done):
+                done += answer.turns if isinstance(answer, LeftOut) else 1
+                yield answer
+                if progress:
+                    progress(done, total)
+
+
+def count_turns(tasks: Sequence[Task]) -> int:
+    """Turns of all prompts of all tasks."""
+    return sum(len(turns) for task in tasks for turns in task.prompts)
+
+
+def _conversation(
+    decoders: Mapping[str, Decoder],
+    task: str,
+    number: int,
+    turns: Sequence[str],
+    settings: EvaluationSettings,
+    before: int,
+) -> Iterator[Answer | LeftOut]:
+    first = next(iter(decoders.values()))
+    blocks = [each.engine.drafter.config.gamma for each in decoders.values() if each.engine.drafter]
+    room = settings.max_tokens + max(blocks) + 1
+    messages: list[dict[str, str]] = []
+    for index, turn in enumerate(turns):
+        messages.append({"role": "user", "content": turn})
+        prompt = first.encode(messages, thinking=settings.thinking)
+        if first.max_length is not None and len(prompt) + room > first.max_length:
+            yield LeftOut(task, number, index, len(turns) - index, len(prompt))
+            return
+        answer = _answer(decoders, (task, number, index), prompt, settings, before + index)
+        yield answer
+        said = next(iter(answer.runs.values()))[0].tokens[: settings.max_tokens]
+        kept = [token for token in said if token not in first.end_tokens]
+        messages.append({"role": "assistant", "content": first.tokenizer.decode(kept)})
+
+
+def _answer(
+    decoders: Mapping[str, Decoder],
+    place: tuple[str, int, int],
+    prompt: Sequence[int],
+    settings: EvaluationSettings,
+    before: int,
+) -> Answer:
+    names, sides = tuple(decoders), tuple(decoders.values())
+    seed = (settings.sampling.get("seed") or 0) + before * settings.repeats
+    turns = [
+        take_turn(
+            sides,
+            prompt,
+            settings.max_tokens,
+            {**settings.sampling, "seed": seed + repeat},
+            sides[0].end_tokens,
+            plain=settings.plain,
+            whole=True,
+        )
+        for repeat in range(settings.repeats)
+    ]
+    runs = {name: tuple(turn.runs[i] for turn in turns) for i, name in enumerate(names)}
+    speeds, texts = dict[str, Row | None](), dict[str, tuple[Text, ...]]()
+    for i, (name, decoder) in enumerate(decoders.items()):
+        speeds[name] = _speed(decoder, place[0], prompt, settings, turns, i)
+        texts[name] = _judged(decoder, prompt, runs[name], settings)
+    return Answer(*place, settings.greedy, runs, speeds, texts)
+
+
+def _speed(
+    decoder: Decoder,
+    task: str,
+    prompt: Sequence[int],
+    settings: EvaluationSettings,
+    turns: Sequence[Turn],
+    index: int,
+) -> Row | None:
+    if not settings.plain:
+        return None
+    greedy = settings.greedy
+    return make_row(decoder, task, prompt, settings.max_tokens, turns, index, greedy)
+
+
+def _judged(
+    decoder: Decoder, prompt: Sequence[int], runs: Sequence[Run], settings: EvaluationSettings
+) -> tuple[Text, ...]:
+    drafter = decoder.engine.drafter
+    assert drafter is not None
+    if not settings.sweep or drafter.config.confidence == "none":
+        return ()
+    if settings.greedy:
+        return (judge(decoder, prompt, runs[0].tokens),)
+    rounds = [done for run in runs for done in run.rounds]
+    return tuple((block,) for block in visited(rounds, decoder.end_tokens))

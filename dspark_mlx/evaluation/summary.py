@@ -1,0 +1,169 @@
+"""What answers add up to: a score for each drafter and task."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..calibration import Calibration
+from ..calibration_report import SlotReport
+from ..calibration_report import report as slot_report
+from ..decoder import Decoder
+from ..reliability import bin_counts
+from ..types import Round
+from ..versus import Row, speedups
+from .answers import Answer, EvaluationSettings, LeftOut, count_turns
+from .counts import count
+from .records import AVERAGE, Bin, Evaluation, Score, Speed
+from .sweep import Block, Point, sweep, visited
+from .tasks import Task
+
+# Of a confidence in float32, whose log-odds must be finite.
+_EDGE = 1e-7
+
+
+def summarise(
+    decoders: Mapping[str, Decoder],
+    tasks: Sequence[Task],
+    settings: EvaluationSettings,
+    found: Iterable[Answer | LeftOut],
+) -> Evaluation:
+    """Add answers up.
+
+    Args:
+        decoders, tasks, settings: as `answers` was given them.
+        found: what it gave, or the beginning of that.
+    """
+    parts = list(found)
+    answered = [part for part in parts if isinstance(part, Answer)]
+    left_out = tuple(part for part in parts if isinstance(part, LeftOut))
+    names = tuple(task.name for task in tasks if any(a.task == task.name for a in answered))
+    scores: list[Score] = []
+    for task in names:
+        mine = [answer for answer in answered if answer.task == task]
+        scores += [_score(name, each, task, mine) for name, each in decoders.items()]
+    if names:
+        scores += [_average(name, each, scores, answered) for name, each in decoders.items()]
+    turns = len(answered) + sum(part.turns for part in left_out)
+    return Evaluation(
+        tuple(decoders), names, tuple(scores), settings, turns, count_turns(tasks), left_out
+    )
+
+
+def _score(name: str, decoder: Decoder, task: str, found: Sequence[Answer]) -> Score:
+    assert decoder.engine.drafter is not None
+    counts = count(_rounds(name, found), decoder.engine.drafter.config.gamma, decoder.end_tokens)
+    rounds = max(counts.rounds, 1)
+    return Score(
+        drafter=name,
+        task=task,
+        turns=len(found),
+        rounds=counts.rounds,
+        tokens=counts.tokens,
+        tau=counts.tau,
+        drafted=counts.drafted / rounds,
+        verified=counts.verified / rounds,
+        accepted=counts.accepted / rounds,
+        verified_share=counts.verified / max(counts.drafted, 1),
+        verify_rate=counts.verify_rate,
+        survival=counts.survival,
+        conditional=counts.conditional,
+        sweep=sweep([text for answer in found for text in answer.texts[name]]),
+        **_pooled(name, decoder, found),
+    )
+
+
+def _average(
+    name: str, decoder: Decoder, scores: Sequence[Score], found: Sequence[Answer]
+) -> Score:
+    mine = [score for score in scores if score.drafter == name]
+    sums = {key: sum(getattr(s, key) for s in mine) for key in ("turns", "rounds", "tokens")}
+    keys = ("tau", "drafted", "verified", "accepted", "verified_share", "verify_rate")
+    means = {key: statistics.mean(getattr(s, key) for s in mine) for key in keys}
+    return Score(
+        drafter=name,
+        task=AVERAGE,
+        survival=tuple(map(_mean, zip(*(s.survival for s in mine), strict=True))),
+        conditional=tuple(map(_mean, zip(*(s.conditional for s in mine), strict=True))),
+        sweep=tuple(map(_mean_point, zip(*(s.sweep for s in mine if s.sweep), strict=True))),
+        **sums,
+        **means,
+        **_pooled(name, decoder, found),
+    )
+
+
+def _pooled(name: str, decoder: Decoder, found: Sequence[Answer]) -> dict[str, Any]:
+    """What is of all rounds together: slots, bins and speed."""
+    assert decoder.engine.drafter is not None
+    blocks = visited(_rounds(name, found), decoder.end_tokens)
+    return {
+        "slots": _slots(blocks, decoder.engine.drafter.calibration),
+        "bins": _bins(blocks),
+        "speed": _speed([row for answer in found if (row := answer.speeds[name])]),
+    }
+
+
+def _rounds(name: str, found: Sequence[Answer]) -> list[Round]:
+    """Rounds of all answers; greedy repeats, which are all alike, count once."""
+    return [
+        done
+        for answer in found
+        for run in answer.runs[name][: 1 if answer.greedy else None]
+        for done in run.rounds
+    ]
+
+
+def _slots(blocks: Sequence[Block], calibration: Calibration) -> tuple[SlotReport, ...]:
+    if not blocks:
+        return ()
+    confidence = np.clip([block.confidence for block in blocks], _EDGE, 1 - _EDGE)
+    raw = np.log(confidence / (1 - confidence)) * np.array(calibration.temperatures)
+    return tuple(slot_report(raw, [block.accepted for block in blocks], calibration))
+
+
+def _bins(blocks: Sequence[Block]) -> tuple[Bin, ...]:
+    if not blocks:
+        return ()
+    survival = np.cumprod([block.confidence for block in blocks], axis=1)
+    observed = np.array([block.accepted for block in blocks])[:, None] > np.arange(
+        survival.shape[1]
+    )
+    columns = np.stack(bin_counts(survival.ravel(), observed.ravel()), axis=1)
+    return tuple(Bin(p / n, seen / n, int(n)) for n, p, seen in columns.tolist() if n)
+
+
+def _speed(rows: Sequence[Row]) -> Speed | None:
+    if not rows:
+        return None
+    total, slowest = speedups(rows)
+    tokens = sum(row.tokens for row in rows)
+    plain = sum(row.tokens * row.plain_seconds for row in rows)
+    compared = [row.equal for row in rows if row.equal is not None]
+    margins = [row.margin for row in rows if row.margin is not None]
+    return Speed(
+        plain_tps=tokens / plain,
+        tps=total * tokens / plain,
+        speedup=total,
+        slowest=slowest,
+        median=statistics.median(row.speedup for row in rows),
+        prompts=len(rows),
+        equal=sum(compared) if compared else None,
+        margin=max(margins, default=None),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def _mean_point(points: Sequence[Point]) -> Point:
+    return Point(
+        points[0].threshold,
+        statistics.mean(point.tau for point in points),
+        statistics.mean(point.verified for point in points),
+        _mean(point.acceptance_rate for point in points),
+    )

@@ -1,0 +1,118 @@
+"""Benchmark tasks and their prompts: JSON lines with DeepSpec's field, one file a task.
+
+A line is an object with "turns", the user's messages in order; other fields are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import read_json_lines
+from ..hub import resolve
+
+NAMES = (
+    "gsm8k",
+    "math500",
+    "aime25",
+    "humaneval",
+    "mbpp",
+    "livecodebench",
+    "mt-bench",
+    "alpaca",
+    "arena-hard",
+)
+"""DeepSpec's tasks, in its order."""
+SHIPPED = Path(__file__).parent.parent / "data" / "evaluation"
+_FILE_NAMES = {"arena-hard-v2": "arena-hard"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    Attributes:
+        name: of it.
+        prompts: the user's messages of each conversation, at least one each.
+    """
+
+    name: str
+    prompts: tuple[tuple[str, ...], ...]
+
+
+def read_tasks(
+    names: Sequence[str] | None = None,
+    source: str | Path | None = None,
+    max_samples: int | None = None,
+) -> list[Task]:
+    """Tasks by name.
+
+    Args:
+        names: of the tasks; None is all there are.
+        source: a file (a task of its name), a folder of such files, or a dataset repository of the
+            Hub, owner/name or owner/name@revision; None is the sample of this package.
+        max_samples: prompts a task at most, the first of its file; None is all.
+
+    Raises:
+        InputError: no such source or task, or a file that does not hold prompts.
+    """
+    files = _files(source)
+    known = [name for name in NAMES if name in files]
+    there = known + sorted(set(files) - set(known))
+    names = there if names is None else names
+    for name in names:
+        if name not in files:
+            raise _no_task(name, there, source)
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise InputError("--tasks", f"{twice[0]} twice", "every task once")
+    tasks = [Task(name, read_turns(files[name])) for name in names]
+    return [Task(task.name, task.prompts[:max_samples]) for task in tasks]
+
+
+def read_turns(path: Path) -> tuple[tuple[str, ...], ...]:
+    """The user's messages of every conversation in a file.
+
+    Raises:
+        InputError: no readable file, or a line (named by its number) without turns.
+    """
+    return tuple(_turns(*line) for line in read_json_lines(path, "JSON lines", "prompt"))
+
+
+def _turns(where: str, line: Any) -> tuple[str, ...]:
+    turns = line.get("turns") if isinstance(line, dict) else None
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) for t in turns):
+        found = json.dumps(line, ensure_ascii=False)[:60]
+        raise InputError(where, found, 'an object with "turns", a list of strings')
+    if not all(turn.strip() for turn in turns):
+        raise InputError(where, "an empty turn", "text in every turn")
+    return tuple(turns)
+
+
+def _files(source: str | Path | None) -> dict[str, Path]:
+    """The file of each task."""
+    folder = SHIPPED if source is None else resolve(source, dataset=True)
+    paths = [folder] if folder.is_file() else sorted(folder.rglob("*.jsonl"))
+    if not paths:
+        raise InputError(source, "no .jsonl file in it", "a file a task, as gsm8k.jsonl")
+    files: dict[str, Path] = {}
+    for path in paths:
+        name = _FILE_NAMES.get(path.stem, path.stem)
+        if name in files:
+            found = f"{files[name].relative_to(folder)} and {path.relative_to(folder)}"
+            raise InputError(source, found, f"one file for {name}")
+        files[name] = path
+    return files
+
+
+def _no_task(name: str, there: Sequence[str], source: str | Path | None) -> InputError:
+    expected = f"one of {', '.join(there)}"
+    if source is None and name in NAMES:
+        hint = "Pass a folder or a dataset of the Hub that has it with --prompts."
+        return InputError(
+            "--tasks", f"{name}, which this package has no prompts of", expected, hint
+        )
+    return InputError("--tasks", f"{name!r}, no task of {source or 'this package'}", expected)
