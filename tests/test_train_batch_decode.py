@@ -103,11 +103,28 @@ def test_temperatures_are_of_their_rows():
     """Rows of a batch that share one temperature."""
     logits = mx.array([[0.0, 1.0, 0.0]] * 3000)
     temperatures = mx.array([[0.0], [0.5], [2.0]] * 1000)
-    drawn = np.array(choose(logits, temperatures, mx.random.key(1))).reshape(1000, 3)
+    margins = mx.full((3000, 1), mx.inf)
+    drawn = np.array(choose(logits, temperatures, margins, mx.random.key(1))).reshape(1000, 3)
     shares = (drawn == 1).mean(axis=0)
     for share, temperature in zip(shares, (0.01, 0.5, 2.0), strict=True):
         p = 1 / (1 + 2 * np.exp(-1 / temperature))
         assert abs(share - p) < 5 * np.sqrt(p * (1 - p) / 1000) + 1e-9
+
+
+def test_tokens_below_min_p_are_never_drawn():
+    """A limit on logits that forgets the temperature, or that greedy rows trip over."""
+    model = tiny("llama")
+    prompt = random_tokens(9).tolist()
+    logits = model(mx.array([prompt]))[0, -1]
+    for temperature in (1.0, 2.0):
+        p = np.array(mx.softmax(logits / temperature))
+        allowed = set(np.flatnonzero(p >= 0.3 * p.max()).tolist())
+        written = batch_decode(
+            model, [Job(prompt, 1, temperature, 0.3)] * 500, (), mx.random.key(2), 500
+        )
+        assert {text[0] for text in written} == allowed and 1 < len(allowed) < VOCAB
+    jobs = [Job(prompt, 8, 0.0, 0.3), Job(prompt, 8, 0.0)]
+    assert batch_decode(model, jobs, (), mx.random.key(2)) == [greedy_alone(model, prompt, 8)] * 2
 
 
 def test_a_key_decides_what_is_written():

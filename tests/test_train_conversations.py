@@ -25,7 +25,7 @@ PROMPTS = (
     ("zzz",),
 )
 SMALL = Plan(max_user=40, max_answer=24, max_length=LENGTH, shard=24, rows=16)
-OWN = dataclasses.replace(SMALL, follow_up=0.6, conversations=30)
+OWN = dataclasses.replace(SMALL, follow_up=0.6, user_min_p=0.0, conversations=30)
 
 
 @pytest.fixture(scope="module")

@@ -260,7 +260,7 @@ class _Writer:
         self, prompts: list[list[int]], beginnings: list[str], rng: np.random.Generator
     ) -> list[str]:
         """User turns that begin at the end of prompts, with `beginnings`; "" for unusable ones."""
-        jobs = [Job(prompt, self._plan.max_user, 1.0) for prompt in prompts]
+        jobs = [Job(prompt, self._plan.max_user, 1.0, self._plan.user_min_p) for prompt in prompts]
         stops = self._template.user_stops
         texts = []
         written = batch_decode(self._model, jobs, stops, _key(rng), self._plan.rows)
