@@ -10,6 +10,7 @@ from mlx_lm.models.cache import ArraysCache
 from tiny_models import VOCAB, random_tokens, tiny
 from toys import HORIZON, PROMPT, exact, misfit, toy_target
 
+import dspark_mlx
 from dspark_mlx.errors import InputError
 from dspark_mlx.train.batch_decode import Job, batch_decode, choose
 
@@ -43,6 +44,23 @@ def test_a_greedy_row_is_what_it_is_alone(family, monkeypatch):
         written = batch_decode(model, jobs, (), mx.random.key(0), rows)
         for job, text in zip(jobs, written, strict=True):
             assert text == greedy_alone(model, job.prompt, job.max_tokens)
+
+
+@pytest.mark.slow
+def test_the_built_in_target_row_by_row(monkeypatch):
+    """Rows of a real vocabulary and depth, whose texts part where a position is off by one."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    decoder = dspark_mlx.load(drafter=False, precision="float32")
+    questions = (
+        "Name a colour.",
+        "What is 12 times 12? Think step by step.",
+        "Why is the sky blue?",
+    )
+    ids = [decoder.encode([{"role": "user", "content": q}]) for q in questions]
+    model = decoder.engine.target.model
+    jobs = [Job(prompt, 48, 0.0) for prompt in ids]
+    written = batch_decode(model, jobs, decoder.stop_tokens, mx.random.key(0))
+    assert written == [greedy_alone(model, p, 48, decoder.stop_tokens) for p in ids]
 
 
 def test_stop_tokens_end_rows_of_their_own():
