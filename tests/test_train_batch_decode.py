@@ -13,6 +13,7 @@ from toys import HORIZON, PROMPT, exact, misfit, toy_target
 import dspark_mlx
 from dspark_mlx.errors import InputError
 from dspark_mlx.train.batch_decode import Job, batch_decode, choose
+from dspark_mlx.train.padded import batch_caches
 
 LENGTHS = (1, 9, 4, 30, 2, 17, 9)
 
@@ -84,6 +85,26 @@ def test_prompts_of_one_token(monkeypatch):
         jobs = [Job([token], 5, 0.0) for token in (3, 8, 20)]
         written = batch_decode(model, jobs, (), mx.random.key(0))
         assert written == [greedy_alone(model, job.prompt, 5) for job in jobs]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_padding_sees_itself(family):
+    """Tokens that see nothing, whose attention is NaN on some devices; other tokens that see more
+    or less than in mlx-lm's masks."""
+    model = tiny(family)
+    padding = [0, 5, 20, 24]
+    ours = batch_caches(model, padding)
+    start = 0
+    for columns in (8, 8, 8, 1, 1):
+        for cache in ours:
+            mask = np.array(cache.make_mask(columns))[:, 0]
+            theirs = np.array(type(cache).__mro__[1].make_mask(cache, columns))[:, 0]
+            assert mask.any(axis=-1).all() or columns == 1
+            for row, pad in enumerate(padding):
+                real = np.arange(start, start + columns) >= pad
+                np.testing.assert_array_equal(mask[row][real], theirs[row][real])
+        model(mx.zeros((len(padding), columns), dtype=mx.int32), cache=ours)
+        start += columns
 
 
 def test_long_prompts_are_read_in_parts(monkeypatch):

@@ -15,15 +15,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.generate import wired_limit
-from mlx_lm.models.cache import (
-    BatchKVCache,
-    BatchRotatingKVCache,
-    KVCache,
-    RotatingKVCache,
-    make_prompt_cache,
-)
 
 from ..errors import InputError
+from .padded import batch_caches
 
 _LOOK = 16
 _PREFILL = 32768
@@ -184,24 +178,6 @@ def _filter(caches: list[Any], rows: mx.array) -> None:
         cache.filter(rows)
         # One after the other: two copies of all of them may not fit.
         mx.eval(cache.state)
-
-
-def batch_caches(model: nn.Module, padding: Sequence[int]) -> list[Any]:
-    """Empty caches for rows that are padded on the left.
-
-    Raises:
-        InputError: the model uses a cache without a batched form here.
-    """
-    caches: list[Any] = []
-    for cache in make_prompt_cache(model):
-        if type(cache) is KVCache:
-            caches.append(BatchKVCache(list(padding)))
-        elif type(cache) is RotatingKVCache and cache.keep == 0:
-            caches.append(BatchRotatingKVCache(cache.max_size, list(padding)))
-        else:
-            found = f"a model with {type(cache).__name__}"
-            raise InputError("batch", found, "a model whose caches are KVCache or RotatingKVCache")
-    return caches
 
 
 def _margin(job: Job) -> float:
