@@ -16,17 +16,17 @@ from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.targets.tap import Target
 
 TEMPLATE = (
-    "{% for m in messages %}{{ ('<u>' if m['role'] == 'user' else '<a>') + m['content'] + '<e>' }}"
-    "{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    "{% for m in messages %}{{ ('/' if m['role'] == 'user' else '|') + m['content'] + '~' }}"
+    "{% endfor %}{% if add_generation_prompt %}|{% endif %}"
 )
 # Earlier answers lose their first three characters, as thinking is lost in larger templates.
 THINKING = (
-    "{% for m in messages %}{{ '<u>' + m['content'] if m['role'] == 'user' else "
-    "'<a>' + m['content'][3:] }}<e>{% endfor %}{% if add_generation_prompt %}<a>"
+    "{% for m in messages %}{{ '/' + m['content'] if m['role'] == 'user' else "
+    "'|' + m['content'][3:] }}~{% endfor %}{% if add_generation_prompt %}|"
     "{% if enable_thinking %}t{% else %}n{% endif %}{% endif %}"
 )
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ 0123.,?!"
-SPECIAL = ("<e>", "<u>", "<a>")
+SPECIAL = ("~", "/", "|")
 END, USER, ANSWER = range(3)
 LENGTH = 160
 
@@ -41,7 +41,7 @@ def chat_folder(folder: Path, template: str | None = TEMPLATE) -> Path:
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens(list(SPECIAL))
     raw.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<e>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "~"}
     if template is not None:
         settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -10,8 +10,10 @@ from mlx_lm.models.cache import ArraysCache
 from tiny_models import VOCAB, random_tokens, tiny
 from toys import HORIZON, PROMPT, exact, misfit, toy_target
 
+import dspark_mlx
 from dspark_mlx.errors import InputError
 from dspark_mlx.train.batch_decode import Job, batch_decode, choose
+from dspark_mlx.train.padded import batch_caches
 
 LENGTHS = (1, 9, 4, 30, 2, 17, 9)
 
@@ -45,6 +47,23 @@ def test_a_greedy_row_is_what_it_is_alone(family, monkeypatch):
             assert text == greedy_alone(model, job.prompt, job.max_tokens)
 
 
+@pytest.mark.slow
+def test_the_built_in_target_row_by_row(monkeypatch):
+    """Rows of a real vocabulary and depth, whose texts part where a position is off by one."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    decoder = dspark_mlx.load(drafter=False, precision="float32")
+    questions = (
+        "Name a colour.",
+        "What is 12 times 12? Think step by step.",
+        "Why is the sky blue?",
+    )
+    ids = [decoder.encode([{"role": "user", "content": q}]) for q in questions]
+    model = decoder.engine.target.model
+    jobs = [Job(prompt, 48, 0.0) for prompt in ids]
+    written = batch_decode(model, jobs, decoder.stop_tokens, mx.random.key(0))
+    assert written == [greedy_alone(model, p, 48, decoder.stop_tokens) for p in ids]
+
+
 def test_stop_tokens_end_rows_of_their_own():
     """Tokens after the stop token, or a row that ends another."""
     model = tiny("llama")
@@ -66,6 +85,26 @@ def test_prompts_of_one_token(monkeypatch):
         jobs = [Job([token], 5, 0.0) for token in (3, 8, 20)]
         written = batch_decode(model, jobs, (), mx.random.key(0))
         assert written == [greedy_alone(model, job.prompt, 5) for job in jobs]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_padding_sees_itself(family):
+    """Tokens that see nothing, whose attention is NaN on some devices; other tokens that see more
+    or less than in mlx-lm's masks."""
+    model = tiny(family)
+    padding = [0, 5, 20, 24]
+    ours = batch_caches(model, padding)
+    start = 0
+    for columns in (8, 8, 8, 1, 1):
+        for cache in ours:
+            mask = np.array(cache.make_mask(columns))[:, 0]
+            theirs = np.array(type(cache).__mro__[1].make_mask(cache, columns))[:, 0]
+            assert mask.any(axis=-1).all() or columns == 1
+            for row, pad in enumerate(padding):
+                real = np.arange(start, start + columns) >= pad
+                np.testing.assert_array_equal(mask[row][real], theirs[row][real])
+        model(mx.zeros((len(padding), columns), dtype=mx.int32), cache=ours)
+        start += columns
 
 
 def test_long_prompts_are_read_in_parts(monkeypatch):
@@ -103,11 +142,28 @@ def test_temperatures_are_of_their_rows():
     """Rows of a batch that share one temperature."""
     logits = mx.array([[0.0, 1.0, 0.0]] * 3000)
     temperatures = mx.array([[0.0], [0.5], [2.0]] * 1000)
-    drawn = np.array(choose(logits, temperatures, mx.random.key(1))).reshape(1000, 3)
+    margins = mx.full((3000, 1), mx.inf)
+    drawn = np.array(choose(logits, temperatures, margins, mx.random.key(1))).reshape(1000, 3)
     shares = (drawn == 1).mean(axis=0)
     for share, temperature in zip(shares, (0.01, 0.5, 2.0), strict=True):
         p = 1 / (1 + 2 * np.exp(-1 / temperature))
         assert abs(share - p) < 5 * np.sqrt(p * (1 - p) / 1000) + 1e-9
+
+
+def test_tokens_below_min_p_are_never_drawn():
+    """A limit on logits that forgets the temperature, or that greedy rows trip over."""
+    model = tiny("llama")
+    prompt = random_tokens(9).tolist()
+    logits = model(mx.array([prompt]))[0, -1]
+    for temperature in (1.0, 2.0):
+        p = np.array(mx.softmax(logits / temperature))
+        allowed = set(np.flatnonzero(p >= 0.3 * p.max()).tolist())
+        written = batch_decode(
+            model, [Job(prompt, 1, temperature, 0.3)] * 500, (), mx.random.key(2), 500
+        )
+        assert {text[0] for text in written} == allowed and 1 < len(allowed) < VOCAB
+    jobs = [Job(prompt, 8, 0.0, 0.3), Job(prompt, 8, 0.0)]
+    assert batch_decode(model, jobs, (), mx.random.key(2)) == [greedy_alone(model, prompt, 8)] * 2
 
 
 def test_a_key_decides_what_is_written():

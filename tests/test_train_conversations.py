@@ -11,7 +11,8 @@ import pytest
 from chat_toys import ANSWER, CHARACTERS, END, LENGTH, THINKING, USER, chat_decoder
 
 from dspark_mlx.errors import InputError
-from dspark_mlx.train.conversations import open_store, unit, write_conversations
+from dspark_mlx.train.budget import unit
+from dspark_mlx.train.conversations import open_store, write_conversations
 from dspark_mlx.train.duplicates import Seen, exact_keys, near_keys
 from dspark_mlx.train.plan import Plan
 from dspark_mlx.train.prompt_files import read_turns
@@ -24,8 +25,8 @@ PROMPTS = (
     ("how far is it to A?", "why?", "how?"),
     ("zzz",),
 )
-SMALL = Plan(max_user=40, max_answer=24, max_length=LENGTH, shard=24, rows=16)
-OWN = dataclasses.replace(SMALL, follow_up=0.6, conversations=30)
+SMALL = Plan(max_user=32, max_answer=16, max_length=LENGTH, shard=24, rows=16)
+OWN = dataclasses.replace(SMALL, follow_up=0.8, user_min_p=0.0, conversations=24)
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +104,9 @@ def test_the_target_writes_user_turns(decoder, tmp_path):
         assert conversation.answer.any() and conversation.answer[-1]
         assert conversation.tokens[-1] == END or len(conversation.tokens) > OWN.max_answer
     firsts = [tuple(asked[0]) for asked in users]
-    assert len(set(firsts)) == len(firsts) == 30
+    assert len(set(firsts)) == len(firsts) == 24
     lengths = [len(asked) for asked in users]
-    assert max(lengths) in (2, 3) and lengths.count(1) > 6
+    assert max(lengths) in (2, 3) and lengths.count(1) > 4
 
 
 def test_user_turns_continue_prompts(decoder, tmp_path):
@@ -174,7 +175,8 @@ def test_thinking_is_mixed_and_kept_apart(tmp_path):
     """A template that drops earlier thinking: one sequence whose later answers follow what the
     target never saw, or masks on what was re-written."""
     decoder = chat_decoder(tmp_path / "toy", THINKING)
-    plan = dataclasses.replace(OWN, temperatures=((1.0, 1),), follow_up=1.0)
+    prompts = tuple((a + b, "and then?") for a in CHARACTERS[:12] for b in CHARACTERS[:12])
+    plan = dataclasses.replace(SMALL, prompts=prompts, temperatures=((1.0, 1),))
     corpus = list(written(decoder, plan, tmp_path / "s"))
     marks, texts = set(), []
     for conversation in corpus:
@@ -190,10 +192,10 @@ def test_thinking_is_mixed_and_kept_apart(tmp_path):
         for (earlier, answer), (before, _), c in zip(texts, texts[1:], corpus[1:], strict=False)
         if (c.tokens[~c.answer] == USER).sum() == 2
     ]
-    assert later and all(later)
+    assert len(later) > 3 and all(later)
 
 
-@pytest.mark.parametrize("budget", [{"answer_tokens": 700}, {"conversations": 33}])
+@pytest.mark.parametrize("budget", [{"answer_tokens": 250}, {"conversations": 25}])
 def test_a_budget_is_met_and_shown(decoder, tmp_path, budget):
     """Stopping early, far too late, or a bar that runs back or ends short."""
     plan = dataclasses.replace(OWN, conversations=None)
@@ -240,7 +242,7 @@ def test_nothing_new_is_an_error(decoder, tmp_path):
 
 def test_a_target_without_a_template_is_refused(tmp_path):
     """An answer to raw text, or a traceback out of transformers."""
-    for name, template in (("none", None), ("fixed", "<u>always this<e><a>")):
+    for name, template in (("none", None), ("fixed", "/always this~|")):
         decoder = chat_decoder(tmp_path / name, template)
         store = open_store(decoder, OWN, tmp_path / f"{name}-store")
         with pytest.raises(InputError, match="chat template"):

@@ -6,6 +6,7 @@ padded on the left, that runs to its end; nothing joins it later.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +15,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.generate import wired_limit
-from mlx_lm.models.cache import (
-    BatchKVCache,
-    BatchRotatingKVCache,
-    KVCache,
-    RotatingKVCache,
-    make_prompt_cache,
-)
 
 from ..errors import InputError
+from .padded import batch_caches
 
 _LOOK = 16
 _PREFILL = 32768
@@ -41,11 +36,13 @@ class Job:
         prompt: at least one token id.
         max_tokens: to write at most, at least one.
         temperature: 0 for the most probable token, else what the logits are divided by.
+        min_p: tokens are never drawn that are less probable than this share of the most probable.
     """
 
     prompt: Sequence[int]
     max_tokens: int
     temperature: float
+    min_p: float = 0.0
 
 
 def batch_decode(
@@ -97,9 +94,10 @@ class _Wave:
         self._jobs = jobs
         self._key = key
         self._texts: list[list[int]] = [[] for _ in jobs]
-        # Which job each row of the batch belongs to, and the rows' temperatures.
+        # Which job each row of the batch belongs to, and how rows are sampled.
         self._rows = np.arange(len(jobs))
         self._temperatures = mx.array([job.temperature for job in jobs], dtype=mx.float32)[:, None]
+        self._margins = mx.array([_margin(job) for job in jobs], dtype=mx.float32)[:, None]
         self._last, self._caches = self._prefill()
 
     def run(self, stops: Collection[int], progress: Progress | None) -> list[list[int]]:
@@ -150,7 +148,7 @@ class _Wave:
         columns = []
         for step in range(steps):
             logits = self._model(self._last[:, None], cache=self._caches)[:, -1]
-            self._last = choose(logits, self._temperatures, keys[step + 1])
+            self._last = choose(logits, self._temperatures, self._margins, keys[step + 1])
             mx.async_eval(self._last)
             columns.append(self._last)
         return np.array(mx.stack(columns, axis=1))
@@ -159,6 +157,7 @@ class _Wave:
         indices = mx.array(rows.astype(np.int32))
         self._rows = self._rows[rows]
         self._temperatures = self._temperatures[indices]
+        self._margins = self._margins[indices]
         self._last = self._last[indices]
         _filter(self._caches, indices)
 
@@ -181,26 +180,13 @@ def _filter(caches: list[Any], rows: mx.array) -> None:
         mx.eval(cache.state)
 
 
-def batch_caches(model: nn.Module, padding: Sequence[int]) -> list[Any]:
-    """Empty caches for rows that are padded on the left.
-
-    Raises:
-        InputError: the model uses a cache without a batched form here.
-    """
-    caches: list[Any] = []
-    for cache in make_prompt_cache(model):
-        if type(cache) is KVCache:
-            caches.append(BatchKVCache(list(padding)))
-        elif type(cache) is RotatingKVCache and cache.keep == 0:
-            caches.append(BatchRotatingKVCache(cache.max_size, list(padding)))
-        else:
-            found = f"a model with {type(cache).__name__}"
-            raise InputError("batch", found, "a model whose caches are KVCache or RotatingKVCache")
-    return caches
+def _margin(job: Job) -> float:
+    """How far below the largest logit a token may be."""
+    return -job.temperature * math.log(job.min_p) if job.min_p else math.inf
 
 
 @mx.compile
-def choose(logits: mx.array, temperatures: mx.array, key: mx.array) -> mx.array:
+def choose(logits: mx.array, temperatures: mx.array, margins: mx.array, key: mx.array) -> mx.array:
     """One token a row, `[rows]`: from softmax(logits / temperature), the largest where it is 0.
 
     The largest of logits / temperature plus Gumbel noise has exactly that distribution, and
@@ -208,9 +194,12 @@ def choose(logits: mx.array, temperatures: mx.array, key: mx.array) -> mx.array:
 
     Args:
         logits: `[rows, vocabulary]`. temperatures: float32 `[rows, 1]`. key: of the noise.
+        margins: float32 `[rows, 1]`, how far below its row's largest a logit is still drawn from.
     """
+    logits = logits.astype(mx.float32)
     noise = mx.maximum(mx.random.gumbel(logits.shape, key=key), _LEAST)
-    return mx.argmax(logits.astype(mx.float32) + temperatures * noise, axis=-1)
+    drawn = logits >= logits.max(axis=-1, keepdims=True) - margins
+    return mx.argmax(mx.where(drawn, logits + temperatures * noise, -mx.inf), axis=-1)
 
 
 def _until(tokens: np.ndarray, stops: Collection[int]) -> list[int]:

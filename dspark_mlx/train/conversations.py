@@ -7,8 +7,7 @@ same content.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..decoder import Decoder
 from ..errors import InputError
 from ..fingerprint import weights_digest
 from .batch_decode import Job, batch_decode
+from .budget import Budget, Progress
 from .duplicates import Seen, exact_keys, near_keys
 from .plan import Plan
 from .store import KEYS, Conversation, Header, Store
@@ -27,11 +27,7 @@ from .templates import Template
 
 _LEAST_ANSWER = 16
 _MOST_FRUITLESS = 3
-_FEWEST = 8
 _FIRST_WORDS = (2, 7)
-
-Progress = Callable[[int, int], None]
-"""Called with what is done and what is to be done, in `unit(plan)`."""
 
 
 def open_store(decoder: Decoder, plan: Plan, folder: Path) -> Store:
@@ -45,13 +41,6 @@ def open_store(decoder: Decoder, plan: Plan, folder: Path) -> Store:
     vocabulary = decoder.engine.target.vocab_size
     header = Header(vocabulary, target.name, weights_digest(target), plan.seed, plan.settings)
     return Store.obtain(folder, header)
-
-
-def unit(plan: Plan) -> str:
-    """What a plan's progress counts."""
-    if plan.answer_tokens is not None:
-        return "token"
-    return "s" if plan.conversations is None and plan.seconds is not None else "conversation"
 
 
 def write_conversations(
@@ -72,7 +61,7 @@ def write_conversations(
     plan.check()
     writer = _Writer(decoder, plan, Template(decoder))
     seen, fruitless = Seen(store.keys()), 0
-    budget = _Budget(plan, store, progress)
+    budget = Budget(plan, store, progress)
     with decoder.engine.target.untapped():
         while fruitless < _MOST_FRUITLESS and (count := budget.to_begin()):
             written = writer.shard(store.shards, count, seen, budget)[: budget.to_keep()]
@@ -85,65 +74,6 @@ def write_conversations(
         found = f"nothing new in {fruitless} shards, {store.conversations} conversations"
         hint = "Give more prompts, or let the target write some itself."
         raise InputError(store.folder, found, "answers that are not there yet", hint)
-
-
-class _Budget:
-    """How much is left to write, and the progress of it."""
-
-    def __init__(self, plan: Plan, store: Store, progress: Progress | None) -> None:
-        self._plan, self._store, self._progress = plan, store, progress
-        self._end = time.monotonic() + (plan.seconds or 0)
-        self._tokens = self._ended = 0
-        self._begun = False
-
-    def to_begin(self) -> int:
-        """Conversations to begin for the next shard; 0 when all is written."""
-        plan, store = self._plan, self._store
-        counts = [plan.shard]
-        # Some come to nothing, and a few at a time would be slow.
-        if plan.conversations is not None:
-            left = plan.conversations - store.conversations
-            counts.append(left + left // 4 + _FEWEST if left > 0 else 0)
-        if plan.answer_tokens is not None:
-            left = plan.answer_tokens - store.answer_tokens
-            counts.append(2 * left // plan.max_answer + _FEWEST if left > 0 else 0)
-        if plan.seconds is not None and time.monotonic() >= self._end and self._begun:
-            counts.append(0)
-        if not plan.limited:
-            counts.append(len(plan.prompts) - store.shards * plan.shard)
-        return max(min(counts), 0)
-
-    def to_keep(self) -> int | None:
-        """How many of a shard's conversations there is room for; None for all."""
-        conversations = self._plan.conversations
-        return None if conversations is None else conversations - self._store.conversations
-
-    def begin_shard(self) -> None:
-        """Count anew: what was written is in the store now."""
-        self._begun = True
-        self._tokens = self._ended = 0
-        self._show()
-
-    def answered(self, ended: int, tokens: int) -> None:
-        """Take in the progress of a batch of answers."""
-        self._ended += ended
-        self._tokens += tokens
-        self._show()
-
-    def _show(self) -> None:
-        if not self._progress:
-            return
-        plan, store = self._plan, self._store
-        if unit(plan) == "token":
-            total = plan.answer_tokens or 0
-            self._progress(min(store.answer_tokens + self._tokens, total), total)
-        elif unit(plan) == "s":
-            total = int(plan.seconds or 0)
-            left = max(int(self._end - time.monotonic()), 0)
-            self._progress(total - left, total)
-        else:
-            total = plan.conversations or len(plan.prompts)
-            self._progress(min(store.conversations + self._ended, total), total)
 
 
 @dataclass
@@ -199,7 +129,7 @@ class _Writer:
         self._template = template
         self._max_length = min(plan.max_length, decoder.max_length or plan.max_length)
 
-    def shard(self, number: int, count: int, seen: Seen, budget: _Budget) -> list[Conversation]:
+    def shard(self, number: int, count: int, seen: Seen, budget: Budget) -> list[Conversation]:
         """The conversations of one shard that are not `seen`."""
         sequence = np.random.SeedSequence(self._plan.seed, spawn_key=(1, number))
         rng = np.random.default_rng(sequence)
@@ -260,7 +190,7 @@ class _Writer:
         self, prompts: list[list[int]], beginnings: list[str], rng: np.random.Generator
     ) -> list[str]:
         """User turns that begin at the end of prompts, with `beginnings`; "" for unusable ones."""
-        jobs = [Job(prompt, self._plan.max_user, 1.0) for prompt in prompts]
+        jobs = [Job(prompt, self._plan.max_user, 1.0, self._plan.user_min_p) for prompt in prompts]
         stops = self._template.user_stops
         texts = []
         written = batch_decode(self._model, jobs, stops, _key(rng), self._plan.rows)
@@ -271,7 +201,7 @@ class _Writer:
             texts.append("" if "\ufffd" in text else text.strip())
         return texts
 
-    def _answer(self, talks: list[_Talk], rng: np.random.Generator, budget: _Budget) -> None:
+    def _answer(self, talks: list[_Talk], rng: np.random.Generator, budget: Budget) -> None:
         """Answer the last message of each; a talk ends where there is no whole answer."""
         jobs = []
         for talk in talks:

@@ -28,6 +28,8 @@ class Plan:
         follow_up: chance that a self-written conversation goes on after each answer.
         most_turns: user turns of a self-written conversation at most.
         temperatures: (temperature, weight) of answers; one is drawn for each conversation.
+        user_min_p: self-written user turns are drawn at temperature 1 from tokens at least this
+            share as probable as the most probable one; a small target's rarer ones read as noise.
         thinking: share that thinks, where the template knows `enable_thinking`.
         max_user, max_answer, max_length: tokens of a self-written user turn, of an answer and of a
             conversation at most.
@@ -44,6 +46,7 @@ class Plan:
     follow_up: float = 0.25
     most_turns: int = 3
     temperatures: tuple[tuple[float, float], ...] = ((0.0, 1), (0.3, 1), (0.7, 1), (1.0, 1))
+    user_min_p: float = 0.05
     thinking: float = 0.5
     max_user: int = 256
     max_answer: int = 512
@@ -62,7 +65,7 @@ class Plan:
             InputError: a share outside of 0 to 1, a number below 1, a temperature or weight below
                 0, or no budget though the target is to write prompts itself.
         """
-        for name in ("self_written", "continued", "follow_up", "thinking"):
+        for name in ("self_written", "continued", "follow_up", "user_min_p", "thinking"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(name, getattr(self, name), "a share from 0 to 1")
         for name in ("most_turns", "max_user", "max_answer", "max_length", "shard", "rows"):

@@ -1,0 +1,86 @@
+"""How much of a plan is left to write, and the progress of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from .plan import Plan
+from .store import Store
+
+_FEWEST = 8
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what is to be done, in `unit(plan)`."""
+
+
+def unit(plan: Plan) -> str:
+    """What a plan's progress counts."""
+    if plan.answer_tokens is not None:
+        return "token"
+    return "s" if plan.conversations is None and plan.seconds is not None else "conversation"
+
+
+class Budget:
+    """What a run may still write.
+
+    Args:
+        plan: with the limits.
+        store: what is written already.
+        progress: called when anything is.
+    """
+
+    def __init__(self, plan: Plan, store: Store, progress: Progress | None) -> None:
+        self._plan, self._store, self._progress = plan, store, progress
+        self._end = time.monotonic() + (plan.seconds or 0)
+        self._tokens = self._ended = 0
+        self._begun = False
+
+    def to_begin(self) -> int:
+        """Conversations to begin for the next shard; 0 when all is written."""
+        plan, store = self._plan, self._store
+        counts = [plan.shard]
+        # Some come to nothing, and a few at a time would be slow.
+        if plan.conversations is not None:
+            left = plan.conversations - store.conversations
+            counts.append(left + left // 4 + _FEWEST if left > 0 else 0)
+        if plan.answer_tokens is not None:
+            left = plan.answer_tokens - store.answer_tokens
+            counts.append(2 * left // plan.max_answer + _FEWEST if left > 0 else 0)
+        if plan.seconds is not None and time.monotonic() >= self._end and self._begun:
+            counts.append(0)
+        if not plan.limited:
+            counts.append(len(plan.prompts) - store.shards * plan.shard)
+        return max(min(counts), 0)
+
+    def to_keep(self) -> int | None:
+        """How many of a shard's conversations there is room for; None for all."""
+        conversations = self._plan.conversations
+        return None if conversations is None else conversations - self._store.conversations
+
+    def begin_shard(self) -> None:
+        """Count anew: what was written is in the store now."""
+        self._begun = True
+        self._tokens = self._ended = 0
+        self._show()
+
+    def answered(self, ended: int, tokens: int) -> None:
+        """Take in the progress of a batch of answers."""
+        self._ended += ended
+        self._tokens += tokens
+        self._show()
+
+    def _show(self) -> None:
+        if not self._progress:
+            return
+        plan, store = self._plan, self._store
+        if unit(plan) == "token":
+            total = plan.answer_tokens or 0
+            self._progress(min(store.answer_tokens + self._tokens, total), total)
+        elif unit(plan) == "s":
+            total = int(plan.seconds or 0)
+            left = max(int(self._end - time.monotonic()), 0)
+            self._progress(total - left, total)
+        else:
+            total = plan.conversations or len(plan.prompts)
+            self._progress(min(store.conversations + self._ended, total), total)
