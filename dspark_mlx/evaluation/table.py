@@ -19,7 +19,11 @@ def text(evaluation: Evaluation) -> str:
             "Acceptance by position, of the blocks that accepted all positions before it",
             lambda score: score.conditional,
         ),
-        positions(evaluation, "Survival by position, of all blocks", lambda score: score.survival),
+        positions(
+            evaluation,
+            "Survival by position, of the blocks that verify it",
+            lambda score: score.survival,
+        ),
         *_confidence(evaluation),
         _sweep(evaluation),
         notes(evaluation),
