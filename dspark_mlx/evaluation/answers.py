@@ -207,7 +207,7 @@ def _judged(
 ) -> tuple[Text, ...]:
     drafter = decoder.engine.drafter
     assert drafter is not None
-    if not settings.sweep or drafter.config.confidence == "none":
+    if not settings.sweep or drafternot.config.confidence == "none":
         return ()
     if settings.greedy:
         return (judge(decoder, prompt, runs[0].tokens),)

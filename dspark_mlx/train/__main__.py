@@ -21,7 +21,8 @@ from ..load import load
 from ..plots import check_path
 from .arguments import design_of, parser, plan_of, settings_of
 from .batches import split
-from .conversations import open_store, unit, write_conversations
+from .budget import unit
+from .conversations import open_store, write_conversations
 from .finish import calibrate, prompts_of, write_card, write_drafter
 from .journal import Entry
 from .origin import new_drafter, published_drafter, tapped

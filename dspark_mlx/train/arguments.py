@@ -63,7 +63,9 @@ def _add_texts(group: Any) -> None:
     )
     add("--max-answer", type=int, default=512, help="tokens of an answer (default: 512)")
     add("--max-length", type=int, default=1024, help="tokens of a text (default: 1024)")
-    add("--rows", type=int, default=64, help="texts written at once (default: 64)")
+    add("--follow-up", type=float, default=0.25, help="chance of another turn (default: 0.25)")
+    add("--rows", type=int, default=64, help="texts decoded at once (default: 64)")
+    add("--shard", type=int, default=1024, help="texts written as one file (default: 1024)")
 
 
 def _add_design(group: Any) -> None:
@@ -139,7 +141,9 @@ def plan_of(args: argparse.Namespace) -> Plan:
         max_length=args.max_length,
         answer_tokens=args.answer_tokens,
         seed=args.seed,
+        follow_up=args.follow_up,
         rows=args.rows,
+        shard=args.shard,
     )
 
 

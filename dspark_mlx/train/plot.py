@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..plots import new_figure, save
@@ -23,7 +24,10 @@ def plot(journal: Path, path: Path) -> None:
     if not rows:
         raise InputError(journal, "no lines", "a run's log")
     figure, (loss, tokens, acceptance) = new_figure(width=14.0, columns=3)
-    kinds = {"train": {"alpha": 0.5, "linewidth": 1}, "held-out": {"marker": "o", "markersize": 3}}
+    kinds: dict[str, dict[str, Any]] = {
+        "train": {"alpha": 0.5, "linewidth": 1},
+        "held-out": {"marker": "o", "markersize": 3},
+    }
     for kind, style in kinds.items():
         lines = [row for row in rows if row["kind"] == kind]
         steps = [int(row["step"]) for row in lines]
@@ -36,7 +40,9 @@ def plot(journal: Path, path: Path) -> None:
     for name in [name for name in rows[0] if name.startswith("acceptance_")]:
         steps = [int(row["step"]) for row in judged]
         label = f"position {name.removeprefix('acceptance_')}"
-        acceptance.plot(steps, [float(row[name]) for row in judged], "o-", markersize=3, label=label)
+        acceptance.plot(
+            steps, [float(row[name]) for row in judged], "o-", markersize=3, label=label
+        )
     for axes, title in (
         (loss, "loss"),
         (tokens, "tokens a round"),
