@@ -57,7 +57,7 @@ def block_by_block(config, tensors, table, features):
         yield drafter.draft(context, mx.array([anchor]), greedy).hidden
 
 
-@pytest.mark.parametrize("checkpoint", (False, True)))
+@pytest.mark.parametrize("checkpoint", (False, True))
 @pytest.mark.parametrize("changes", CONVENTIONS.values(), ids=CONVENTIONS)
 @pytest.mark.parametrize("name", (*DRAFTERS, "gemma4_vanilla"))
 def test_whole_texts_give_what_single_blocks_give(tmp_path, name, changes, checkpoint):

@@ -207,7 +207,7 @@ def _judged(
 ) -> tuple[Text, ...]:
     drafter = decoder.engine.drafter
     assert drafter is not None
-    if not settings.sweep or drafternot.config.confidence == "none":
+    if not settings.sweep or not drafter.config.has_confidence:
         return ()
     if settings.greedy:
         return (judge(decoder, prompt, runs[0].tokens),)
