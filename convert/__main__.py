@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..hub import resolve
 from ..load import load_apart
 from ..prompts import read_prompts
-from .check import all_taps, sweep, verdict, written
+from .check import all_taps, longest_block, sweep, verdict, written
 from .drafter import convert_drafter
 from .target import convert_target
 
@@ -33,8 +33,7 @@ def main(argv: list[str] | None) -> int:
             keep_embeddings=args.keep_embeddings,
             overwrite=args.overwrite,
         )
-        head = f"{config.head} head" if config.head != "none" else "no sequential head"
-        print(f"{args.to}: {config.num_layers} layers, block of {config.block_size}, {head}")
+        print(f"{args.to}: {config.summary}")
         return 0
     convert_target(
         args.source,
@@ -97,16 +96,15 @@ def _check(args: argparse.Namespace) -> int:
     """Print every reading's acceptance and the verdict; 1 where the pair does not fit."""
     prompts = read_prompts(args.prompts)
     decoder, config, build = load_apart(args.target, args.drafter, all_taps)
-    if args.max_tokens <= config.block_size:
-        expected = f"more than the block of {config.block_size}"
-        raise InputError("--max-tokens", args.max_tokens, expected)
+    if args.max_tokens <= (longest := longest_block(config)):
+        raise InputError("--max-tokens", args.max_tokens, f"more than the block of {longest}")
     target, stops, texts = decoder.engine.target, decoder.stop_tokens, []
     with counting("Writing texts", "prompt") as progress:
         for done, prompt in enumerate(prompts, 1):
             ids = decoder.encode([{"role": "user", "content": prompt["prompt"]}])
             texts.append((ids, written(target, ids, args.max_tokens, stops)))
             progress(done, len(prompts))
-    if not any(len(text) > config.block_size for _, text in texts):
+    if not any(len(text) > longest for _, text in texts):
         raise InputError(args.prompts, "texts that end at once", "one longer than a block")
     with counting("Trying readings", "reading") as progress:
         found = sweep(target, config, build, texts, progress)

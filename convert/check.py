@@ -11,17 +11,24 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ..canonical import CanonicalConfig
 from ..compare import plain_run
-from ..config import DrafterConfig
 from ..drafter import Drafter
 from ..recording import features, judged_drafts
 from ..targets.tap import Target
 
-STARTS, SHIFTS, PAIRINGS = (0, 1), (-1, 0, 1), (False, True)
+SHIFTS = (-1, 0, 1)
+_WORDS = {
+    ("logits_start", 0): "anchor's row read out",
+    ("logits_start", 1): "anchor's row not read out",
+    ("rope_interleaved", True): "rotary pairs neighbouring",
+    ("rope_interleaved", False): "rotary pairs half a head apart",
+}
 # Of the tokens accepted by the best reading: less is noise between two readings.
 _CLEAR = 0.1
 # Tokens accepted a block, below which no reading can be said to fit.
@@ -33,35 +40,43 @@ class Reading:
     """One reading of a drafter's conventions.
 
     Attributes:
-        logits_start: first row of the block that is read out.
         shift: added to every tap.
-        interleaved: rotary pairs are neighbours.
+        fields: of the configuration, and their values, see `CanonicalConfig.alternatives`.
         accepted: tokens of a block that the target takes, on average.
     """
 
-    logits_start: int
     shift: int
-    interleaved: bool
+    fields: tuple[tuple[str, Any], ...]
     accepted: float = 0.0
 
     def __str__(self) -> str:
-        row = "anchor's row read out" if self.logits_start == 0 else "anchor's row not read out"
-        pairs = "neighbouring" if self.interleaved else "half a head apart"
-        return f"{row}, taps {self.shift:+d}, rotary pairs {pairs}"
+        return ", ".join([f"taps {self.shift:+d}", *(_WORDS[field] for field in self.fields)])
+
+    def of(self, config: CanonicalConfig) -> CanonicalConfig:
+        """The configuration read so, but for the taps."""
+        return dataclasses.replace(config, **dict(self.fields))
 
 
-def readings(config: DrafterConfig) -> list[Reading]:
+def readings(config: CanonicalConfig) -> list[Reading]:
     """All readings of a configuration, its own first."""
-    own = Reading(config.logits_start, 0, config.rope_interleaved)
-    starts = [start for start in STARTS if config.block_size > start]
-    others = [Reading(*each) for each in itertools.product(starts, SHIFTS, PAIRINGS)]
+    alternatives = config.alternatives()
+    own = Reading(0, tuple((name, getattr(config, name)) for name in alternatives))
+    others = [
+        Reading(shift, tuple(zip(alternatives, values, strict=True)))
+        for shift, *values in itertools.product(SHIFTS, *alternatives.values())
+    ]
     return [own, *(reading for reading in others if reading != own)]
+
+
+def longest_block(config: CanonicalConfig) -> int:
+    """Tokens of the longest block that some reading drafts."""
+    return max(reading.of(config).gamma for reading in readings(config))
 
 
 def sweep(
     target: Target,
-    config: DrafterConfig,
-    build: Callable[[DrafterConfig], Drafter],
+    config: CanonicalConfig,
+    build: Callable[[CanonicalConfig], Drafter],
     texts: Sequence[tuple[Sequence[int], Sequence[int]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Reading]:
@@ -84,11 +99,7 @@ def sweep(
     found = []
     tried = readings(config)
     for done, reading in enumerate(tried, 1):
-        changes = {
-            "logits_start": reading.logits_start,
-            "rope_interleaved": reading.interleaved,
-        }
-        drafter = build(dataclasses.replace(config, **changes))  # type: ignore[arg-type]
+        drafter = build(reading.of(config))
         accepted = [
             count
             for i, (prompt, text) in enumerate(texts)
@@ -101,7 +112,7 @@ def sweep(
     return found
 
 
-def all_taps(config: DrafterConfig, layers: int) -> list[int]:
+def all_taps(config: CanonicalConfig, layers: int) -> list[int]:
     """Every layer that some reading taps."""
     taps = {tap + shift for tap in config.taps for shift in SHIFTS}
     return sorted(tap for tap in taps if -1 <= tap < layers)
@@ -117,15 +128,8 @@ def verdict(found: Sequence[Reading]) -> tuple[bool, str]:
         )
     if best.accepted - own.accepted <= _CLEAR * best.accepted:
         return True, f"The pair fits: {own.accepted:.2f} tokens of a block are accepted."
-    wrong = [
-        name
-        for name, a, b in (
-            ("logits_start", own.logits_start, best.logits_start),
-            ("taps", own.shift, best.shift),
-            ("rope_interleaved", own.interleaved, best.interleaved),
-        )
-        if a != b
-    ]
+    wrong = ["taps"] if own.shift != best.shift else []
+    wrong += [name for (name, a), (_, b) in zip(own.fields, best.fields, strict=True) if a != b]
     return False, (
         f"Read otherwise it accepts {best.accepted:.2f} tokens a block instead of "
         f"{own.accepted:.2f}: {best}. Wrong in config.json: {', '.join(wrong)}."
@@ -139,6 +143,6 @@ def written(
     return plain_run(target, prompt, tokens, stop_tokens).tokens
 
 
-def _shifted(config: DrafterConfig, shift: int, taps: dict[int, mx.array]) -> list[mx.array]:
+def _shifted(config: CanonicalConfig, shift: int, taps: dict[int, mx.array]) -> list[mx.array]:
     """The features a reading takes; at the ends of the target its own layer stays."""
     return [taps.get(tap + shift, taps[tap]) for tap in config.taps]

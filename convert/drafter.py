@@ -11,8 +11,8 @@ import mlx.core as mx
 from tqdm import tqdm
 
 from ..calibration import Calibration, identity, write_calibration
+from ..canonical import CanonicalConfig
 from ..checkpoint import read_tensors
-from ..config import DrafterConfig
 from ..errors import InputError
 from ..files import read_json, staged_folder, write_json
 from ..layout import check_headers, check_values, matrix_shapes
@@ -37,7 +37,7 @@ def convert_drafter(
     keep_embeddings: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-) -> DrafterConfig:
+) -> CanonicalConfig:
     """Convert a drafter checkpoint folder.
 
     Args:
@@ -99,7 +99,7 @@ def _without_prefixes(tensors: dict[str, mx.array], where: Path) -> dict[str, mx
 
 
 def _write(
-    config: DrafterConfig,
+    config: CanonicalConfig,
     tensors: dict[str, mx.array],
     folder: Path,
     source: Path,
@@ -146,8 +146,8 @@ def _shipped_calibration(raw: dict[str, Any], gamma: int, where: Path) -> Calibr
 
 
 def _with_quantization(
-    config: DrafterConfig, bits: int, group_size: int, by_part: dict[str, int | None]
-) -> DrafterConfig:
+    config: CanonicalConfig, bits: int, group_size: int, by_part: dict[str, int | None]
+) -> CanonicalConfig:
     exceptions: dict[str, dict[str, int] | None] = {}
     matrices = matrix_shapes(config)
     for part in by_part:
@@ -163,4 +163,4 @@ def _with_quantization(
     values = config.to_dict() | {
         "quantization": {"bits": bits, "group_size": group_size, "exceptions": exceptions}
     }
-    return DrafterConfig.from_dict(values, "quantisation")
+    return type(config).from_dict(values, "quantisation")

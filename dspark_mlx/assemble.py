@@ -1,13 +1,16 @@
-"""From a canonical folder's checked tensors to a Drafter: fusing, casting, dequantising."""
+"""From a canonical folder's checked tensors to a drafter: fusing, casting, dequantising."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
 
 import mlx.core as mx
 
-from .backbone import Backbone, Layer, Weights
+from .backbone import Backbone, Weights
 from .calibration import Calibration
+from .canonical import CanonicalConfig
 from .config import DrafterConfig
 from .drafter import Drafter
 from .dspark import DSparkDrafter
@@ -16,15 +19,83 @@ from .heads.confidence import ConfidenceHead
 from .heads.gated import GatedHead
 from .heads.rnn import RNNHead
 from .heads.vanilla import VanillaHead
+from .layers import Layer
 from .layout import DRAFT_IDS, Tensors
 from .matrix import Matrix, alike, arrays_of
 from .vocabulary import Output, Readout, Setting, choose_size
 
+Embed = Callable[[mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A folder's tensors as they are computed with.
+
+    Attributes:
+        config: what they are.
+        tensors: exactly the folder's, see `check_tensors`.
+        dtype: of the arithmetic.
+        dequantise: hold quantised matrices plain.
+    """
+
+    config: CanonicalConfig
+    tensors: Tensors
+    dtype: mx.Dtype
+    dequantise: bool
+
+    def matrix(self, name: str) -> Matrix:
+        """A matrix by its name without `.weight`."""
+        tensors, quantization = self.tensors, self.config.quantization
+        quantised = quantization.of(name) if quantization else None
+        stored = Matrix(tensors[f"{name}.weight"])
+        if quantised is not None:
+            scales, biases = tensors[f"{name}.scales"], tensors[f"{name}.biases"]
+            stored = Matrix(tensors[f"{name}.weight"], scales, biases, *quantised)
+        return stored.dequantised(self.dtype) if self.dequantise else stored.astype(self.dtype)
+
+    def vector(self, name: str) -> mx.array:
+        """A vector by its name."""
+        return self.tensors[name].astype(self.dtype)
+
+    def fused(self, *names: str) -> Matrix:
+        """The output rows of several matrices; plain where they are not quantised alike."""
+        parts = [self.matrix(name) for name in names]
+        if not alike(parts):
+            parts = [part.dequantised(self.dtype) for part in parts]
+        return Matrix.concatenate(parts)
+
+    def qkv(self, layer: str) -> Matrix:
+        """Query, key and value rows; no value rows where the values are the keys."""
+        kinds = "qkv" if self.config.values == "projected" else "qk"
+        return self.fused(*(f"{layer}.self_attn.{kind}_proj" for kind in kinds))
+
+    def layer(self, layer: str) -> Layer:
+        """The rest of a layer."""
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        sandwich, scaled = self.config.sandwich_norms, self.config.layer_scalars
+        after = self.vector(f"{layer}.post_attention_layernorm.weight")
+        before_mlp, after_mlp = after, None
+        if sandwich:
+            before_mlp = self.vector(f"{layer}.pre_feedforward_layernorm.weight")
+            after_mlp = self.vector(f"{layer}.post_feedforward_layernorm.weight")
+        return Layer(
+            input_norm=self.vector(f"{layer}.input_layernorm.weight"),
+            query_norm=self.vector(f"{attention}.q_norm.weight"),
+            key_norm=self.vector(f"{attention}.k_norm.weight"),
+            output=self.matrix(f"{attention}.o_proj"),
+            mlp_norm=before_mlp,
+            gate_up=self.fused(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            down=self.matrix(f"{mlp}.down_proj"),
+            attention_out_norm=after if sandwich else None,
+            mlp_out_norm=after_mlp,
+            scalar=self.vector(f"{layer}.layer_scalar") if scaled else None,
+        )
+
 
 def assemble(
-    config: DrafterConfig,
+    config: CanonicalConfig,
     tensors: Tensors,
-    embed: Callable[[mx.array], mx.array],
+    embed: Embed,
     logits: Callable[[mx.array], mx.array],
     dtype: mx.Dtype,
     dequantise: bool,
@@ -32,10 +103,10 @@ def assemble(
     draft_vocabulary: Setting = "full",
     calibration: Calibration | None = None,
 ) -> Drafter:
-    """A Drafter from checked tensors, evaluated.
+    """A drafter from checked tensors, evaluated.
 
     Args:
-        config: what the tensors are.
+        config: what the tensors are; its class is the drafter's method.
         tensors: exactly the folder's, see `check_tensors`.
         embed, logits: the target's; not used where the drafter owns its own.
         dtype: of the arithmetic.
@@ -45,64 +116,8 @@ def assemble(
         draft_vocabulary: see `vocabulary.choose_size`.
         calibration: of the confidence head; None takes it as it is.
     """
-
-    def matrix(name: str) -> Matrix:
-        quantised = config.quantization.of(name) if config.quantization else None
-        stored = Matrix(tensors[f"{name}.weight"])
-        if quantised is not None:
-            scales, biases = tensors[f"{name}.scales"], tensors[f"{name}.biases"]
-            stored = Matrix(tensors[f"{name}.weight"], scales, biases, *quantised)
-        return stored.dequantised(dtype) if dequantise else stored.astype(dtype)
-
-    def vector(name: str) -> mx.array:
-        return tensors[name].astype(dtype)
-
-    def fused(*names: str) -> Matrix:
-        parts = [matrix(name) for name in names]
-        if not alike(parts):
-            parts = [part.dequantised(dtype) for part in parts]
-        return Matrix.concatenate(parts)
-
-    fused_qkv, layers = [], []
-    for i in range(config.num_layers):
-        attention, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
-        kinds = "qkv" if config.values == "projected" else "qk"
-        fused_qkv.append(fused(*(f"{attention}.{x}_proj" for x in kinds)))
-        after_attention = vector(f"layers.{i}.post_attention_layernorm.weight")
-        sandwich = config.sandwich_norms
-        layer = Layer(
-            input_norm=vector(f"layers.{i}.input_layernorm.weight"),
-            query_norm=vector(f"{attention}.q_norm.weight"),
-            key_norm=vector(f"{attention}.k_norm.weight"),
-            output=matrix(f"{attention}.o_proj"),
-            mlp_norm=vector(f"layers.{i}.pre_feedforward_layernorm.weight")
-            if sandwich
-            else after_attention,
-            gate_up=fused(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            down=matrix(f"{mlp}.down_proj"),
-            attention_out_norm=after_attention if sandwich else None,
-            mlp_out_norm=vector(f"layers.{i}.post_feedforward_layernorm.weight")
-            if sandwich
-            else None,
-            scalar=vector(f"layers.{i}.layer_scalar") if config.layer_scalars else None,
-        )
-        layers.append(layer)
-    if not alike(fused_qkv):
-        fused_qkv = [part.dequantised(dtype) for part in fused_qkv]
-    weights = Weights(
-        fc=matrix("fc"),
-        context_norm=vector("hidden_norm.weight"),
-        qkv=Matrix.stack(fused_qkv),
-        layers=tuple(layers),
-        norm=vector("norm.weight"),
-    )
-    confidence = None
-    if config.confidence != "none":
-        reads_embedding = config.confidence == "hidden+markov"
-        weight, bias = matrix("confidence_head.proj"), vector("confidence_head.proj.bias")
-        confidence = ConfidenceHead(weight, bias, reads_embedding)
-    head = _sequential_head(config, matrix, vector)
-    own = [matrix(name) for name in ("embed_tokens", "lm_head") if f"{name}.weight" in tensors]
+    stored = Stored(config, tensors, dtype, dequantise)
+    own = [stored.matrix(n) for n in ("embed_tokens", "lm_head") if f"{n}.weight" in tensors]
     if config.owns_embedding:
         embed = own[0].rows
     if config.owns_head:
@@ -110,29 +125,70 @@ def assemble(
     ids = tensors[DRAFT_IDS] if config.draft_vocab_size else None
     if config.softcap:
         logits, output = _capped(logits, config.softcap), None
-    mx.eval(arrays_of([weights, head, confidence, own]))
+    mx.eval(arrays_of(own))
     # What is reduced already, or capped behind the product, is read out whole.
     size = choose_size(draft_vocabulary, config.vocab_size) if ids is None else None
     cut = (output, size) if output is not None and size is not None else None
-    reading = Output(Readout(logits, head, ids), cut)
-    backbone = Backbone(config, weights, dtype)
-    return DSparkDrafter(config, backbone, confidence, embed, reading, calibration)
+    return _drafter(config, stored, embed, Readout(logits, None, ids), cut, calibration)
+
+
+@singledispatch
+def _drafter(
+    config: CanonicalConfig,
+    stored: Stored,
+    embed: Embed,
+    readout: Readout,
+    cut: tuple[Matrix, int] | None,
+    calibration: Calibration | None,
+) -> Drafter:
+    """The drafter of a configuration's method; `readout` has no sequential head yet."""
+    raise NotImplementedError(type(config))
+
+
+@_drafter.register
+def _(
+    config: DrafterConfig,
+    stored: Stored,
+    embed: Embed,
+    readout: Readout,
+    cut: tuple[Matrix, int] | None,
+    calibration: Calibration | None,
+) -> Drafter:
+    names = [f"layers.{i}" for i in range(config.num_layers)]
+    qkv = [stored.qkv(name) for name in names]
+    if not alike(qkv):
+        qkv = [part.dequantised(stored.dtype) for part in qkv]
+    weights = Weights(
+        fc=stored.matrix("fc"),
+        context_norm=stored.vector("hidden_norm.weight"),
+        qkv=Matrix.stack(qkv),
+        layers=tuple(stored.layer(name) for name in names),
+        norm=stored.vector("norm.weight"),
+    )
+    confidence = None
+    if config.confidence != "none":
+        reads_embedding = config.confidence == "hidden+markov"
+        bias = stored.vector("confidence_head.proj.bias")
+        confidence = ConfidenceHead(stored.matrix("confidence_head.proj"), bias, reads_embedding)
+    head = _sequential_head(config, stored)
+    mx.eval(arrays_of([weights, head, confidence]))
+    backbone = Backbone(config, weights, stored.dtype)
+    output = Output(Readout(readout.logits, head, readout.ids), cut)
+    return DSparkDrafter(config, backbone, confidence, embed, output, calibration)
+
+
+def _sequential_head(config: DrafterConfig, stored: Stored) -> SequentialHead | None:
+    if config.head == "none":
+        return None
+    w1, w2 = stored.matrix("markov_head.markov_w1"), stored.matrix("markov_head.markov_w2")
+    if config.head == "gated":
+        gate = stored.matrix("markov_head.gate_proj")
+        return GatedHead(w1, w2, gate, stored.vector("markov_head.gate_proj.bias"))
+    if config.head == "rnn":
+        joint = stored.matrix("markov_head.joint_proj")
+        return RNNHead(w1, w2, joint, stored.vector("markov_head.joint_proj.bias"))
+    return VanillaHead(w1, w2)
 
 
 def _capped(logits: Callable[[mx.array], mx.array], cap: float) -> Callable[[mx.array], mx.array]:
     return lambda hidden: mx.tanh(logits(hidden) / cap) * cap
-
-
-def _sequential_head(
-    config: DrafterConfig, matrix: Callable[[str], Matrix], vector: Callable[[str], mx.array]
-) -> SequentialHead | None:
-    if config.head == "none":
-        return None
-    w1, w2 = matrix("markov_head.markov_w1"), matrix("markov_head.markov_w2")
-    if config.head == "gated":
-        gate = matrix("markov_head.gate_proj")
-        return GatedHead(w1, w2, gate, vector("markov_head.gate_proj.bias"))
-    if config.head == "rnn":
-        joint = matrix("markov_head.joint_proj")
-        return RNNHead(w1, w2, joint, vector("markov_head.joint_proj.bias"))
-    return VanillaHead(w1, w2)

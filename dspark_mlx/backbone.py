@@ -9,36 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx_lm.models.activations import swiglu
 from mlx_lm.models.cache import KVCache
 
 from .config import DrafterConfig
+from .layers import Layer, LayerParts
 from .matrix import Matrix, arrays_of
-from .rotary import block_mask, make_rope
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Weights of one backbone layer beside the stacked ones of `Weights`.
-
-    Attributes:
-        input_norm, query_norm, key_norm, mlp_norm: before what they are named for.
-        output, gate_up, down: projections.
-        attention_out_norm, mlp_out_norm: after the sublayers, of sandwich norms; else None.
-        scalar: what the layer's output is multiplied by, `[1]`; None for 1.
-    """
-
-    input_norm: mx.array
-    query_norm: mx.array
-    key_norm: mx.array
-    output: Matrix
-    mlp_norm: mx.array
-    gate_up: Matrix
-    down: Matrix
-    attention_out_norm: mx.array | None = None
-    mlp_out_norm: mx.array | None = None
-    scalar: mx.array | None = None
+from .rotary import block_mask
 
 
 @dataclass(frozen=True)
@@ -74,11 +50,10 @@ class Backbone:
         self._config = config
         self._weights = weights
         self._dtype = dtype
-        self._query = config.num_heads * config.head_dim * (2 if config.gated_queries else 1)
-        self._context_kv = _all_layers(weights.qkv.slice(self._query, weights.qkv.out_features))
+        self._parts = LayerParts(config)
+        kv = weights.qkv.slice(config.query_size, weights.qkv.out_features)
+        self._context_kv = _all_layers(kv)
         self._qkv = [weights.qkv[i] for i in range(config.num_layers)]
-        self._rope = make_rope(config)
-        self._scale = config.attention_scale or config.head_dim**-0.5
         self._kinds = [config.attention_of(i) for i in range(config.num_layers)]
 
     def context_rows(self, features: mx.array) -> list[mx.array]:
@@ -97,7 +72,7 @@ class Backbone:
     def extend(self, caches: Sequence[KVCache], rows: Sequence[mx.array]) -> None:
         """Append `context_rows` to the layers' caches."""
         for layer, cache, added in zip(self._weights.layers, caches, rows, strict=True):
-            self._write(layer, cache, added)
+            self._parts.write(layer, cache, added)
 
     def block(
         self, caches: Sequence[KVCache], x: mx.array, added: Sequence[mx.array] | None
@@ -109,70 +84,22 @@ class Backbone:
             x: the block's embeddings, `[rows, hidden]`.
             added: `context_rows` of features not written yet; None without any.
         """
-        config, eps = self._config, self._config.rms_norm_eps
-        rows, scale = x.shape[0], config.embedding_scale
-        x = x.astype(self._dtype)
-        if scale != 1:
-            x = x * scale
+        config, parts, rows = self._config, self._parts, x.shape[0]
+        eps = config.rms_norm_eps
+        x = parts.embedded(x, self._dtype)
         start = caches[0].offset + (added[0].shape[0] if added else 0)
         masks = {kind: block_mask(kind, start, rows) for kind in set(self._kinds)}
         for i, layer in enumerate(self._weights.layers):
             normed = mx.fast.rms_norm(x, layer.input_norm, eps)
-            queries, kv = mx.split(self._qkv[i](normed), [self._query], axis=-1)
+            queries, kv = mx.split(self._qkv[i](normed), [config.query_size], axis=-1)
             if added is not None:
                 kv = mx.concatenate([added[i], kv])
-            keys, values = self._write(layer, caches[i], kv)
+            keys, values = parts.write(layer, caches[i], kv)
             # The block's rows stay for this forward only; the next write goes over them.
             caches[i].trim(rows)
-            attended = self._attend(layer, queries, keys, values, start, masks[self._kinds[i]])
-            x = x + _normed(attended, layer.attention_out_norm, eps)
-            normed = mx.fast.rms_norm(x, layer.mlp_norm, eps)
-            gate, up = mx.split(layer.gate_up(normed), 2, axis=-1)
-            inner = swiglu(gate, up) if config.activation == "silu" else nn.gelu_approx(gate) * up
-            x = x + _normed(layer.down(inner), layer.mlp_out_norm, eps)
-            if layer.scalar is not None:
-                x = x * layer.scalar
+            attended = parts.attend(layer, queries, keys, values, start, masks[self._kinds[i]])
+            x = parts.finish(layer, x, attended)
         return mx.fast.rms_norm(x, self._weights.norm, eps)
-
-    def _attend(
-        self,
-        layer: Layer,
-        queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
-        start: int,
-        mask: mx.array | None,
-    ) -> mx.array:
-        config, rows = self._config, queries.shape[0]
-        queries = queries.reshape(1, rows, config.num_heads, -1)
-        gate = None
-        if config.gated_queries:
-            queries, gate = mx.split(queries, 2, axis=-1)
-        queries = mx.fast.rms_norm(queries, layer.query_norm, config.rms_norm_eps)
-        queries = self._rope(queries.transpose(0, 2, 1, 3), start)
-        attended = mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=self._scale, mask=mask
-        ).transpose(0, 2, 1, 3)
-        if gate is not None:
-            attended = attended * mx.sigmoid(gate)
-        return layer.output(attended.reshape(rows, -1))
-
-    def _write(self, layer: Layer, cache: KVCache, kv: mx.array) -> tuple[mx.array, mx.array]:
-        """Append K/V rows `[rows, kv features]` at the cache's end; returns all K and V."""
-        config, eps = self._config, self._config.rms_norm_eps
-        shape = (1, kv.shape[0], config.num_kv_heads, config.head_dim)
-        if config.values == "keys":
-            keys = kv.reshape(shape)
-            values = mx.fast.rms_norm(keys, None, eps)
-        else:
-            keys, values = (half.reshape(shape) for half in mx.split(kv, 2, axis=-1))
-        keys = mx.fast.rms_norm(keys, layer.key_norm, eps)
-        keys = self._rope(keys.transpose(0, 2, 1, 3), cache.offset)
-        return cache.update_and_fetch(keys, values.transpose(0, 2, 1, 3))
-
-
-def _normed(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
-    return x if weight is None else mx.fast.rms_norm(x, weight, eps)
 
 
 def _all_layers(stack: Matrix) -> Matrix:

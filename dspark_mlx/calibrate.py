@@ -124,7 +124,7 @@ def _check_any(rounds: Sequence[RecordedRound], prompts: Path) -> None:
 def _load(args: argparse.Namespace) -> Decoder:
     decoder = cli.load_decoder(args)
     drafter = decoder.engine.drafter
-    if drafter is None or drafter.config.confidence == "none":
+    if drafter is None or not drafter.config.has_confidence:
         found = "a drafter without a confidence head"
         raise InputError(args.drafter or "--drafter", found, "one with a confidence head")
     return decoder

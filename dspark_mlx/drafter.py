@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from .calibration import Calibration
-from .config import DrafterConfig
+from .canonical import CanonicalConfig
 from .sampling import Pick
 from .types import Draft
 from .vocabulary import DraftVocabulary
@@ -73,7 +73,7 @@ class Drafter(Protocol):
     """Proposes blocks of `config.gamma` tokens, for any number of requests with a context each."""
 
     @property
-    def config(self) -> DrafterConfig:
+    def config(self) -> CanonicalConfig:
         """Its canonical configuration."""
         ...
 

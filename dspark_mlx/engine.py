@@ -104,7 +104,7 @@ def make_engine(
     Raises:
         InputError: the scheduler reads confidences that the drafter does not have.
     """
-    if drafter is not None and scheduler.needs_confidence and drafter.config.confidence == "none":
+    if drafter is not None and scheduler.needs_confidence and not drafter.config.has_confidence:
         found = "a drafter without a confidence head"
         raise InputError(f"scheduler {scheduler.name}", found, "one with a confidence head")
     return Engine(target, drafter, scheduler, profile)

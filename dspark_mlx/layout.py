@@ -7,11 +7,13 @@ missing, left over, of another shape, or not finite.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import singledispatch
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from .canonical import CanonicalConfig
 from .config import DrafterConfig
 from .errors import InputError
 
@@ -21,27 +23,27 @@ DRAFT_IDS = "d2t"
 """Token ids of a reduced draft vocabulary, int32 `[draft_vocab_size]`, the only integer tensor."""
 
 
-def matrix_shapes(config: DrafterConfig) -> dict[str, tuple[int, int]]:
+@singledispatch
+def matrix_shapes(config: CanonicalConfig) -> dict[str, tuple[int, int]]:
     """Name (without `.weight`) and `[out, in]` of every matrix of the folder."""
-    hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
-    output = config.output_size
-    query = config.num_heads * config.head_dim
-    kv = config.num_kv_heads * config.head_dim
-    shapes = {"fc": (hidden, len(config.taps) * config.target_hidden_size)}
+    raise NotImplementedError(type(config))
+
+
+@singledispatch
+def vector_shapes(config: CanonicalConfig) -> dict[str, tuple[int]]:
+    """Name and length of every vector of the folder: norms and biases."""
+    raise NotImplementedError(type(config))
+
+
+@matrix_shapes.register
+def _(config: DrafterConfig) -> dict[str, tuple[int, int]]:
+    hidden, vocab, rank = config.hidden_size, config.vocab_size, config.head_rank
+    shapes = _shared_matrices(config)
     for i in range(config.num_layers):
-        layer = f"layers.{i}"
-        shapes[f"{layer}.self_attn.q_proj"] = (query * (2 if config.gated_queries else 1), hidden)
-        shapes[f"{layer}.self_attn.k_proj"] = (kv, hidden)
-        if config.values == "projected":
-            shapes[f"{layer}.self_attn.v_proj"] = (kv, hidden)
-        shapes[f"{layer}.self_attn.o_proj"] = (hidden, query)
-        shapes[f"{layer}.mlp.gate_proj"] = (inner, hidden)
-        shapes[f"{layer}.mlp.up_proj"] = (inner, hidden)
-        shapes[f"{layer}.mlp.down_proj"] = (hidden, inner)
-    rank = config.head_rank
+        shapes |= _layer_matrices(config, f"layers.{i}", hidden)
     if config.head != "none":
         shapes["markov_head.markov_w1"] = (vocab, rank)
-        shapes["markov_head.markov_w2"] = (output, rank)
+        shapes["markov_head.markov_w2"] = (config.output_size, rank)
     if config.head == "gated":
         shapes["markov_head.gate_proj"] = (rank, hidden + rank)
     if config.head == "rnn":
@@ -49,27 +51,15 @@ def matrix_shapes(config: DrafterConfig) -> dict[str, tuple[int, int]]:
     if config.confidence != "none":
         width = hidden + (rank if config.confidence == "hidden+markov" else 0)
         shapes["confidence_head.proj"] = (1, width)
-    if config.owns_embedding:
-        shapes["embed_tokens"] = (vocab, hidden)
-    if config.owns_head:
-        shapes["lm_head"] = (output, hidden)
     return shapes
 
 
-def vector_shapes(config: DrafterConfig) -> dict[str, tuple[int]]:
-    """Name and length of every vector of the folder: norms and biases."""
+@vector_shapes.register
+def _(config: DrafterConfig) -> dict[str, tuple[int]]:
     hidden, rank = config.hidden_size, config.head_rank
     shapes: dict[str, tuple[int]] = {"hidden_norm.weight": (hidden,), "norm.weight": (hidden,)}
     for i in range(config.num_layers):
-        shapes[f"layers.{i}.input_layernorm.weight"] = (hidden,)
-        shapes[f"layers.{i}.post_attention_layernorm.weight"] = (hidden,)
-        if config.sandwich_norms:
-            shapes[f"layers.{i}.pre_feedforward_layernorm.weight"] = (hidden,)
-            shapes[f"layers.{i}.post_feedforward_layernorm.weight"] = (hidden,)
-        if config.layer_scalars:
-            shapes[f"layers.{i}.layer_scalar"] = (1,)
-        shapes[f"layers.{i}.self_attn.q_norm.weight"] = (config.head_dim,)
-        shapes[f"layers.{i}.self_attn.k_norm.weight"] = (config.head_dim,)
+        shapes |= _layer_vectors(config, f"layers.{i}")
     if config.head == "gated":
         shapes["markov_head.gate_proj.bias"] = (rank,)
     if config.head == "rnn":
@@ -79,7 +69,47 @@ def vector_shapes(config: DrafterConfig) -> dict[str, tuple[int]]:
     return shapes
 
 
-def stored_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
+def _shared_matrices(config: CanonicalConfig) -> dict[str, tuple[int, int]]:
+    """What reads the taps and, where they are the drafter's own, the tables of the vocabulary."""
+    hidden = config.hidden_size
+    shapes = {"fc": (hidden, len(config.taps) * config.target_hidden_size)}
+    if config.owns_embedding:
+        shapes["embed_tokens"] = (config.vocab_size, hidden)
+    if config.owns_head:
+        shapes["lm_head"] = (config.output_size, hidden)
+    return shapes
+
+
+def _layer_matrices(
+    config: CanonicalConfig, layer: str, columns: int
+) -> dict[str, tuple[int, int]]:
+    """Of one layer, whose attention reads rows of `columns` features."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    kv = config.num_kv_heads * config.head_dim
+    shapes = {f"{layer}.self_attn.q_proj": (config.query_size, columns)}
+    shapes[f"{layer}.self_attn.k_proj"] = (kv, columns)
+    if config.values == "projected":
+        shapes[f"{layer}.self_attn.v_proj"] = (kv, columns)
+    shapes[f"{layer}.self_attn.o_proj"] = (hidden, config.num_heads * config.head_dim)
+    shapes[f"{layer}.mlp.gate_proj"] = (inner, hidden)
+    shapes[f"{layer}.mlp.up_proj"] = (inner, hidden)
+    shapes[f"{layer}.mlp.down_proj"] = (hidden, inner)
+    return shapes
+
+
+def _layer_vectors(config: CanonicalConfig, layer: str) -> dict[str, tuple[int]]:
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if config.sandwich_norms:
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    shapes = {f"{layer}.{name}.weight": (config.hidden_size,) for name in norms}
+    if config.layer_scalars:
+        shapes[f"{layer}.layer_scalar"] = (1,)
+    shapes[f"{layer}.self_attn.q_norm.weight"] = (config.head_dim,)
+    shapes[f"{layer}.self_attn.k_norm.weight"] = (config.head_dim,)
+    return shapes
+
+
+def stored_shapes(config: CanonicalConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor as stored, quantised ones as weight, scales and biases."""
     shapes: dict[str, tuple[int, ...]] = dict(vector_shapes(config))
     if config.draft_vocab_size:
@@ -95,7 +125,7 @@ def stored_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_tensors(config: DrafterConfig, tensors: Tensors, where: Path | str) -> None:
+def check_tensors(config: CanonicalConfig, tensors: Tensors, where: Path | str) -> None:
     """Refuse a set of tensors that is not exactly the folder's.
 
     Raises:
@@ -106,7 +136,7 @@ def check_tensors(config: DrafterConfig, tensors: Tensors, where: Path | str) ->
         check_values(config, name, tensor, where)
 
 
-def check_headers(config: DrafterConfig, tensors: Tensors, where: Path | str) -> None:
+def check_headers(config: CanonicalConfig, tensors: Tensors, where: Path | str) -> None:
     """What `check_tensors` refuses, but for values: no tensor is read.
 
     Raises:
@@ -129,7 +159,7 @@ def check_headers(config: DrafterConfig, tensors: Tensors, where: Path | str) ->
             raise InputError(f"{where}: {name}", f"type {tensor.dtype}", "a floating type")
 
 
-def check_values(config: DrafterConfig, name: str, tensor: mx.array, where: Path | str) -> None:
+def check_values(config: CanonicalConfig, name: str, tensor: mx.array, where: Path | str) -> None:
     """Refuse a tensor whose values cannot be the drafter's; packed integers are not looked at.
 
     Raises:

@@ -20,8 +20,9 @@ from .assemble import assemble
 from .bars import counting
 from .cache import new_caches
 from .calibration import Calibration, read_calibration
+from .canonical import FORMAT, CanonicalConfig
 from .checkpoint import read_tensors, tensor_names
-from .config import FORMAT, DrafterConfig
+from .config import read_config
 from .decoder import Decoder
 from .drafter import Drafter
 from .engine import Engine
@@ -106,9 +107,9 @@ def load(
 def load_apart(
     model: str | Path | None,
     drafter: str | Path,
-    taps: Callable[[DrafterConfig, int], Sequence[int]],
+    taps: Callable[[CanonicalConfig, int], Sequence[int]],
     precision: str = "auto",
-) -> tuple[Decoder, DrafterConfig, Callable[[DrafterConfig], Drafter]]:
+) -> tuple[Decoder, CanonicalConfig, Callable[[CanonicalConfig], Drafter]]:
     """A target that decodes plainly, and a drafter to be built under other configurations.
 
     Args:
@@ -130,7 +131,7 @@ def load_apart(
     target = Target(network, taps(config, len(network.layers)), folder)
     check_pair(config, source, target, folder)
 
-    def build(changed: DrafterConfig) -> Drafter:
+    def build(changed: CanonicalConfig) -> Drafter:
         return _build(changed, tensors, target, dtype, "full", calibration)
 
     engine = Engine(target, None, FullScheduler())
@@ -149,7 +150,7 @@ def _scheduled(decoder: Decoder, name: str) -> Decoder:
         if obtained.rejected:
             warnings.warn(f"{obtained.rejected} {obtained.story}", stacklevel=3)
         profile = obtained.profile
-    has_confidence = drafter.config.confidence != "none"
+    has_confidence = drafter.config.has_confidence
     scheduler = make_scheduler(name, profile, drafter.calibration, has_confidence)
     return decoder.with_scheduler(scheduler, profile)
 
@@ -167,7 +168,9 @@ def _published_drafter(model: str | Path, folder: Path) -> str:
     return pair.drafter
 
 
-def check_pair(config: DrafterConfig, drafter: object, target: Target, target_name: object) -> None:
+def check_pair(
+    config: CanonicalConfig, drafter: object, target: Target, target_name: object
+) -> None:
     """Refuse a drafter that was made for another target.
 
     Raises:
@@ -232,15 +235,15 @@ def _converted(source: Path, kind: str, convert: Callable[[Path], object]) -> Pa
 
 def _read_drafter(
     folder: Path,
-) -> tuple[DrafterConfig, dict[str, mx.array], Calibration | None]:
-    config = DrafterConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
+) -> tuple[CanonicalConfig, dict[str, mx.array], Calibration | None]:
+    config = read_config(read_json(folder / "config.json"), folder / "config.json")
     tensors = read_tensors(folder)
     check_tensors(config, tensors, folder)
     return config, tensors, read_calibration(folder, config.gamma)
 
 
 def _build(
-    config: DrafterConfig,
+    config: CanonicalConfig,
     tensors: dict[str, mx.array],
     target: Target,
     dtype: mx.Dtype | None,

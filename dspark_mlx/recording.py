@@ -72,7 +72,7 @@ def record(
         InputError: no drafter, or one without a confidence head.
     """
     drafter = engine.drafter
-    if drafter is None or drafter.config.confidence == "none":
+    if drafter is None or not drafter.config.has_confidence:
         found = "no drafter" if drafter is None else "a drafter without a confidence head"
         raise InputError("recording", found, "a drafter with a confidence head")
     recorded: list[RecordedRound] = []

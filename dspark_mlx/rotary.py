@@ -7,13 +7,14 @@ from collections.abc import Callable
 import mlx.core as mx
 from mlx_lm.models.rope_utils import initialize_rope
 
-from .config import Attention, DrafterConfig
+from .canonical import CanonicalConfig
+from .config import Attention
 
 Rope = Callable[[mx.array, int], mx.array]
 """Rotates `[1, heads, rows, head_dim]`, whose first row is at the given position."""
 
 
-def make_rope(config: DrafterConfig) -> Rope:
+def make_rope(config: CanonicalConfig) -> Rope:
     """The rotary embedding of a configuration; the scaled kinds are mlx-lm's."""
     dims, theta = config.rope_dims or config.head_dim, config.rope_theta
     interleaved = config.rope_interleaved

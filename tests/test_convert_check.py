@@ -18,6 +18,12 @@ from dspark_mlx.files import read_json
 from dspark_mlx.load import load_apart
 from dspark_mlx.recording import record
 
+
+def reading(shift, start, interleaved, accepted=0.0) -> Reading:
+    fields = (("logits_start", start), ("rope_interleaved", interleaved))
+    return Reading(shift, fields, accepted)
+
+
 PROMPTS = [[5, 9, 40, 7, 3], [80, 2, 11]]
 
 
@@ -35,7 +41,7 @@ def test_every_reading_is_tried_once_and_its_own_first(pair):
     _, config, _ = pair
     tried = readings(config)
     assert len(tried) == len(set(tried)) == 12
-    assert tried[0] == Reading(config.logits_start, 0, config.rope_interleaved)
+    assert tried[0] == reading(0, config.logits_start, config.rope_interleaved)
 
 
 def test_its_own_reading_accepts_what_the_loop_does(pair):
@@ -55,17 +61,17 @@ def test_its_own_reading_accepts_what_the_loop_does(pair):
     engine.target.close()
 
 
-OWN = Reading(0, 0, False, 2.0)
+OWN = reading(0, 0, False, 2.0)
 
 
 @pytest.mark.parametrize(
     "found, fits, words",
     [
-        ([OWN, Reading(1, 0, False, 0.5)], True, "fits"),
-        ([OWN, Reading(1, 0, False, 2.1)], True, "fits"),
-        ([OWN, Reading(1, 0, False, 3.0)], False, "Wrong in config.json: logits_start."),
-        ([OWN, Reading(0, -1, True, 3.0)], False, "taps, rope_interleaved."),
-        ([Reading(0, 0, False, 0.1), Reading(1, 0, False, 0.1)], False, "another target"),
+        ([OWN, reading(0, 1, False, 0.5)], True, "fits"),
+        ([OWN, reading(0, 1, False, 2.1)], True, "fits"),
+        ([OWN, reading(0, 1, False, 3.0)], False, "Wrong in config.json: logits_start."),
+        ([OWN, reading(-1, 0, True, 3.0)], False, "taps, rope_interleaved."),
+        ([reading(0, 0, False, 0.1), reading(0, 1, False, 0.1)], False, "another target"),
     ],
 )
 def test_the_verdict_names_what_is_wrong(found, fits, words):

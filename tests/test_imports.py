@@ -14,12 +14,12 @@ import dspark_mlx
 PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
-    "version errors types quantization config files bars tally hub precision matrix layout",
-    "checkpoint",
+    "version errors types quantization canonical config files bars tally hub precision matrix",
+    "layout checkpoint",
     "sampling grammar prompts registry heads cache speed reliability fingerprint",
     "calibration",
     "calibration_report",
-    "rotary vocabulary targets schedulers plots request",
+    "rotary layers vocabulary targets schedulers plots request",
     "backbone drafter",
     "dspark",
     "assemble engine compare",

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from ...config import DrafterConfig
+from ...canonical import CanonicalConfig
 from ...errors import InputError
 from . import deepspec_gemma4, deepspec_qwen3, dflash, lfm2, qwen35, specforge, speculators
 from .refused import recognise
@@ -30,11 +30,11 @@ class Packaging(Protocol):
 
     def to_drafter_config(
         self, config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
-    ) -> DrafterConfig:
+    ) -> CanonicalConfig:
         """The canonical configuration; InputError where the checkpoint contradicts itself."""
         ...
 
-    def rename(self, config: DrafterConfig, names: Sequence[str]) -> dict[str, str | None]:
+    def rename(self, config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
         """Source tensor name to canonical name; None for one that is dropped on purpose."""
         ...
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...canonical import CanonicalConfig
 from ...config import DrafterConfig
 from ...errors import InputError
 
@@ -269,7 +270,7 @@ def canonical_name(name: str) -> str | None:
     return None if name in _DROPPED or name.endswith("rotary_emb.inv_freq") else name
 
 
-def rename(config: DrafterConfig, names: Sequence[str]) -> dict[str, str | None]:
+def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
     """Names stay; copies of the target's embedding and head go unless they are kept."""
     owned = {COPIES[0]: config.owns_embedding, COPIES[1]: config.owns_head}
     return {name: name if owned.get(name, True) else None for name in names}
