@@ -11,9 +11,10 @@ import mlx.core as mx
 from .backbone import Backbone, Weights
 from .calibration import Calibration
 from .canonical import CanonicalConfig
-from .config import DrafterConfig
+from .config import DrafterConfig, Eagle3Config
 from .drafter import Drafter
 from .dspark import DSparkDrafter
+from .eagle3 import Eagle3Drafter, Eagle3Weights
 from .heads import SequentialHead
 from .heads.confidence import ConfidenceHead
 from .heads.gated import GatedHead
@@ -175,6 +176,27 @@ def _(
     backbone = Backbone(config, weights, stored.dtype)
     output = Output(Readout(readout.logits, head, readout.ids), cut)
     return DSparkDrafter(config, backbone, confidence, embed, output, calibration)
+
+
+@_drafter.register
+def _(
+    config: Eagle3Config,
+    stored: Stored,
+    embed: Embed,
+    readout: Readout,
+    cut: tuple[Matrix, int] | None,
+    calibration: Calibration | None,
+) -> Drafter:
+    weights = Eagle3Weights(
+        fc=stored.matrix("fc"),
+        feature_norm=stored.vector("layers.0.hidden_norm.weight"),
+        qkv=stored.qkv("layers.0"),
+        layer=stored.layer("layers.0"),
+        norm=stored.vector("norm.weight"),
+    )
+    mx.eval(arrays_of(weights))
+    output = Output(readout, cut)
+    return Eagle3Drafter(config, weights, stored.dtype, embed, output, calibration)
 
 
 def _sequential_head(config: DrafterConfig, stored: Stored) -> SequentialHead | None:

@@ -113,7 +113,34 @@ class DrafterConfig(CanonicalConfig):
             raise InputError(where, f"windows {list(self.windows)}", "0 or more rows")
 
 
-METHODS: tuple[type[CanonicalConfig], ...] = (DrafterConfig,)
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Config(CanonicalConfig):
+    """An Eagle3 drafter: one layer, run once a token (DeepSpec's Eagle3 draft models).
+
+    Attributes:
+        steps: tokens that it proposes.
+    """
+
+    METHOD: ClassVar[str] = "eagle3"
+
+    steps: int
+
+    @property
+    def gamma(self) -> int:
+        """Tokens proposed per round."""
+        return self.steps
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        return f"Eagle3, 1 layer, {self.steps} steps"
+
+    def _check(self, where: Path | str) -> None:
+        self._check_positive(where, "steps")
+        super()._check(where)
+
+
+METHODS: tuple[type[CanonicalConfig], ...] = (DrafterConfig, Eagle3Config)
 
 
 def read_config(data: dict[str, Any], where: Path | str) -> CanonicalConfig:

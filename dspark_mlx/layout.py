@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from .canonical import CanonicalConfig
-from .config import DrafterConfig
+from .config import DrafterConfig, Eagle3Config
 from .errors import InputError
 
 Tensors = Mapping[str, mx.array]
@@ -67,6 +67,19 @@ def _(config: DrafterConfig) -> dict[str, tuple[int]]:
     if config.confidence != "none":
         shapes["confidence_head.proj.bias"] = (1,)
     return shapes
+
+
+@matrix_shapes.register
+def _(config: Eagle3Config) -> dict[str, tuple[int, int]]:
+    # The layer reads a token's embedding and a feature side by side.
+    return _shared_matrices(config) | _layer_matrices(config, "layers.0", 2 * config.hidden_size)
+
+
+@vector_shapes.register
+def _(config: Eagle3Config) -> dict[str, tuple[int]]:
+    hidden = (config.hidden_size,)
+    norms = {"norm.weight": hidden, "layers.0.hidden_norm.weight": hidden}
+    return norms | _layer_vectors(config, "layers.0")
 
 
 def _shared_matrices(config: CanonicalConfig) -> dict[str, tuple[int, int]]:

@@ -21,7 +21,7 @@ LEVELS = (
     "calibration_report",
     "rotary layers vocabulary targets schedulers plots request",
     "backbone drafter",
-    "dspark",
+    "dspark eagle3",
     "assemble engine compare",
     "verify",
     "rounds",

@@ -199,7 +199,6 @@ REFUSED = {
     "DeepSeek-V4 embedded heads": {"dspark_block_size": 5, "model_type": "deepseek_v4"},
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
     "DFlash 2": {"architectures": ["DFlash2DraftModel"]},
-    "DeepSpec Eagle3": {"architectures": ["Qwen3Eagle3Model"]},
     "speculators eagle3": {"speculators_model_type": "eagle3"},
     "Nemotron": {"dspark_bonus_anchor": True},
     "Laguna": {"architectures": ["DFlashLagunaForCausalLM"]},

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dspark_mlx.config import DrafterConfig
+from dspark_mlx.config import DrafterConfig, Eagle3Config
 from dspark_mlx.layout import stored_shapes
 
 
@@ -61,3 +61,41 @@ def test_published_totals(name):
     shapes = stored_shapes(config)
     assert sum(math.prod(shape) for shape in shapes.values()) == values
     assert tensors in (None, len(shapes))
+
+
+def eagle3(hidden, inner, heads, kv_heads, head_dim, vocab, **others) -> Eagle3Config:
+    settings = {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": vocab,
+        "target_hidden_size": hidden,
+        "target_num_layers": 0,
+        "taps": (1, 9, 17, 25, 33),
+        "rope_theta": 1e6,
+        "owns_embedding": True,
+        "owns_head": True,
+        "target": "",
+        "steps": 7,
+    }
+    return Eagle3Config.from_dict(Eagle3Config(**settings, **others).to_dict(), "test")
+
+
+def test_eagle3_totals():
+    """As above; nobody published a total, so it is summed from the specification's table."""
+
+    def total(config):
+        return sum(math.prod(shape) for shape in stored_shapes(config).values())
+
+    h, i, v = 2560, 9728, 151936
+    attention = 2 * h * (32 * 128 + 2 * 8 * 128) + 32 * 128 * h + 2 * 128
+    qwen3 = 2 * v * h + 5 * h * h + h + 3 * h + attention + 3 * h * i
+    assert total(eagle3(h, i, 32, 8, 128, v)) == qwen3
+    h, i, v = 3840, 15360, 262144
+    attention = 2 * h * (16 * 512 + 512) + 16 * 512 * h + 2 * 512
+    gemma4 = 2 * v * h + 5 * h * h + h + 5 * h + 1 + attention + 3 * h * i
+    conventions = {"values": "keys", "sandwich_norms": True, "layer_scalars": True}
+    assert total(eagle3(h, i, 16, 1, 512, v, **conventions)) == gemma4

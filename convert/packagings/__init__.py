@@ -14,7 +14,16 @@ import mlx.core as mx
 
 from ...canonical import CanonicalConfig
 from ...errors import InputError
-from . import deepspec_gemma4, deepspec_qwen3, dflash, lfm2, qwen35, specforge, speculators
+from . import (
+    deepspec_eagle3,
+    deepspec_gemma4,
+    deepspec_qwen3,
+    dflash,
+    lfm2,
+    qwen35,
+    specforge,
+    speculators,
+)
 from .refused import recognise
 from .source import Shapes
 
@@ -46,6 +55,7 @@ class Packaging(Protocol):
 PACKAGINGS: tuple[Packaging, ...] = (
     deepspec_qwen3,
     deepspec_gemma4,
+    deepspec_eagle3,
     speculators,
     specforge,
     lfm2,

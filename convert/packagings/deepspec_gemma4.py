@@ -35,6 +35,21 @@ def to_drafter_config(
         InputError: a key is missing, or asks for what a DeepSpec Gemma4 drafter does not have.
     """
     source = Source(config, shapes, where, NAME)
+    return source.finish(
+        **conventions(source),
+        **source.block(config, keep_embeddings),
+        **source.heads(),
+        logits_start=0,
+    )
+
+
+def conventions(source: Source) -> dict[str, Any]:
+    """Of the layers of a DeepSpec Gemma4 drafter, whatever the method.
+
+    Raises:
+        InputError: a key is missing, or asks for what these drafters do not have.
+    """
+    config = source.config
     for key in _UNSUPPORTED:
         if config.get(key):
             source.refuse(key, config[key], "none")
@@ -51,20 +66,17 @@ def to_drafter_config(
         "head_dim": head_dim,
         "num_key_value_heads": source.need(kv_heads),
     }
-    return source.finish(
+    return {
         **source.shape_of_backbone(values),
-        **source.block(config, keep_embeddings),
-        **source.heads(),
         **_rope(source, head_dim),
-        logits_start=0,
-        activation="gelu_tanh",
-        values="keys" if shared else "projected",
-        attention_scale=1.0,
-        sandwich_norms=True,
-        layer_scalars=True,
-        embedding_scale=math.sqrt(source.need("hidden_size")),
-        softcap=source.number("final_logit_softcapping"),
-    )
+        "activation": "gelu_tanh",
+        "values": "keys" if shared else "projected",
+        "attention_scale": 1.0,
+        "sandwich_norms": True,
+        "layer_scalars": True,
+        "embedding_scale": math.sqrt(source.need("hidden_size")),
+        "softcap": source.number("final_logit_softcapping"),
+    }
 
 
 def _rope(source: Source, head_dim: int) -> dict[str, Any]:

@@ -37,16 +37,25 @@ def to_drafter_config(
         InputError: a key is missing, or asks for what a DeepSpec Qwen3 drafter does not have.
     """
     source = Source(config, shapes, where, NAME)
+    return source.finish(
+        **conventions(source),
+        **source.block(config, keep_embeddings),
+        **source.heads(),
+        logits_start=0,
+    )
+
+
+def conventions(source: Source) -> dict[str, Any]:
+    """Of the layers of a DeepSpec Qwen3 drafter, whatever the method.
+
+    Raises:
+        InputError: a key is missing, or asks for what these drafters do not have.
+    """
+    config = source.config
     kinds = set(config.get("layer_types") or ["full_attention"])
     if kinds != {"full_attention"} or config.get("use_sliding_window"):
         raise InputError(source.path, f"layer_types {sorted(kinds)}", "full_attention alone")
     rope = source.rope()
     if "rope_scaling" in rope:
         raise InputError(source.path, "rope type 'yarn'", "'default'")
-    return source.finish(
-        **source.shape_of_backbone(),
-        **source.block(config, keep_embeddings),
-        **source.heads(),
-        **rope,
-        logits_start=0,
-    )
+    return {**source.shape_of_backbone(), **rope}

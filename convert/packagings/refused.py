@@ -22,7 +22,6 @@ REFUSED: tuple[tuple[str, Recognises], ...] = (
     ("DeepSeek-V4 embedded heads (mtp.*)", lambda config, shapes: "dspark_block_size" in config),
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
     ("DFlash 2 (DFlash2DraftModel)", _architecture("DFlash2DraftModel")),
-    ("DeepSpec Eagle3", _architecture("Qwen3Eagle3Model", "Gemma4Eagle3Model")),
     (
         "vLLM speculators eagle3",
         lambda config, shapes: config.get("speculators_model_type") == "eagle3",

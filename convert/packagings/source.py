@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -17,6 +17,7 @@ from ...canonical import CanonicalConfig
 from ...config import DrafterConfig
 from ...errors import InputError
 
+Config = TypeVar("Config", bound=CanonicalConfig)
 Shapes = Mapping[str, tuple[int, ...]]
 COPIES = ("embed_tokens.weight", "lm_head.weight")
 _DROPPED = ("t2d", "mask_embedding", "verifier_lm_head.weight", "verifier_norm.weight")
@@ -248,9 +249,14 @@ class Source:
 
     def finish(self, **values: Any) -> DrafterConfig:
         """The canonical configuration of `values`, with every check of its schema."""
-        target = self.config.get("_name_or_path") or self.config.get("target_model_type") or ""
-        config = DrafterConfig(**{"target": str(target), **values})
-        return DrafterConfig.from_dict(config.to_dict(), self.path)
+        return self.finish_as(DrafterConfig, **values)
+
+    def finish_as(self, kind: type[Config], **values: Any) -> Config:
+        """As `finish`, for a drafter of another method."""
+        names = ("target_model_name_or_path", "_name_or_path", "target_model_type")
+        target = next((self.config[name] for name in names if self.config.get(name)), "")
+        config = kind(**{"target": str(target), **values})
+        return kind.from_dict(config.to_dict(), self.path)
 
 
 def any_of(value: object) -> bool:

@@ -1,0 +1,57 @@
+"""DeepSpec's native packaging of Eagle3 drafters (`Qwen3Eagle3Model`, `Gemma4Eagle3Model`).
+
+One layer with the conventions of the family's DSpark drafters, whose attention reads a token's
+embedding and a feature side by side; no sequential head, no confidence head, the whole vocabulary.
+As many tokens are proposed a round as training unrolled (`ttt_length`), and as for the other
+drafters the stored embedding and head are frozen copies of the target's, left out and shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...config import Eagle3Config
+from . import deepspec_gemma4, deepspec_qwen3
+from .source import Shapes, Source, is_named
+from .source import adapt as adapt
+from .source import rename as rename
+
+NAME = "DeepSpec Eagle3"
+FAMILIES: dict[str, Callable[[Source], dict[str, Any]]] = {
+    "Qwen3Eagle3Model": deepspec_qwen3.conventions,
+    "Gemma4Eagle3Model": deepspec_gemma4.conventions,
+}
+_TAPS = 5
+
+
+def matches(config: dict[str, Any], shapes: Shapes) -> bool:
+    """By the architecture's name."""
+    return any(is_named(config, shapes, name) for name in FAMILIES)
+
+
+def to_drafter_config(
+    config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+) -> Eagle3Config:
+    """The canonical configuration.
+
+    Raises:
+        InputError: a key is missing, or asks for what a DeepSpec Eagle3 drafter does not have.
+    """
+    source = Source(config, shapes, where, NAME)
+    conventions = FAMILIES[config["architectures"][0]](source)
+    if (layers := conventions.pop("num_layers")) != 1:
+        source.refuse("num_hidden_layers", layers, "1")
+    ids = source.need("target_layer_ids")
+    # Unlike the other drafters these have no tap of the embedding.
+    if not isinstance(ids, list) or len(ids) != _TAPS or -1 in ids:
+        source.refuse("target_layer_ids", ids, f"{_TAPS} layers")
+    return source.finish_as(
+        Eagle3Config,
+        **conventions,
+        **source.taps(ids),
+        **source.copies(keep_embeddings),
+        target_num_layers=source.need("num_target_layers"),
+        steps=source.need("ttt_length"),
+    )
