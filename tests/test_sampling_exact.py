@@ -86,8 +86,9 @@ def test_settings(target, name):
     assert compare(target, SETTINGS[name], texts=600) < 1
 
 
-@pytest.mark.parametrize("head", ["none", "gated", "rnn"])
+@pytest.mark.parametrize("head", ["none", "gated", "rnn", "eagle3"])
 def test_heads(target, head):
+    """A head, or a method without one, whose q is not what its tokens were drawn from."""
     assert compare(target, {}, head=head, texts=600) < 1
 
 
@@ -132,7 +133,7 @@ def test_settings_by_every_rule(target, name, rule):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gamma", range(1, 8))
-@pytest.mark.parametrize("head", ["none", "vanilla", "gated", "rnn"])
+@pytest.mark.parametrize("head", ["none", "vanilla", "gated", "rnn", "eagle3"])
 @pytest.mark.parametrize("target", [{}, {"dtype": mx.bfloat16}], indirect=True, ids=["f32", "bf16"])
 def test_heads_by_block_lengths(target, head, gamma):
     assert compare(target, {"temperature": 0.9}, head=head, gamma=gamma, texts=1500) < 1
@@ -145,6 +146,26 @@ def test_heads_by_block_lengths(target, head, gamma):
 def test_schedulers_by_every_rule(target, name, profile, rule):
     scheduler = make_scheduler(name, PROFILES[profile], prior(7))
     assert compare(target, RULES[rule], scheduler, gamma=7, texts=1500) < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+def test_eagle3_by_every_rule(target, rule):
+    assert compare(target, RULES[rule], head="eagle3") < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_eagle3_by_every_setting(target, name):
+    assert compare(target, SETTINGS[name], head="eagle3") < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["expected", "fixed:1", "fixed:0"])
+def test_eagle3_by_every_scheduler(target, name):
+    """Those that need no confidence."""
+    scheduler = make_scheduler(name, PROFILES["cliff"], prior(4), has_confidence=False)
+    assert compare(target, {}, scheduler, head="eagle3") < 1
 
 
 def wrong(pretend):

@@ -10,7 +10,8 @@ import numpy as np
 from tiny_models import tiny
 
 from dspark_mlx.assemble import assemble
-from dspark_mlx.config import DrafterConfig
+from dspark_mlx.canonical import CanonicalConfig
+from dspark_mlx.config import DrafterConfig, Eagle3Config
 from dspark_mlx.engine import Engine
 from dspark_mlx.layout import matrix_shapes, vector_shapes
 from dspark_mlx.rounds import rounds
@@ -43,31 +44,41 @@ def toy_target(vocabulary: int, dtype: mx.Dtype = mx.float32, shift: float = 0.0
     return Target(model, (-1, 0), "toy")
 
 
-def toy_engine(target: Target, scheduler, head: str = "vanilla", gamma: int = 4) -> Engine:
-    """The target with a random drafter of another opinion."""
-    config = DrafterConfig(
-        hidden_size=HIDDEN,
-        intermediate_size=HIDDEN,
+def toy_config(target: Target, head: str, gamma: int) -> CanonicalConfig:
+    """Of one layer; `head` is a sequential head's kind, or "eagle3" for that method."""
+    shared = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": HIDDEN,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": target.vocab_size,
+        "target_hidden_size": HIDDEN,
+        "target_num_layers": target.num_layers,
+        "taps": (-1, 0),
+        "rope_theta": 1e4,
+        "owns_embedding": False,
+        "owns_head": False,
+        "target": "",
+    }
+    if head == "eagle3":
+        return Eagle3Config(**shared, steps=gamma)
+    return DrafterConfig(
+        **shared,
         num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        rms_norm_eps=1e-6,
-        vocab_size=target.vocab_size,
-        target_hidden_size=HIDDEN,
-        target_num_layers=target.num_layers,
-        taps=(-1, 0),
         block_size=gamma,
         logits_start=0,
         mask_token_id=0,
-        rope_theta=1e4,
         head=head,
         head_rank=0 if head == "none" else 8,
         confidence="hidden" if head == "none" else "hidden+markov",
-        owns_embedding=False,
-        owns_head=False,
-        target="",
     )
+
+
+def toy_engine(target: Target, scheduler, head: str = "vanilla", gamma: int = 4) -> Engine:
+    """The target with a random drafter of another opinion."""
+    config = toy_config(target, head, gamma)
     rng = np.random.default_rng(7)
     shapes = {f"{name}.weight": shape for name, shape in matrix_shapes(config).items()}
     tensors = {
