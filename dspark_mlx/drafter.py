@@ -1,4 +1,4 @@
-"""What the decode loop asks of a drafter, whatever its method; and the context it keeps of a text.
+"""What the decode loop asks of a drafter, whatever its method, and what a drafter keeps of a text.
 
 Knows token ids and arrays only; what loads, schedules or verifies stands elsewhere.
 """
@@ -44,7 +44,7 @@ class DrafterContext:
         self.tokens.append(tokens)
 
     def take(self) -> tuple[mx.array, mx.array] | None:
-        """The pending features `[rows, taps * target_hidden]` and tokens `[rows]`, no longer so."""
+        """The pending features `[rows, taps * target_hidden]` and tokens `[rows]`, given away."""
         if not self.pending:
             return None
         pending, tokens = self.pending, self.tokens
@@ -79,7 +79,7 @@ class Drafter(Protocol):
 
     @property
     def calibration(self) -> Calibration:
-        """Of its confidences; all ones where there is none."""
+        """Of its confidences; temperatures of 1 where there are none."""
         ...
 
     @property

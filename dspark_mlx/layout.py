@@ -99,16 +99,14 @@ def _layer_matrices(
     """Of one layer, whose attention reads rows of `columns` features."""
     hidden, inner = config.hidden_size, config.intermediate_size
     kv = config.num_kv_heads * config.head_dim
-    shapes = {
-        f"{layer}.self_attn.q_proj": (config.query_size, columns),
-        f"{layer}.self_attn.k_proj": (kv, columns),
-        f"{layer}.self_attn.o_proj": (hidden, config.num_heads * config.head_dim),
-        f"{layer}.mlp.gate_proj": (inner, hidden),
-        f"{layer}.mlp.up_proj": (inner, hidden),
-        f"{layer}.mlp.down_proj": (hidden, inner),
-    }
+    shapes = {f"{layer}.self_attn.q_proj": (config.query_size, columns)}
+    shapes[f"{layer}.self_attn.k_proj"] = (kv, columns)
     if config.values == "projected":
         shapes[f"{layer}.self_attn.v_proj"] = (kv, columns)
+    shapes[f"{layer}.self_attn.o_proj"] = (hidden, config.num_heads * config.head_dim)
+    shapes[f"{layer}.mlp.gate_proj"] = (inner, hidden)
+    shapes[f"{layer}.mlp.up_proj"] = (inner, hidden)
+    shapes[f"{layer}.mlp.down_proj"] = (hidden, inner)
     return shapes
 
 

@@ -122,7 +122,8 @@ def _drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset
         confidence = np.array(draft.confidence).tolist()
     else:
         # The device drafts while Python builds the verify forward. Only the block's wide part is
-        # launched: a launch returns late on the CPU backend, once little of it is left to run.
+        # launched: a launch returns late on the CPU backend, once little of it is left to run. A
+        # drafter that goes token by token has no such part, and is launched whole.
         mx.async_eval(draft.base_logits)
     limit = min(gamma, remaining - 1)
     scheduled = schedule(policy, confidence, limit, state.sampler.deterministic)

@@ -17,7 +17,7 @@ class Draft:
         confidence_logits: raw log-odds that a token survives given that its prefix did, float32
             `[gamma]`; None for a drafter without a confidence head.
         confidence: the calibrated odds, float32 `[gamma]`; None likewise.
-        hidden: backbone output after the final norm, `[gamma, hidden]`.
+        hidden: what the logits were read from, after the final norm, `[gamma, hidden]`.
         base_logits: logits before the sequential head, `[gamma, size]`.
         ids: token id of each of the `size` columns of the logits, int32 `[size]`; None where they
             are the whole vocabulary.
