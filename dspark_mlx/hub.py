@@ -46,3 +46,20 @@ def resolve(name: str | Path) -> Path:
         found = f"no such path, and from the Hub: {str(error).splitlines()[0]}"
         raise InputError(name, found, "a path, or an id of the Hub that you may read") from error
     return Path(folder)
+
+
+def checkpoint_place(path: Path) -> Path:
+    """The GGUF file or the folder with a config.json that an existing path means.
+
+    Raises:
+        InputError: a file of another kind, or a folder with neither or with several GGUF files.
+    """
+    if path.is_file() and path.suffix != ".gguf":
+        raise InputError(path, f"a {path.suffix or 'nameless'} file", "a folder or a .gguf file")
+    if path.is_file() or (path / "config.json").exists():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) != 1:
+        found = f"no config.json and {len(files)} .gguf files"
+        raise InputError(path, found, "a Hugging Face checkpoint or exactly one .gguf file")
+    return files[0]
