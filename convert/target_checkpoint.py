@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def write_checkpoint(
     except InputError:
         raise
     except _REFUSALS as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
         found = f"a checkpoint that mlx-lm cannot convert ({reason})"
         raise InputError(source, found, "one that mlx-lm loads") from error
 
