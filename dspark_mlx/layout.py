@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +17,21 @@ from .config import DrafterConfig
 from .errors import InputError
 
 Tensors = Mapping[str, mx.array]
+
+
+class Shaped(Protocol):
+    """A tensor that need not be read yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values."""
+        ...
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Of the values."""
+        ...
+
 
 DRAFT_IDS = "d2t"
 """Token ids of a reduced draft vocabulary, int32 `[draft_vocab_size]`, the only integer tensor."""
@@ -106,7 +122,7 @@ def check_tensors(config: DrafterConfig, tensors: Tensors, where: Path | str) ->
         check_values(config, name, tensor, where)
 
 
-def check_headers(config: DrafterConfig, tensors: Tensors, where: Path | str) -> None:
+def check_headers(config: DrafterConfig, tensors: Mapping[str, Shaped], where: Path | str) -> None:
     """What `check_tensors` refuses, but for values: no tensor is read.
 
     Raises:
