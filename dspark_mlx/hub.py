@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
 from .errors import InputError
 
-_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(
+    r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<file>[\w./-]+\.gguf))?(@(?P<revision>[\w./-]+))?"
+)
 _FILES = [
     "*.json",
     "*.txt",
@@ -18,14 +20,18 @@ _FILES = [
     "*.tiktoken",
     "tokenizer.model",
     "*.safetensors",
+    "README.md",  # states the licence
 ]
+# Other forms of the same weights: in folders, and Mistral's own beside Hugging Face's.
+_OTHERS = ["*/*", "consolidated*.safetensors"]
 
 
 def resolve(name: str | Path) -> Path:
-    """An existing path as it is; a Hub id, owner/name or owner/name@revision, downloaded.
+    """An existing path as it is; of the Hub, owner/name or one file of it, downloaded.
 
-    Downloads resume, show progress and are kept in huggingface-hub's cache, which also serves them
-    without a network.
+    A repository's GGUF files are alternatives, so one is named: owner/name/FILE.gguf. Either may
+    end in @revision. Downloads resume, show progress and are kept in huggingface-hub's cache, which
+    also serves them without a network.
 
     Raises:
         InputError: neither a path nor an id, or the Hub does not give it.
@@ -36,16 +42,27 @@ def resolve(name: str | Path) -> Path:
     match = _HUB_ID.fullmatch(str(name))
     if not match:
         raise InputError(name, "no such file or folder", "a path, or a Hub id like owner/name")
+    repo, revision = match["name"], match["revision"]
     try:
-        folder = snapshot_download(match["name"], revision=match["revision"], allow_patterns=_FILES)
+        if match["file"]:
+            return Path(hf_hub_download(repo, match["file"], revision=revision))
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=_FILES, ignore_patterns=_OTHERS
+        )
     except LocalEntryNotFoundError as error:
         hint = "Check the network, or download it elsewhere and pass the folder."
-        found = "nothing on disk, and the Hub cannot be reached"
+        found = "not all of it on disk, and the Hub cannot be reached"
         raise InputError(name, found, "a repository of the Hub", hint) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         found = f"no such path, and from the Hub: {str(error).splitlines()[0]}"
         raise InputError(name, found, "a path, or an id of the Hub that you may read") from error
     return Path(folder)
+
+
+def hub_name(name: str | Path) -> str:
+    """The owner/name of a Hub id, and "" for a path that exists and for anything else."""
+    match = _HUB_ID.fullmatch(str(name))
+    return match["name"] if match and not Path(name).exists() else ""
 
 
 def checkpoint_place(path: Path) -> Path:
@@ -61,5 +78,6 @@ def checkpoint_place(path: Path) -> Path:
     files = sorted(path.glob("*.gguf"))
     if len(files) != 1:
         found = f"no config.json and {len(files)} .gguf files"
-        raise InputError(path, found, "a Hugging Face checkpoint or exactly one .gguf file")
+        hint = "Name a GGUF file itself; of the Hub's, as owner/name/FILE.gguf."
+        raise InputError(path, found, "a Hugging Face checkpoint or exactly one .gguf file", hint)
     return files[0]
