@@ -30,8 +30,9 @@ def resolve(name: str | Path) -> Path:
     """An existing path as it is; of the Hub, owner/name or one file of it, downloaded.
 
     A repository's GGUF files are alternatives, so one is named: owner/name/FILE.gguf. Either may
-    end in @revision. Downloads resume, show progress and are kept in huggingface-hub's cache, which
-    also serves them without a network.
+    end in @revision. Downloads show progress and are kept in huggingface-hub's cache, which also
+    serves them without a network. A connection that breaks is taken up where it broke; after an
+    end, whole files are not fetched again.
 
     Raises:
         InputError: neither a path nor an id, or the Hub does not give it.
