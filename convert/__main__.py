@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--overwrite", action="store_true", help="replace a folder that is there")
     check = kinds.add_parser("check", help="whether a drafter fits a target, and what is wrong")
     add = check.add_argument
-    add("drafter", metavar="DRAFTER", help="folder, published or converted, or Hub id")
+    add("drafter", metavar="DRAFTER", help="folder (published or converted), GGUF file or Hub id")
     add("--target", metavar="TARGET", help="folder, GGUF file or Hub id (default: built in)")
     add("--max-tokens", "-m", type=int, default=48, help="tokens a prompt (default: 48)")
     add(

@@ -15,7 +15,7 @@ from ..calibration import Calibration, identity, write_calibration
 from ..checkpoint import read_tensors
 from ..config import DrafterConfig
 from ..errors import InputError
-from ..files import staged_folder, write_json
+from ..files import check_apart, staged_folder, write_json
 from ..hub import checkpoint_place
 from ..layout import check_headers, check_values, matrix_shapes
 from ..quantization import Quantization, check_quantization
@@ -67,6 +67,7 @@ def convert_drafter(
         for bits in [q_bits, *(b for b in (q_exceptions or {}).values() if b is not None)]:
             check_quantization("quantisation", bits, q_group_size)
     source = checkpoint_place(source)
+    check_apart(source, destination)
     raw, tensors = read_published(
         source, lambda config, shapes: refuse_unsupported(config, shapes, source)
     )

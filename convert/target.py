@@ -11,7 +11,7 @@ from pathlib import Path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 
 from ..errors import InputError
-from ..files import staged_folder
+from ..files import check_apart, staged_folder
 from ..hub import checkpoint_place, resolve
 from ..quantization import GROUP_SIZES, QUANTISED_BITS
 from .target_checkpoint import write_checkpoint
@@ -57,8 +57,7 @@ def convert_target(
         found = f"{q_bits} bits in groups of {q_group_size}"
         raise InputError("quantize", found, f"bits of {QUANTISED_BITS} and groups of {GROUP_SIZES}")
     path, destination = checkpoint_place(resolve(source)), Path(destination)
-    if destination.resolve() in (path.resolve(), *path.resolve().parents):
-        raise InputError(destination, "the source, or a folder around it", "another folder")
+    check_apart(path, destination)
     quantization = {"group_size": q_group_size, "bits": q_bits} if quantize else None
     write = write_gguf if path.is_file() else write_checkpoint
     with staged_folder(destination, overwrite=overwrite) as staged:

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from gguf_drafters import gguf_name, metadata_of
 from gguf_fixtures import checkpoint
 from gguf_writer import GGUF_NAMES, VOCAB, Raw, metadata, write_gguf
 from packaged_parts import DEEPSPEC, HEAD_KEYS, backbone
@@ -75,18 +76,7 @@ def large(test):
     return pytest.mark.slow(pytest.mark.skipif(not linux, reason="reads /proc")(test))
 
 
-@large
-@pytest.mark.parametrize("kind", ["plain", "q4"])
-def test_memory_stays_near_a_shard(tmp_path, kind):
-    """1.9 GB of float32 converted within the shard's 512 MB, the largest tensor and its checks."""
-    hidden, inner, layers, vocab, rank = 2048, 8192, 6, 4096, 64
-    source = tmp_path / "source"
-    source.mkdir()
-    sizes = {"hidden_size": hidden, "intermediate_size": inner, "vocab_size": vocab}
-    heads = {"num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128}
-    config = backbone(["full_attention"] * layers, architectures=["Qwen3DSparkModel"])
-    config |= sizes | heads | DEEPSPEC | HEAD_KEYS | {"markov_rank": rank, "mask_token_id": 1}
-    (source / "config.json").write_text(json.dumps(config))
+def drafter_shapes(hidden: int, inner: int, layers: int, vocab: int, rank: int) -> dict:
     shapes = {"fc.weight": (hidden, 3 * hidden), "hidden_norm.weight": (hidden,)}
     shapes |= {"norm.weight": (hidden,), "confidence_head.proj.weight": (1, hidden + rank)}
     shapes |= {f"markov_head.markov_w{i}.weight": (vocab, rank) for i in (1, 2)}
@@ -101,10 +91,56 @@ def test_memory_stays_near_a_shard(tmp_path, kind):
         shapes |= {f"{mlp}.down_proj.weight": (hidden, inner)}
         names = ("input_layernorm", "post_attention_layernorm")
         shapes |= {f"layers.{i}.{name}.weight": (hidden,) for name in names}
-    save_file({k: np.ones(s, np.float32) for k, s in shapes.items()}, source / "model.safetensors")
-    size = (source / "model.safetensors").stat().st_size
+    return shapes
+
+
+def drafter(folder: Path, layers: int) -> tuple[dict, dict]:
+    """The config and the shapes of a drafter of DeepSpec's packaging."""
+    folder.mkdir()
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "vocab_size": 4096}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128}
+    config = backbone(["full_attention"] * layers, architectures=["Qwen3DSparkModel"])
+    config |= sizes | heads | DEEPSPEC | HEAD_KEYS | {"markov_rank": 64, "mask_token_id": 1}
+    return config, drafter_shapes(2048, 8192, layers, 4096, 64)
+
+
+def drafter_folder(folder: Path) -> Path:
+    """1.4 GB of float32 in safetensors."""
+    config, shapes = drafter(folder, 6)
+    (folder / "config.json").write_text(json.dumps(config))
+    arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    save_file(arrays, folder / "model.safetensors")
+    return folder
+
+
+def drafter_file(folder: Path) -> Path:
+    """1.3 GB of Q8_0 and F32 in a GGUF file."""
+    config, shapes = drafter(folder, 20)
+    tensors = {gguf_name(name): stored(shape) for name, shape in shapes.items()}
+    return write_gguf(folder / "drafter.gguf", metadata_of(config, True), tensors)
+
+
+def stored(shape: tuple[int, ...]) -> Raw | tuple[np.ndarray, str]:
+    """A matrix of zeros in Q8_0, or a vector of ones in F32."""
+    if len(shape) == 1:
+        return np.ones(shape, np.float32), "F32"
+    return Raw(8, bytes(int(np.prod(shape)) // 32 * 34), shape)
+
+
+@large
+@pytest.mark.parametrize("kind", ["plain", "q4"])
+@pytest.mark.parametrize("write", [drafter_folder, drafter_file])
+def test_drafters_stay_near_a_shard(tmp_path, write, kind):
+    """Within the shard's 512 MB, the largest tensor and its checks."""
+    source = write(tmp_path / "source")
+    check_peak(source, tmp_path / "out", kind)
+
+
+def check_peak(source: Path, out: Path, kind: str, *what: str) -> None:
+    files = [source] if source.is_file() else list(source.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files)
     assert size > 1000 * MIB
-    peak = peak_of(source, tmp_path / "out", kind)
+    peak = peak_of(source, out, kind, *what)
     print(f"{size / MIB:.0f} MiB converted within {peak / MIB:.0f} MiB")
     assert 100 * MIB < peak < 900 * MIB
 
@@ -148,8 +184,7 @@ def gguf(folder: Path) -> Path:
             places = [f"blk.{layer}.", f"blk.{int(layer) + LAYERS}."]
         for prefix in places:
             key = f"{prefix}{GGUF_NAMES[stem]}.weight"
-            rows = Raw(8, bytes(int(np.prod(shape)) // 32 * 34), shape)
-            tensors[key] = rows if len(shape) == 2 else (np.ones(shape, np.float32), "F32")
+            tensors[key] = stored(shape)
     sizes = {"block_count": layers, "embedding_length": HIDDEN, "feed_forward_length": INNER}
     heads = {"attention.head_count": 16, "attention.head_count_kv": 4, "rope.dimension_count": 128}
     changes = {f"llama.{key}": value for key, value in (sizes | heads).items()}
@@ -163,9 +198,4 @@ def gguf(folder: Path) -> Path:
 def test_targets_stay_near_a_shard(tmp_path, write, kind):
     """mlx-lm's own writer holds shards of 5 GB, and MLX's GGUF reader holds the file."""
     source = write(tmp_path / "source")
-    files = [source] if source.is_file() else list(source.glob("*.safetensors"))
-    size = sum(file.stat().st_size for file in files)
-    assert size > 1000 * MIB
-    peak = peak_of(source, tmp_path / "out", kind, "target")
-    print(f"{size / MIB:.0f} MiB converted within {peak / MIB:.0f} MiB")
-    assert 100 * MIB < peak < 900 * MIB
+    check_peak(source, tmp_path / "out", kind, "target")

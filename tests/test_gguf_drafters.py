@@ -293,5 +293,14 @@ def test_a_cut_file_is_refused(tmp_path):
     assert not case.out.exists()
 
 
+def test_the_source_is_not_replaced(tmp_path):
+    """--overwrite with the folder that the file lies in: the file would be gone."""
+    case = GgufCase("deepspec_qwen3", tmp_path)
+    for place in (case.file.parent, case.file):
+        with pytest.raises(InputError, match="the source, or a folder around it"):
+            convert_drafter(case.file, place, overwrite=True, progress=False)
+    assert case.file.exists()
+
+
 def test_the_mask_is_read(tmp_path):
     assert GgufCase("specforge", tmp_path).convert().mask_token_id == MASK
