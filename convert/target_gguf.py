@@ -39,12 +39,15 @@ def write_gguf(
     else:
         weights = target.weights()
     writer = ShardWriter(staged)
-    for name, array in tqdm(weights, desc=source.name, unit="array", leave=False):
-        if kind and mx.issubdtype(array.dtype, mx.floating):
-            array = array.astype(kind)
-        if kind or quantization:  # a smaller range may not hold every value
-            check_finite(source, name, array)
-        writer.add(name, array)
+    with tqdm(total=len(target), desc=source.name, unit="tensor", leave=False) as bar:
+        for name, array in weights:
+            if kind and mx.issubdtype(array.dtype, mx.floating):
+                array = array.astype(kind)
+            if kind or quantization:  # a smaller range may not hold every value
+                check_finite(source, name, array)
+            writer.add(name, array)
+            # Scales and biases are parts of a tensor.
+            bar.update(name.endswith((".weight", ".bias")))
     writer.close()
     save_config(config, staged / "config.json")
 
