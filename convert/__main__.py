@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
 
 from .. import cli
 from ..bars import counting
@@ -12,40 +15,54 @@ from ..errors import InputError
 from ..hub import resolve
 from ..load import load_apart
 from ..prompts import read_prompts
+from .card import origin_of, write_card
 from .check import all_taps, longest_block, sweep, verdict, written
 from .drafter import convert_drafter
 from .target import convert_target
+from .upload import Hub, check_upload, upload
+
+_FROM = "a folder, a .gguf file, or of the Hub: owner/name or owner/name/FILE.gguf, [@revision]"
 
 
-def main(argv: list[str] | None) -> int:
-    """Parse and convert; returns the exit status."""
+def main(argv: list[str] | None, hub: Hub | None = None) -> int:
+    """Parse and convert; returns the exit status. `hub` stands for huggingface-hub's own."""
     args = _parser().parse_args(argv)
     if args.kind == "check":
         return _check(args)
-    if args.kind == "drafter":
-        config = convert_drafter(
-            resolve(args.source),
-            args.to,
-            quantize=args.quantize,
-            q_bits=args.q_bits,
-            q_group_size=args.q_group_size,
-            q_exceptions=_exceptions(args.q_except),
-            keep_embeddings=args.keep_embeddings,
-            overwrite=args.overwrite,
-        )
-        print(f"{args.to}: {config.summary}")
-        return 0
-    convert_target(
-        args.source,
-        args.to,
-        quantize=args.quantize,
-        q_bits=args.q_bits,
-        q_group_size=args.q_group_size,
-        dtype=args.dtype,
-        overwrite=args.overwrite,
-    )
-    print(f"{args.to}: done")
+    hub = hub or HfApi()
+    if args.upload_repo:
+        check_upload(args.upload_repo, hub)
+    if args.card or args.upload_repo:
+        # What cannot be read of it is known before the conversion.
+        origin = origin_of(args.source, resolve(args.source))
+    print(f"{args.to}: {_converted(args)}")
+    if args.card or args.upload_repo:
+        write_card(args.to, origin, args.upload_repo)
+    if args.upload_repo:
+        upload(args.to, args.upload_repo, hub)
+        print(f"{args.to}: uploaded to {args.upload_repo}")
     return 0
+
+
+def _converted(args: argparse.Namespace) -> str:
+    """Convert; returns what was made, in words."""
+    settings: dict[str, Any] = {
+        "quantize": args.quantize,
+        "q_bits": args.q_bits,
+        "q_group_size": args.q_group_size,
+        "overwrite": args.overwrite,
+    }
+    if args.kind == "target":
+        convert_target(args.source, args.to, dtype=args.dtype, **settings)
+        return "done"
+    config = convert_drafter(
+        resolve(args.source),
+        args.to,
+        q_exceptions=_exceptions(args.q_except),
+        keep_embeddings=args.keep_embeddings,
+        **settings,
+    )
+    return config.summary
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,15 +72,17 @@ def _parser() -> argparse.ArgumentParser:
     target = kinds.add_parser("target", help="a target: Hugging Face checkpoint or GGUF file")
     for kind in (drafter, target):
         add = kind.add_argument
-        add("--from", dest="source", required=True, metavar="PATH_OR_HUB_ID", help="what to read")
+        add("--from", dest="source", required=True, metavar="PATH_OR_HUB_ID", help=_FROM)
         add("--to", required=True, type=Path, metavar="DIR", help="folder to make")
         add("-q", "--quantize", action="store_true", help="quantise the weights")
         add("--q-bits", type=int, default=4, help="bits per weight: 2, 3, 4, 5, 6, 8 (default: 4)")
         add("--q-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
+        add("--card", action="store_true", help="write a model card (README.md) into the folder")
+        add("--upload-repo", metavar="OWNER/NAME", help="upload it to the Hub, with its model card")
         add("--overwrite", action="store_true", help="replace a folder that is there")
     check = kinds.add_parser("check", help="whether a drafter fits a target, and what is wrong")
     add = check.add_argument
-    add("drafter", metavar="DRAFTER", help="folder, published or converted, or Hub id")
+    add("drafter", metavar="DRAFTER", help="folder (published or converted), GGUF file or Hub id")
     add("--target", metavar="TARGET", help="folder, GGUF file or Hub id (default: built in)")
     add("--max-tokens", "-m", type=int, default=48, help="tokens a prompt (default: 48)")
     add(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from ..calibration import Calibration, identity, write_calibration
 from ..canonical import CanonicalConfig
 from ..checkpoint import read_tensors
 from ..errors import InputError
-from ..files import read_json, staged_folder, write_json
+from ..files import check_apart, staged_folder, write_json
+from ..hub import checkpoint_place
 from ..layout import check_headers, check_values, matrix_shapes
-from ..quantization import check_quantization
-from .packagings import find_packaging
+from ..quantization import Quantization, check_quantization
+from .gguf_blocks import GROUP_SIZE
+from .packagings import find_packaging, refuse_unsupported
 from .packagings.source import canonical_name
+from .published import GgufMatrix, Tensor, read_published
 from .shards import ShardWriter
 
 # The chance of survival is one dot product: its 0.1 % of the weights are worth keeping exact.
 _TEMPERATURES = ("sts_temperatures", "confidence_temperatures")
-_NEVER_QUANTISED = ("confidence_head.proj",)
+_NEVER_QUANTISED = {"confidence_head.proj"}
 
 
 def convert_drafter(
@@ -41,9 +45,10 @@ def convert_drafter(
     """Convert a drafter checkpoint folder.
 
     Args:
-        source: folder with config.json and safetensors, in any known packaging.
+        source: folder with config.json and safetensors, or a .gguf file, in any known packaging.
         destination: folder to make; it appears whole or not at all.
-        quantize: store the matrices quantised (MLX affine); the confidence head never is.
+        quantize: store the matrices quantised (MLX affine); the confidence head never is. Without
+            it, what a GGUF file has quantised stays as it is where MLX can hold it bit for bit.
         q_bits: 2, 3, 4, 5, 6 or 8 bits per weight.
         q_group_size: weights that share a scale: 32, 64 or 128.
         q_exceptions: bits by tensor name or by part of one ("markov_head", "layers.0.mlp"); None
@@ -61,8 +66,11 @@ def convert_drafter(
     if quantize:
         for bits in [q_bits, *(b for b in (q_exceptions or {}).values() if b is not None)]:
             check_quantization("quantisation", bits, q_group_size)
-    tensors = read_tensors(source)
-    raw = read_json(source / "config.json")
+    source = checkpoint_place(source)
+    check_apart(source, destination)
+    raw, tensors = read_published(
+        source, lambda config, shapes: refuse_unsupported(config, shapes, source)
+    )
     if auto_map := raw.get("auto_map"):
         # Executable code beside the weights is never run; the packaging must be known by itself.
         tqdm.write(f"{source}: ignoring the Python code that auto_map names ({auto_map})")
@@ -70,25 +78,31 @@ def convert_drafter(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     packaging = find_packaging(raw, shapes, source)
     config = packaging.to_drafter_config(raw, shapes, source, keep_embeddings=keep_embeddings)
-    renamed = {
-        new: packaging.adapt(raw, new, tensors[old])
-        for old, new in packaging.rename(config, list(tensors)).items()
-        if new is not None
-    }
+    renamed: dict[str, Tensor] = {}
+    for old, new in packaging.rename(config, list(tensors)).items():
+        if new is not None:
+            tensor = tensors[old]
+            # Matrices of GGUF files are as they should be, and read when they are written.
+            if isinstance(tensor, mx.array):
+                tensor = packaging.adapt(raw, new, tensor)
+            renamed[new] = tensor
     check_headers(config, renamed, source)
     tensors.clear()
     calibration = _shipped_calibration(raw, config.gamma, source / "config.json")
+    kept = _kept_quantization(renamed)
     if quantize:
         config = _with_quantization(config, q_bits, q_group_size, q_exceptions or {})
+    elif kept is not None:
+        config = dataclasses.replace(config, quantization=kept)
     with staged_folder(destination, overwrite=overwrite) as folder:
-        _write(config, renamed, folder, source, progress)
+        _write(config, renamed, folder, source, not quantize, progress)
         if calibration:
             write_calibration(folder, calibration)
     return config
 
 
-def _without_prefixes(tensors: dict[str, mx.array], where: Path) -> dict[str, mx.array]:
-    named: dict[str, mx.array] = {}
+def _without_prefixes(tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         canonical = canonical_name(name)
         if canonical in named:
@@ -98,33 +112,68 @@ def _without_prefixes(tensors: dict[str, mx.array], where: Path) -> dict[str, mx
     return named
 
 
+def _kept_quantization(tensors: dict[str, Tensor]) -> Quantization | None:
+    """What stays as a GGUF file has it: most matrices' bits, and each that differs."""
+    matrices = {name: tensor for name, tensor in tensors.items() if len(tensor.shape) == 2}
+    bits = {
+        name.removesuffix(".weight"): tensor.bits if isinstance(tensor, GgufMatrix) else 0
+        for name, tensor in matrices.items()
+    }
+    bits |= dict.fromkeys(_NEVER_QUANTISED & bits.keys(), 0)
+    usual = Counter(n for n in bits.values() if n).most_common(1)
+    if not usual:
+        return None
+    exceptions = {
+        name: {"bits": n, "group_size": GROUP_SIZE} if n else None
+        for name, n in bits.items()
+        if n != usual[0][0]
+    }
+    return Quantization(usual[0][0], GROUP_SIZE, exceptions)
+
+
 def _write(
     config: CanonicalConfig,
-    tensors: dict[str, mx.array],
+    tensors: dict[str, Tensor],
     folder: Path,
     source: Path,
+    keep: bool,
     progress: bool,
 ) -> None:
     """Tensor by tensor: each is read, checked, quantised and written before the next."""
     writer = ShardWriter(folder)
     names = sorted(tensors)
     for name in tqdm(names, desc="Converting", unit="tensor", disable=not progress, leave=False):
-        tensor = tensors.pop(name)
-        check_values(config, name, tensor, source)
-        base = name.removesuffix(".weight")
-        quantised = None
-        if config.quantization is not None and name.endswith(".weight") and tensor.ndim == 2:
-            quantised = config.quantization.of(base)
-        if quantised is None:
-            writer.add(name, tensor)
-            continue
-        bits, group_size = quantised
-        parts = mx.quantize(tensor, group_size=group_size, bits=bits)
-        for key, part in zip((name, f"{base}.scales", f"{base}.biases"), parts, strict=True):
+        for key, part in _parts(config, name, tensors.pop(name), source, keep):
             writer.add(key, part)
     writer.close()
     check_headers(config, read_tensors(folder), folder)
     write_json(folder / "config.json", config.to_dict())
+
+
+def _parts(
+    config: CanonicalConfig, name: str, tensor: Tensor, source: Path, keep: bool
+) -> list[tuple[str, mx.array]]:
+    """A tensor as it is stored: itself, or the packed words, scales and biases of a matrix."""
+    base = name.removesuffix(".weight")
+    keys = (name, f"{base}.scales", f"{base}.biases")
+    quantised = None
+    if config.quantization is not None and name.endswith(".weight") and len(tensor.shape) == 2:
+        quantised = config.quantization.of(base)
+    if keep and quantised is not None and isinstance(tensor, GgufMatrix):
+        parts = list(zip(keys, tensor.packed(), strict=True))
+        for key, part in parts:
+            check_values(config, key, part, source)
+        return parts
+    values = tensor if isinstance(tensor, mx.array) else tensor.values()
+    check_values(config, name, values, source)
+    if quantised is None:
+        return [(name, values)]
+    bits, group_size = quantised
+    packed, *scales = mx.quantize(values, group_size=group_size, bits=bits)
+    if isinstance(tensor, GgufMatrix) and tensor.bits:
+        # Dequantised to float32, for exactness alone: the file's scales are float16.
+        scales = [part.astype(mx.float16) for part in scales]
+    return list(zip(keys, (packed, *scales), strict=True))
 
 
 def _shipped_calibration(raw: dict[str, Any], gamma: int, where: Path) -> Calibration | None:

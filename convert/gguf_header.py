@@ -1,7 +1,6 @@
 """The header of a GGUF file, read with every length checked: metadata and tensor table.
 
-It reads no tensor data and knows no architecture. `mx.load` ends the process on some types and
-skips others, so nothing is handed to it before `read_header` has checked the whole file.
+It reads no tensor data and knows no architecture; `gguf_blocks` reads tensors, one at a time.
 Formats: the GGUF specification (ggml/docs/gguf.md), versions 2 and 3, little-endian.
 """
 
@@ -11,15 +10,16 @@ import math
 import mmap
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..errors import InputError
 
-# ggml type number -> (name, weights a block, bytes a block): the types `mx.load` reads.
+# ggml type number -> (name, weights a block, bytes a block): the types that are read here.
 TENSOR_TYPES = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -29,9 +29,11 @@ TENSOR_TYPES = {
     10: ("Q2_K", 256, 84),
     12: ("Q4_K", 256, 144),
     14: ("Q6_K", 256, 210),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
     30: ("BF16", 1, 2),
 }
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
+_SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _SPLIT_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
@@ -44,6 +46,7 @@ class TensorInfo:
     shape: tuple[int, ...]  # outermost dimension first, as in MLX; the file has it the other way
     type: str  # the ggml type's name
     start: int  # first byte of the data, from the start of the file
+    size: int  # bytes of the data
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class Header:
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
+
+
+Judge: TypeAlias = Callable[[dict[str, Any], dict[str, tuple[int, ...]]], None]
+"""Refuses a file by its metadata and the shapes of its tensors, with an InputError."""
 
 
 class _Reader:
@@ -95,17 +102,21 @@ class _Reader:
                 form = np.dtype("<" + _SCALARS[item])
                 return np.frombuffer(self.take(count * form.itemsize, what), form).tolist()
             kind = item
-        # mx.load steps over 64-bit floats wrongly and ends the process on unknown types.
         known = f"one of {sorted([*_SCALARS, _STRING, _ARRAY])}"
         raise InputError(self.path, f"metadata type {kind} in {what}", known)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, judge: Judge | None = None) -> Header:
     """Read and check the metadata and the tensor table of a GGUF file.
+
+    Args:
+        path: of the file.
+        judge: called before types are looked at, so that a file which is not wanted at all is
+            refused for what it is, and not for a type that happens to be in it.
 
     Raises:
         InputError: not a whole GGUF file of version 2 or 3, one part of a split file, a tensor
-            whose data lies outside the file, or a type of tensor or metadata that MLX cannot read.
+            whose data lies outside the file, or a type of tensor that is not read here.
     """
     if part := _SPLIT_NAME.search(path.name):
         found = f"part {int(part[1])} of a GGUF split in {int(part[2])}"
@@ -115,12 +126,12 @@ def read_header(path: Path) -> Header:
         if not path.stat().st_size:
             raise InputError(path, "an empty file", "a GGUF file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse(_Reader(path, data))
+            return _parse(_Reader(path, data), judge)
     except OSError as error:
         raise InputError(path, f"no readable file ({error})", "a GGUF file") from error
 
 
-def _parse(reader: _Reader) -> Header:
+def _parse(reader: _Reader, judge: Judge | None) -> Header:
     path = reader.path
     if (magic := reader.take(4, "the header")) != b"GGUF":
         raise InputError(path, f"a file that starts with {magic!r}", "a GGUF file (b'GGUF')")
@@ -132,17 +143,19 @@ def _parse(reader: _Reader) -> Header:
         key = reader.string("a metadata key")
         metadata[key] = reader.value(reader.scalar("I", key), key)
     rows = [_table_row(reader) for _ in range(tensor_count)]
+    if judge is not None:
+        judge(metadata, {name: shape for name, shape, _, _ in rows})
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
         raise InputError(path, f"general.alignment {alignment!r}", "a multiple of 8")
     base = -(-reader.at // alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
     for name, shape, kind, offset in rows:
-        type_name, per_block, block_bytes = TENSOR_TYPES[kind]
-        reader.need(base + offset + math.prod(shape) // per_block * block_bytes, name)
+        type_name, size = _stored_as(path, name, shape, kind)
+        reader.need(base + offset + size, name)
         if name in tensors:
             raise InputError(path, f"two tensors named {name}", "one")
-        tensors[name] = TensorInfo(name, shape, type_name, base + offset)
+        tensors[name] = TensorInfo(name, shape, type_name, base + offset, size)
     return Header(path, metadata, tensors)
 
 
@@ -151,11 +164,21 @@ def _table_row(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
     if not 1 <= (ndim := reader.scalar("I", name)) <= 4:
         raise InputError(reader.path, f"{ndim} dimensions for {name}", "1 to 4")
     shape = tuple(reader.scalar("Q", name) for _ in range(ndim))[::-1]
-    kind, offset = reader.scalar("I", name), reader.scalar("Q", name)
+    return name, shape, reader.scalar("I", name), reader.scalar("Q", name)
+
+
+def _stored_as(path: Path, name: str, shape: tuple[int, ...], kind: int) -> tuple[str, int]:
+    """The name of a tensor's type, and the bytes that it takes."""
     if kind not in TENSOR_TYPES:
         known = ", ".join(name for name, _, _ in TENSOR_TYPES.values())
-        raise InputError(reader.path, f"ggml type {kind} for {name}", f"one of {known}")
-    if 0 in shape or shape[-1] % TENSOR_TYPES[kind][1]:
-        rows = f"non-empty rows of a multiple of {TENSOR_TYPES[kind][1]}"
-        raise InputError(reader.path, f"shape {shape} for {name}", rows)
-    return name, shape, kind, offset
+        raise InputError(path, f"ggml type {kind} for {name}", f"one of {known}")
+    type_name, per_block, block_bytes = TENSOR_TYPES[kind]
+    if 0 in shape or shape[-1] % per_block:
+        rows = f"non-empty rows of a multiple of {per_block}"
+        raise InputError(path, f"shape {shape} for {name}", rows)
+    return type_name, math.prod(shape) // per_block * block_bytes
+
+
+def shortest(value: float) -> float:
+    """A float32 of the file as people write it: 1e-05, not 9.999999747e-06."""
+    return float(str(np.float32(value)))

@@ -90,7 +90,7 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path, where: Path, vocab_s
     tokenizer.save(str(folder / "tokenizer.json"))
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
     settings["clean_up_tokenization_spaces"] = False
-    if length := metadata.get("llama.context_length"):
+    if length := metadata.get(f"{metadata.get('general.architecture')}.context_length"):
         settings["model_max_length"] = length
     write_json(folder / "tokenizer_config.json", settings)
     if template := metadata.get("tokenizer.chat_template"):

@@ -30,6 +30,7 @@ class ShardWriter:
     def add(self, name: str, tensor: mx.array) -> None:
         """Take one tensor; it is computed here and freed with its shard."""
         mx.eval(tensor)
+        mx.clear_cache()  # what it was computed from
         self._held[name] = tensor
         self._total += tensor.nbytes
         if sum(held.nbytes for held in self._held.values()) >= self._limit:
@@ -55,7 +56,6 @@ class ShardWriter:
         mx.save_safetensors(str(path), self._held, metadata={"format": "mlx"})
         self._shards.append(list(self._held))
         self._held = {}
-        mx.clear_cache()
 
     def _part(self, index: int) -> Path:
         return self._folder / f"part-{index}.safetensors"

@@ -34,7 +34,8 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
     )
     drafter = parser.add_mutually_exclusive_group()
     drafter.add_argument(
-        "--drafter", help="drafter: a folder or a Hub id (default: the one known for the target)"
+        "--drafter",
+        help="drafter: a folder, a GGUF file or a Hub id (default: known for the target)",
     )
     drafter.add_argument("--no-drafter", action="store_true", help="decode plainly")
     parser.add_argument(

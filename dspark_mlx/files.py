@@ -48,6 +48,16 @@ def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def check_apart(source: Path, destination: Path) -> None:
+    """Refuse to put an output in the place of its source, which would be gone with what was there.
+
+    Raises:
+        InputError: `destination` is `source` or a folder around it.
+    """
+    if destination.resolve() in (source.resolve(), *source.resolve().parents):
+        raise InputError(destination, "the source, or a folder around it", "another folder")
+
+
 def _replace(staged: Path, final: Path) -> None:
     old = staged.with_suffix(".old")
     if final.exists():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import singledispatch
 from pathlib import Path
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +19,21 @@ from .config import DrafterConfig, Eagle3Config
 from .errors import InputError
 
 Tensors = Mapping[str, mx.array]
+
+
+class Shaped(Protocol):
+    """A tensor that need not be read yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values."""
+        ...
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Of the values."""
+        ...
+
 
 DRAFT_IDS = "d2t"
 """Token ids of a reduced draft vocabulary, int32 `[draft_vocab_size]`, the only integer tensor."""
@@ -149,7 +165,9 @@ def check_tensors(config: CanonicalConfig, tensors: Tensors, where: Path | str) 
         check_values(config, name, tensor, where)
 
 
-def check_headers(config: CanonicalConfig, tensors: Tensors, where: Path | str) -> None:
+def check_headers(
+    config: CanonicalConfig, tensors: Mapping[str, Shaped], where: Path | str
+) -> None:
     """What `check_tensors` refuses, but for values: no tensor is read.
 
     Raises:

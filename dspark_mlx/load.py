@@ -28,7 +28,7 @@ from .drafter import Drafter
 from .engine import Engine
 from .errors import InputError
 from .files import cache_folder, read_json
-from .hub import resolve
+from .hub import checkpoint_place, resolve
 from .layout import check_tensors
 from .precision import apply_precision, choose_precision
 from .profiles import Pair, obtain, profile_path
@@ -52,8 +52,8 @@ def load(
 
     Args:
         model: an MLX or Hugging Face folder, a GGUF file, or a Hub id; None is the built-in pair.
-        drafter: a drafter folder (converted on the fly where it is not yet) or Hub id; None finds
-            the drafter of that target; False decodes plainly.
+        drafter: a drafter folder or GGUF file (converted on the fly where it is not yet) or Hub id;
+            None finds the drafter of that target; False decodes plainly.
         scheduler: "auto" ("expected" where this pair's speed profile was measured before, else
             "full"), "expected", "lagged" or "prefix" (which measure the profile when there is
             none), "full", "threshold:VALUE", or an object as `schedulers.Scheduler`.
@@ -256,15 +256,15 @@ def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, dict[
 
 
 def _target_folder(model: str | Path) -> Path:
-    path = resolve(model)
+    path = checkpoint_place(resolve(model))
     if path.suffix == ".gguf":
         return _converted(path, "targets", lambda to: convert_target(path, to))
     return path
 
 
 def _drafter_folder(drafter: str | Path) -> Path:
-    path = resolve(drafter)
-    if read_json(path / "config.json").get("format") == FORMAT:
+    path = checkpoint_place(resolve(drafter))
+    if path.is_dir() and read_json(path / "config.json").get("format") == FORMAT:
         return path
     return _converted(path, "drafters", lambda to: convert_drafter(path, to))
 

@@ -12,7 +12,14 @@ from gguf_writer import VOCAB, llama, metadata
 from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model, load_model
 
+from dspark_mlx.convert.gguf import open_gguf
 from dspark_mlx.convert.gguf_tokenizer import write_tokenizer
+
+
+def load_gguf(path: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
+    """The config of a target's GGUF file and all its weights."""
+    target = open_gguf(path)
+    return target.config, dict(target.weights())
 
 
 def logits(model: Any) -> np.ndarray:

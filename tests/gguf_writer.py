@@ -108,18 +108,22 @@ def write_gguf(
     for key, value in metadata.items():
         type_id, data = _value(value)
         head += string(key) + struct.pack("<I", type_id) + data
-    body = b""
+    body: list[bytes] = []
+    at = 0
     for name, tensor in tensors.items():
         if isinstance(tensor, Raw):
             shape, type_id, data = tensor.shape, tensor.type_id, tensor.data
         else:
             shape, type_id = tensor[0].shape, TYPE_IDS[tensor[1]]
             data = quantise(*tensor)
-        body += b"\0" * (-len(body) % ALIGNMENT)
+        body.append(b"\0" * (-at % ALIGNMENT))
+        at += len(body[-1])
         head += string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
-        head += struct.pack("<IQ", type_id, len(body))
-        body += data
-    path.write_bytes(head + b"\0" * (-len(head) % ALIGNMENT) + body)
+        head += struct.pack("<IQ", type_id, at)
+        body.append(data)
+        at += len(data)
+    with path.open("wb") as file:
+        file.writelines([head, b"\0" * (-len(head) % ALIGNMENT), *body])
     return path
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from gguf_fixtures import checkpoint, float_logits, logits
+from gguf_fixtures import checkpoint, float_logits, load_gguf, logits
 from gguf_writer import (
     FFN,
     HEADS,
@@ -33,7 +33,7 @@ from mlx_lm.models.llama import Model
 from mlx_lm.utils import dequantize_model, load_model, load_tokenizer
 
 from dspark_mlx.convert import target as target_module
-from dspark_mlx.convert.gguf import load_gguf, unpermute
+from dspark_mlx.convert.gguf import unpermute
 from dspark_mlx.convert.target import convert_target
 
 
@@ -78,7 +78,7 @@ def test_the_converted_folder_computes_the_same_logits(
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_quantised_values_equal_numpy_exactly(tmp_path: Path, kind: str) -> None:
     model = llama()
-    _, config, weights = load_gguf(write(tmp_path / "m.gguf", model, kind))
+    config, weights = load_gguf(write(tmp_path / "m.gguf", model, kind))
     bits = 8 if kind == "Q8_0" else 4
     assert config["quantization"] == {"group_size": 32, "bits": bits, "mode": "affine"}
     for name, array in tree_flatten(model.parameters()):
@@ -100,7 +100,7 @@ def test_bfloat16_values_outside_the_range_of_float16_are_kept(tmp_path: Path) -
     array = tensors["blk.0.attn_v.weight"][0].copy()
     array[0, :2] = 2.0**-60, 2.0**100
     tensors["blk.0.attn_v.weight"] = (array, "BF16")
-    _, _, weights = load_gguf(write_gguf(tmp_path / "m.gguf", metadata(), tensors))
+    _, weights = load_gguf(write_gguf(tmp_path / "m.gguf", metadata(), tensors))
     kept = weights["model.layers.0.self_attn.v_proj.weight"]
     assert kept.dtype == mx.bfloat16
     assert kept[0, :2].astype(mx.float32).tolist() == [2.0**-60, 2.0**100]

@@ -68,7 +68,7 @@ BROKEN = {
     ),
     "config missing": (
         lambda folder: (folder / CONFIG).unlink(),
-        (CONFIG, "no readable file", "a JSON file"),
+        (CONFIG, "0 .gguf files", "exactly one .gguf file"),
     ),
     "pickles only": (pickles_only, ("pickled weights only (pytorch_model.bin)", "*.safetensors")),
     "rope type": (config(rope_parameters=ROPE), (CONFIG, "rope type 'yarn'", "'default'")),

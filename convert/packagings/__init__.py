@@ -20,6 +20,7 @@ from . import (
     deepspec_qwen3,
     dflash,
     lfm2,
+    llama_cpp,
     qwen35,
     specforge,
     speculators,
@@ -61,7 +62,18 @@ PACKAGINGS: tuple[Packaging, ...] = (
     lfm2,
     dflash,
     qwen35,
+    llama_cpp,
 )
+
+
+def refuse_unsupported(config: dict[str, Any], shapes: Shapes, where: Path) -> None:
+    """Refuse a packaging that is recognised and not supported.
+
+    Raises:
+        InputError: it is one.
+    """
+    if unsupported := recognise(config, shapes):
+        raise InputError(where, f"a checkpoint of {unsupported}", f"one of {_known()}")
 
 
 def find_packaging(config: dict[str, Any], shapes: Shapes, where: Path) -> Packaging:
@@ -70,9 +82,7 @@ def find_packaging(config: dict[str, Any], shapes: Shapes, where: Path) -> Packa
     Raises:
         InputError: none or several match; the message lists what was seen and what is known.
     """
-    known = ", ".join(p.NAME for p in PACKAGINGS)
-    if unsupported := recognise(config, shapes):
-        raise InputError(where, f"a checkpoint of {unsupported}", f"one of {known}")
+    refuse_unsupported(config, shapes, where)
     matching = [p for p in PACKAGINGS if p.matches(config, shapes)]
     if len(matching) == 1:
         return matching[0]
@@ -80,8 +90,11 @@ def find_packaging(config: dict[str, Any], shapes: Shapes, where: Path) -> Packa
         several = ", ".join(p.NAME for p in matching)
         raise InputError(where, f"a checkpoint that fits {several}", "exactly one packaging")
     tops = sorted({name.split(".")[0] for name in shapes})
-    found = (
-        f"architectures {config.get('architectures')}, keys {', '.join(sorted(config)[:12])}..., "
-        f"tensors {', '.join(tops)}"
-    )
-    raise InputError(where, found, f"a drafter in one of the packagings known here ({known})")
+    named = config.get("architectures") or config.get("general.architecture")
+    found = f"architectures {named}, keys {', '.join(sorted(config)[:12])}..., "
+    found += f"tensors {', '.join(tops)}"
+    raise InputError(where, found, f"a drafter in one of the packagings known here ({_known()})")
+
+
+def _known() -> str:
+    return ", ".join(p.NAME for p in PACKAGINGS)

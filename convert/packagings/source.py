@@ -25,12 +25,12 @@ _DROPPED = ("t2d", "mask_embedding", "verifier_lm_head.weight", "verifier_norm.w
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint's config.json and tensor shapes.
+    """A checkpoint's config and tensor shapes.
 
     Attributes:
-        config: config.json.
+        config: config.json, or the metadata of a GGUF file.
         shapes: by tensor name, without prefixes, see `canonical_name`.
-        where: the folder.
+        where: the folder, or the file.
         name: of the packaging, for messages.
     """
 
@@ -41,8 +41,8 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """Of config.json, for messages."""
-        return self.where / "config.json"
+        """Of config.json, or of a GGUF file, for messages."""
+        return self.where if self.where.suffix == ".gguf" else self.where / "config.json"
 
     def need(self, key: str, values: Mapping[str, Any] | None = None) -> Any:
         """The value of a key that must be there.
@@ -65,6 +65,17 @@ class Source:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise InputError(self.path, f"{key} {value!r}", "a number")
         return float(value)
+
+    def whole(self, key: str) -> int:
+        """A positive whole number that must be there.
+
+        Raises:
+            InputError: it is missing, or something else.
+        """
+        value = self.need(key)
+        if type(value) is not int or value <= 0:
+            raise InputError(self.path, f"{key} {value!r}", "a positive whole number")
+        return value
 
     def nested(self, key: str) -> dict[str, Any]:
         """An object inside the config; empty where there is none.
@@ -130,6 +141,12 @@ class Source:
             "vocab_size": self.need("vocab_size", values),
         }
 
+    @property
+    def rank(self) -> int:
+        """Of the sequential head, as its tensors show it; 0 without one."""
+        w1 = self.shapes.get("markov_head.markov_w1.weight")
+        return w1[1] if w1 and len(w1) == 2 else 0
+
     def heads(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """`head`, `head_rank` and `confidence`, as the tensors show them.
 
@@ -139,8 +156,7 @@ class Source:
         """
         values = self.config if values is None else values
         w1, fc = self.shapes.get("markov_head.markov_w1.weight"), self.shapes.get("fc.weight")
-        rank = w1[1] if w1 and len(w1) == 2 else 0
-        said = values.get("markov_rank") or 0
+        rank, said = self.rank, values.get("markov_rank") or 0
         if said != rank:
             found = f"markov_rank {said} with " + (f"markov_w1 {list(w1)}" if w1 else "no head")
             raise InputError(self.where, found, "the rank of its tensors")

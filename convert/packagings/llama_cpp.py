@@ -1,0 +1,186 @@
+"""llama.cpp's GGUF packaging ("dflash"): DFlash drafters, and DSpark ones by their Markov tensors.
+
+Tap ids name the layer that a state enters, one more than the layer that made it; early files, which
+call the list `dflash.target_layer_ids`, name the layer that made it. A reduced vocabulary's ids are
+absolute. Sliding layers are read as in the safetensors files that these files are made of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ...canonical import CanonicalConfig
+from ...config import DrafterConfig
+from ...errors import InputError
+from ...layout import DRAFT_IDS
+from ..gguf_header import shortest
+from .source import COPIES, Shapes, Source
+
+NAME = "llama.cpp dflash GGUF"
+ARCHITECTURES = ("dflash", "dflash-draft")
+_TENSORS = {
+    "token_embd": "embed_tokens",
+    "output": "lm_head",
+    "output_norm": "norm",
+    "enc.output_norm": "hidden_norm",
+    "markov_w1": "markov_head.markov_w1",
+    "markov_w2": "markov_head.markov_w2",
+    "conf_proj": "confidence_head.proj",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_SIZES = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+}
+_MASK = "tokenizer.ggml.mask_token_id"
+
+
+def matches(config: dict[str, Any], shapes: Shapes) -> bool:
+    """By the architecture that the file names."""
+    return config.get("general.architecture") in ARCHITECTURES
+
+
+def canonical(name: str) -> str:
+    """The canonical name of a tensor; an unknown one's own, for the check to name it."""
+    layer = re.match(r"blk\.(\d+)\.", name)
+    stem, _, part = name[layer.end() if layer else 0 :].rpartition(".")
+    if stem not in _TENSORS:
+        return name
+    return (f"layers.{layer[1]}." if layer else "") + f"{_TENSORS[stem]}.{part}"
+
+
+def to_drafter_config(
+    config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+) -> DrafterConfig:
+    """The canonical configuration.
+
+    Raises:
+        InputError: a key is missing, or asks for what is not supported.
+    """
+    prefix = f"{config['general.architecture']}."
+    # float32 numbers as they were in the config that the file was made of.
+    values = {
+        key.removeprefix(prefix): shortest(value) if isinstance(value, float) else value
+        for key, value in config.items()
+    }
+    source = Source(values, {canonical(name): shape for name, shape in shapes.items()}, where, NAME)
+    if any(name.endswith("attn_sinks.weight") for name in shapes):
+        source.refuse("attn_sinks", "one a layer", "attention without sinks")
+    if values.get("logit_scale") not in (None, 1.0):
+        source.refuse("logit_scale", values["logit_scale"], "1")
+    sizes = {ours: source.whole(theirs) for ours, theirs in _SIZES.items()}
+    if (width := values.get("attention.value_length", sizes["head_dim"])) != sizes["head_dim"]:
+        source.refuse("attention.value_length", width, f"the key's {sizes['head_dim']}")
+    sizes["vocab_size"] = _vocab_size(source)
+    eps = {"rms_norm_eps": source.number("attention.layer_norm_rms_epsilon")}
+    heads = source.heads({"markov_rank": source.rank, "markov_head_type": "vanilla"})
+    # A DSpark file without the key reads the anchor's row out, a plain DFlash file never does.
+    from_anchor = values.get("sample_from_anchor", heads["head"] != "none")
+    return source.finish(
+        **source.shape_of_backbone(sizes | eps),
+        **_taps(source),
+        **heads,
+        **_vocabulary(source, sizes["vocab_size"], keep_embeddings),
+        **_rope(source, sizes["head_dim"]),
+        **_attention(source, sizes["num_hidden_layers"], by_row=heads["head"] != "none"),
+        target_num_layers=0,
+        block_size=source.whole("block_size"),
+        mask_token_id=source.need(_MASK if _MASK in values else "dflash.mask_token_id"),
+        logits_start=0 if from_anchor else 1,
+        embedding_scale=source.number("embedding_scale", {"embedding_scale": 1.0} | values),
+        softcap=source.number("final_logit_softcapping", {"final_logit_softcapping": 0.0} | values),
+    )
+
+
+def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
+    """To canonical names; copies of the target's embedding and head go unless they are kept."""
+    owned = {COPIES[0]: config.owns_embedding, COPIES[1]: config.owns_head}
+    new = {name: canonical(name) for name in names}
+    return {old: name if owned.get(name, True) else None for old, name in new.items()}
+
+
+def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
+    """Ids of a draft vocabulary, absolute already, to int32."""
+    return tensor.astype(mx.int32) if name == DRAFT_IDS else tensor
+
+
+def _vocab_size(source: Source) -> int:
+    """From the tensors that have a row a token; a file without any has the target's tokens."""
+    for name in ("markov_head.markov_w1.weight", COPIES[0]):
+        if name in source.shapes:
+            return source.shapes[name][0]
+    if "vocab_size" in source.config:
+        return source.whole("vocab_size")
+    tokens = source.need("tokenizer.ggml.tokens")
+    return len(tokens) if isinstance(tokens, list) else 0
+
+
+def _vocabulary(source: Source, vocab_size: int, keep: bool) -> dict[str, Any]:
+    if DRAFT_IDS not in source.shapes:
+        return source.copies(keep)
+    size = source.shapes[DRAFT_IDS][0]
+    if size >= vocab_size or COPIES[1] not in source.shapes:
+        found = f"{DRAFT_IDS} of {size} tokens"
+        raise InputError(source.where, found, f"fewer than {vocab_size}, and output.weight")
+    return source.copies(keep) | {"owns_head": True, "draft_vocab_size": size}
+
+
+def _taps(source: Source) -> dict[str, Any]:
+    if "dflash.target_layer_ids" in source.config:
+        return source.taps(source.config["dflash.target_layer_ids"])
+    return source.taps(source.need("target_layers"), shift=-1)
+
+
+def _rope(source: Source, head_dim: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"rope_theta": source.number("rope.freq_base")}
+    if (width := source.config.get("rope.dimension_count", head_dim)) != head_dim:
+        found["rope_dims"] = width
+    kind = source.config.get("rope.scaling.type", "none")
+    if kind not in ("none", "yarn"):
+        source.refuse("rope.scaling.type", kind, "'none' or 'yarn'")
+    if kind == "yarn":
+        keys = {
+            "factor": "factor",
+            "original_max_position_embeddings": "original_context_length",
+            "beta_fast": "yarn_beta_fast",
+            "beta_slow": "yarn_beta_slow",
+        }
+        needed = {"factor", "original_max_position_embeddings"}
+        scaling = {
+            ours: source.number(f"rope.scaling.{theirs}")
+            for ours, theirs in keys.items()
+            if ours in needed or f"rope.scaling.{theirs}" in source.config
+        }
+        found["rope_scaling"] = {"rope_type": "yarn", **scaling}
+    return found
+
+
+def _attention(source: Source, layers: int, *, by_row: bool) -> dict[str, Any]:
+    window = source.config.get("attention.sliding_window", 0)
+    pattern = source.config.get("attention.sliding_window_pattern", [window > 0] * layers)
+    flags = isinstance(pattern, list) and all(isinstance(flag, bool) for flag in pattern)
+    if not flags or len(pattern) != layers:
+        source.refuse("attention.sliding_window_pattern", pattern, f"{layers} of true or false")
+    kinds = ["sliding_attention" if flag and window else "full_attention" for flag in pattern]
+    values = {"layer_types": kinds, "sliding_window": window}
+    causal = source.config.get("attention.causal")
+    return source.attention(values, layers, causal=causal, by_row=by_row, less=1)

@@ -1,0 +1,68 @@
+"""A target's GGUF file to an MLX folder, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.utils import save_config
+from tqdm import tqdm
+
+from .gguf import GgufTarget, check_finite, open_gguf
+from .gguf_tokenizer import token_ids, write_tokenizer
+from .shards import ShardWriter
+
+
+def write_gguf(
+    source: Path, staged: Path, quantization: Mapping[str, int] | None, dtype: str | None
+) -> None:
+    """Write config.json, the weights and the tokenizer's files into `staged`.
+
+    Args:
+        source: the file.
+        staged: an existing folder.
+        quantization: `group_size` and `bits` to quantise anew with; None keeps what is stored.
+        dtype: see `convert_target`.
+
+    Raises:
+        InputError: see `open_gguf` and `write_tokenizer`; or a value that `dtype` cannot hold.
+    """
+    target = open_gguf(source)
+    metadata, size = target.header.metadata, target.config["vocab_size"]
+    config = target.config | token_ids(metadata, source, size)
+    write_tokenizer(metadata, staged, source, size)
+    kind = getattr(mx, dtype) if dtype else None
+    if quantization:
+        config["quantization"] = {**quantization, "mode": "affine"}
+        weights = _requantised(target, quantization, kind or target.matrix_type)
+    else:
+        weights = target.weights()
+    writer = ShardWriter(staged)
+    with tqdm(total=len(target), desc=source.name, unit="tensor", leave=False) as bar:
+        for name, array in weights:
+            if kind and mx.issubdtype(array.dtype, mx.floating):
+                array = array.astype(kind)
+            if kind or quantization:  # a smaller range may not hold every value
+                check_finite(source, name, array)
+            writer.add(name, array)
+            # Scales and biases are parts of a tensor.
+            bar.update(name.endswith((".weight", ".bias")))
+    writer.close()
+    save_config(config, staged / "config.json")
+
+
+def _requantised(
+    target: GgufTarget, quantization: Mapping[str, int], kind: mx.Dtype
+) -> Iterator[tuple[str, mx.array]]:
+    """Every matrix quantised in float32 arithmetic, where its rows are whole groups."""
+    bits, group_size = quantization["bits"], quantization["group_size"]
+    for name, array in target.weights(dequantise=True):
+        if array.ndim != 2 or array.shape[1] % group_size:
+            yield name, array.astype(kind)
+            continue
+        words, scales, biases = mx.quantize(array.astype(mx.float32), group_size, bits)
+        stem = name.removesuffix("weight")
+        yield name, words
+        yield f"{stem}scales", scales.astype(kind)
+        yield f"{stem}biases", biases.astype(kind)
