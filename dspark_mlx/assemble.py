@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from .backbone import Backbone, Layer, Weights
-from .calibration import Calibration
+from .calibrations import Calibrations
 from .config import DrafterConfig
 from .drafter import Drafter
 from .heads import SequentialHead
@@ -29,7 +29,7 @@ def assemble(
     dequantise: bool,
     output: Matrix | None = None,
     draft_vocabulary: Setting = "full",
-    calibration: Calibration | None = None,
+    calibrations: Calibrations | None = None,
 ) -> Drafter:
     """A Drafter from checked tensors, evaluated.
 
@@ -42,7 +42,7 @@ def assemble(
         output: the target's output matrix, for a draft vocabulary; None where it has none that can
             be cut.
         draft_vocabulary: see `vocabulary.choose_size`.
-        calibration: of the confidence head; None takes it as it is.
+        calibrations: of the confidence head; None takes it as it is.
     """
 
     def matrix(name: str) -> Matrix:
@@ -114,7 +114,7 @@ def assemble(
     size = choose_size(draft_vocabulary, config.vocab_size) if ids is None else None
     vocabulary = (output, size) if output is not None and size is not None else None
     backbone = Backbone(config, weights, dtype)
-    return Drafter(config, backbone, head, confidence, embed, logits, ids, vocabulary, calibration)
+    return Drafter(config, backbone, head, confidence, embed, logits, ids, vocabulary, calibrations)
 
 
 def _capped(logits: Callable[[mx.array], mx.array], cap: float) -> Callable[[mx.array], mx.array]:

@@ -12,7 +12,8 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from .backbone import Backbone
-from .calibration import Calibration, identity
+from .calibration import identity
+from .calibrations import Calibrations
 from .config import DrafterConfig
 from .heads import SequentialHead
 from .heads.confidence import ConfidenceHead
@@ -28,10 +29,12 @@ class DrafterContext:
 
     Features that arrived since the last draft wait in `pending`, so that one product projects them
     and one write per layer takes them and the block's rows together. `vocabulary` is the request's
-    draft vocabulary, None for the whole one.
+    draft vocabulary, None for the whole one; `temperatures` are those of its confidences, float32
+    `[gamma]`.
     """
 
     caches: list[KVCache]
+    temperatures: mx.array
     vocabulary: DraftVocabulary | None = None
     pending: list[mx.array] = field(default_factory=list)
 
@@ -65,7 +68,7 @@ class Drafter:
         ids: token ids of a reduced draft vocabulary, int32 `[output size]`; None for the whole one.
         vocabulary: the output matrix and how many of its first rows drafts are cut down to; None
             reads out every row.
-        calibration: of the confidence head; None takes it as it is.
+        calibrations: of the confidence head; None takes it as it is.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Drafter:
         logits: Callable[[mx.array], mx.array],
         ids: mx.array | None = None,
         vocabulary: tuple[Matrix, int] | None = None,
-        calibration: Calibration | None = None,
+        calibrations: Calibrations | None = None,
     ) -> None:
         self.config = config
         self._backbone = backbone
@@ -86,8 +89,7 @@ class Drafter:
         self._confidence = confidence
         self._embed = embed
         self._vocabulary = vocabulary
-        self.calibration = calibration or identity(config.gamma)
-        self._temperatures = mx.array(self.calibration.temperatures)
+        self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
         self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
 
     @property
@@ -95,15 +97,21 @@ class Drafter:
         """Tokens that drafts are chosen from, before a request has shown any more."""
         return self._vocabulary[1] if self._vocabulary else self.config.output_size
 
-    def new_context(self, prompt: Iterable[int] = ()) -> DrafterContext:
-        """An empty context, for a request whose prompt has these tokens."""
+    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
+        """An empty context, for a request whose prompt has these tokens.
+
+        Args:
+            prompt: token ids.
+            temperature: the request's sampling temperature, for its confidences.
+        """
         vocabulary = None
         if self._vocabulary:
             matrix, size = self._vocabulary
             vocabulary = DraftVocabulary(size, matrix, self._readout)
             vocabulary.add(prompt)
         caches = [KVCache() for _ in range(self.config.num_layers)]
-        return DrafterContext(caches, vocabulary)
+        calibration = self.calibrations.at(temperature)
+        return DrafterContext(caches, mx.array(calibration.temperatures), vocabulary)
 
     def extend(self, context: DrafterContext, taps: Sequence[mx.array]) -> None:
         """Append committed tokens' features.
@@ -149,7 +157,7 @@ class Drafter:
         odds = confidence = None
         if self._confidence is not None:
             odds = self._confidence(hidden, mx.concatenate(embeddings) if embeddings else None)
-            confidence = mx.sigmoid(odds / self._temperatures)
+            confidence = mx.sigmoid(odds / context.temperatures)
         return Draft(
             mx.concatenate(tokens),
             mx.concatenate(logits),

@@ -19,7 +19,7 @@ from . import builtin
 from .assemble import assemble
 from .bars import counting
 from .cache import new_caches
-from .calibration import Calibration, read_calibration
+from .calibrations import Calibrations, read_calibrations
 from .checkpoint import read_tensors, tensor_names
 from .config import FORMAT, DrafterConfig
 from .decoder import Decoder
@@ -84,7 +84,7 @@ def load(
         drafter = _published_drafter(model, folder) if drafter is None else drafter
     source = None if drafter is False or drafter is None else _drafter_folder(drafter)
     # The drafter is read first: a damaged one fails before a large target is loaded.
-    config, tensors, calibration = _read_drafter(source) if source else (None, {}, None)
+    config, tensors, calibrations = _read_drafter(source) if source else (None, {}, None)
     network, target_config = _load_target(folder, dtype)
     new_caches(network, folder)
     if config is None:
@@ -94,7 +94,7 @@ def load(
         target = Target(network, config.taps, folder)
         check_taps(network, target, untapped, folder)
         check_pair(config, source, target, folder)
-        built = _build(config, tensors, target, dtype, draft_vocabulary, calibration)
+        built = _build(config, tensors, target, dtype, draft_vocabulary, calibrations)
     decoder = Decoder(
         Engine(target, built, FullScheduler()), folder, target_config, source, precision
     )
@@ -125,13 +125,13 @@ def load_apart(
     dtype = None if precision == "stored" else getattr(mx, precision)
     folder = builtin.target_folder() if model is None else _target_folder(model)
     source = _drafter_folder(drafter)
-    config, tensors, calibration = _read_drafter(source)
+    config, tensors, calibrations = _read_drafter(source)
     network, target_config = _load_target(folder, dtype)
     target = Target(network, taps(config, len(network.layers)), folder)
     check_pair(config, source, target, folder)
 
     def build(changed: DrafterConfig) -> Drafter:
-        return _build(changed, tensors, target, dtype, "full", calibration)
+        return _build(changed, tensors, target, dtype, "full", calibrations)
 
     engine = Engine(target, None, FullScheduler())
     return Decoder(engine, folder, target_config, None, precision), config, build
@@ -150,7 +150,7 @@ def _scheduled(decoder: Decoder, name: str) -> Decoder:
             warnings.warn(f"{obtained.rejected} {obtained.story}", stacklevel=3)
         profile = obtained.profile
     has_confidence = drafter.config.confidence != "none"
-    scheduler = make_scheduler(name, profile, drafter.calibration, has_confidence)
+    scheduler = make_scheduler(name, profile, drafter.calibrations, has_confidence)
     return decoder.with_scheduler(scheduler, profile)
 
 
@@ -232,11 +232,11 @@ def _converted(source: Path, kind: str, convert: Callable[[Path], object]) -> Pa
 
 def _read_drafter(
     folder: Path,
-) -> tuple[DrafterConfig, dict[str, mx.array], Calibration | None]:
+) -> tuple[DrafterConfig, dict[str, mx.array], Calibrations | None]:
     config = DrafterConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
     tensors = read_tensors(folder)
     check_tensors(config, tensors, folder)
-    return config, tensors, read_calibration(folder, config.gamma)
+    return config, tensors, read_calibrations(folder, config.gamma)
 
 
 def _build(
@@ -245,7 +245,7 @@ def _build(
     target: Target,
     dtype: mx.Dtype | None,
     draft_vocabulary: Setting,
-    calibration: Calibration | None,
+    calibrations: Calibrations | None,
 ) -> Drafter:
     return assemble(
         config,
@@ -256,5 +256,5 @@ def _build(
         dequantise=dtype is not None,
         output=target.head,
         draft_vocabulary=draft_vocabulary,
-        calibration=calibration,
+        calibrations=calibrations,
     )

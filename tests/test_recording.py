@@ -9,7 +9,8 @@ import pytest
 from pairs import tokens_of, traces
 
 from dspark_mlx.errors import InputError
-from dspark_mlx.recording import RecordedRound, arrays, read_rounds, record, write_rounds
+from dspark_mlx.recorded import RecordedRound, arrays, read_rounds, write_rounds
+from dspark_mlx.recording import record
 
 TOKENS = 40
 ROUNDS = [

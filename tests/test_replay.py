@@ -11,7 +11,8 @@ from pairs import traces
 
 from dspark_mlx import InputError, bench
 from dspark_mlx.calibration import fit, identity
-from dspark_mlx.recording import RecordedRound, arrays, record, write_rounds
+from dspark_mlx.recorded import RecordedRound, arrays, write_rounds
+from dspark_mlx.recording import record
 from dspark_mlx.replay import Text, best_fixed, oracle, replay, texts, total
 from dspark_mlx.replay_report import SHIPPED, find_profile, report
 from dspark_mlx.schedulers.fixed import FixedScheduler

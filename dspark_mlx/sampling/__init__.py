@@ -80,8 +80,8 @@ class Sampler(Protocol):
         ...
 
     @property
-    def sampled(self) -> bool:
-        """Whether tokens are drawn, not the likeliest ones taken."""
+    def temperature(self) -> float:
+        """That tokens are drawn at; 0 where the likeliest ones are taken."""
         ...
 
     @property

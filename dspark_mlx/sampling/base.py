@@ -42,6 +42,7 @@ class Chooser:
         self._draft = _filters(sampling, sampling.temperature if draft is None else draft)
         self._xtc = sampling.xtc_probability if sampling.temperature > 0 else 0.0
         self._top = sampling.logprobs
+        self.temperature = sampling.temperature
 
     @property
     def needs_prefix(self) -> bool:
