@@ -105,6 +105,22 @@ def test_identity_is_the_plain_sigmoid():
     assert identity(3).rounds == 0
 
 
+def test_chances_count_as_so_many_outcomes():
+    """A fit or a report of sampled rounds that rounds their odds, or an order judged by them."""
+    logits, accepted = rounds(1500, seed=9)
+    counted = (accepted[:, None] > np.arange(4)).astype(float)
+    assert fit(logits, counted) == fit(logits, accepted)
+    assert report(logits, counted, identity(4)) == report(logits, accepted, identity(4))
+    # Three rounds alike, one of which survives, are one of chance a third.
+    thrice = np.tile([[2.0], [-1.0]], (3, 1))
+    outcomes = [[1.0], [0.0], [1.0], [0.0], [0.0], [1.0]]
+    alike = report(thrice, outcomes, identity(1))[0]
+    known = report([[2.0], [-1.0]], [[2 / 3], [1 / 3]], identity(1))[0]
+    assert known.observed == pytest.approx(alike.observed)
+    assert known.auc_before == pytest.approx(alike.auc_before)
+    assert known.ece_before == pytest.approx(alike.ece_before)
+
+
 def test_ece_is_the_definition():
     """Bins that lose 0 or 1, an unweighted mean, squared differences."""
     generator = np.random.default_rng(5)
@@ -244,26 +260,35 @@ def test_a_foreign_file_is_refused_by_name(tmp_path, change, named):
         ({"typical": [[0.5, 0.5]]}, "3 finite numbers"),
         ({"rounds": -1}, "rounds"),
         ({"rounds": 1.0}, "rounds"),
-        ({"sampling_temperature": -0.5}, "0 or more"),
-        ({"sampling_temperature": "hot"}, "finite"),
-        ({"sampling_temperature": 0.7}, "twice"),
     ],
 )
-def test_a_damaged_file_is_refused_by_name(tmp_path, version, change, named):
+def test_a_damaged_fit_is_refused_by_name(tmp_path, version, change, named):
     """Confidences scaled by whatever a hand-edited or foreign file holds."""
     path = write_calibrations(tmp_path, Calibrations({0.7: identity(3), 1.0: identity(3)}))
     data = json.loads(path.read_text())
     data["fits"][1] |= change
     if version == 1:
         fitted = data.pop("fits")[1]
-        temperature = fitted.pop("sampling_temperature")
-        if temperature != 1.0:
-            pytest.skip("the first version has no sampling temperature")
+        del fitted["sampling_temperature"]
         data |= fitted | {"format_version": 1}
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match=named) as refused:
         read_calibrations(tmp_path, 3)
     assert refused.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "named"),
+    [(-0.5, "0 or more"), ("hot", "finite"), (None, "finite"), (0.7, "twice")],
+)
+def test_a_damaged_temperature_is_refused_by_name(tmp_path, temperature, named):
+    """One of two fits of a temperature chosen, or a request's place among words."""
+    path = write_calibrations(tmp_path, Calibrations({0.7: identity(3), 1.0: identity(3)}))
+    data = json.loads(path.read_text())
+    data["fits"][1]["sampling_temperature"] = temperature
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=named):
+        read_calibrations(tmp_path, 3)
 
 
 def test_a_request_gets_what_lies_between():
