@@ -80,7 +80,9 @@ class Hindsight:
             p, column = mx.take(row, ids, axis=-1), likeliest((ids == token)[None])
             there = ids[column] == token
         p = self._walk * p
-        self._chances.append(mx.where(self._alive, mx.minimum(p, q).sum(axis=-1) / self._walk, 0.0))
+        # Rounding can take the sum of whole distributions a little above 1.
+        chance = mx.minimum(mx.minimum(p, q).sum(axis=-1) / self._walk, 1.0)
+        self._chances.append(mx.where(self._alive, chance, 0.0))
         proposed = mx.where(there, q[0, column], 0.0)
         wanted = self._walk * row[0, token]
         keep = self._alive & (self._coins[slot] * wanted < proposed)
