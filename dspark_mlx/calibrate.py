@@ -194,6 +194,8 @@ def _check_any(rounds: Sequence[RecordedRound], prompts: Path) -> None:
 
 
 def _load(args: argparse.Namespace) -> Decoder:
+    # Another scheduler would look for a speed profile, which nothing here needs.
+    args.scheduler = "full"
     decoder = cli.load_decoder(args)
     drafter = decoder.engine.drafter
     if drafter is None or drafter.config.confidence == "none":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -32,6 +32,7 @@ from .sampling.settings import Sampling
 from .targets.tap import Target
 from .types import Draft
 
+P = TypeVar("P", bound=Pick)
 Progress = Callable[[int, int], None]
 """Called with prompts recorded and prompts in all."""
 
@@ -132,16 +133,14 @@ def _judge_sampled(
     mx.eval(taps, logprobs)
     # The text's own noise is of seed 0.
     keys = Noise(1, sample).at(0, len(text))
-    rounds: list[Hindsight] = []
+    rule = sampling.verification == "block"
 
-    def pick_at(i: int) -> Pick:
+    def pick_at(i: int) -> Hindsight:
         block = slice(i + 1, i + 1 + gamma)
-        rule = sampling.verification == "block"
-        rounds.append(Hindsight(chooser, tokens[block], logprobs[i : i + gamma], keys[i], rule))
-        return rounds[-1]
+        return Hindsight(chooser, tokens[block], logprobs[i : i + gamma], keys[i], rule)
 
-    for draft in _drafts(drafter, prompt, text, taps, pick_at):
-        odds, (kept, chances) = np.array(draft.confidence_logits), np.array(rounds[-1].outcome)
+    for draft, pick in _drafts(drafter, prompt, text, taps, pick_at):
+        odds, (kept, chances) = np.array(draft.confidence_logits), np.array(pick.outcome)
         yield tuple(odds.tolist()), int(kept.sum()), sampling.temperature, tuple(chances.tolist())
 
 
@@ -156,7 +155,7 @@ def judged_drafts(
         taps: features of both, one `[tokens, hidden]` a tap; the last block's tokens need none.
     """
     gamma = drafter.config.gamma
-    for i, draft in enumerate(_drafts(drafter, prompt, text, taps, lambda i: greedy)):
+    for i, (draft, _) in enumerate(_drafts(drafter, prompt, text, taps, lambda i: greedy)):
         mx.eval([a for a in (draft.tokens, draft.confidence_logits) if a is not None])
         equal = np.array(draft.tokens) == np.array(text[i + 1 : i + 1 + gamma])
         yield draft, int(np.cumprod(equal).sum())
@@ -167,9 +166,9 @@ def _drafts(
     prompt: Sequence[int],
     text: Sequence[int],
     taps: Sequence[mx.array],
-    pick_at: Callable[[int], Pick],
-) -> Iterator[Draft]:
-    """The block after each token of `text` that it fits into; `pick_at` is asked for each."""
+    pick_at: Callable[[int], P],
+) -> Iterator[tuple[Draft, P]]:
+    """The block after each token of `text` that it fits into, with what `pick_at` drew it by."""
     start = len(prompt)
     context = drafter.new_context(prompt)
     drafter.extend(context, [tap[:start] for tap in taps])
@@ -177,7 +176,8 @@ def _drafts(
         if i:
             drafter.extend(context, [tap[start + i - 1 : start + i] for tap in taps])
         context.commit([text[i]])
-        yield drafter.draft(context, mx.array([text[i]], dtype=mx.int32), pick_at(i))
+        pick = pick_at(i)
+        yield drafter.draft(context, mx.array([text[i]], dtype=mx.int32), pick), pick
 
 
 def features(target: Target, tokens: Sequence[int]) -> list[mx.array]:
