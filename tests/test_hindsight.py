@@ -70,10 +70,9 @@ def test_rounds_in_hindsight_are_those_of_the_loop(engine, settings):
     drawn = np.array([[r.accepted > slot for slot in range(GAMMA)] for r in recorded], dtype=float)
     assert (differences(chances, kept) < 4.5).all()
     assert (differences(drawn, kept) < 4.5).all()
-    # What the block rule rejects is drawn by the token rule, so later slots are near, not equal.
     seen = 1 / (1 + np.exp(-logits))
-    assert (differences(seen, confidence)[:2] < 4.5).all()
-    assert np.abs(seen.mean(axis=0) - confidence.mean(axis=0)).max() < 0.03
+    # What the block rule rejects is drawn by the token rule: too near for so few rounds to tell.
+    assert (differences(seen, confidence) < 4.5).all()
     # Odds are known where outcomes are drawn: the reason for recording them.
     assert chances[:, 0].var() < 0.5 * drawn[:, 0].var()
 

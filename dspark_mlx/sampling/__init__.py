@@ -81,7 +81,7 @@ class Sampler(Protocol):
 
     @property
     def temperature(self) -> float:
-        """That tokens are drawn at; 0 where the likeliest ones are taken."""
+        """Above 0 where tokens are drawn; see `heat`."""
         ...
 
     @property
