@@ -11,7 +11,8 @@ from typing import Any
 import mlx.core as mx
 from tqdm import tqdm
 
-from ..calibration import Calibration, identity, write_calibration
+from ..calibration import identity
+from ..calibrations import Calibrations, write_calibrations
 from ..canonical import CanonicalConfig
 from ..checkpoint import read_tensors
 from ..errors import InputError
@@ -88,7 +89,7 @@ def convert_drafter(
             renamed[new] = tensor
     check_headers(config, renamed, source)
     tensors.clear()
-    calibration = _shipped_calibration(raw, config.gamma, source / "config.json")
+    calibrations = _shipped_calibration(raw, config.gamma, source / "config.json")
     kept = _kept_quantization(renamed)
     if quantize:
         config = _with_quantization(config, q_bits, q_group_size, q_exceptions or {})
@@ -96,8 +97,8 @@ def convert_drafter(
         config = dataclasses.replace(config, quantization=kept)
     with staged_folder(destination, overwrite=overwrite) as folder:
         _write(config, renamed, folder, source, not quantize, progress)
-        if calibration:
-            write_calibration(folder, calibration)
+        if calibrations:
+            write_calibrations(folder, calibrations)
     return config
 
 
@@ -176,7 +177,7 @@ def _parts(
     return list(zip(keys, (packed, *scales), strict=True))
 
 
-def _shipped_calibration(raw: dict[str, Any], gamma: int, where: Path) -> Calibration | None:
+def _shipped_calibration(raw: dict[str, Any], gamma: int, where: Path) -> Calibrations | None:
     """The STS temperatures that a checkpoint brings, under either of the names they go by.
 
     Raises:
@@ -191,7 +192,8 @@ def _shipped_calibration(raw: dict[str, Any], gamma: int, where: Path) -> Calibr
     numbers = isinstance(found, list) and all(type(t) in (int, float) for t in found)
     if not numbers or len(found) != gamma or not all(0 < t < math.inf for t in found):
         raise InputError(where, f"{name} {found!r}", f"{gamma} positive numbers")
-    return dataclasses.replace(identity(gamma), temperatures=tuple(map(float, found)))
+    fitted = dataclasses.replace(identity(gamma), temperatures=tuple(map(float, found)))
+    return Calibrations({0.0: fitted})
 
 
 def _with_quantization(

@@ -9,7 +9,7 @@ from functools import singledispatch
 import mlx.core as mx
 
 from .backbone import Backbone, Weights
-from .calibration import Calibration
+from .calibrations import Calibrations
 from .canonical import CanonicalConfig
 from .config import DrafterConfig, Eagle3Config
 from .drafter import Drafter
@@ -102,7 +102,7 @@ def assemble(
     dequantise: bool,
     output: Matrix | None = None,
     draft_vocabulary: Setting = "full",
-    calibration: Calibration | None = None,
+    calibrations: Calibrations | None = None,
 ) -> Drafter:
     """A drafter from checked tensors, evaluated.
 
@@ -115,7 +115,7 @@ def assemble(
         output: the target's output matrix, for a draft vocabulary; None where it has none that can
             be cut.
         draft_vocabulary: see `vocabulary.choose_size`.
-        calibration: of the confidence head; None takes it as it is.
+        calibrations: of the confidence head; None takes it as it is.
     """
     stored = Stored(config, tensors, dtype, dequantise)
     own = [stored.matrix(n) for n in ("embed_tokens", "lm_head") if f"{n}.weight" in tensors]
@@ -130,7 +130,7 @@ def assemble(
     # What is reduced already, or capped behind the product, is read out whole.
     size = choose_size(draft_vocabulary, config.vocab_size) if ids is None else None
     cut = (output, size) if output is not None and size is not None else None
-    return _drafter(config, stored, embed, Readout(logits, None, ids), cut, calibration)
+    return _drafter(config, stored, embed, Readout(logits, None, ids), cut, calibrations)
 
 
 @singledispatch
@@ -140,7 +140,7 @@ def _drafter(
     embed: Embed,
     readout: Readout,
     cut: tuple[Matrix, int] | None,
-    calibration: Calibration | None,
+    calibrations: Calibrations | None,
 ) -> Drafter:
     """The drafter of a configuration's method; `readout` has no sequential head yet."""
     raise NotImplementedError(type(config))
@@ -153,7 +153,7 @@ def _(
     embed: Embed,
     readout: Readout,
     cut: tuple[Matrix, int] | None,
-    calibration: Calibration | None,
+    calibrations: Calibrations | None,
 ) -> Drafter:
     names = [f"layers.{i}" for i in range(config.num_layers)]
     qkv = [stored.qkv(name) for name in names]
@@ -171,7 +171,7 @@ def _(
     mx.eval(arrays_of([weights, head, confidence]))
     backbone = Backbone(config, weights, stored.dtype)
     output = Output(Readout(readout.logits, head, readout.ids), cut)
-    return DSparkDrafter(config, backbone, confidence, embed, output, calibration)
+    return DSparkDrafter(config, backbone, confidence, embed, output, calibrations)
 
 
 @_drafter.register
@@ -181,7 +181,7 @@ def _(
     embed: Embed,
     readout: Readout,
     cut: tuple[Matrix, int] | None,
-    calibration: Calibration | None,
+    calibrations: Calibrations | None,
 ) -> Drafter:
     weights = Eagle3Weights(
         fc=stored.matrix("fc"),
@@ -192,7 +192,7 @@ def _(
     )
     mx.eval(arrays_of(weights))
     output = Output(readout, cut)
-    return Eagle3Drafter(config, weights, stored.dtype, embed, output, calibration)
+    return Eagle3Drafter(config, weights, stored.dtype, embed, output, calibrations)
 
 
 def sequential_head(config: DrafterConfig, stored: Stored) -> SequentialHead | None:

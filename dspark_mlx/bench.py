@@ -31,7 +31,7 @@ def main(argv: list[str] | None) -> int:
     if args.replay:
         if args.temp:
             found = f"--temp {args.temp}"
-            raise InputError("--replay", found, "--sampling, for what a sampled request sees")
+            raise InputError("--replay", found, "none: rounds keep their temperature")
         profiles = args.profile or [path.stem for path in sorted(SHIPPED.glob("*.json"))]
         print(replay_report(args.replay, profiles, args.calibration, not args.sampling))
         return 0
@@ -93,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="drafter folder whose calibration is used (default: one fitted on the rounds)",
     )
-    add("--sampling", action="store_true", help="show schedulers only what sampling lets them see")
+    add(
+        "--sampling",
+        action="store_true",
+        help="show schedulers of greedy rounds no more than sampling lets them see",
+    )
     return parser
 
 

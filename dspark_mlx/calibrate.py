@@ -6,63 +6,108 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from . import cli
 from .bars import counting
-from .calibration import fit, write_calibration
+from .calibration import Calibration, fit
 from .calibration_report import SlotReport, report, table
+from .calibrations import Calibrations, write_calibrations
 from .decoder import Decoder
 from .errors import InputError
 from .plots import check_path, reliability
 from .prompts import read_prompts
-from .recording import RecordedRound, arrays, read_rounds, record, write_rounds
+from .recorded import RecordedRound, arrays, by_temperature, read_rounds, write_rounds
+from .recording import record
+from .sampling.settings import Sampling
 
 MIN_ROUNDS = 200
+TEMPERATURES = (0.0, 0.7, 1.0)
 
 
 def main(argv: list[str] | None) -> int:
     """Parse, record or read the rounds, fit, print before and after, store."""
     args = _parser().parse_args(argv)
     _check_flags(args)
+    temperatures = sorted(set(TEMPERATURES if args.temp is None else args.temp))
     prompts = read_prompts(args.prompts) if args.prompts else []
     held_out_prompts = read_prompts(args.held_out) if args.held_out else []
     fitted = read_rounds(args.rounds) if args.rounds else []
     held_out = read_rounds(args.held_out_rounds) if args.held_out_rounds else []
-    _check_enough(len(fitted) or len(prompts) * args.max_tokens)
+    _check_enough(fitted, len(prompts) * args.max_tokens)
     to: Path | None = args.to
     if prompts or held_out_prompts or not (to or args.dry_run):
         decoder = _load(args)
         _check_slots(fitted, decoder)
         if prompts:
-            fitted = _record(decoder, prompts, args.max_tokens, "Recording")
+            fitted = _record(decoder, prompts, args.max_tokens, temperatures, "Recording")
         if held_out_prompts:
-            held_out = _record(decoder, held_out_prompts, args.max_tokens, "Held out")
+            held_out = _record(decoder, held_out_prompts, args.max_tokens, temperatures, "Held out")
             _check_any(held_out, args.held_out)
         to = to or decoder.sources[1]
-    _check_enough(len(fitted))
-    calibration = fit(*arrays(fitted))
-    judged = {"fitted": report(*arrays(fitted), calibration)}
-    if held_out:
-        judged["held out"] = report(*arrays(held_out), calibration)
+    _check_enough(fitted)
+    fits = [_fit(*each, by_temperature(held_out)) for each in by_temperature(fitted).items()]
     if args.record:
         write_rounds(args.record, fitted)
     if args.plot:
-        reliability.plot(*arrays(held_out or fitted), calibration, args.plot)
-    stored = None if args.dry_run or to is None else write_calibration(to, calibration)
-    counts = {"fitted": len(fitted), "held out": len(held_out)}
+        _plot(fits, args.plot)
+    stored = None
+    if to and not args.dry_run:
+        stored = write_calibrations(to, Calibrations({f.temperature: f.calibration for f in fits}))
     if args.json:
-        rows = {name: [_row(slot) for slot in slots] for name, slots in judged.items()}
         path = None if stored is None else str(stored)
-        print(json.dumps({"stored": path, **asdict(calibration), "slots": rows}))
+        print(json.dumps({"stored": path, "fits": [fitted.numbers() for fitted in fits]}))
         return 0
-    for name, slots in judged.items():
-        print(f"{counts[name]} rounds, {name}:\n{table(slots)}\n")
-    print("temperatures: " + " ".join(f"{t:.2f}" for t in calibration.temperatures))
+    for each in fits:
+        print(each.text())
     print(f"stored in {stored}" if stored else "not stored (--dry-run)")
     return 0
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What was fitted at a sampling temperature, and what it is judged on."""
+
+    temperature: float
+    calibration: Calibration
+    judged: dict[str, list[RecordedRound]]
+    reports: dict[str, list[SlotReport]]
+
+    def text(self) -> str:
+        lines = []
+        sampled = f" at temperature {self.temperature:g}" if self.temperature else ""
+        for name, slots in self.reports.items():
+            lines.append(f"{len(self.judged[name])} rounds{sampled}, {name}:\n{table(slots)}\n")
+        found = " ".join(f"{t:.2f}" for t in self.calibration.temperatures)
+        return "\n".join([*lines, f"temperatures{sampled}: {found}\n"])
+
+    def numbers(self) -> dict[str, Any]:
+        rows = {name: [_row(slot) for slot in slots] for name, slots in self.reports.items()}
+        sampled = {"sampling_temperature": self.temperature}
+        return {**sampled, **asdict(self.calibration), "slots": rows}
+
+
+def _fit(
+    temperature: float,
+    rounds: list[RecordedRound],
+    held_out: dict[float, list[RecordedRound]],
+) -> _Fit:
+    judged = {"fitted": rounds}
+    if temperature in held_out:
+        judged["held out"] = held_out[temperature]
+    calibration = fit(*arrays(rounds))
+    reports = {name: report(*arrays(each), calibration) for name, each in judged.items()}
+    return _Fit(temperature, calibration, judged, reports)
+
+
+def _plot(fits: Sequence[_Fit], path: Path) -> None:
+    """A diagram a temperature; of several, its file is named after it."""
+    for each in fits:
+        rounds = each.judged.get("held out", each.judged["fitted"])
+        to = path if len(fits) == 1 else path.with_stem(f"{path.stem}-{each.temperature:g}")
+        reliability.plot(*arrays(rounds), each.calibration, to)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,14 +122,29 @@ def _parser() -> argparse.ArgumentParser:
     judge = parser.add_mutually_exclusive_group()
     judge.add_argument("--held-out", type=Path, help="other prompts, to judge the fit on")
     judge.add_argument("--held-out-rounds", type=Path, help="the same, as recorded rounds")
-    add("--max-tokens", "-m", type=int, default=128, help="rounds per prompt (default: 128)")
+    add(
+        "--temp",
+        type=float,
+        nargs="+",
+        metavar="T",
+        help="sampling temperatures to record and fit at, 0 is greedy; a request between two gets "
+        "what lies between (default: 0 0.7 1)",
+    )
+    add(
+        "--max-tokens",
+        "-m",
+        type=int,
+        default=128,
+        help="rounds per prompt and temperature (default: 128)",
+    )
     add("--record", type=Path, metavar="FILE", help="keep the rounds of --prompts")
     add("--to", type=Path, metavar="FOLDER", help="where to store (default: beside the drafter)")
     add(
         "--plot",
         type=Path,
         metavar="FILE",
-        help="reliability diagram (.png, .svg, .pdf) of the held-out rounds, else of the fitted",
+        help="reliability diagram (.png, .svg, .pdf) of the held-out rounds, else of the fitted; "
+        "one a temperature",
     )
     add("--dry-run", action="store_true", help="store nothing")
     add("--json", action="store_true", help="print one JSON object")
@@ -99,6 +159,11 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise InputError("--scheduler", repr(args.scheduler), "none: whole blocks are recorded")
     if args.max_tokens < 1:
         raise InputError("--max-tokens", args.max_tokens, "1 or more")
+    if args.temp is not None and args.rounds:
+        found = f"rounds already in {args.rounds}"
+        raise InputError("--temp", found, "none: rounds keep their temperature")
+    for temperature in args.temp or ():
+        _sampling(temperature).check()
     if args.record and args.rounds:
         raise InputError("--record", f"rounds already in {args.rounds}", "--prompts to record")
     if args.record and not args.record.parent.is_dir():
@@ -109,10 +174,17 @@ def _check_flags(args: argparse.Namespace) -> None:
         check_path(args.plot)
 
 
-def _check_enough(rounds: int) -> None:
-    if rounds < MIN_ROUNDS:
+def _sampling(temperature: float) -> Sampling:
+    return Sampling(temperature=temperature)
+
+
+def _check_enough(rounds: Sequence[RecordedRound], expected: int = 0) -> None:
+    """Refuse too few rounds of a temperature, or of all where none is recorded yet."""
+    counts = [len(group) for group in by_temperature(rounds).values()] or [expected]
+    if min(counts) < MIN_ROUNDS:
         hint = "Give more prompts, or more --max-tokens."
-        raise InputError("calibration", f"{rounds} rounds", f"{MIN_ROUNDS} or more", hint)
+        of = " at each temperature" if len(counts) > 1 else ""
+        raise InputError("calibration", f"{min(counts)} rounds", f"{MIN_ROUNDS} or more{of}", hint)
 
 
 def _check_any(rounds: Sequence[RecordedRound], prompts: Path) -> None:
@@ -122,6 +194,8 @@ def _check_any(rounds: Sequence[RecordedRound], prompts: Path) -> None:
 
 
 def _load(args: argparse.Namespace) -> Decoder:
+    # Another scheduler would look for a speed profile, which nothing here needs.
+    args.scheduler = "full"
     decoder = cli.load_decoder(args)
     drafter = decoder.engine.drafter
     if drafter is None or not drafter.config.has_confidence:
@@ -138,7 +212,11 @@ def _check_slots(rounds: Sequence[RecordedRound], decoder: Decoder) -> None:
 
 
 def _record(
-    decoder: Decoder, prompts: Sequence[dict[str, str]], max_tokens: int, label: str
+    decoder: Decoder,
+    prompts: Sequence[dict[str, str]],
+    max_tokens: int,
+    temperatures: Sequence[float],
+    label: str,
 ) -> list[RecordedRound]:
     assert decoder.engine.drafter is not None
     longest = max_tokens + decoder.engine.drafter.config.gamma
@@ -149,8 +227,12 @@ def _record(
             found = f"{len(ids)} tokens, with {longest} to decode"
             raise InputError(f"prompt {number}", found, f"{decoder.max_length} positions at most")
         encoded.append((prompt["task"], ids))
-    with counting(label, "prompt") as progress:
-        return record(decoder.engine, encoded, max_tokens, decoder.stop_tokens, progress)
+    recorded: list[RecordedRound] = []
+    engine, stops = decoder.engine, decoder.stop_tokens
+    for t in temperatures:
+        with counting(f"{label} at temperature {t:g}", "prompt") as progress:
+            recorded += record(engine, encoded, max_tokens, stops, progress, _sampling(t))
+    return recorded
 
 
 def _row(slot: SlotReport) -> dict[str, Any]:

@@ -6,25 +6,18 @@ a block, 1..gamma; the survival a_k of slot k is the product of the confidences 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .files import read_json, write_json
 from .reliability import ece
 
 Array: TypeAlias = npt.NDArray[Any]
 
-FILE = "calibration.json"
-FORMAT = "dspark_mlx.calibration"
-FORMAT_VERSION = 1
 # Symmetric in log T, with 1 exactly in the middle.
 _HALF = np.geomspace(1.0, 5.0, 101)
 GRID = np.concatenate([1 / _HALF[:0:-1], _HALF])
@@ -56,6 +49,10 @@ class Calibration:
     def gamma(self) -> int:
         """Slots of a block."""
         return len(self.temperatures)
+
+    def at(self, temperature: float) -> Calibration:
+        """Itself: made of one kind of rounds, it is the same for every sampling temperature."""
+        return self
 
     def probabilities(self, logits: npt.ArrayLike) -> Array:
         """Calibrated confidences.
@@ -92,7 +89,7 @@ def fit(logits: npt.ArrayLike, accepted: npt.ArrayLike) -> Calibration:
 
     Args:
         logits: raw log-odds, `[n, gamma]`.
-        accepted: tokens of each block that the target takes, integers `[n]` from 0 to gamma.
+        accepted: what became of each block, see `survives`.
 
     Raises:
         InputError: no rounds, shapes that do not fit, or values out of range.
@@ -112,47 +109,6 @@ def fit(logits: npt.ArrayLike, accepted: npt.ArrayLike) -> Calibration:
     means = tuple(confidence.mean(axis=0).tolist())
     persistence = _persistence(confidence)
     return Calibration(tuple(temperatures), len(z), means, persistence, _typical(confidence))
-
-
-def write_calibration(folder: Path, calibration: Calibration) -> Path:
-    """Write calibration.json beside a drafter's config.json; returns its path."""
-    data = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(calibration)}
-    write_json(folder / FILE, data)
-    return folder / FILE
-
-
-def read_calibration(folder: Path, gamma: int) -> Calibration | None:
-    """The calibration beside a drafter whose blocks have `gamma` slots; None when there is none.
-
-    Raises:
-        InputError: another format or version, a key missing or unknown, another number of slots,
-            or a value out of range.
-    """
-    path = folder / FILE
-    if not path.exists():
-        return None
-    data = read_json(path)
-    found = (data.pop("format", None), data.pop("format_version", None))
-    if found != (FORMAT, FORMAT_VERSION):
-        raise InputError(path, f"format {found}", f"{(FORMAT, FORMAT_VERSION)}")
-    fields = [field.name for field in dataclasses.fields(Calibration)]
-    if sorted(data) != sorted(fields):
-        raise InputError(path, f"keys {', '.join(sorted(data))}", ", ".join(sorted(fields)))
-    if type(data["rounds"]) is not int or data["rounds"] < 0:
-        raise InputError(path, f"rounds {data['rounds']!r}", "a whole number, 0 or more")
-    temperatures = _numbers(path, "temperatures", data["temperatures"], gamma)
-    if min(temperatures) <= 0:
-        raise InputError(path, f"temperatures {list(temperatures)}", "numbers above 0")
-    means = _numbers(path, "means", data["means"], gamma)
-    (persistence,) = _numbers(path, "persistence", [data["persistence"]], 1)
-    blocks = data["typical"]
-    if not isinstance(blocks, list) or not blocks:
-        raise InputError(path, f"typical {blocks!r}", "a list of blocks' confidences")
-    typical = tuple(_numbers(path, "typical", block, gamma) for block in blocks)
-    if not all(0 <= value <= 1 for value in (*means, persistence, *chain(*typical))):
-        found_values = "a mean, a persistence or a confidence outside"
-        raise InputError(path, found_values, "numbers from 0 to 1")
-    return Calibration(temperatures, data["rounds"], means, persistence, typical)
 
 
 def _sigmoid(x: Array) -> Array:
@@ -195,23 +151,31 @@ def check_logits(logits: npt.ArrayLike, gamma: int | None = None) -> Array:
 
 
 def survives(accepted: npt.ArrayLike, logits: Array) -> Array:
-    """Whether the first k tokens were all taken, bool `[n, gamma]`.
+    """Whether the first k tokens were all taken, or the chance of it, float64 `[n, gamma]`.
+
+    Args:
+        accepted: tokens of each block that the target takes, integers `[n]` from 0 to gamma; or the
+            chance that it takes the first k, `[n, gamma]`.
+        logits: of the same rounds, `[n, gamma]`.
 
     Raises:
-        InputError: counts of another number than the rounds, or outside 0..gamma.
+        InputError: counts or chances of another number than the rounds, or out of range.
     """
-    counts, (n, gamma) = np.asarray(accepted), logits.shape
-    if counts.shape != (n,) or not np.issubdtype(counts.dtype, np.integer):
-        found = f"{counts.dtype} of shape {list(counts.shape)}"
-        raise InputError("accepted counts", found, f"integers of shape [{n}]")
-    if counts.min() < 0 or counts.max() > gamma:
-        found = f"counts from {counts.min()} to {counts.max()}"
-        raise InputError("accepted counts", found, f"counts from 0 to {gamma}")
-    return counts[:, None] > np.arange(gamma)
-
-
-def _numbers(path: Path, name: str, values: object, count: int) -> tuple[float, ...]:
-    numbers = [v for v in values if type(v) in (int, float)] if isinstance(values, list) else []
-    if values != numbers or len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise InputError(path, f"{name} {values!r}", f"{count} finite numbers")
-    return tuple(map(float, numbers))
+    found, (n, gamma) = np.asarray(accepted), logits.shape
+    if found.ndim == 2:
+        chances = found.astype(np.float64)
+        if chances.shape != (n, gamma):
+            where = f"shape {list(chances.shape)}"
+            raise InputError("chances", where, f"shape [{n}, {gamma}]")
+        # Written so that NaN, which compares as false, is refused too.
+        if not ((chances >= 0) & (chances <= 1)).all():
+            where = f"chances from {chances.min()} to {chances.max()}"
+            raise InputError("chances", where, "numbers from 0 to 1")
+        return chances
+    if found.shape != (n,) or not np.issubdtype(found.dtype, np.integer):
+        where = f"{found.dtype} of shape {list(found.shape)}"
+        raise InputError("accepted counts", where, f"integers of shape [{n}]")
+    if found.min() < 0 or found.max() > gamma:
+        where = f"counts from {found.min()} to {found.max()}"
+        raise InputError("accepted counts", where, f"counts from 0 to {gamma}")
+    return (found[:, None] > np.arange(gamma)).astype(np.float64)

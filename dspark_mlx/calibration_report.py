@@ -21,7 +21,7 @@ class SlotReport:
         ece_before, ece_after: expected calibration error.
         auc_before, auc_after: area under the ROC curve; nan when every label is the same.
         predicted_before, predicted_after: mean predicted survival.
-        observed: share of the blocks whose first `slot` tokens the target takes.
+        observed: share of the blocks whose first `slot` tokens the target takes, or its chance.
     """
 
     slot: int

@@ -12,7 +12,7 @@ from typing import Protocol
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
-from .calibration import Calibration
+from .calibrations import Calibrations
 from .canonical import CanonicalConfig
 from .sampling import Pick
 from .types import Draft
@@ -25,10 +25,12 @@ class DrafterContext:
 
     Features that arrived since the last draft wait in `pending`, so that one product projects them
     and one write per layer takes them and the block's rows together. `tokens` are those that the
-    pending rows belong to. `vocabulary` is the request's draft vocabulary, None for the whole one.
+    pending rows belong to. `vocabulary` is the request's draft vocabulary, None for the whole one;
+    `temperatures` are those of its confidences, float32 `[gamma]`.
     """
 
     caches: list[KVCache]
+    temperatures: mx.array
     vocabulary: DraftVocabulary | None = None
     pending: list[mx.array] = field(default_factory=list)
     tokens: list[mx.array] = field(default_factory=list)
@@ -78,7 +80,7 @@ class Drafter(Protocol):
         ...
 
     @property
-    def calibration(self) -> Calibration:
+    def calibrations(self) -> Calibrations:
         """Of its confidences; temperatures of 1 where there are none."""
         ...
 
@@ -87,8 +89,13 @@ class Drafter(Protocol):
         """Tokens that drafts are chosen from, before a request has shown any more."""
         ...
 
-    def new_context(self, prompt: Iterable[int] = ()) -> DrafterContext:
-        """An empty context, for a request whose prompt has these tokens."""
+    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
+        """An empty context, for a request whose prompt has these tokens.
+
+        Args:
+            prompt: token ids.
+            temperature: the request's sampling temperature, for its confidences.
+        """
         ...
 
     def extend(self, context: DrafterContext, taps: Sequence[mx.array], tokens: mx.array) -> None:

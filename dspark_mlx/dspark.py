@@ -8,7 +8,8 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from .backbone import Backbone
-from .calibration import Calibration, identity
+from .calibration import identity
+from .calibrations import Calibrations
 from .config import DrafterConfig
 from .drafter import DrafterContext
 from .heads import correct
@@ -27,7 +28,7 @@ class DSparkDrafter:
         confidence: the confidence head; None without one.
         embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
         output: how hidden rows are read out, with the sequential head.
-        calibration: of the confidence head; None takes it as it is.
+        calibrations: of the confidence head; None takes it as it is.
     """
 
     def __init__(
@@ -37,15 +38,14 @@ class DSparkDrafter:
         confidence: ConfidenceHead | None,
         embed: Callable[[mx.array], mx.array],
         output: Output,
-        calibration: Calibration | None = None,
+        calibrations: Calibrations | None = None,
     ) -> None:
         self.config = config
         self._backbone = backbone
         self._confidence = confidence
         self._embed = embed
         self._output = output
-        self.calibration = calibration or identity(config.gamma)
-        self._temperatures = mx.array(self.calibration.temperatures)
+        self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
         self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
 
     @property
@@ -53,10 +53,12 @@ class DSparkDrafter:
         """See `Drafter.vocabulary_size`."""
         return self._output.size or self.config.output_size
 
-    def new_context(self, prompt: Iterable[int] = ()) -> DrafterContext:
+    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
         """See `Drafter.new_context`."""
         caches = [KVCache() for _ in range(self.config.num_layers)]
-        return DrafterContext(caches, self._output.vocabulary(prompt))
+        calibration = self.calibrations.at(temperature)
+        temperatures = mx.array(calibration.temperatures)
+        return DrafterContext(caches, temperatures, self._output.vocabulary(prompt))
 
     def extend(self, context: DrafterContext, taps: Sequence[mx.array], tokens: mx.array) -> None:
         """See `Drafter.extend`."""
@@ -91,7 +93,7 @@ class DSparkDrafter:
         odds = confidence = None
         if self._confidence is not None:
             odds = self._confidence(hidden, mx.concatenate(embeddings) if embeddings else None)
-            confidence = mx.sigmoid(odds / self._temperatures)
+            confidence = mx.sigmoid(odds / context.temperatures)
         return Draft(
             mx.concatenate(tokens),
             mx.concatenate(logits),

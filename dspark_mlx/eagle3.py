@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
-from .calibration import Calibration, identity
+from .calibration import identity
+from .calibrations import Calibrations
 from .config import Eagle3Config
 from .drafter import DrafterContext
 from .layers import Layer, LayerParts
@@ -60,8 +61,8 @@ class Eagle3Drafter:
         dtype: of the arithmetic.
         embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
         output: how hidden rows are read out.
-        calibration: there is no confidence to calibrate, but schedulers that learn acceptance start
-            from it; None starts from nothing.
+        calibrations: there is no confidence to calibrate, but schedulers that learn acceptance
+            start from them; None starts from nothing.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Eagle3Drafter:
         dtype: mx.Dtype,
         embed: Callable[[mx.array], mx.array],
         output: Output,
-        calibration: Calibration | None = None,
+        calibrations: Calibrations | None = None,
     ) -> None:
         self.config = config
         self._weights = weights
@@ -80,16 +81,17 @@ class Eagle3Drafter:
         self._output = output
         self._parts = LayerParts(config)
         self._kv = weights.qkv.slice(config.query_size, weights.qkv.out_features)
-        self.calibration = calibration or identity(config.gamma)
+        self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
 
     @property
     def vocabulary_size(self) -> int:
         """See `Drafter.vocabulary_size`."""
         return self._output.size or self.config.output_size
 
-    def new_context(self, prompt: Iterable[int] = ()) -> DrafterContext:
+    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
         """See `Drafter.new_context`."""
-        return DrafterContext([KVCache()], self._output.vocabulary(prompt))
+        temperatures = mx.array(self.calibrations.at(temperature).temperatures)
+        return DrafterContext([KVCache()], temperatures, self._output.vocabulary(prompt))
 
     def extend(self, context: DrafterContext, taps: Sequence[mx.array], tokens: mx.array) -> None:
         """See `Drafter.extend`."""

@@ -19,7 +19,7 @@ from . import builtin
 from .assemble import assemble
 from .bars import counting
 from .cache import new_caches
-from .calibration import Calibration, read_calibration
+from .calibrations import Calibrations, read_calibrations
 from .canonical import FORMAT, CanonicalConfig
 from .checkpoint import read_tensors, tensor_names
 from .config import read_config
@@ -85,7 +85,7 @@ def load(
         drafter = _published_drafter(model, folder) if drafter is None else drafter
     source = None if drafter is False or drafter is None else _drafter_folder(drafter)
     # The drafter is read first: a damaged one fails before a large target is loaded.
-    config, tensors, calibration = _read_drafter(source) if source else (None, {}, None)
+    config, tensors, calibrations = _read_drafter(source) if source else (None, {}, None)
     network, target_config = _load_target(folder, dtype)
     new_caches(network, folder)
     if config is None:
@@ -95,7 +95,7 @@ def load(
         target = Target(network, config.taps, folder)
         check_taps(network, target, untapped, folder)
         check_pair(config, source, target, folder)
-        built = _build(config, tensors, target, dtype, draft_vocabulary, calibration)
+        built = _build(config, tensors, target, dtype, draft_vocabulary, calibrations)
     decoder = Decoder(
         Engine(target, built, FullScheduler()), folder, target_config, source, precision
     )
@@ -125,13 +125,13 @@ def load_beside(
     draft_vocabulary = parse_setting(draft_vocabulary)
     source, (folder, _), shared = _drafter_folder(drafter), decoder.sources, decoder.engine.target
     dtype = None if decoder.precision == "stored" else getattr(mx, decoder.precision)
-    config, tensors, calibration = _read_drafter(source)
+    config, tensors, calibrations = _read_drafter(source)
     check_pair(config, source, shared, folder)
     with shared.untapped():
         untapped = probe_logits(shared.model)
     target = shared.sharing(config.taps, folder)
     check_taps(shared.model, target, untapped, folder)
-    built = _build(config, tensors, target, dtype, draft_vocabulary, calibration)
+    built = _build(config, tensors, target, dtype, draft_vocabulary, calibrations)
     beside = decoder.with_engine(Engine(target, built, FullScheduler()), source)
     if isinstance(scheduler, str):
         return _scheduled(beside, scheduler)
@@ -160,13 +160,13 @@ def load_apart(
     dtype = None if precision == "stored" else getattr(mx, precision)
     folder = builtin.target_folder() if model is None else _target_folder(model)
     source = _drafter_folder(drafter)
-    config, tensors, calibration = _read_drafter(source)
+    config, tensors, calibrations = _read_drafter(source)
     network, target_config = _load_target(folder, dtype)
     target = Target(network, taps(config, len(network.layers)), folder)
     check_pair(config, source, target, folder)
 
     def build(changed: CanonicalConfig) -> Drafter:
-        return _build(changed, tensors, target, dtype, "full", calibration)
+        return _build(changed, tensors, target, dtype, "full", calibrations)
 
     engine = Engine(target, None, FullScheduler())
     return Decoder(engine, folder, target_config, None, precision), config, build
@@ -174,7 +174,7 @@ def load_apart(
 
 def read_drafter(
     drafter: str | Path,
-) -> tuple[CanonicalConfig, dict[str, mx.array], Calibration | None]:
+) -> tuple[CanonicalConfig, dict[str, mx.array], Calibrations | None]:
     """A drafter's configuration, checked tensors and calibration.
 
     Args:
@@ -199,7 +199,7 @@ def _scheduled(decoder: Decoder, name: str) -> Decoder:
             warnings.warn(f"{obtained.rejected} {obtained.story}", stacklevel=3)
         profile = obtained.profile
     has_confidence = drafter.config.has_confidence
-    scheduler = make_scheduler(name, profile, drafter.calibration, has_confidence)
+    scheduler = make_scheduler(name, profile, drafter.calibrations, has_confidence)
     return decoder.with_scheduler(scheduler, profile)
 
 
@@ -283,11 +283,11 @@ def _converted(source: Path, kind: str, convert: Callable[[Path], object]) -> Pa
 
 def _read_drafter(
     folder: Path,
-) -> tuple[CanonicalConfig, dict[str, mx.array], Calibration | None]:
+) -> tuple[CanonicalConfig, dict[str, mx.array], Calibrations | None]:
     config = read_config(read_json(folder / "config.json"), folder / "config.json")
     tensors = read_tensors(folder)
     check_tensors(config, tensors, folder)
-    return config, tensors, read_calibration(folder, config.gamma)
+    return config, tensors, read_calibrations(folder, config.gamma)
 
 
 def _build(
@@ -296,7 +296,7 @@ def _build(
     target: Target,
     dtype: mx.Dtype | None,
     draft_vocabulary: Setting,
-    calibration: Calibration | None,
+    calibrations: Calibrations | None,
 ) -> Drafter:
     return assemble(
         config,
@@ -307,5 +307,5 @@ def _build(
         dequantise=dtype is not None,
         output=target.head,
         draft_vocabulary=draft_vocabulary,
-        calibration=calibration,
+        calibrations=calibrations,
     )

@@ -1,18 +1,16 @@
 """Recorded rounds: what the drafter proposes, and the target takes, at every position of a text.
 
 A calibration is fitted on them, and because no position is left out, a schedule of any verify
-lengths can be replayed on them without a model.
+lengths can be replayed on them without a model. A sampled text's blocks are those that would have
+led to it, see `sampling.hindsight`: nothing is verified, and the odds of each slot are known, which
+vary far less than outcomes do.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -23,32 +21,20 @@ from .compare import plain_run
 from .drafter import Drafter
 from .engine import Engine
 from .errors import InputError
-from .files import read_json_lines, write_text
-from .sampling import greedy
+from .recorded import RecordedRound
+from .rounds import rounds
+from .sampling import Pick, greedy
+from .sampling.base import Chooser
+from .sampling.hindsight import Hindsight, target_logprobs
+from .sampling.make import make_sampler
+from .sampling.noise import Noise
+from .sampling.settings import Sampling
 from .targets.tap import Target
 from .types import Draft
 
+P = TypeVar("P", bound=Pick)
 Progress = Callable[[int, int], None]
 """Called with prompts recorded and prompts in all."""
-
-
-@dataclass(frozen=True)
-class RecordedRound:
-    """A round that verified its whole block.
-
-    Attributes:
-        request: index of the prompt.
-        task: the prompt's group.
-        position: the anchor's, that is the number of committed tokens before it.
-        confidence_logits: raw log-odds of every slot of the block, gamma long.
-        accepted: how many tokens of the block the target takes, 0..gamma.
-    """
-
-    request: int
-    task: str
-    position: int
-    confidence_logits: tuple[float, ...]
-    accepted: int
 
 
 def record(
@@ -57,8 +43,9 @@ def record(
     max_tokens: int,
     stop_tokens: Collection[int],
     progress: Progress | None = None,
+    sampling: Sampling | None = None,
 ) -> list[RecordedRound]:
-    """Draft from every position of the target's own greedy texts.
+    """Draft from every position of the target's own texts.
 
     Args:
         engine: target and drafter; the scheduler is not asked.
@@ -67,6 +54,7 @@ def record(
             blocks is judged whole. A text that a stop token ends gives gamma fewer than its tokens.
         stop_tokens: ids that end a text.
         progress: called after each prompt.
+        sampling: how texts and drafts are sampled, without logits processors; None is greedy.
 
     Raises:
         InputError: no drafter, or one without a confidence head.
@@ -75,31 +63,85 @@ def record(
     if drafter is None or not drafter.config.has_confidence:
         found = "no drafter" if drafter is None else "a drafter without a confidence head"
         raise InputError("recording", found, "a drafter with a confidence head")
+    sampling = sampling or Sampling()
+    judge = _judge if sampling.temperature == 0 else _judge_sampled
     recorded: list[RecordedRound] = []
     with wired_limit(engine.target.model):
         for request, (task, prompt) in enumerate(prompts):
             length = max_tokens + drafter.config.gamma
-            text = plain_run(engine.target, prompt, length, stop_tokens).tokens
-            for i, (logits, accepted) in enumerate(_judge(engine, prompt, text)):
-                position = len(prompt) + i
-                recorded.append(RecordedRound(request, task, position, logits, accepted))
+            text = _text(engine, prompt, length, stop_tokens, sampling, request)
+            if len(text) > drafter.config.gamma:
+                judged = enumerate(judge(engine.target, drafter, prompt, text, sampling, request))
+                recorded += [
+                    RecordedRound(request, task, len(prompt) + i, *each) for i, each in judged
+                ]
             if progress:
                 progress(request + 1, len(prompts))
     return recorded
 
 
+def _text(
+    engine: Engine,
+    prompt: Sequence[int],
+    length: int,
+    stop_tokens: Collection[int],
+    sampling: Sampling,
+    sample: int,
+) -> list[int]:
+    """What the target writes; when sampling by a seed, the same in every run."""
+    if sampling.temperature == 0:
+        return plain_run(engine.target, prompt, length, stop_tokens).tokens
+    sampler = make_sampler(
+        dataclasses.replace(sampling, seed=0), engine.target.vocab_size, len(prompt), sample
+    )
+    plain = dataclasses.replace(engine, drafter=None)
+    made = rounds(plain, prompt, max_tokens=length, stop_tokens=stop_tokens, sampler=sampler)
+    return [token for done in made for token in done.tokens]
+
+
+Judged: TypeAlias = tuple[tuple[float, ...], int, float, tuple[float, ...]]
+"""Log-odds, accepted count, temperature and chances of a `RecordedRound`."""
+
+
 def _judge(
-    engine: Engine, prompt: Sequence[int], text: Sequence[int]
-) -> Iterator[tuple[tuple[float, ...], int]]:
-    """Log-odds and accepted count of the block after each token of `text` that fits into it."""
-    drafter = engine.drafter
-    assert drafter is not None
+    target: Target,
+    drafter: Drafter,
+    prompt: Sequence[int],
+    text: Sequence[int],
+    sampling: Sampling,
+    sample: int,
+) -> Iterator[Judged]:
+    """The greedy block after each token of `text` that it fits into."""
     anchors = len(text) - drafter.config.gamma
-    if anchors < 1:
-        return
-    taps = features(engine.target, [*prompt, *text[: anchors - 1]])
+    taps = features(target, [*prompt, *text[: anchors - 1]])
     for draft, accepted in judged_drafts(drafter, prompt, text, taps):
-        yield tuple(np.array(draft.confidence_logits).tolist()), accepted
+        yield tuple(np.array(draft.confidence_logits).tolist()), accepted, 0.0, ()
+
+
+def _judge_sampled(
+    target: Target,
+    drafter: Drafter,
+    prompt: Sequence[int],
+    text: Sequence[int],
+    sampling: Sampling,
+    sample: int,
+) -> Iterator[Judged]:
+    """The sampled block that led to what follows each token of `text`."""
+    gamma, chooser = drafter.config.gamma, Chooser(sampling, [])
+    taps, logits = _features_and_logits(target, prompt, text[:-1])
+    logprobs, tokens = target_logprobs(chooser, logits), mx.array(list(text), dtype=mx.int32)
+    mx.eval(taps, logprobs)
+    # The text's own noise is of seed 0.
+    keys = Noise(1, sample).at(0, len(text))
+    rule = sampling.verification == "block"
+
+    def pick_at(i: int) -> Hindsight:
+        block = slice(i + 1, i + 1 + gamma)
+        return Hindsight(chooser, tokens[block], logprobs[i : i + gamma], keys[i], rule)
+
+    for draft, pick in _drafts(drafter, prompt, text, taps, pick_at):
+        odds, (kept, chances) = np.array(draft.confidence_logits), np.array(pick.outcome)
+        yield tuple(odds.tolist()), int(kept.sum()), sampling.temperature, tuple(chances.tolist())
 
 
 def judged_drafts(
@@ -112,22 +154,40 @@ def judged_drafts(
         prompt, text: token ids, the text as the target wrote it after the prompt.
         taps: features of both, one `[tokens, hidden]` a tap; the last block's tokens need none.
     """
-    gamma, start = drafter.config.gamma, len(prompt)
-    context, tokens = drafter.new_context(prompt), mx.array([*prompt, *text], dtype=mx.int32)
-    there = 0
-    for i in range(len(text) - gamma):
-        rows, there = slice(there, start + i), start + i
-        drafter.extend(context, [tap[rows] for tap in taps], tokens[rows])
-        context.commit([text[i]])
-        draft = drafter.draft(context, mx.array([text[i]], dtype=mx.int32), greedy)
+    gamma = drafter.config.gamma
+    for i, (draft, _) in enumerate(_drafts(drafter, prompt, text, taps, lambda i: greedy)):
         mx.eval([a for a in (draft.tokens, draft.confidence_logits) if a is not None])
         equal = np.array(draft.tokens) == np.array(text[i + 1 : i + 1 + gamma])
         yield draft, int(np.cumprod(equal).sum())
 
 
-def features(target: Target, tokens: Sequence[int], step: int = 2048) -> list[mx.array]:
+def _drafts(
+    drafter: Drafter,
+    prompt: Sequence[int],
+    text: Sequence[int],
+    taps: Sequence[mx.array],
+    pick_at: Callable[[int], P],
+) -> Iterator[tuple[Draft, P]]:
+    """The block after each token of `text` that it fits into, with what `pick_at` drew it by."""
+    start = len(prompt)
+    context, tokens = drafter.new_context(prompt), mx.array([*prompt, *text], dtype=mx.int32)
+    there = 0
+    for i in range(len(text) - drafter.config.gamma):
+        rows, there = slice(there, start + i), start + i
+        drafter.extend(context, [tap[rows] for tap in taps], tokens[rows])
+        context.commit([text[i]])
+        pick = pick_at(i)
+        yield drafter.draft(context, mx.array([text[i]], dtype=mx.int32), pick), pick
+
+
+def features(target: Target, tokens: Sequence[int]) -> list[mx.array]:
     """Features of every token, one `[tokens, hidden]` a tap; no logits are computed."""
-    caches = new_caches(target.model, "target")
+    return _features(target, tokens, new_caches(target.model, "target"))
+
+
+def _features(
+    target: Target, tokens: Sequence[int], caches: list[Any], step: int = 2048
+) -> list[mx.array]:
     chunks: list[list[mx.array]] = []
     for start in range(0, len(tokens), step):
         _, taps = target(mx.array(list(tokens[start : start + step]), dtype=mx.int32), caches)
@@ -136,47 +196,11 @@ def features(target: Target, tokens: Sequence[int], step: int = 2048) -> list[mx
     return [mx.concatenate(list(parts)) for parts in zip(*chunks, strict=True)]
 
 
-def arrays(rounds: Sequence[RecordedRound]) -> tuple[np.ndarray, np.ndarray]:
-    """What `calibration.fit` takes: log-odds float64 `[n, gamma]`, accepted int64 `[n]`."""
-    logits = np.array([done.confidence_logits for done in rounds], dtype=np.float64)
-    return logits, np.array([done.accepted for done in rounds], dtype=np.int64)
-
-
-def write_rounds(path: Path, rounds: Iterable[RecordedRound]) -> None:
-    """Write JSON lines, one a round, atomically."""
-    write_text(path, "".join(json.dumps(dataclasses.asdict(done)) + "\n" for done in rounds))
-
-
-def read_rounds(path: Path) -> list[RecordedRound]:
-    """Read what `write_rounds` wrote.
-
-    Raises:
-        InputError: no such file, no rounds in it, or a line (named by its number) that is not one
-            round with as many slots as the first.
-    """
-    lines = read_json_lines(path, "recorded rounds", "round")
-    rounds = [_read_round(where, data) for where, data in lines]
-    gamma = len(rounds[0].confidence_logits)
-    for number, done in enumerate(rounds, 1):
-        if len(done.confidence_logits) != gamma:
-            found = f"{len(done.confidence_logits)} confidence logits"
-            raise InputError(f"{path}:{number}", found, f"{gamma}, as on the first line")
-    return rounds
-
-
-def _read_round(where: str, data: Any) -> RecordedRound:
-    names = [field.name for field in dataclasses.fields(RecordedRound)]
-    if not isinstance(data, dict) or sorted(data) != sorted(names):
-        raise InputError(where, json.dumps(data)[:60], f"an object of {', '.join(names)}")
-    logits = data["confidence_logits"]
-    numbers = isinstance(logits, list) and all(type(z) in (int, float) for z in logits)
-    if not numbers or not logits or not all(math.isfinite(z) for z in logits):
-        raise InputError(where, f"confidence_logits {logits!r}", "finite numbers, one a slot")
-    for name, most in (("request", None), ("position", None), ("accepted", len(logits))):
-        value = data[name]
-        if type(value) is not int or value < 0 or (most is not None and value > most):
-            expected = "a whole number, 0 or more" if most is None else f"from 0 to {most}"
-            raise InputError(where, f"{name} {value!r}", expected)
-    if not isinstance(data["task"], str):
-        raise InputError(where, f"task {data['task']!r}", "a string")
-    return RecordedRound(**data | {"confidence_logits": tuple(float(z) for z in logits)})
+def _features_and_logits(
+    target: Target, prompt: Sequence[int], text: Sequence[int]
+) -> tuple[list[mx.array], mx.array]:
+    """Features of every token, and the logits after each token of the text, `[text, V]`."""
+    caches = new_caches(target.model, "target")
+    before = _features(target, prompt, caches)
+    logits, after = target(mx.array(list(text), dtype=mx.int32), caches)
+    return [mx.concatenate(list(parts)) for parts in zip(before, after, strict=True)], logits

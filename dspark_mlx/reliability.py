@@ -28,7 +28,7 @@ def ece(predicted: npt.ArrayLike, label: npt.ArrayLike, bins: int = BINS) -> flo
     """Expected calibration error: the bins' |mean prediction - frequency|, weighted by count.
 
     Args:
-        predicted: probabilities, `[n]`. label: what happened, `[n]` of 0 and 1.
+        predicted: probabilities, `[n]`. label: what happened, `[n]` of 0 and 1, or its chance.
         bins: equal-width bins of [0, 1]; an edge belongs to the bin above it.
     """
     count, predictions, labels = bin_counts(predicted, label, bins)
@@ -36,12 +36,15 @@ def ece(predicted: npt.ArrayLike, label: npt.ArrayLike, bins: int = BINS) -> flo
 
 
 def auc(predicted: npt.ArrayLike, label: npt.ArrayLike) -> float:
-    """The chance that a positive ranks above a negative, ties half; nan without both classes."""
-    positive = np.asarray(label, dtype=bool)
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if not n_positive or not n_negative:
+    """The chance that a positive ranks above a negative, ties half; nan without both classes.
+
+    A label between 0 and 1 counts as so much of a positive and the rest of a negative.
+    """
+    positive = np.asarray(label, dtype=np.float64)
+    values, inverse = np.unique(predicted, return_inverse=True)
+    ups = np.bincount(inverse, positive, minlength=len(values))
+    downs = np.bincount(inverse, 1 - positive, minlength=len(values))
+    pairs = ups.sum() * downs.sum()
+    if not pairs:
         return math.nan
-    _, inverse, counts = np.unique(predicted, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    below = ranks[positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(below / (n_positive * n_negative))
+    return float((ups * (np.cumsum(downs) - downs / 2)).sum() / pairs)

@@ -7,14 +7,15 @@ much of it the target takes, so any schedule can be walked through it exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from operator import mul
 from time import perf_counter
 from typing import TypeVar
 
 from .calibration import Calibration
-from .recording import RecordedRound
+from .calibrations import Calibrations
+from .recorded import RecordedRound
 from .schedulers import Policy, Scheduler, schedule
 from .schedulers.fixed import FixedScheduler
 from .schedulers.pace import best_length
@@ -61,17 +62,21 @@ class Text:
     start: int
     accepted: tuple[int, ...]
     confidence: tuple[tuple[float, ...], ...]
+    temperature: float = 0.0
 
 
-def texts(rounds: Iterable[RecordedRound], calibration: Calibration) -> list[Text]:
-    """Group recorded rounds by request, in the order of their positions."""
+def texts(rounds: Iterable[RecordedRound], calibration: Calibration | Calibrations) -> list[Text]:
+    """Group recorded rounds by temperature and request, in the order of their positions."""
     made = []
-    for _, group in groupby(rounds, key=lambda done: done.request):
+    for (temperature, _), group in groupby(
+        rounds, key=lambda done: (done.temperature, done.request)
+    ):
         ordered = sorted(group, key=lambda done: done.position)
         logits = [done.confidence_logits for done in ordered]
-        confidence = calibration.probabilities(logits).tolist()
+        confidence = calibration.at(temperature).probabilities(logits).tolist()
         made.append(
             Text(
+                temperature=temperature,
                 task=ordered[0].task,
                 start=ordered[0].position,
                 accepted=tuple(done.accepted for done in ordered),
@@ -86,12 +91,14 @@ def replay(scheduler: Scheduler, text: Text, profile: SpeedProfile, greedy: bool
 
     Args:
         scheduler: starts a policy for it.
-        text: the recording.
+        text: the recording; a sampled one is walked at a sampled request's costs.
         profile: gives every step's time.
-        greedy: False shows the policy of each block only what it may see when sampling.
+        greedy: False shows the policy of a greedy text's block only what it may see when sampling,
+            which is all that it sees of a sampled one's.
     """
     gamma = len(text.confidence[0])
-    policy = scheduler.start(gamma)
+    policy = scheduler.start(gamma, text.temperature)
+    profile, greedy = _as_sampled(text, profile), greedy and not text.temperature
     clock = _Clock(policy)
     total, at, parked = Outcome(), 0, 0
     while at < len(text.accepted):
@@ -110,12 +117,17 @@ def replay(scheduler: Scheduler, text: Text, profile: SpeedProfile, greedy: bool
     return total + Outcome(deciding_seconds=clock.seconds)
 
 
+def _as_sampled(text: Text, profile: SpeedProfile) -> SpeedProfile:
+    return profile.sampled if text.temperature else profile
+
+
 def oracle(text: Text, profile: SpeedProfile) -> Outcome:
     """The best that is possible with the text's own odds, known in advance.
 
     It is shown all calibrated confidences of every block and knows the text's long-run rate, which
     is found by repeated substitution (Dinkelbach); it decodes plainly where that is faster.
     """
+    profile, text = _as_sampled(text, profile), replace(text, temperature=0.0)
     best, rate = replay(FixedScheduler(0), text, profile), 1.0
     for _ in range(20):
         found = replay(_KnownRate(profile, rate), text, profile)
@@ -154,7 +166,7 @@ class _KnownRate:
         self._costs: Costs | None = None
         self._limit = 0
 
-    def start(self, gamma: int, sampled: bool = False) -> Policy:
+    def start(self, gamma: int, temperature: float = 0.0) -> Policy:
         return self
 
     def park(self, context: int, limit: int) -> int:

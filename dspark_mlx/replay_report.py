@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .calibration import Calibration, fit, read_calibration
+from .calibration import fit
+from .calibrations import Calibrations, read_calibrations
 from .errors import InputError
-from .recording import RecordedRound, arrays, read_rounds
+from .recorded import RecordedRound, arrays, by_temperature, read_rounds
 from .replay import Outcome, Text, best_fixed, oracle, replay, texts
 from .schedulers.fixed import FixedScheduler
 from .schedulers.make import make_scheduler
@@ -56,13 +57,13 @@ def report(
     greedy: bool,
     schedulers: Iterable[str] = SCHEDULERS,
 ) -> str:
-    """Tables, one a profile, and a last line of JSON.
+    """Tables, one a profile and sampling temperature, and a last line of JSON.
 
     Args:
         rounds_path: recorded rounds, see `recording.read_rounds`.
         profile_names: files or shipped profiles.
-        calibration_folder: holds calibration.json; None fits one on the rounds themselves.
-        greedy: False shows a policy only what it may see when sampling.
+        calibration_folder: holds calibration.json; None fits on the rounds themselves.
+        greedy: False shows a policy of greedy rounds only what it may see when sampling.
         schedulers: to be judged, beside the best fixed length and the oracle.
 
     Raises:
@@ -77,17 +78,21 @@ def report(
         if profile.widths <= calibration.gamma:
             found = f"widths 1 to {profile.widths}"
             raise InputError(f"profile {name}", found, f"1 to {calibration.gamma + 1} at least")
-        judged = _judge(recorded, profile, calibration, greedy, schedulers)
-        lines += [_table(name, profile, judged), ""]
-        data[name] = {line.name: _numbers(line) for line in judged}
+        for temperature in sorted({text.temperature for text in recorded}):
+            alike = [text for text in recorded if text.temperature == temperature]
+            judged = _judge(alike, profile, calibration, greedy, schedulers)
+            title = f"{name} at temperature {temperature:g}" if temperature else name
+            lines += [_table(f"{title}: {profile.name}", judged), ""]
+            data[title] = {line.name: _numbers(line) for line in judged}
     return "\n".join([*lines, json.dumps(data)])
 
 
-def _calibration(rounds: Sequence[RecordedRound], folder: Path | None) -> Calibration:
+def _calibration(rounds: Sequence[RecordedRound], folder: Path | None) -> Calibrations:
     gamma = len(rounds[0].confidence_logits)
     if folder is None:
-        return fit(*arrays(rounds))
-    found = read_calibration(folder, gamma)
+        groups = by_temperature(rounds).items()
+        return Calibrations({temperature: fit(*arrays(group)) for temperature, group in groups})
+    found = read_calibrations(folder, gamma)
     if found is None:
         raise InputError(folder, "no calibration.json", "a calibrated drafter's folder")
     return found
@@ -96,7 +101,7 @@ def _calibration(rounds: Sequence[RecordedRound], folder: Path | None) -> Calibr
 def _judge(
     recorded: Sequence[Text],
     profile: SpeedProfile,
-    calibration: Calibration,
+    calibration: Calibrations,
     greedy: bool,
     schedulers: Iterable[str],
 ) -> list[Line]:
@@ -118,11 +123,11 @@ def _line(name: str, outcomes: Sequence[Outcome]) -> Line:
     return Line(name, sum(outcomes, Outcome()), slowest)
 
 
-def _table(name: str, profile: SpeedProfile, judged: Sequence[Line]) -> str:
+def _table(title: str, judged: Sequence[Line]) -> str:
     best, fixed = judged[0].total.speedup, judged[1].total.speedup
     head = f"{'scheduler':<15}{'speedup':>9}{'slowest':>9}{'of oracle':>11}{'of fixed':>10}"
     head += f"{'drafting':>10}{'scheduled':>11}{'accepted':>10}{'deciding':>10}"
-    rows = [f"{name}: {profile.name}", head]
+    rows = [title, head]
     for line in judged:
         total = line.total
         row = f"{line.name:<15}{total.speedup:>8.3f}x{line.slowest:>8.2f}x"

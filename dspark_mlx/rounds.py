@@ -47,8 +47,8 @@ def rounds(
         progress: called during the prefill.
     """
     target, drafter = engine.target, engine.drafter
-    context = drafter.new_context(prompt) if drafter else None
-    policy = engine.scheduler.start(drafter.config.gamma if drafter else 0, sampler.sampled)
+    context = drafter.new_context(prompt, sampler.temperature) if drafter else None
+    policy = engine.scheduler.start(drafter.config.gamma if drafter else 0, sampler.temperature)
     state = State(new_caches(target.model, "target"), context, policy, sampler)
     remaining, stop = max_tokens, frozenset(stop_tokens)
     with wired_limit(target.model):

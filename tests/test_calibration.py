@@ -11,20 +11,12 @@ import pytest
 from pairs import TARGET, golden
 
 from dspark_mlx import calibrate
-from dspark_mlx.calibration import (
-    FILE,
-    FLAT,
-    GRID,
-    Calibration,
-    fit,
-    identity,
-    read_calibration,
-    write_calibration,
-)
+from dspark_mlx.calibration import FLAT, GRID, Calibration, fit, identity
 from dspark_mlx.calibration_report import report, table
+from dspark_mlx.calibrations import FILE, Calibrations, read_calibrations, write_calibrations
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.recording import RecordedRound, write_rounds
+from dspark_mlx.recorded import RecordedRound, write_rounds
 from dspark_mlx.reliability import auc, ece
 
 DISTORTION = (2.5, 0.5, 1.8, 0.6)
@@ -113,6 +105,22 @@ def test_identity_is_the_plain_sigmoid():
     assert identity(3).rounds == 0
 
 
+def test_chances_count_as_so_many_outcomes():
+    """A fit or a report of sampled rounds that rounds their odds, or an order judged by them."""
+    logits, accepted = rounds(1500, seed=9)
+    counted = (accepted[:, None] > np.arange(4)).astype(float)
+    assert fit(logits, counted) == fit(logits, accepted)
+    assert report(logits, counted, identity(4)) == report(logits, accepted, identity(4))
+    # Three rounds alike, one of which survives, are one of chance a third.
+    thrice = np.tile([[2.0], [-1.0]], (3, 1))
+    outcomes = [[1.0], [0.0], [1.0], [0.0], [0.0], [1.0]]
+    alike = report(thrice, outcomes, identity(1))[0]
+    known = report([[2.0], [-1.0]], [[2 / 3], [1 / 3]], identity(1))[0]
+    assert known.observed == pytest.approx(alike.observed)
+    assert known.auc_before == pytest.approx(alike.auc_before)
+    assert known.ece_before == pytest.approx(alike.ece_before)
+
+
 def test_ece_is_the_definition():
     """Bins that lose 0 or 1, an unweighted mean, squared differences."""
     generator = np.random.default_rng(5)
@@ -178,6 +186,9 @@ def test_the_report_is_of_survival():
         ([[0.0, 0.0]], [-1], "counts from 0 to 2"),
         ([[0.0, 0.0]], [0.5], "integers"),
         ([[0.0, 0.0]], [0, 1], r"shape \[1\]"),
+        ([[0.0, 0.0]], [[0.5]], r"shape \[1, 2\]"),
+        ([[0.0, 0.0]], [[0.5, 1.5]], "from 0 to 1"),
+        ([[0.0, 0.0]], [[0.5, math.nan]], "from 0 to 1"),
     ],
 )
 def test_unusable_rounds_are_refused(logits, accepted, named):
@@ -194,18 +205,47 @@ def test_another_block_length_is_refused():
 
 def test_the_file_keeps_every_value(tmp_path):
     """Rounded temperatures; a missing file taken for an error."""
-    assert read_calibration(tmp_path, 4) is None
-    calibration = fit(*rounds(400, seed=8))
-    assert write_calibration(tmp_path, calibration) == tmp_path / FILE
-    assert read_calibration(tmp_path, 4) == calibration
+    assert read_calibrations(tmp_path, 4) is None
+    calibrations = Calibrations({0.0: fit(*rounds(400, seed=8)), 0.7: fit(*rounds(400, seed=9))})
+    assert write_calibrations(tmp_path, calibrations) == tmp_path / FILE
+    assert read_calibrations(tmp_path, 4) == calibrations
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_file_of_one_greedy_fit_is_still_read(tmp_path):
+    """A drafter calibrated before temperatures had fits of their own, refused."""
+    fitted = fit(*rounds(300, seed=8))
+    data = {"format": "dspark_mlx.calibration", "format_version": 1, **dataclasses.asdict(fitted)}
+    (tmp_path / FILE).write_text(json.dumps(data))
+    old = read_calibrations(tmp_path, 4)
+    assert old == Calibrations({0.0: fitted})
+    assert old is not None and old.at(0.7) == fitted
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"format": "other"}, "format"),
-        ({"format_version": 2}, "format"),
+        ({"format_version": 3}, "format"),
+        ({"extra": 1}, "extra"),
+        ({"fits": []}, "a list of them"),
+        ({"fits": {}}, "a list of them"),
+        ({"fits": [1]}, "an object"),
+    ],
+)
+def test_a_foreign_file_is_refused_by_name(tmp_path, change, named):
+    """Whatever a later version or another program wrote, taken for fits."""
+    path = write_calibrations(tmp_path, Calibrations({0.0: identity(3)}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=named) as refused:
+        read_calibrations(tmp_path, 3)
+    assert refused.value.where == str(path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
         ({"extra": 1}, "extra"),
         ({"temperatures": [1.0, 1.0]}, "3 finite numbers"),
         ({"temperatures": [1.0, 1.0, 0.0]}, "above 0"),
@@ -216,17 +256,62 @@ def test_the_file_keeps_every_value(tmp_path):
         ({"means": [0.5]}, "3 finite numbers"),
         ({"persistence": -0.1}, "from 0 to 1"),
         ({"persistence": "1"}, "1 finite numbers"),
+        ({"typical": []}, "typical"),
+        ({"typical": [[0.5, 0.5]]}, "3 finite numbers"),
         ({"rounds": -1}, "rounds"),
         ({"rounds": 1.0}, "rounds"),
     ],
 )
-def test_a_damaged_file_is_refused_by_name(tmp_path, change, named):
+def test_a_damaged_fit_is_refused_by_name(tmp_path, version, change, named):
     """Confidences scaled by whatever a hand-edited or foreign file holds."""
-    path = write_calibration(tmp_path, identity(3))
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path = write_calibrations(tmp_path, Calibrations({0.7: identity(3), 1.0: identity(3)}))
+    data = json.loads(path.read_text())
+    data["fits"][1] |= change
+    if version == 1:
+        fitted = data.pop("fits")[1]
+        del fitted["sampling_temperature"]
+        data |= fitted | {"format_version": 1}
+    path.write_text(json.dumps(data))
     with pytest.raises(InputError, match=named) as refused:
-        read_calibration(tmp_path, 3)
+        read_calibrations(tmp_path, 3)
     assert refused.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "named"),
+    [(-0.5, "0 or more"), ("hot", "finite"), (None, "finite"), (0.7, "twice")],
+)
+def test_a_damaged_temperature_is_refused_by_name(tmp_path, temperature, named):
+    """One of two fits of a temperature chosen, or a request's place among words."""
+    path = write_calibrations(tmp_path, Calibrations({0.7: identity(3), 1.0: identity(3)}))
+    data = json.loads(path.read_text())
+    data["fits"][1]["sampling_temperature"] = temperature
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=named):
+        read_calibrations(tmp_path, 3)
+
+
+def test_a_request_gets_what_lies_between():
+    """The greedy prior for a request at 0.7; the wrong neighbour; a temperature beyond all fits
+    that finds nothing."""
+
+    def fitted(value: float, blocks: int = 2) -> Calibration:
+        return Calibration((1 + value,) * 2, 100, (value,) * 2, value, ((value,) * 2,) * blocks)
+
+    many = Calibrations({1.0: fitted(0.2), 0.0: fitted(0.8), 0.5: fitted(0.6)})
+    for temperature, value in ((0.0, 0.8), (0.25, 0.7), (0.5, 0.6), (0.875, 0.3), (1.0, 0.2)):
+        found, expected = many.at(temperature), fitted(value)
+        for field in ("temperatures", "means"):
+            assert getattr(found, field) == pytest.approx(getattr(expected, field))
+        assert found.typical[1] == pytest.approx(expected.typical[1])
+        assert found.persistence == pytest.approx(value)
+    assert many.at(3.0) == fitted(0.2) and many.gamma == 2
+    alone = Calibrations({0.7: fitted(0.5)})
+    assert alone.at(0.0) == alone.at(0.7) == alone.at(2.0) == fitted(0.5)
+    # Blocks that have no like are those of the nearer fit.
+    unlike = Calibrations({0.0: fitted(0.8), 1.0: fitted(0.2, blocks=3)})
+    assert unlike.at(0.4).typical == fitted(0.8).typical
+    assert unlike.at(0.6).typical == fitted(0.2, blocks=3).typical
 
 
 def recorded(n: int, seed: int = 0) -> list[RecordedRound]:
@@ -254,10 +339,11 @@ def test_the_command_fits_recorded_rounds(files, capsys):
     assert list((files / "to").iterdir()) == []
     assert calibrate.main([*flags, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    stored = read_calibration(files / "to", 4)
-    assert stored is not None and list(stored.temperatures) == printed["temperatures"]
-    assert printed["stored"] == str(files / "to" / FILE) and printed["rounds"] == 600
-    assert {name: len(slots) for name, slots in printed["slots"].items()} == {
+    stored = read_calibrations(files / "to", 4)
+    (fitted,) = printed["fits"]
+    assert stored is not None and list(stored.at(0.0).temperatures) == fitted["temperatures"]
+    assert printed["stored"] == str(files / "to" / FILE) and fitted["rounds"] == 600
+    assert {name: len(slots) for name, slots in fitted["slots"].items()} == {
         "fitted": 4,
         "held out": 4,
     }
@@ -276,7 +362,7 @@ def test_the_fit_is_stored_beside_the_drafter(files):
     flags = ["--model", str(TARGET), "--drafter", str(drafter), "--rounds"]
     for _ in range(2):
         assert calibrate.main([*flags, str(files / "own.jsonl")]) == 0
-    assert read_calibration(drafter, gamma) == fit(logits, accepted)
+    assert read_calibrations(drafter, gamma) == Calibrations({0.0: fit(logits, accepted)})
     with pytest.raises(InputError, match=f"blocks of 4 tokens; expected {gamma}"):
         calibrate.main([*flags, str(files / "fit.jsonl")])
 
@@ -306,6 +392,7 @@ def test_the_command_draws_the_diagram(files):
         (["--no-drafter"], "--no-drafter"),
         (["--scheduler", "full"], "--scheduler"),
         (["--max-tokens", "0"], "--max-tokens"),
+        (["--temp", "0.7"], "--temp"),
         (["--record", "rounds.jsonl"], "--record"),
         (["--to", "nowhere/at/all"], "--to"),
         (["--plot", "plot.gif"], "plot.gif"),

@@ -16,9 +16,9 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 LEVELS = (
     "version errors types quantization canonical config files bars tally hub precision matrix",
     "layout checkpoint",
-    "sampling grammar prompts registry heads cache speed reliability fingerprint",
+    "sampling grammar prompts registry heads cache speed reliability fingerprint recorded",
     "calibration",
-    "calibration_report",
+    "calibration_report calibrations",
     "rotary layers vocabulary targets schedulers plots request",
     "backbone drafter",
     "dspark eagle3",

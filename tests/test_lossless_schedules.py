@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hand_made import hand_made_profile
 
-from dspark_mlx.calibration import Calibration
+from dspark_mlx.calibration import Calibration, identity
+from dspark_mlx.calibrations import Calibrations
 from dspark_mlx.schedulers import Policy, schedule
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
@@ -77,8 +78,9 @@ def run(
     """The first two tokens after each of many rounds, int `[rounds, 2]`."""
     rng = np.random.default_rng(seed)
     prior = Calibration((1.0, 1.0), 100, (0.8, 0.6), 0.5, ((0.8, 0.9), (0.8, 0.3)))
-    scheduler = make_scheduler(name, PROFILES[profile], prior)
-    policy, tokens = scheduler.start(2), np.empty((rounds, 2), dtype=np.int64)
+    priors = Calibrations({0.0: identity(2), 1.0: prior})
+    policy = make_scheduler(name, PROFILES[profile], priors).start(2, temperature=1.0)
+    tokens = np.empty((rounds, 2), dtype=np.int64)
     for i, (x1, x2, keep1, keep2, plain1, other1, other2) in enumerate(
         zip(*(a.tolist() for a in pair.draws(rng, rounds)), strict=True)
     ):

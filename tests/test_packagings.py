@@ -14,7 +14,7 @@ from packaged import PACKAGED
 from packaged_parts import MASK, TAPS, TARGET_DEPTH, VOCAB
 
 from dspark_mlx.assemble import assemble
-from dspark_mlx.calibration import read_calibration
+from dspark_mlx.calibrations import read_calibrations
 from dspark_mlx.checkpoint import read_tensors
 from dspark_mlx.config import DrafterConfig
 from dspark_mlx.convert.drafter import convert_drafter
@@ -191,7 +191,7 @@ def test_offset_norms_become_factors(tmp_path):
 def test_shipped_temperatures_are_kept(tmp_path, name):
     case = Case(name, tmp_path)
     config = case.convert()
-    calibration = read_calibration(case.out, config.gamma)
+    calibration = read_calibrations(case.out, config.gamma).at(0.0)
     assert calibration.temperatures == (1.0, 1.1, 1.2, 1.3, 1.4)
 
 

@@ -81,7 +81,7 @@ def test_the_context_is_complete_after_parking(pair):
         name, needs_confidence, reads_confidence = "alternating", False, False
         asked = 0
 
-        def start(self, gamma, sampled):
+        def start(self, gamma, temperature):
             return self
 
         def park(self, context, limit):

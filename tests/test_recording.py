@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from pairs import tokens_of, traces
 
 from dspark_mlx.errors import InputError
-from dspark_mlx.recording import RecordedRound, arrays, read_rounds, record, write_rounds
+from dspark_mlx.recorded import RecordedRound, arrays, read_rounds, write_rounds
+from dspark_mlx.recording import record
 
 TOKENS = 40
 ROUNDS = [
@@ -110,6 +112,11 @@ def test_the_file_keeps_every_value(tmp_path):
         ({"confidence_logits": None}, "finite numbers"),
         ({"confidence_logits": [0.0, 1.0], "accepted": 1}, "as on the first line"),
         ({"more": 1}, "an object of request, task"),
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"temperature": None}, "temperature None"),
+        ({"temperature": 0.7}, "3 numbers from 0 to 1 at temperature 0.7"),
+        ({"temperature": 0.7, "chances": [0.5, 0.5, 1.5]}, "3 numbers from 0 to 1"),
+        ({"chances": [0.5, 0.5, 0.5]}, "0 numbers from 0 to 1 at temperature 0"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, change, named):
@@ -121,6 +128,16 @@ def test_a_damaged_line_is_named(tmp_path, change, named):
     with pytest.raises(InputError, match=named) as refused:
         read_rounds(path)
     assert refused.value.where == f"{path}:2"
+
+
+def test_lines_without_a_temperature_are_greedy(tmp_path):
+    """Recordings from before texts were sampled, refused."""
+    path = tmp_path / "r.jsonl"
+    old = [dataclasses.asdict(done) for done in ROUNDS]
+    for line in old:
+        del line["temperature"], line["chances"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert read_rounds(path) == ROUNDS
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,9 @@ from pairs import traces
 
 from dspark_mlx import InputError, bench
 from dspark_mlx.calibration import fit, identity
-from dspark_mlx.recording import RecordedRound, arrays, record, write_rounds
+from dspark_mlx.calibrations import Calibrations
+from dspark_mlx.recorded import RecordedRound, arrays, write_rounds
+from dspark_mlx.recording import record
 from dspark_mlx.replay import Text, best_fixed, oracle, replay, texts, total
 from dspark_mlx.replay_report import SHIPPED, find_profile, report
 from dspark_mlx.schedulers.fixed import FixedScheduler
@@ -119,6 +122,54 @@ def test_the_command_prints_tables_and_json(tmp_path, capsys):
     data = json.loads(last)
     assert set(data) == {"stepped", "flat"} and "expected" in data["flat"]
     assert sum(line.startswith("expected") for line in lines) == 2
+
+
+def test_sampled_rounds_are_replayed_at_their_temperature(tmp_path):
+    """Greedy costs, a greedy prior or greedy's view of later slots for a sampled text; texts of two
+    temperatures taken for one."""
+    greedy = made_up(2, seed=7, mixed=False)
+    hot = [
+        dataclasses.replace(r, temperature=1.0, chances=(0.5,) * 7) for r in made_up(2, 8, False)
+    ]
+    recorded = texts([*greedy, *hot], Calibrations({0.0: identity(7), 1.0: identity(7)}))
+    assert [text.temperature for text in recorded] == [0.0, 0.0, 1.0, 1.0]
+    costs = dataclasses.replace(
+        hand_made_profile(range(10, 26, 2), draft=3, plain=9), sampling=(4.0, 1.0, 0.5)
+    )
+    cold, warm = recorded[0], dataclasses.replace(recorded[0], temperature=1.0)
+    for text, round_ms, plain_ms in ((cold, 3 + 14, 9), (warm, 7 + 16, 10)):
+        found = replay(FixedScheduler(2), text, costs)
+        # The last block may be shorter, and cheaper.
+        assert found.milliseconds == pytest.approx(round_ms * found.rounds, abs=10)
+        assert found.plain_milliseconds == plain_ms * found.tokens
+        assert oracle(text, costs).plain_milliseconds == pytest.approx(plain_ms * 200, rel=0.05)
+
+    class Watching(ThresholdScheduler):
+        started: list[float] = []  # noqa: RUF012
+        shown: list[int] = []  # noqa: RUF012
+
+        def start(self, gamma, temperature=0.0):
+            self.started.append(temperature)
+            return self
+
+        def admit(self, slot, seen):
+            self.shown.append(len(seen) - slot)
+            return True
+
+    watching = Watching(0.5)
+    replay(watching, warm, costs)
+    assert watching.started == [1.0] and set(watching.shown) == {1}
+
+
+def test_the_report_has_a_table_a_temperature(tmp_path):
+    """Sampled and greedy texts judged together, by one best fixed length."""
+    hot = [
+        dataclasses.replace(r, temperature=0.7, chances=(0.5,) * 7) for r in made_up(2, 8, False)
+    ]
+    write_rounds(tmp_path / "r.jsonl", made_up(2, seed=7, mixed=False) + hot)
+    found = json.loads(report(tmp_path / "r.jsonl", ["flat"], None, greedy=True).splitlines()[-1])
+    assert set(found) == {"flat", "flat at temperature 0.7"}
+    assert found["flat"] != found["flat at temperature 0.7"]
 
 
 def test_unusable_replays_are_refused(tmp_path):

@@ -11,6 +11,7 @@ from hand_made import hand_made_profile
 
 from dspark_mlx import InputError
 from dspark_mlx.calibration import Calibration, identity
+from dspark_mlx.calibrations import Calibrations
 from dspark_mlx.schedulers import schedule
 from dspark_mlx.schedulers.belief import Belief
 from dspark_mlx.schedulers.make import NAMES, make_scheduler, needs_profile
@@ -180,6 +181,43 @@ def test_nothing_is_drafted_where_no_text_could_pay():
     # Near the end of a request two tokens are left, and one slot at most to be had.
     steep = make_scheduler("expected", STEEP, prior(1.0, 1.0, 1.0, 1.0)).start(GAMMA)
     assert steep.park(0, 1) > 0 and steep.park(0, GAMMA) == 0
+
+
+GENTLE = hand_made_profile(verify=(10, 13, 16, 19, 22, 25), draft=4, plain=10)
+BY_HEAT = Calibrations({0.0: prior(*(0.9,) * 4), 0.7: prior(*(0.75,) * 4), 1.0: prior(*(0.3,) * 4)})
+
+
+@pytest.mark.parametrize("name", ["expected", "lagged"])
+def test_a_hopeless_sampled_request_parks_at_once(name):
+    """Blocks drafted at a loss, because what is believed at first is that of greedy text."""
+    scheduler = make_scheduler(name, GENTLE, BY_HEAT)
+    assert scheduler.start(GAMMA, 1.0).park(0, GAMMA) > 0
+    assert scheduler.start(GAMMA, 1.3).park(0, GAMMA) > 0
+    for temperature in (0.0, 0.7):
+        assert scheduler.start(GAMMA, temperature).park(0, GAMMA) == 0
+    # Costs of sampling alone would not have parked it.
+    assert scheduler.start(GAMMA).park(0, GAMMA) == 0
+
+
+@pytest.mark.parametrize("name", ["expected", "lagged"])
+def test_a_hopeless_text_parks_within_two_rounds(name):
+    """A prior that outweighs what the request shows; a promising text given up as early."""
+    for confidence, accepted, parks in ((0.2, 0, True), (0.75, 2, False)):
+        made = make_scheduler(name, GENTLE, BY_HEAT).start(GAMMA, 0.7)
+        blocks = 0
+        while blocks < 12 and made.park(0, GAMMA) == 0:
+            shown = [confidence] * GAMMA
+            scheduled = schedule(made, shown, GAMMA, deterministic=False)
+            made.learn(done(shown, scheduled, min(accepted, scheduled)))
+            blocks += 1
+        assert (1 <= blocks <= 2) if parks else blocks == 12
+
+
+def test_a_promising_sampled_request_keeps_drafting_where_greedy_ones_do_not():
+    """The coldest prior taken for every request, or the hottest."""
+    upside_down = Calibrations({0.0: BY_HEAT.at(1.0), 1.0: BY_HEAT.at(0.0)})
+    scheduler = make_scheduler("expected", GENTLE, upside_down)
+    assert scheduler.start(GAMMA, 1.0).park(0, GAMMA) == 0 < scheduler.start(GAMMA).park(0, GAMMA)
 
 
 def test_a_good_block_ends_the_parking():

@@ -260,4 +260,4 @@ def test_sampling_costs_are_added_where_they_belong():
     assert profile().sampled == profile()
     sure = Calibration((1.0,) * 7, 100, (0.9,) * 7, 0.0, ((0.9,) * 7,))
     steep = make_scheduler("expected", profile(sampling=(1e3, 0.0, 0.0)), sure)
-    assert steep.start(7).park(64, 7) == 0 and steep.start(7, sampled=True).park(64, 7) > 0
+    assert steep.start(7).park(64, 7) == 0 and steep.start(7, temperature=1.0).park(64, 7) > 0

@@ -10,6 +10,7 @@ from ..decoder import Decoder
 from ..errors import InputError
 from ..interleaved import Run, Turn, take_turn
 from ..request import Request
+from ..sampling.heat import heat
 from ..sampling.settings import whole
 from ..versus import Row, make_row
 from .sweep import Text, judge, visited
@@ -42,9 +43,14 @@ class EvaluationSettings:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def temperature(self) -> float:
+        """By which calibrations are chosen, see `sampling.heat`."""
+        return heat(Request.make(self.max_tokens, (), self.sampling).sampling)
+
+    @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken always."""
-        return Request.make(self.max_tokens, (), self.sampling).sampling.temperature == 0
+        return self.temperature == 0
 
     def check(self) -> None:
         """Refuse what means nothing.
@@ -63,7 +69,7 @@ class Answer:
 
     Attributes:
         task: its task. prompt: number of the prompt in it. turn: number of the turn in that.
-        greedy: whether all runs took the likeliest tokens.
+        temperature: of all runs, as calibrations are chosen by it; 0 took the likeliest tokens.
         runs: by drafter, one run a repeat.
         speeds: by drafter, against plain decoding; None without it, or for texts of one token.
         texts: by drafter, for the sweep: greedy, the whole text judged; sampled, each block that
@@ -73,7 +79,7 @@ class Answer:
     task: str
     prompt: int
     turn: int
-    greedy: bool
+    temperature: float
     runs: Mapping[str, tuple[Run, ...]]
     speeds: Mapping[str, Row | None]
     texts: Mapping[str, tuple[Text, ...]]
@@ -185,7 +191,7 @@ def _answer(
     for i, (name, decoder) in enumerate(decoders.items()):
         speeds[name] = _speed(decoder, place[0], prompt, settings, turns, i)
         texts[name] = _judged(decoder, prompt, runs[name], settings)
-    return Answer(*place, settings.greedy, runs, speeds, texts)
+    return Answer(*place, settings.temperature, runs, speeds, texts)
 
 
 def _speed(

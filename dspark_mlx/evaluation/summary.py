@@ -99,8 +99,9 @@ def _pooled(name: str, decoder: Decoder, found: Sequence[Answer]) -> dict[str, A
     """What is of all rounds together: slots, bins and speed."""
     assert decoder.engine.drafter is not None
     blocks = visited(_rounds(name, found), decoder.end_tokens)
+    calibration = decoder.engine.drafter.calibrations.at(found[0].temperature)
     return {
-        "slots": _slots(blocks, decoder.engine.drafter.calibration),
+        "slots": _slots(blocks, calibration),
         "bins": _bins(blocks),
         "speed": _speed([row for answer in found if (row := answer.speeds[name])]),
     }
@@ -111,7 +112,7 @@ def _rounds(name: str, found: Sequence[Answer]) -> list[Round]:
     return [
         done
         for answer in found
-        for run in answer.runs[name][: 1 if answer.greedy else None]
+        for run in answer.runs[name][: 1 if answer.temperature == 0 else None]
         for done in run.rounds
     ]
 

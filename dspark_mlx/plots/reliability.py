@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration import Calibration, identity
+from ..calibration import Calibration, check_logits, identity, survives
 from ..calibration_report import report
 from ..reliability import bin_counts
 from . import check_path, new_figure, save
@@ -23,7 +23,7 @@ def plot(
 
     Args:
         logits: raw log-odds, `[n, gamma]`.
-        accepted: tokens of each block that the target takes, `[n]`.
+        accepted: what became of each block, see `calibration.survives`.
         calibration: what "after" means.
         path: .png, .svg or .pdf.
 
@@ -32,7 +32,7 @@ def plot(
     """
     check_path(path)
     rows = report(logits, accepted, calibration)
-    survives = np.asarray(accepted)[:, None] > np.arange(calibration.gamma)
+    labels = survives(accepted, check_logits(logits, calibration.gamma))
     figure, axes = new_figure(11.0, 4.0, columns=3)
     axes[0].get_gridspec().set_width_ratios([3, 3, 2])
     raw = identity(calibration.gamma)
@@ -40,7 +40,7 @@ def plot(
         (axes[0], raw, BEFORE, "before"),
         (axes[1], calibration, AFTER, "after"),
     ):
-        _reliability(panel, scale.survival(logits).ravel(), survives.ravel(), colour)
+        _reliability(panel, scale.survival(logits).ravel(), labels.ravel(), colour)
         panel.set_title(f"{when}, all slots")
     slots = [row.slot for row in rows]
     axes[2].plot(slots, [row.ece_before for row in rows], "o-", color=BEFORE, label="before")

@@ -80,8 +80,8 @@ class Sampler(Protocol):
         ...
 
     @property
-    def sampled(self) -> bool:
-        """Whether tokens are drawn, not the likeliest ones taken."""
+    def temperature(self) -> float:
+        """Above 0 where tokens are drawn; see `heat`."""
         ...
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from . import Judgement, LogProbs, Place
+from .heat import heat
 from .settings import LogitsProcessor, Sampling
 from .transform import Filters, normalise, process
 
@@ -42,6 +43,7 @@ class Chooser:
         self._draft = _filters(sampling, sampling.temperature if draft is None else draft)
         self._xtc = sampling.xtc_probability if sampling.temperature > 0 else 0.0
         self._top = sampling.logprobs
+        self.temperature = heat(sampling)
 
     @property
     def needs_prefix(self) -> bool:

@@ -38,9 +38,9 @@ class Equality:
         self._noisy_drafts = noisy_drafts
 
     @property
-    def sampled(self) -> bool:
-        """See `Sampler.sampled`."""
-        return self._noise is not None
+    def temperature(self) -> float:
+        """See `Sampler.temperature`."""
+        return self._chooser.temperature
 
     @property
     def needs_prefix(self) -> bool:

@@ -37,7 +37,6 @@ class Rejection:
     """
 
     deterministic = False
-    sampled = True
 
     def __init__(
         self,
@@ -53,6 +52,11 @@ class Rejection:
         self._sampled_drafts = sampled_drafts
         self._block = block
         self._coins: mx.array | None = None
+
+    @property
+    def temperature(self) -> float:
+        """See `Sampler.temperature`."""
+        return self._chooser.temperature
 
     @property
     def needs_prefix(self) -> bool:

@@ -70,12 +70,13 @@ class Scheduler(Protocol):
         """See above."""
         ...
 
-    def start(self, gamma: int, sampled: bool = False) -> Policy:
+    def start(self, gamma: int, temperature: float = 0.0) -> Policy:
         """The policy of a new request.
 
         Args:
             gamma: slots of its blocks.
-            sampled: whether it samples, which costs time at every row.
+            temperature: that it samples at, 0 where greedy. Sampling costs time at every row, and
+                the hotter it is, the fewer drafts survive.
         """
         ...
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..calibration import Calibration
+from ..calibrations import Calibrations
 from ..speed import Costs, SpeedProfile
 from ..types import Round
 from .belief import Belief
@@ -25,7 +26,7 @@ class ExpectedScheduler:
 
     Args:
         profile: measured of the pair and device.
-        calibration: of the drafter.
+        prior: the drafter's calibration, or those by sampling temperature.
         reads_confidence: False for a drafter without a confidence head, whose accepted counts are
             then all there is to learn from.
     """
@@ -34,16 +35,19 @@ class ExpectedScheduler:
     needs_confidence = False
 
     def __init__(
-        self, profile: SpeedProfile, calibration: Calibration, reads_confidence: bool = True
+        self,
+        profile: SpeedProfile,
+        prior: Calibration | Calibrations,
+        reads_confidence: bool = True,
     ) -> None:
         self._profile = profile
-        self._calibration = calibration
+        self._prior = prior
         self._reads_confidence = reads_confidence
 
-    def start(self, gamma: int, sampled: bool = False) -> ExpectedPolicy:
+    def start(self, gamma: int, temperature: float = 0.0) -> ExpectedPolicy:
         """See `Scheduler.start`."""
-        profile = self._profile.sampled if sampled else self._profile
-        return ExpectedPolicy(profile, self._calibration, self._reads_confidence)
+        profile = self._profile.sampled if temperature else self._profile
+        return ExpectedPolicy(profile, self._prior.at(temperature), self._reads_confidence)
 
 
 class ExpectedPolicy:

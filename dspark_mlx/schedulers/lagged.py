@@ -16,10 +16,10 @@ class LaggedScheduler(ExpectedScheduler):
 
     name = "lagged"
 
-    def start(self, gamma: int, sampled: bool = False) -> LaggedPolicy:
+    def start(self, gamma: int, temperature: float = 0.0) -> LaggedPolicy:
         """See `Scheduler.start`."""
-        profile = self._profile.sampled if sampled else self._profile
-        return LaggedPolicy(profile, self._calibration, reads_confidence=False)
+        profile = self._profile.sampled if temperature else self._profile
+        return LaggedPolicy(profile, self._prior.at(temperature), reads_confidence=False)
 
 
 class LaggedPolicy(ExpectedPolicy):

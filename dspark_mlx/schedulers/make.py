@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..calibration import Calibration
+from ..calibrations import Calibrations
 from ..errors import InputError
 from ..speed import SpeedProfile
 from . import Scheduler
@@ -33,7 +34,7 @@ def needs_profile(name: str) -> bool:
 def make_scheduler(
     name: str,
     profile: SpeedProfile | None = None,
-    calibration: Calibration | None = None,
+    calibration: Calibration | Calibrations | None = None,
     has_confidence: bool = True,
 ) -> Scheduler:
     """A scheduler from its name: "full", "threshold:0.5", "expected", ...
@@ -41,7 +42,7 @@ def make_scheduler(
     Args:
         name: "auto" is "expected" with a profile and "full" without.
         profile: of the pair and device.
-        calibration: the drafter's.
+        calibration: the drafter's, one or by sampling temperature.
         has_confidence: False for a drafter without a confidence head.
 
     Raises:

@@ -56,9 +56,9 @@ class PrefixScheduler:
     def __init__(self, profile: SpeedProfile) -> None:
         self._profile = profile
 
-    def start(self, gamma: int, sampled: bool = False) -> PrefixPolicy:
+    def start(self, gamma: int, temperature: float = 0.0) -> PrefixPolicy:
         """See `Scheduler.start`."""
-        return PrefixPolicy(self._profile.sampled if sampled else self._profile)
+        return PrefixPolicy(self._profile.sampled if temperature else self._profile)
 
 
 class PrefixPolicy:

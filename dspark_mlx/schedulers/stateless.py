@@ -18,7 +18,7 @@ class Stateless:
     needs_confidence = False
     reads_confidence = False
 
-    def start(self, gamma: int, sampled: bool = False) -> Policy:
+    def start(self, gamma: int, temperature: float = 0.0) -> Policy:
         """See `Scheduler.start`."""
         return self
 

@@ -9,13 +9,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..calibration import fit, write_calibration
+from ..calibrate import TEMPERATURES
+from ..calibration import fit
+from ..calibrations import Calibrations, write_calibrations
 from ..config import DrafterConfig
 from ..decoder import Decoder
 from ..files import staged_folder, write_json, write_text
 from ..layout import check_tensors
 from ..load import load_beside
-from ..recording import arrays, record
+from ..recorded import arrays
+from ..recording import record
+from ..sampling.settings import Sampling
 from .network import FROZEN
 from .store import Corpus
 
@@ -49,6 +53,8 @@ def calibrate(
 ) -> int:
     """Fit the confidence head on texts that were not learnt from, and store it in the folder.
 
+    By sampling temperature, as the command calibrate does.
+
     Args:
         decoder: of the target.
         folder: of the drafter.
@@ -59,13 +65,23 @@ def calibrate(
     Returns:
         Rounds that it was fitted on; 0 where they are too few, and nothing is stored then.
     """
-    beside = load_beside(decoder, folder, "full")
+    engine = load_beside(decoder, folder, "full").engine
     texts = [("held-out", list(prompt)) for prompt in prompts]
-    rounds = record(beside.engine, texts, max_tokens, decoder.stop_tokens, progress)
-    if len(rounds) < _LEAST_ROUNDS:
-        return 0
-    write_calibration(folder, fit(*arrays(rounds)))
-    return len(rounds)
+    fits, count = {}, 0
+    for number, temperature in enumerate(TEMPERATURES):
+
+        def further(done: int, total: int, before: int = number * len(texts)) -> None:
+            if progress:
+                progress(before + done, len(TEMPERATURES) * total)
+
+        sampling = Sampling(temperature=temperature)
+        rounds = record(engine, texts, max_tokens, decoder.stop_tokens, further, sampling)
+        if len(rounds) < _LEAST_ROUNDS:
+            return 0
+        fits[temperature] = fit(*arrays(rounds))
+        count += len(rounds)
+    write_calibrations(folder, Calibrations(fits))
+    return count
 
 
 def prompts_of(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[int]]:
