@@ -1,4 +1,4 @@
-"""python -m dspark_mlx.convert drafter|target|check: published checkpoints to MLX folders."""
+"""python -m dspark_mlx.convert drafter|target|check|export: published checkpoints, MLX folders."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ..bars import counting
 from ..bench import SAMPLE
 from ..errors import InputError
 from ..hub import resolve
-from ..load import load_apart
+from ..load import load_apart, open_target
 from ..prompts import read_prompts
 from .card import origin_of, write_card
 from .check import all_taps, longest_block, sweep, verdict, written
 from .drafter import convert_drafter
+from .export import DTYPES, export_drafter
 from .target import convert_target
 from .upload import Hub, check_upload, upload
 
@@ -29,6 +30,8 @@ def main(argv: list[str] | None, hub: Hub | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.kind == "check":
         return _check(args)
+    if args.kind == "export":
+        return _export(args)
     hub = hub or HfApi()
     if args.upload_repo:
         check_upload(args.upload_repo, hub)
@@ -91,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
         default=SAMPLE,
         help='JSON lines with "task" and "prompt" (default: eight of four benchmarks)',
     )
+    export = kinds.add_parser("export", help="a converted drafter to DeepSpec's own packaging")
+    add = export.add_argument
+    add(
+        "--from", dest="source", required=True, metavar="DRAFTER", help="converted folder or Hub id"
+    )
+    add("--target", metavar="TARGET", help="folder, GGUF file or Hub id (default: built in)")
+    add("--to", required=True, type=Path, metavar="DIR", help="folder to make")
+    add("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of the weights (default: {DTYPES[0]})")
+    add("--overwrite", action="store_true", help="replace a folder that is there")
     drafter.add_argument(
         "--q-except",
         action="append",
@@ -133,6 +145,16 @@ def _check(args: argparse.Namespace) -> int:
     fits, why = verdict(found)
     print(why)
     return 0 if fits else 1
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Write the folder; the target's weights are read as they are copied."""
+    target, where = open_target(args.target)
+    config = export_drafter(
+        resolve(args.source), target, where, args.to, dtype=args.dtype, overwrite=args.overwrite
+    )
+    print(f"{args.to}: {config.summary}")
+    return 0
 
 
 def _exceptions(arguments: list[str]) -> dict[str, int | None]:

@@ -36,6 +36,7 @@ from .registry import find_pair, names_of
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
 from .schedulers.make import make_scheduler, needs_profile
+from .targets.pair import check_pair
 from .targets.tap import Target, check_taps, probe_logits
 from .vocabulary import Setting, parse_setting
 
@@ -216,31 +217,27 @@ def _published_drafter(model: str | Path, folder: Path) -> str:
     return pair.drafter
 
 
-def check_pair(
-    config: CanonicalConfig, drafter: object, target: Target, target_name: object
-) -> None:
-    """Refuse a drafter that was made for another target.
+def open_target(model: str | Path | None) -> tuple[Target, Path]:
+    """A target without taps whose weights are as stored and not read yet, and its folder.
+
+    Args:
+        model: see `load`.
 
     Raises:
-        InputError: vocabulary, width or depth differ.
+        InputError: see `load`.
     """
-    pairs = [
-        ("vocabulary", config.vocab_size, target.vocab_size),
-        ("hidden size", config.target_hidden_size, target.hidden_size),
-        ("number of layers", config.target_num_layers or target.num_layers, target.num_layers),
-    ]
-    for what, made_for, there in pairs:
-        if made_for != there:
-            found = f"a drafter for a target of {what} {made_for}"
-            hint = f"The target is {target_name}."
-            raise InputError(drafter, found, f"one for {what} {there}", hint)
-    shared = not (config.owns_embedding and config.owns_head)
-    if shared and config.hidden_size != target.hidden_size:
-        found = f"hidden size {config.hidden_size} without an embedding and head of its own"
-        raise InputError(drafter, found, f"the target's {target.hidden_size}, to share them")
+    folder = builtin.target_folder() if model is None else _target_folder(model)
+    network, _ = _open_network(folder)
+    return Target(network, (), folder), folder
 
 
 def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, dict[str, Any]]:
+    model, config = _open_network(folder)
+    apply_precision(model, dtype)
+    return model, config
+
+
+def _open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     config = read_json(folder / "config.json")
     if "model_file" in config:
         found = f"a model_file, {config['model_file']!r}"
@@ -251,7 +248,6 @@ def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, dict[
     except (ValueError, KeyError, TypeError) as error:
         # mlx-lm's own refusals: an unsupported type, missing or extra tensors, wrong shapes.
         raise InputError(folder, error, "a checkpoint that mlx-lm can load") from error
-    apply_precision(model, dtype)
     return model, config
 
 

@@ -11,7 +11,8 @@ from ..assemble import Stored
 from ..config import DrafterConfig
 from ..decoder import Decoder
 from ..errors import InputError
-from ..load import check_pair, read_drafter
+from ..load import read_drafter
+from ..targets.pair import check_pair
 from ..targets.tap import Target
 from .design import Design, first_weights, new_config
 from .network import FROZEN
