@@ -14,18 +14,15 @@ import numpy as np
 
 from ..config import DrafterConfig
 from ..errors import InputError
-from ..layout import DRAFT_IDS
-from ..matrix import Matrix
 from ..targets.tap import Target
 from .batches import Batches, split
 from .checkpoints import Checkpoints, Progress
 from .journal import Entry, Journal
 from .learner import Learner
 from .network import FROZEN, Network
-from .objective import Readout
 from .settings import Settings
 from .store import Corpus
-from .target import capped, readout
+from .target import readout
 from .watched import Watched
 
 LOG_EVERY = 10
@@ -107,7 +104,7 @@ class Run:
             config,
             settings.objective,
             target.embed,
-            _readout(config, self._frozen, target, start.cap),
+            readout(config, self._frozen, target, start.cap),
             settings.rows(target.vocab_size),
             settings.checkpoint_layers,
             self._frozen,
@@ -203,18 +200,3 @@ class Run:
 
     def _save(self) -> None:
         self._checkpoints.save(self.progress, self._learner.parameters, self._learner.state())
-
-
-def _readout(
-    config: DrafterConfig, frozen: dict[str, mx.array], target: Target, cap: float
-) -> Readout:
-    own = Matrix(frozen["lm_head.weight"]) if config.owns_head else target.logits
-    ids = columns = None
-    if config.draft_vocab_size:
-        ids = frozen[DRAFT_IDS]
-        numbers = np.full(config.vocab_size, -1, dtype=np.int32)
-        numbers[np.array(ids)] = np.arange(config.draft_vocab_size)
-        columns = mx.array(numbers)
-    return Readout(
-        lambda rows: capped(own(rows), config.softcap), readout(target, cap), ids, columns
-    )
