@@ -54,7 +54,7 @@ class Result:
     Attributes:
         tensors: weights of the drafter, float32, by canonical name.
         progress: where it ended.
-        judged: the last evaluation; None where there was none.
+        judged: the weights on the held-out texts; None where the run was stopped before any.
         ended: "done", "early" or "stopped".
     """
 
@@ -117,7 +117,10 @@ class Run:
         if (saved := self._checkpoints.load()) is not None:
             self.progress, parameters, state = saved
             self._learner.restore(parameters, state)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(folder, f"no way to write there ({error})", "a folder") from error
         self._journal = Journal(folder / "log.csv", config.gamma, self.progress.step)
 
     def go(self, stop: Callable[[], bool] = lambda: False) -> Result:
@@ -137,7 +140,8 @@ class Run:
         began, before = time.perf_counter(), self.progress.seconds
         pending: list[tuple[mx.array, mx.array]] = []
         judged, ended = None, "done"
-        while self.progress.step < steps:
+        early = self._is_early
+        while self.progress.step < steps and not early:
             step, accumulate = self.progress.step, settings.recipe.accumulate
             places = range(step * accumulate, (step + 1) * accumulate)
             pending.append(self._learner.step(self._batches[place] for place in places))
@@ -153,20 +157,30 @@ class Run:
                 pending = []
             if judging:
                 judged = self._judge()
-            early = bool(settings.patience) and self.progress.bad >= settings.patience
+            early = self._is_early
             if saving or early:
                 self._save()
-            if stopped or early:
-                ended = "early" if early else "stopped"
+            if stopped:
+                ended = "stopped"
                 break
-        weights = self._learner.parameters
-        if ended == "early":
-            weights = self._checkpoints.weights(self.progress.best_step)
-        return Result({**weights, **self._frozen}, self.progress, judged, ended)
+        if early:
+            ended = "early"
+            self._learner.parameters.update(self._checkpoints.weights(self.progress.best_step))
+        if early or (judged is None and ended == "done"):
+            judged = self._evaluate()
+        return Result({**self._learner.parameters, **self._frozen}, self.progress, judged, ended)
+
+    @property
+    def _is_early(self) -> bool:
+        """Whether enough evaluations were no better ones."""
+        return bool(self._settings.patience) and self.progress.bad >= self._settings.patience
+
+    def _evaluate(self) -> Watched:
+        count = min(self._held_out.per_epoch, _JUDGED)
+        return self._learner.evaluate(self._held_out[i] for i in range(count))
 
     def _judge(self) -> Watched:
-        count = min(self._held_out.per_epoch, _JUDGED)
-        judged = self._learner.evaluate(self._held_out[i] for i in range(count))
+        judged = self._evaluate()
         self._log("held-out", judged)
         progress, tau = self.progress, judged.tau_greedy
         if tau > progress.best:
