@@ -82,9 +82,16 @@ class Journal:
             writer.writerows(kept)
 
     def add(self, entry: Entry) -> None:
-        """Append a line; it is on disk when this returns."""
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._fields).writerow(entry.row())
+        """Append a line; it is on disk when this returns.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        try:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._fields).writerow(entry.row())
+        except OSError as error:
+            raise InputError(self._path, f"no way to write it ({error})", "room on disk") from error
 
 
 def read_journal(path: Path) -> list[dict[str, str]]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from ..errors import InputError
 from ..targets.tap import Target
@@ -146,8 +145,12 @@ class Learner:
     def restore(self, parameters: dict[str, mx.array], state: dict[str, mx.array]) -> None:
         """Go on from a checkpoint's parameters and `state`."""
         self.parameters.update(parameters)
-        # In place: the compiled functions hold these very dictionaries.
-        _update(self._optimizer.state, tree_unflatten(list(state.items())))
+        # In place, as the compiled functions hold these very dictionaries; and not unflattened, as
+        # the names of parameters have dots of their own.
+        for key, value in state.items():
+            name, _, moment = key.rpartition(".")
+            held = self._optimizer.state[name] if name else self._optimizer.state
+            held[moment] = value
         mx.eval(self.parameters, self._optimizer.state)
 
     def _loss(
@@ -183,11 +186,3 @@ def _arrays(batch: TrainingBatch) -> tuple[mx.array, mx.array, mx.array]:
 
 def _sum(a: dict[str, mx.array], b: dict[str, mx.array]) -> dict[str, mx.array]:
     return {name: a[name] + b[name] for name in a}
-
-
-def _update(old: dict[str, Any], new: dict[str, Any]) -> None:
-    for name, value in new.items():
-        if isinstance(value, dict) and isinstance(old.get(name), dict):
-            _update(old[name], value)
-        else:
-            old[name] = value

@@ -14,18 +14,15 @@ import numpy as np
 
 from ..config import DrafterConfig
 from ..errors import InputError
-from ..layout import DRAFT_IDS
-from ..matrix import Matrix
 from ..targets.tap import Target
 from .batches import Batches, split
 from .checkpoints import Checkpoints, Progress
 from .journal import Entry, Journal
 from .learner import Learner
 from .network import FROZEN, Network
-from .objective import Readout
 from .settings import Settings
 from .store import Corpus
-from .target import capped, readout
+from .target import readout
 from .watched import Watched
 
 LOG_EVERY = 10
@@ -57,7 +54,7 @@ class Result:
     Attributes:
         tensors: weights of the drafter, float32, by canonical name.
         progress: where it ended.
-        judged: the last evaluation; None where there was none.
+        judged: the weights on the held-out texts; None where the run was stopped before any.
         ended: "done", "early" or "stopped".
     """
 
@@ -107,7 +104,7 @@ class Run:
             config,
             settings.objective,
             target.embed,
-            _readout(config, self._frozen, target, start.cap),
+            readout(config, self._frozen, target, start.cap),
             settings.rows(target.vocab_size),
             settings.checkpoint_layers,
             self._frozen,
@@ -120,7 +117,10 @@ class Run:
         if (saved := self._checkpoints.load()) is not None:
             self.progress, parameters, state = saved
             self._learner.restore(parameters, state)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(folder, f"no way to write there ({error})", "a folder") from error
         self._journal = Journal(folder / "log.csv", config.gamma, self.progress.step)
 
     def go(self, stop: Callable[[], bool] = lambda: False) -> Result:
@@ -140,7 +140,8 @@ class Run:
         began, before = time.perf_counter(), self.progress.seconds
         pending: list[tuple[mx.array, mx.array]] = []
         judged, ended = None, "done"
-        while self.progress.step < steps:
+        early = self._is_early
+        while self.progress.step < steps and not early:
             step, accumulate = self.progress.step, settings.recipe.accumulate
             places = range(step * accumulate, (step + 1) * accumulate)
             pending.append(self._learner.step(self._batches[place] for place in places))
@@ -156,20 +157,30 @@ class Run:
                 pending = []
             if judging:
                 judged = self._judge()
-            early = bool(settings.patience) and self.progress.bad >= settings.patience
+            early = self._is_early
             if saving or early:
                 self._save()
-            if stopped or early:
-                ended = "early" if early else "stopped"
+            if stopped:
+                ended = "stopped"
                 break
-        weights = self._learner.parameters
-        if ended == "early":
-            weights = self._checkpoints.weights(self.progress.best_step)
-        return Result({**weights, **self._frozen}, self.progress, judged, ended)
+        if early:
+            ended = "early"
+            self._learner.parameters.update(self._checkpoints.weights(self.progress.best_step))
+        if early or (judged is None and ended == "done"):
+            judged = self._evaluate()
+        return Result({**self._learner.parameters, **self._frozen}, self.progress, judged, ended)
+
+    @property
+    def _is_early(self) -> bool:
+        """Whether enough evaluations were no better ones."""
+        return bool(self._settings.patience) and self.progress.bad >= self._settings.patience
+
+    def _evaluate(self) -> Watched:
+        count = min(self._held_out.per_epoch, _JUDGED)
+        return self._learner.evaluate(self._held_out[i] for i in range(count))
 
     def _judge(self) -> Watched:
-        count = min(self._held_out.per_epoch, _JUDGED)
-        judged = self._learner.evaluate(self._held_out[i] for i in range(count))
+        judged = self._evaluate()
         self._log("held-out", judged)
         progress, tau = self.progress, judged.tau_greedy
         if tau > progress.best:
@@ -203,18 +214,3 @@ class Run:
 
     def _save(self) -> None:
         self._checkpoints.save(self.progress, self._learner.parameters, self._learner.state())
-
-
-def _readout(
-    config: DrafterConfig, frozen: dict[str, mx.array], target: Target, cap: float
-) -> Readout:
-    own = Matrix(frozen["lm_head.weight"]) if config.owns_head else target.logits
-    ids = columns = None
-    if config.draft_vocab_size:
-        ids = frozen[DRAFT_IDS]
-        numbers = np.full(config.vocab_size, -1, dtype=np.int32)
-        numbers[np.array(ids)] = np.arange(config.draft_vocab_size)
-        columns = mx.array(numbers)
-    return Readout(
-        lambda rows: capped(own(rows), config.softcap), readout(target, cap), ids, columns
-    )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
+from ..config import DrafterConfig
 from ..errors import InputError
+from ..layout import DRAFT_IDS
+from ..matrix import Matrix
 from ..targets.tap import Target, probe_logits
 from .network import Features
+from .objective import Readout
 
 _CLOSE = 2e-2
 _PROBE = mx.array([[0, 1, 2, 3, 5]])
@@ -54,9 +59,30 @@ def capped(logits: mx.array, cap: float) -> mx.array:
     return mx.tanh(logits / cap) * cap if cap else logits
 
 
-def readout(target: Target, cap: float) -> Callable[[mx.array], mx.array]:
-    """From rows of the output matrix's input to the target's logits."""
-    return lambda rows: capped(target.logits(rows), cap)
+def readout(
+    config: DrafterConfig, frozen: Mapping[str, mx.array], target: Target, cap: float
+) -> Readout:
+    """What a drafter in training and its target are read out by.
+
+    Args:
+        config: of the drafter.
+        frozen: its tensors that are not learnt, by canonical name.
+        target: the model.
+        cap: of the target's logits, see `logit_cap`.
+    """
+    own = Matrix(frozen["lm_head.weight"]) if config.owns_head else target.logits
+    ids = columns = None
+    if config.draft_vocab_size:
+        ids = frozen[DRAFT_IDS]
+        numbers = np.full(config.vocab_size, -1, dtype=np.int32)
+        numbers[np.array(ids)] = np.arange(config.draft_vocab_size)
+        columns = mx.array(numbers)
+    return Readout(
+        lambda rows: capped(own(rows), config.softcap),
+        lambda rows: capped(target.logits(rows), cap),
+        ids,
+        columns,
+    )
 
 
 def spare_token(tokenizer: Any, target: Target) -> int:
