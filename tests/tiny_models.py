@@ -93,11 +93,16 @@ _OWN: dict[str, dict[str, Any]] = {
 FAMILIES = tuple(_OWN)
 
 
+def config_of(family: str) -> dict[str, Any]:
+    """The config.json of `tiny`."""
+    return {"model_type": family, **_COMMON, **_OWN[family]}
+
+
 def tiny(family: str, seed: int = 0, **changes: Any) -> nn.Module:
     """A random model of one family, evaluated; matrices twice their usual size, so that every
     position of the context shows in the logits."""
     module = importlib.import_module(f"mlx_lm.models.{family}")
-    settings = {"model_type": family, **_COMMON, **_OWN[family], **changes}
+    settings = {**config_of(family), **changes}
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(settings))
     model.update(tree_map(lambda a: 2 * a if a.ndim > 1 else a, model.parameters()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,6 @@ from tqdm import tqdm
 from .. import cli
 from ..bars import counting
 from ..decoder import Decoder
-from ..errors import InputError
 from ..load import load
 from ..plots import check_path
 from .arguments import design_of, parser, plan_of, settings_of
@@ -25,6 +25,7 @@ from .budget import unit
 from .conversations import open_store, write_conversations
 from .finish import calibrate, prompts_of, write_card, write_drafter
 from .journal import Entry
+from .memory import check_memory
 from .origin import new_drafter, published_drafter, tapped
 from .plot import plot
 from .run import Result, Run
@@ -37,8 +38,8 @@ _PROMPTS = 32
 def main(argv: list[str] | None) -> int:
     """Write conversations, train, and leave a drafter; returns the exit status."""
     args = parser().parse_args(argv)
-    settings, design, plan = settings_of(args), design_of(args), plan_of(args)
-    settings.check()
+    design, plan = design_of(args), plan_of(args)
+    settings_of(args, design.head).check()
     plan.check()
     if args.plot:
         check_path(args.plot)
@@ -47,6 +48,8 @@ def main(argv: list[str] | None) -> int:
         start = published_drafter(decoder, args.start)
     else:
         start = new_drafter(decoder, design, args.seed)
+    settings = settings_of(args, start.config.head)
+    check_memory(start.tensors, settings, decoder.engine.target.vocab_size)
     store = open_store(decoder, plan, args.conversations or args.to / "conversations")
     with counting("Writing conversations", unit(plan)) as progress:
         write_conversations(decoder, plan, store, progress)
@@ -59,13 +62,17 @@ def main(argv: list[str] | None) -> int:
     finally:
         target.close()
     if result.ended == "stopped":
-        print(f"stopped at step {result.progress.step}; run it again to go on")
+        if args.json:
+            print(json.dumps({"ended": "stopped", "steps": result.progress.step}))
+        else:
+            print(f"stopped at step {result.progress.step}; run it again to go on")
         return cli.INTERRUPTED
     folder = args.to / "drafter"
     write_drafter(folder, start.config, result.tensors, getattr(mx, args.dtype))
     facts = _facts(corpus, settings, result)
     if start.config.has_confidence and not args.no_calibration:
-        facts["calibrated on rounds"] = _calibrate(args, decoder, folder, corpus)
+        rounds = _calibrate(args, decoder, folder, corpus)
+        facts["calibrated on rounds"] = rounds or "none: the held-out texts are too short"
     write_card(folder, facts, start.config)
     if args.plot:
         plot(args.to / "log.csv", args.plot)
@@ -77,9 +84,14 @@ def main(argv: list[str] | None) -> int:
     return 0
 
 
+def _say(text: str) -> None:
+    """A line above the bar, on standard error: standard output belongs to the result."""
+    tqdm.write(text, file=sys.stderr)
+
+
 def _train(args: argparse.Namespace, run: Run) -> Result:
     if run.progress.step:
-        tqdm.write(f"{args.to}: going on after step {run.progress.step}")
+        _say(f"{args.to}: going on after step {run.progress.step}")
     with _interruptible() as stopped:
         return run.go(lambda: bool(stopped))
 
@@ -93,7 +105,7 @@ def _interruptible() -> Iterator[list[int]]:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
-        tqdm.write("stopping after this step; once more to stop at once")
+        _say("stopping after this step; once more to stop at once")
 
     before = signal.signal(signal.SIGINT, note)
     try:
@@ -114,7 +126,7 @@ class _Bar:
         watched = entry.watched
         if entry.kind == "held-out":
             slots = " ".join(f"{value:.2f}" for value in watched.acceptance)
-            self._bar.write(
+            _say(
                 f"step {entry.step}: held-out loss {watched.mean_loss:.3f}, tokens a round "
                 f"{watched.tau_greedy:.2f} greedy, {watched.tau_sampled:.2f} sampled; "
                 f"acceptance by position {slots}"
@@ -144,10 +156,7 @@ def _calibrate(args: argparse.Namespace, decoder: Decoder, folder: Path, corpus:
     _, held_out = split(len(corpus), args.held_out, args.seed)
     prompts = prompts_of(corpus, held_out, _PROMPTS)
     with counting("Calibrating", "prompt") as progress:
-        rounds = calibrate(decoder, folder, prompts, 128, progress)
-    if not rounds:
-        raise InputError(args.to, "too few rounds to calibrate on", "longer held-out texts")
-    return rounds
+        return calibrate(decoder, folder, prompts, 128, progress)
 
 
 if __name__ == "__main__":

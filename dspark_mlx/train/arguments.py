@@ -70,18 +70,18 @@ def _add_texts(group: Any) -> None:
 
 def _add_design(group: Any) -> None:
     add = group.add_argument
-    add("--head", default="vanilla", choices=HEADS, help='none is DFlash (default: "vanilla")')
+    add("--head", choices=HEADS, help="none is DFlash (default: vanilla)")
     add("--layers", type=int, help="of the backbone (default: 3 for a small target, else 5)")
     add("--rank", type=int, help="of the head (default: 64 for a small target, else 256)")
-    add("--taps", type=int, default=5, help="target layers that it reads (default: 5)")
-    add("--block-size", type=int, default=7, help="tokens proposed a round (default: 7)")
+    add("--taps", type=int, help="target layers that it reads (default: 5)")
+    add("--block-size", type=int, help="tokens proposed a round (default: 7)")
     add("--mask-token", type=int, metavar="ID", help="a token that texts do not contain")
 
 
 def _add_recipe(group: Any) -> None:
     add = group.add_argument
     add("--steps", type=int, default=2000, help="in all (default: 2000)")
-    add("--learning-rate", type=float, default=6e-4, help="its peak (default: 6e-4)")
+    add("--learning-rate", type=float, help="its peak (default: 6e-4, with --from 1e-4)")
     add("--batch-tokens", type=int, default=8192, help="of a batch (default: 8192)")
     add("--accumulate", type=int, default=1, help="batches a step (default: 1)")
     add("--anchors-every", type=int, default=8, help="tokens for one block (default: 8)")
@@ -97,13 +97,22 @@ def _add_recipe(group: Any) -> None:
     add("--compute", choices=("float32", "bfloat16"), help="(default: bfloat16 on a GPU)")
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
-    """The run's settings."""
+def settings_of(args: argparse.Namespace, head: str) -> Settings:
+    """The run's settings.
+
+    Args:
+        args: parsed.
+        head: the drafter's sequential head, by which the objective is chosen.
+    """
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    # The peak that suits first weights undoes what a drafter has learnt already.
+    rate = args.learning_rate
+    if rate is None:
+        rate = 1e-4 if args.start else 6e-4
     # DeepSpec trains DFlash drafters by cross-entropy alone.
-    ce, l1 = (1.0, 0.0) if args.head == "none" and not args.start else (0.1, 0.9)
+    ce, l1 = (1.0, 0.0) if head == "none" else (0.1, 0.9)
     return Settings(
-        Recipe(args.steps, args.learning_rate, accumulate=args.accumulate),
+        Recipe(args.steps, rate, accumulate=args.accumulate),
         Objective(
             ce if args.ce is None else args.ce, l1 if args.l1 is None else args.l1, decay=args.decay
         ),
@@ -121,8 +130,19 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def design_of(args: argparse.Namespace) -> Design:
-    """What was chosen of a new drafter."""
-    return Design(args.head, args.layers, args.rank, args.taps, args.block_size, args.mask_token)
+    """What was chosen of a new drafter.
+
+    Raises:
+        InputError: something was, though the drafter is there already.
+    """
+    flags = ("head", "layers", "rank", "taps", "block_size", "mask_token")
+    chosen = {flag: value for flag in flags if (value := getattr(args, flag)) is not None}
+    if args.start and chosen:
+        names = ", ".join(f"--{flag.replace('_', '-')}" for flag in chosen)
+        raise InputError("--from", names, "no choices of a new drafter")
+    if "mask_token" in chosen:
+        chosen["mask_token_id"] = chosen.pop("mask_token")
+    return Design(**chosen)
 
 
 def plan_of(args: argparse.Namespace) -> Plan:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import write_text
 from .watched import Watched
 
 FIELDS = [
@@ -76,10 +78,14 @@ class Journal:
         kept = [row for row in read_journal(path) if int(row["step"]) <= step]
         if kept and list(kept[0]) != self._fields:
             raise InputError(path, f"columns {', '.join(kept[0])}", ", ".join(self._fields))
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._fields)
-            writer.writeheader()
-            writer.writerows(kept)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._fields)
+        writer.writeheader()
+        writer.writerows(kept)
+        try:
+            write_text(path, text.getvalue())
+        except OSError as error:
+            raise InputError(path, f"no way to write it ({error})", "room on disk") from error
 
     def add(self, entry: Entry) -> None:
         """Append a line; it is on disk when this returns.
