@@ -59,6 +59,7 @@ def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_rounds_in_hindsight_are_those_of_the_loop(engine, settings):
     """Odds of another rule, of the block's own tokens instead of the text's, of p and q exchanged,
     or of another temperature; drafts that forget what was rejected."""

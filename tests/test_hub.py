@@ -67,6 +67,7 @@ def published(tmp_path) -> dict[str, bytes]:
     return files | {"name-Q8_0.gguf": random.Random(5).randbytes(LARGE)}
 
 
+@pytest.mark.slow
 def test_downloads(tmp_path, published):
     """A script or the same weights thrice fetched; a finished file fetched again; a traceback."""
     hub = HubServer(REPO, published)

@@ -85,6 +85,7 @@ def log(folder):
     return [line.split(",")[:8] for line in (folder / "log.csv").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_one_text_is_learnt_by_heart(target, corpus, start, tmp_path):
     """A loss that goes down while what is drafted stays wrong: labels, anchors or rows shifted."""
     text = corpus[0]
