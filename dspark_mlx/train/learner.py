@@ -156,9 +156,8 @@ class Learner:
     def _loss(
         self, tokens: mx.array, anchors: mx.array, supervised: mx.array
     ) -> tuple[mx.array, mx.array]:
-        cast = {name: value.astype(self._dtype) for name, value in self.parameters.items()}
         batch = TrainingBatch(tokens, anchors, supervised)
-        return self._network.loss(cast, batch, features(self._target, tokens))
+        return self._cast_loss(self.parameters, batch, features(self._target, tokens))
 
     def _take_gradients(
         self, tokens: mx.array, anchors: mx.array, supervised: mx.array
