@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from chat_toys import ANSWER, CHARACTERS, END, LENGTH, THINKING, USER, chat_decoder
+from chat_toys import ANSWER, CHARACTERS, END, LENGTH, TEMPLATE, THINKING, USER, chat_decoder
 
 from dspark_mlx.errors import InputError
+from dspark_mlx.train import conversations
+from dspark_mlx.train.batch_decode import batch_decode
 from dspark_mlx.train.budget import unit
 from dspark_mlx.train.conversations import open_store, write_conversations
 from dspark_mlx.train.duplicates import Seen, exact_keys, near_keys
 from dspark_mlx.train.plan import Plan
 from dspark_mlx.train.prompt_files import read_turns
 from dspark_mlx.train.store import KEYS, Store
+from dspark_mlx.train.templates import Template
 
 PROMPTS = (
     ("what is this?", "and that?"),
@@ -120,6 +124,27 @@ def test_user_turns_continue_prompts(decoder, tmp_path):
     assert len(set(firsts)) == len(firsts)
     assert {text.startswith("what is the A") for text in firsts} == {False, True}
     assert not any(text.startswith("what is the A of this") for text in firsts)
+
+
+def test_user_turns_imitate_prompts(decoder, tmp_path, monkeypatch):
+    """Examples out of order, of another place, learnt from, or too long for the target."""
+    prompts = (*((f"{letter} is what number?",) for letter in "ABCDEFGH"), ("long " * 30,))
+    plan = dataclasses.replace(
+        OWN, prompts=prompts, self_written=1.0, continued=0.0, imitated=1.0, examples=2
+    )
+    shown = []
+
+    def noted(model, jobs, *rest):
+        shown.extend(decoder.tokenizer.decode(list(job.prompt)) for job in jobs)
+        return batch_decode(model, jobs, *rest)
+
+    monkeypatch.setattr(conversations, "batch_decode", noted)
+    corpus = written(decoder, plan, tmp_path / "s")
+    plain = {text for text in shown if "is what number?" in text and "|" not in text}
+    texts = [text for (text,) in prompts[:8]]
+    assert plain == {f"/{texts[0]}~/"} | {f"/{a}~/{b}~/" for a, b in itertools.pairwise(texts)}
+    assert not any("long" in text for text in shown)
+    assert not any("number" in decoder.tokenizer.decode(c.tokens.tolist()) for c in corpus)
 
 
 def test_both_kinds_are_mixed(decoder, tmp_path):
@@ -240,6 +265,15 @@ def test_nothing_new_is_an_error(decoder, tmp_path):
     assert 4 <= store.conversations <= 5
 
 
+def test_turns_alternate_where_the_template_wants_them_to(tmp_path):
+    """A template that refuses two user turns in a row: no prompts like others could be written."""
+    strict = "{% if messages|length > 1 and messages[1].role == 'user' %}"
+    strict += "{{ raise_exception('turns must alternate') }}{% endif %}" + TEMPLATE
+    asked = Template(chat_decoder(tmp_path / "toy", strict)).asked(["a", "b"])
+    assert [m["role"] for m in asked] == ["user", "assistant"] * 2
+    assert [m["content"] for m in asked] == ["a", "", "b", ""]
+
+
 def test_a_target_without_a_template_is_refused(tmp_path):
     """An answer to raw text, or a traceback out of transformers."""
     for name, template in (("none", None), ("fixed", "/always this~|")):
@@ -255,6 +289,8 @@ def test_a_target_without_a_template_is_refused(tmp_path):
     [
         {"self_written": 1.5},
         {"continued": -0.1},
+        {"imitated": 1.5},
+        {"examples": 0},
         {"thinking": float("nan")},
         {"temperatures": ()},
         {"temperatures": ((-1.0, 1),)},

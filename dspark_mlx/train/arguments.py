@@ -57,6 +57,13 @@ def _add_texts(group: Any) -> None:
     add("--answer-tokens", type=int, default=1_000_000, help="to write (default: 1000000)")
     add("--self-written", type=float, help="share of prompts that the target writes (default: 0.5)")
     add(
+        "--imitated",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of those, written after some of your prompts and much like them (default: 0)",
+    )
+    add(
         "--temps",
         default="0,0.3,0.7,1",
         help="temperatures of answers, one drawn for each text (default: 0,0.3,0.7,1)",
@@ -156,6 +163,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     return Plan(
         prompts=prompts,
         self_written=share if prompts else 1.0,
+        imitated=args.imitated,
         temperatures=_temperatures(args.temps),
         max_answer=args.max_answer,
         max_length=args.max_length,

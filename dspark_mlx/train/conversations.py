@@ -174,16 +174,32 @@ class _Writer:
 
     def _own_turns(self, count: int, rng: np.random.Generator) -> list[str]:
         """First user turns that the target wrote."""
-        beginnings = []
-        for _ in range(count):
-            continued = self._plan.prompts and rng.random() < self._plan.continued
-            beginnings.append(self._first_words(rng) if continued else "")
+        plan, beginnings, prompts = self._plan, [], []
         empty = self._template.user_turn([])
-        prompts = [self._template.user_turn([], b) if b else empty for b in beginnings]
+        for _ in range(count):
+            imitated = plan.prompts and plan.imitated and rng.random() < plan.imitated
+            continued = plan.prompts and rng.random() < plan.continued
+            place = int(rng.integers(len(plan.prompts))) if imitated or continued else 0
+            beginnings.append(self._first_words(place, rng) if continued else "")
+            if imitated:
+                prompts.append(self._imitating(place, beginnings[-1]))
+            else:
+                prompts.append(self._template.user_turn([], beginnings[-1]) if continued else empty)
         return [text for text in self._user_turns(prompts, beginnings, rng) if text]
 
-    def _first_words(self, rng: np.random.Generator) -> str:
-        words = self._plan.prompts[rng.integers(len(self._plan.prompts))][0].split(" ")
+    def _imitating(self, place: int, beginning: str) -> list[int]:
+        """A user turn to write after the prompts before `place`: as many as the length allows."""
+        plan = self._plan
+        places = range(place - plan.examples, place)
+        before = [plan.prompts[i % len(plan.prompts)][0] for i in places]
+        while True:
+            prompt = self._template.user_turn(self._template.asked(before), beginning)
+            if len(prompt) + plan.max_user <= self._max_length or not before:
+                return prompt
+            del before[0]
+
+    def _first_words(self, place: int, rng: np.random.Generator) -> str:
+        words = self._plan.prompts[place][0].split(" ")
         return " ".join(words[: min(int(rng.integers(*_FIRST_WORDS)), max(len(words) // 2, 1))])
 
     def _user_turns(

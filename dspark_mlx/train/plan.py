@@ -12,6 +12,8 @@ from typing import Any
 from ..errors import InputError
 
 _BUDGETS = ("conversations", "answer_tokens", "seconds")
+_SHARES = ("self_written", "continued", "imitated", "follow_up", "user_min_p", "thinking")
+_COUNTS = ("examples", "most_turns", "max_user", "max_answer", "max_length", "shard", "rows")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Plan:
         self_written: share of the conversations begun whose user turns the target writes itself,
             some of which come to nothing; taken as 1 without prompts.
         continued: share of those that begin with the first words of a prompt, where there are any.
+        imitated: share of those that are written after `examples` given prompts, where there are
+            any: a target goes on with questions of the kind it was shown (self-instruct; Wang et
+            al., 2023, in the target's own template).
+        examples: prompts shown, consecutive ones, which are of one kind where files are.
         follow_up: chance that a self-written conversation goes on after each answer.
         most_turns: user turns of a self-written conversation at most.
         temperatures: (temperature, weight) of answers; one is drawn for each conversation.
@@ -43,6 +49,8 @@ class Plan:
     prompts: tuple[tuple[str, ...], ...] = ()
     self_written: float = 0.0
     continued: float = 0.5
+    imitated: float = 0.0
+    examples: int = 3
     follow_up: float = 0.25
     most_turns: int = 3
     temperatures: tuple[tuple[float, float], ...] = ((0.0, 1), (0.3, 1), (0.7, 1), (1.0, 1))
@@ -65,10 +73,10 @@ class Plan:
             InputError: a share outside of 0 to 1, a number below 1, a temperature or weight below
                 0, or no budget though the target is to write prompts itself.
         """
-        for name in ("self_written", "continued", "follow_up", "user_min_p", "thinking"):
+        for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(name, getattr(self, name), "a share from 0 to 1")
-        for name in ("most_turns", "max_user", "max_answer", "max_length", "shard", "rows"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "at least 1")
         if self.seed < 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from ..decoder import Decoder, Messages
 from ..errors import InputError
 
@@ -34,6 +36,7 @@ class Template:
         self.knows_thinking = "enable_thinking" in str(self._tokenizer.chat_template)
         self.answer_stops = decoder.stop_tokens | set(self._tokenizer.eos_token_ids)
         self.user_stops = self.answer_stops | self._turn_end()
+        self._alternates = self._wants_answers()
 
     def prompt(self, messages: Messages, thinking: bool | None) -> list[int]:
         """Ids up to where the answer to the last message begins."""
@@ -48,6 +51,15 @@ class Template:
         """
         text = self._render([*messages, {"role": "user", "content": _MARK}], None)
         return self._encode(text.rpartition(_MARK)[0] + beginning)
+
+    def asked(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """User turns alone, one after the other; with empty answers between them if the template
+        accepts nothing else."""
+        turns = [{"role": "user", "content": text} for text in texts]
+        if not self._alternates:
+            return turns
+        answer = {"role": "assistant", "content": ""}
+        return [message for turn in turns for message in (turn, answer)]
 
     def text(self, tokens: Sequence[int], before: Sequence[int] = ()) -> str:
         """The text of ids that follow `before`, without stop tokens at their end."""
@@ -76,6 +88,14 @@ class Template:
             raise InputError(self._folder, found, "one that writes it as it is")
         after = self._encode(text.rpartition(_MARK)[2])
         return set(after[:1]) & self._special
+
+    def _wants_answers(self) -> bool:
+        """Whether the template refuses one user turn after the other."""
+        try:
+            self._render([{"role": "user", "content": _MARK}] * 2, None)
+        except TemplateError:
+            return True
+        return False
 
     def _render(self, messages: Messages, thinking: bool | None) -> str:
         options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
