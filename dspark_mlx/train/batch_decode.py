@@ -130,7 +130,10 @@ class _Wave:
             padding[row] = width + 1 - len(job.prompt)
             tokens[row, padding[row] :] = job.prompt
         caches = batch_caches(self._model, padding)
-        step = _COLUMNS if _plans_shapes() else max(1, _PREFILL // rows)
+        # What a device has begun on is freed only when it is done: few tokens at a time.
+        step = max(1, _PREFILL // rows)
+        if _plans_shapes():
+            step = min(_COLUMNS, step)
         for start in range(0, width, step):
             self._model(mx.array(tokens[:, start : min(start + step, width)]), cache=caches)
             mx.eval([cache.state for cache in caches])

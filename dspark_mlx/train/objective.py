@@ -173,35 +173,35 @@ def _rows_scored(
 ) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
     """Loss, acceptance, agreement, cross-entropy by row `[n]`, and d loss / d logits `[n, size]`.
 
-    With q = softmax(z) and s = sign(q - p): d(cross-entropy)/dz = q - [label], and
-    d(sum |q - p|)/dz = q (s - q . s). Written out, because a pass over the vocabulary is what a
-    step's time goes into.
+    With q = softmax(z), p the target's and s = sign(q - p): d(cross-entropy)/dz = q - [label] and
+    d(sum |q - p|)/dz = q (s - q . s). Both sum to 1, so the distance is 2 (1 - sum min(p, q)), and
+    s needs only the columns where q exceeds p. Written out, because passes over the vocabulary are
+    what a step's time goes into.
     """
+    choice, own = mx.argmax(truth, axis=-1), mx.argmax(logits, axis=-1)
     logits, truth = logits.astype(mx.float32), truth.astype(mx.float32)
     q, p = mx.softmax(logits, axis=-1), mx.softmax(truth, axis=-1)
-    choice, own = mx.argmax(truth, axis=-1), mx.argmax(logits, axis=-1)
-    outside, known = mx.zeros(weights.shape), mx.ones(weights.shape)
-    columns = labels
+    columns, known = labels, mx.ones(weights.shape)
     if readout.ids is not None and readout.columns is not None:
         # A token that cannot be proposed cannot be learnt; its mass counts as missed.
         p = p[:, readout.ids]
-        outside = 1 - p.sum(axis=-1)
         own = readout.ids[own]
         columns = readout.columns[labels]
         known = (columns >= 0).astype(mx.float32)
         columns = mx.maximum(columns, 0)
     columns = columns[:, None]
-    difference = q - p
-    distance = mx.abs(difference).sum(axis=-1) + outside
+    shared = mx.minimum(q, p).sum(axis=-1)
     at_label = mx.take_along_axis(logits, columns, axis=-1).squeeze(-1)
     entropy = known * (mx.logsumexp(logits, axis=-1) - at_label)
-    loss = weights * (objective.ce * entropy + objective.l1 * distance)
-    sign = mx.sign(difference)
+    loss = weights * (objective.ce * entropy + objective.l1 * 2 * (1 - shared))
+    above = q > p
+    # q . s, with s = -1 where they are equal: the distance has no slope of its own there.
+    balance = 2 * mx.where(above, q, 0).sum(axis=-1, keepdims=True) - 1
     ce, l1 = (weights * known * objective.ce)[:, None], (weights * objective.l1)[:, None]
-    gradient = q * (l1 * (sign - (q * sign).sum(axis=-1, keepdims=True)) + ce)
+    gradient = q * mx.where(above, ce + l1 * (1 - balance), ce - l1 * (1 + balance))
     labelled = mx.take_along_axis(gradient, columns, axis=-1) - ce
     gradient = mx.put_along_axis(gradient, columns, labelled, axis=-1)
-    return loss, mx.clip(1 - distance / 2, 0, 1), own == choice, entropy, gradient
+    return loss, mx.clip(shared, 0, 1), own == choice, entropy, gradient
 
 
 def confidence_loss(logits: mx.array, acceptance: mx.array, weights: mx.array) -> mx.array:
