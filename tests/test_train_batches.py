@@ -13,7 +13,7 @@ from dspark_mlx.train.batches import (
     split,
     supervised_slots,
 )
-from dspark_mlx.train.store import Corpus
+from dspark_mlx.train.corpus import Corpus
 
 GAMMA = 4
 SETTINGS = BatchSettings(tokens=64, max_length=24, anchors_every=4, bucket=8, seed=3)

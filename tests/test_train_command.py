@@ -18,6 +18,7 @@ import dspark_mlx
 from dspark_mlx import InputError
 from dspark_mlx.train import memory
 from dspark_mlx.train.__main__ import main
+from dspark_mlx.train.store import Store
 
 SMALL = [
     "--answer-tokens",
@@ -101,6 +102,18 @@ def test_the_same_command_again_changes_nothing(target, trained, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 6
     assert (trained / "log.csv").read_text() == log
     assert {p: p.read_bytes() for p in trained.rglob("*.safetensors")} == before
+
+
+def test_texts_written_elsewhere_are_learnt_too(target, tmp_path, capsys):
+    """Texts left out, or a run that trains although it was to write only."""
+    elsewhere = [*SMALL, "--seed", "5", "--conversations", str(tmp_path / "texts")]
+    to = ["--model", str(target), "--to", str(tmp_path / "run")]
+    assert main([*to, *elsewhere, "--only-conversations"]) == 0
+    there = json.loads(capsys.readouterr().out)["conversations"]
+    assert not (tmp_path / "run").exists()
+    assert main([*to, *SMALL, "--more-conversations", str(tmp_path / "texts")]) == 0
+    here = Store.open(tmp_path / "run" / "conversations").conversations
+    assert here < json.loads(capsys.readouterr().out)["conversations"] <= here + there
 
 
 def test_other_settings_are_refused_by_name(target, trained):

@@ -16,10 +16,11 @@ from dspark_mlx.train import conversations
 from dspark_mlx.train.batch_decode import batch_decode
 from dspark_mlx.train.budget import unit
 from dspark_mlx.train.conversations import open_store, write_conversations
+from dspark_mlx.train.corpus import KEYS
 from dspark_mlx.train.duplicates import Seen, exact_keys, near_keys
 from dspark_mlx.train.plan import Plan
 from dspark_mlx.train.prompt_files import read_turns
-from dspark_mlx.train.store import KEYS, Store
+from dspark_mlx.train.store import Store
 from dspark_mlx.train.templates import Template
 
 PROMPTS = (

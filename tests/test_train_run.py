@@ -23,11 +23,11 @@ from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.targets.tap import Target
 from dspark_mlx.train.batch_decode import Job, batch_decode
 from dspark_mlx.train.batches import BatchSettings
+from dspark_mlx.train.corpus import Corpus
 from dspark_mlx.train.design import first_weights
 from dspark_mlx.train.learner import Recipe
 from dspark_mlx.train.run import Run, Start
 from dspark_mlx.train.settings import Settings
-from dspark_mlx.train.store import Corpus
 
 PROMPT, ANSWER = 4, 28
 SMALL = Settings(

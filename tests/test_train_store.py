@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dspark_mlx.errors import InputError
-from dspark_mlx.train.store import KEYS, Conversation, Header, Store
+from dspark_mlx.train.corpus import KEYS, Conversation
+from dspark_mlx.train.store import Header, Store, load_all
 
 HEADER = Header(300, "toy", "abc", 7, {"share": 0.5, "temperatures": [[0.0, 1]]})
 
@@ -174,3 +176,24 @@ def test_a_file_where_the_folder_should_be(tmp_path):
         Store.obtain(tmp_path / "s", HEADER)
     with pytest.raises(InputError):
         Store.obtain(tmp_path / "s" / "below", HEADER)
+
+
+def test_stores_of_one_target_are_joined(tmp_path):
+    """A text that two machines wrote learnt twice, masks or lengths of what is left out kept."""
+    first, second = some(9, 1), some(9, 2)
+    stores = []
+    for name, shards in (
+        ("a", (first[:4], first[4:])),
+        ("b", ([*second[:3], first[2]], second[3:])),
+    ):
+        stores.append(Store.create(tmp_path / name, HEADER))
+        for shard in shards:
+            stores[-1].append(shard)
+    assert_equal(load_all(stores[0], stores[1:]), first + second)
+    assert_equal(
+        load_all(stores[1], stores[:1]),
+        [*second[:3], first[2], *second[3:], *first[:2], *first[3:]],
+    )
+    other = Store.create(tmp_path / "c", dataclasses.replace(HEADER, fingerprint="def"))
+    with pytest.raises(InputError, match=r"c: found conversations of toy def; expected of toy abc"):
+        load_all(stores[0], [other])

@@ -23,6 +23,7 @@ from .arguments import design_of, parser, plan_of, settings_of
 from .batches import split
 from .budget import unit
 from .conversations import open_store, write_conversations
+from .corpus import Corpus
 from .finish import calibrate, prompts_of, write_card, write_drafter
 from .journal import Entry
 from .memory import check_memory
@@ -30,7 +31,7 @@ from .origin import new_drafter, published_drafter, tapped
 from .plot import plot
 from .run import Result, Run
 from .settings import Settings
-from .store import Corpus
+from .store import Store, check_same_target, load_all
 
 _PROMPTS = 32
 
@@ -51,9 +52,14 @@ def main(argv: list[str] | None) -> int:
     settings = settings_of(args, start.config.head)
     check_memory(start.tensors, settings, decoder.engine.target.vocab_size)
     store = open_store(decoder, plan, args.conversations or args.to / "conversations")
+    others = [Store.open(folder) for folder in args.more_conversations]
+    check_same_target(store, others)
     with counting("Writing conversations", unit(plan)) as progress:
         write_conversations(decoder, plan, store, progress)
-    corpus = store.load()
+    if args.only_conversations:
+        _tell(args, {"conversations": store.conversations, "answer tokens": store.answer_tokens})
+        return 0
+    corpus = load_all(store, others)
     start.identity["conversations"] = len(corpus)
     start.identity["conversation_tokens"] = len(corpus.tokens)
     target = tapped(decoder, start.config)
@@ -76,17 +82,21 @@ def main(argv: list[str] | None) -> int:
     write_card(folder, facts, start.config)
     if args.plot:
         plot(args.to / "log.csv", args.plot)
-    if args.json:
-        print(json.dumps({"drafter": str(folder), **facts}))
-    else:
-        print("\n".join(f"{name:28} {value}" for name, value in facts.items()))
-        print(f"{folder}: done")
+    _tell(args, {**facts, "drafter": str(folder)})
     return 0
 
 
 def _say(text: str) -> None:
     """A line above the bar, on standard error: standard output belongs to the result."""
     tqdm.write(text, file=sys.stderr)
+
+
+def _tell(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+    """The result, on standard output."""
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        print("\n".join(f"{name:34} {value}" for name, value in facts.items()))
 
 
 def _train(args: argparse.Namespace, run: Run) -> Result:

@@ -54,6 +54,15 @@ def _add_texts(group: Any) -> None:
         help='JSON lines with "turns" or "prompt"; without, the target writes the prompts too',
     )
     add("--conversations", type=Path, metavar="DIR", help="where texts are kept (default: in --to)")
+    add(
+        "--more-conversations",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="learn from these too, written elsewhere for the same target",
+    )
+    add("--only-conversations", action="store_true", help="write them, and train later")
     add("--answer-tokens", type=int, default=1_000_000, help="to write (default: 1000000)")
     add("--self-written", type=float, help="share of prompts that the target writes (default: 0.5)")
     add(

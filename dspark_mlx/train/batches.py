@@ -13,8 +13,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from .corpus import Corpus
 from .network import TrainingBatch
-from .store import Corpus
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from ..errors import InputError
 from ..fingerprint import weights_digest
 from .batch_decode import Job, batch_decode
 from .budget import Budget, Progress
+from .corpus import KEYS, Conversation
 from .duplicates import Seen, exact_keys, near_keys
 from .plan import Plan
-from .store import KEYS, Conversation, Header, Store
+from .store import Header, Store
 from .templates import Template
 
 _LEAST_ANSWER = 16

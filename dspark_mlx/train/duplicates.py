@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .store import KEYS
+from .corpus import KEYS
 
 _BANDS = KEYS - 1
 _MINIMA = 4

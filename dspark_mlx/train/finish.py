@@ -20,8 +20,8 @@ from ..load import load_beside
 from ..recorded import arrays
 from ..recording import record
 from ..sampling.settings import Sampling
+from .corpus import Corpus
 from .network import FROZEN
-from .store import Corpus
 
 _LEAST_ROUNDS = 200
 

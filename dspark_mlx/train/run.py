@@ -17,11 +17,11 @@ from ..errors import InputError
 from ..targets.tap import Target
 from .batches import Batches, split
 from .checkpoints import Checkpoints, Progress
+from .corpus import Corpus
 from .journal import Entry, Journal
 from .learner import Learner
 from .network import FROZEN, Network
 from .settings import Settings
-from .store import Corpus
 from .target import readout
 from .watched import Watched
 
