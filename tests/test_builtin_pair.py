@@ -51,8 +51,8 @@ def test_reference_outputs_are_reproduced(decoder):
         lengths += len(expected) - run["num_input"] - 1
         rounds_there += len(run["acceptance_lengths"])
         rounds_here += len(rounds) - 1
-    # The shipped drafter is quantised: its accepted length stays near the reference's.
-    assert lengths / rounds_here == pytest.approx(lengths / rounds_there, rel=0.05)
+    # The reference ran with the first checkpoint; the shipped drafter was trained further.
+    assert lengths / rounds_here > lengths / rounds_there
 
 
 @pytest.mark.parametrize("text", prompts(), ids=range(len(prompts())))

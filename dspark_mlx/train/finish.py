@@ -111,7 +111,6 @@ def write_card(folder: Path, facts: dict[str, Any], config: DrafterConfig) -> No
         folder / "README.md",
         f"""---
 library_name: dspark-mlx-lm
-base_model: {config.target}
 tags: [mlx, speculative-decoding, dspark]
 ---
 

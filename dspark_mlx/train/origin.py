@@ -57,7 +57,7 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
         plain[name] = value if name in FROZEN else value.astype(mx.float32)
     mx.eval(plain)
     cap = logit_cap(target, decoder.config, folder)
-    config = dataclasses.replace(config, quantization=None)
+    config = dataclasses.replace(config, quantization=None, target=config.target or folder.name)
     return Start(config, plain, {"begun_from": str(drafter)}, cap)
 
 

@@ -43,6 +43,8 @@ def plot(journal: Path, path: Path) -> None:
         acceptance.plot(
             steps, [float(row[name]) for row in judged], "o-", markersize=3, label=label
         )
+    # Room for the legend below the lines.
+    acceptance.set_ylim(0, 1)
     for axes, title in (
         (loss, "loss"),
         (tokens, "tokens a round"),
@@ -51,5 +53,5 @@ def plot(journal: Path, path: Path) -> None:
         axes.set_title(title)
         axes.set_xlabel("steps")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", ncols=2, loc="lower right" if axes is tokens else "best")
     save(figure, path)

@@ -1,0 +1,75 @@
+"""A drafter trained from nothing, against the golden one of the same shape."""
+
+from __future__ import annotations
+
+import time
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from pairs import TARGET, golden, make_decoder, traces
+
+from dspark_mlx.assemble import assemble
+from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.decoder import Decoder
+from dspark_mlx.engine import make_engine
+from dspark_mlx.schedulers.make import make_scheduler
+from dspark_mlx.targets.tap import Target
+from dspark_mlx.train.batch_decode import Job, batch_decode
+from dspark_mlx.train.batches import BatchSettings
+from dspark_mlx.train.corpus import Corpus
+from dspark_mlx.train.design import first_weights
+from dspark_mlx.train.learner import Recipe
+from dspark_mlx.train.run import Run, Start
+from dspark_mlx.train.settings import Settings
+
+TEXTS, LENGTH, STOP = 2000, 80, 1
+PROMPTS = [trace["prompt_ids"] for trace in traces("vanilla")]
+
+
+def own_texts(model):
+    """Texts that the target writes after one random token, half of them greedily."""
+    first = np.random.default_rng(0).integers(2, 512, TEXTS).tolist()
+    jobs = [Job([token], LENGTH - 1, float(i % 2)) for i, token in enumerate(first)]
+    written = batch_decode(model, jobs, {STOP}, mx.random.key(0), 250)
+    texts = [[token, *new] for token, new in zip(first, written, strict=True)]
+    answer = [np.arange(len(text)) > 0 for text in texts]
+    offsets = np.cumsum([0, *map(len, texts)])
+    return Corpus(np.concatenate(texts).astype(np.uint16), np.concatenate(answer), offsets)
+
+
+def tokens_a_round(pair):
+    """Greedy, whole blocks, over the prompts of the golden traces."""
+    done = [r for p in PROMPTS for r in pair.rounds(p, max_tokens=64, stop_tokens=(STOP,))]
+    return sum(len(r.tokens) for r in done) / len(done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ("vanilla", "gated", "rnn"))
+def test_as_good_as_the_golden_drafter_in_two_minutes(target_model, tmp_path, head):
+    """Learning that is too slow, stalls, or learns what the loop does not ask for."""
+    begun = time.perf_counter()
+    config = convert_drafter(golden(head), tmp_path / "golden", progress=False)
+    theirs = make_decoder(target_model, head, tmp_path / "theirs", "full")
+    golden_one = tokens_a_round(theirs)
+    theirs.engine.target.close()
+    target = Target(target_model, config.taps, "golden target")
+    try:
+        start = Start(config, first_weights(config, 0), {"data": "own"}, 0.0)
+        settings = Settings(
+            Recipe(1200, 3e-3),
+            batches=BatchSettings(tokens=1024, max_length=LENGTH, anchors_every=4, bucket=LENGTH),
+            evaluate_every=400,
+            save_every=1200,
+        )
+        result = Run(target, own_texts(target_model), start, settings, tmp_path / "run").go()
+        drafter = assemble(
+            config, result.tensors, target.embed, target.logits, mx.float32, dequantise=False
+        )
+        decoder = Decoder(make_engine(target, drafter, make_scheduler("full")), TARGET, {})
+        ours = tokens_a_round(decoder)
+    finally:
+        target.close()
+    seconds = time.perf_counter() - begun
+    print(f"\n{head}: {ours:.3f} tokens a round, golden {golden_one:.3f}, {seconds:.0f} s in all")
+    assert ours >= golden_one
