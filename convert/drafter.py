@@ -12,8 +12,8 @@ import mlx.core as mx
 from tqdm import tqdm
 
 from ..calibration import identity
-from ..calibrations import Calibrations, write_calibrations
-from ..canonical import CanonicalConfig
+from ..calibrations import Calibrations, read_calibrations, write_calibrations
+from ..canonical import FORMAT, CanonicalConfig
 from ..checkpoint import read_tensors
 from ..errors import InputError
 from ..files import check_apart, staged_folder, write_json
@@ -89,7 +89,7 @@ def convert_drafter(
             renamed[new] = tensor
     check_headers(config, renamed, source)
     tensors.clear()
-    calibrations = _shipped_calibration(raw, config.gamma, source / "config.json")
+    calibrations = _shipped_calibration(raw, config.gamma, source)
     kept = _kept_quantization(renamed)
     if quantize:
         config = _with_quantization(config, q_bits, q_group_size, q_exceptions or {})
@@ -177,12 +177,15 @@ def _parts(
     return list(zip(keys, (packed, *scales), strict=True))
 
 
-def _shipped_calibration(raw: dict[str, Any], gamma: int, where: Path) -> Calibrations | None:
-    """The STS temperatures that a checkpoint brings, under either of the names they go by.
+def _shipped_calibration(raw: dict[str, Any], gamma: int, source: Path) -> Calibrations | None:
+    """The STS temperatures that a checkpoint brings, under either of the names they go by, or the
+    calibrations of a canonical folder.
 
     Raises:
-        InputError: they are not one positive number a slot.
+        InputError: they are not one positive number a slot; see `read_calibrations`.
     """
+    if raw.get("format") == FORMAT:
+        return read_calibrations(source, gamma)
     nested = raw.get("dflash_config")
     values = raw | (nested if isinstance(nested, dict) else {})
     name = next((n for n in _TEMPERATURES if values.get(n) is not None), None)
@@ -191,7 +194,8 @@ def _shipped_calibration(raw: dict[str, Any], gamma: int, where: Path) -> Calibr
     found = values[name]
     numbers = isinstance(found, list) and all(type(t) in (int, float) for t in found)
     if not numbers or len(found) != gamma or not all(0 < t < math.inf for t in found):
-        raise InputError(where, f"{name} {found!r}", f"{gamma} positive numbers")
+        expected = f"{gamma} positive numbers"
+        raise InputError(source / "config.json", f"{name} {found!r}", expected)
     fitted = dataclasses.replace(identity(gamma), temperatures=tuple(map(float, found)))
     return Calibrations({0.0: fitted})
 

@@ -8,6 +8,8 @@ from edits import CONFIG, WEIGHTS, config, cut, nan, tensors
 from pairs import TARGET, checkpoint
 
 import dspark_mlx
+from dspark_mlx.calibration import identity
+from dspark_mlx.calibrations import Calibrations, read_calibrations, write_calibrations
 from dspark_mlx.config import DrafterConfig
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
@@ -73,3 +75,19 @@ def test_unknown_quantisation_is_refused(settings, parts, tmp_path):
         convert_drafter(source, tmp_path / "out", quantize=True, progress=False, **settings)
     assert [part for part in parts if part not in str(error.value)] == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+def test_a_converted_folder_can_be_quantised(tmp_path):
+    """A trained drafter that cannot, other weights than its source's, a lost calibration; weights
+    that are quantised twice."""
+    source, plain = checkpoint("vanilla", tmp_path / "source"), tmp_path / "plain"
+    config = convert_drafter(source, plain, progress=False)
+    write_calibrations(plain, Calibrations({0.0: identity(config.gamma)}))
+    convert_drafter(plain, tmp_path / "two", quantize=True, progress=False)
+    convert_drafter(source, tmp_path / "one", quantize=True, progress=False)
+    for name in (CONFIG, WEIGHTS):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    kept = read_calibrations(tmp_path / "two", config.gamma)
+    assert kept == read_calibrations(plain, config.gamma) is not None
+    with pytest.raises(InputError, match="weights of 4 bits; expected plain weights"):
+        convert_drafter(tmp_path / "two", tmp_path / "three", quantize=True, progress=False)

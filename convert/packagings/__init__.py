@@ -21,6 +21,7 @@ from . import (
     dflash,
     lfm2,
     llama_cpp,
+    own,
     qwen35,
     specforge,
     speculators,
@@ -63,6 +64,7 @@ PACKAGINGS: tuple[Packaging, ...] = (
     dflash,
     qwen35,
     llama_cpp,
+    own,
 )
 
 
