@@ -23,17 +23,21 @@ from dspark_mlx.train.learner import Recipe
 from dspark_mlx.train.run import Run, Start
 from dspark_mlx.train.settings import Settings
 
-TEXTS, LENGTH, STOP = 2000, 80, 1
+TEXTS, PROMPT, ANSWER, STOP = 2000, 10, 64, 1
+LENGTH = PROMPT + ANSWER
 PROMPTS = [trace["prompt_ids"] for trace in traces("vanilla")]
 
 
 def own_texts(model):
-    """Texts that the target writes after one random token, half of them greedily."""
+    """Prompts that the target writes at temperature 1, and its greedy answers to them."""
     first = np.random.default_rng(0).integers(2, 512, TEXTS).tolist()
-    jobs = [Job([token], LENGTH - 1, float(i % 2)) for i, token in enumerate(first)]
-    written = batch_decode(model, jobs, {STOP}, mx.random.key(0), 250)
-    texts = [[token, *new] for token, new in zip(first, written, strict=True)]
-    answer = [np.arange(len(text)) > 0 for text in texts]
+    starts = [Job([token], PROMPT - 1, 1.0) for token in first]
+    opened = batch_decode(model, starts, (), mx.random.key(0), 500)
+    prompts = [[token, *new] for token, new in zip(first, opened, strict=True)]
+    jobs = [Job(prompt, ANSWER, 0.0) for prompt in prompts]
+    answers = batch_decode(model, jobs, {STOP}, mx.random.key(1), 500)
+    texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    answer = [np.arange(len(text)) >= PROMPT for text in texts]
     offsets = np.cumsum([0, *map(len, texts)])
     return Corpus(np.concatenate(texts).astype(np.uint16), np.concatenate(answer), offsets)
 
@@ -57,10 +61,10 @@ def test_as_good_as_the_golden_drafter_in_two_minutes(target_model, tmp_path, he
     try:
         start = Start(config, first_weights(config, 0), {"data": "own"}, 0.0)
         settings = Settings(
-            Recipe(1200, 3e-3),
+            Recipe(600, 3e-3),
             batches=BatchSettings(tokens=1024, max_length=LENGTH, anchors_every=4, bucket=LENGTH),
-            evaluate_every=400,
-            save_every=1200,
+            evaluate_every=200,
+            save_every=600,
         )
         result = Run(target, own_texts(target_model), start, settings, tmp_path / "run").go()
         drafter = assemble(
