@@ -2,8 +2,8 @@
 
     python examples/extraction_prompts.py --to prompts
 
-writes `train.jsonl` to learn from and `held-out/extraction.jsonl` to judge on; no name, city or item is in
-both.
+writes `train.jsonl` to learn from and `held-out/extraction.jsonl` to judge on; no name, city or item
+is in both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ FORMS = (
     "On {date}, {count} {colour} {item}s were sold to {name} ({city}) at ${price}.",
     "Order of {date}: {count} x {colour} {item}, ${price}, to be sent to {name} in {city}.",
 )
-TASK = "Extract the order as JSON with the keys name, city, item, colour, count, price and date.\n\n"
+MONTHS = "March April May June July"
+TASK = "Extract the order as JSON with the keys name, city, item, colour, count, price and date."
 
 
 def prompts(count: int, part: slice, seed: int) -> list[str]:
@@ -39,9 +40,9 @@ def prompts(count: int, part: slice, seed: int) -> list[str]:
             "colour": rng.choice(COLOURS.split()),
             "count": rng.randint(2, 60),
             "price": rng.randint(20, 900),
-            "date": f"{rng.randint(1, 28)} {rng.choice('March April May June July'.split())} 2026",
+            "date": f"{rng.randint(1, 28)} {rng.choice(MONTHS.split())} 2026",
         }
-        texts.append(TASK + rng.choice(FORMS).format(**values))
+        texts.append(f"{TASK}\n\n{rng.choice(FORMS).format(**values)}")
     return texts
 
 
