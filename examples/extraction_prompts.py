@@ -2,8 +2,8 @@
 
     python examples/extraction_prompts.py --to prompts
 
-writes `train.jsonl` to learn from and `held-out/extraction.jsonl` to judge on; no name, city or item
-is in both.
+writes `train.jsonl` to learn from and `held-out/extraction.jsonl` to judge on; no name, city or
+item is in both.
 """
 
 from __future__ import annotations
