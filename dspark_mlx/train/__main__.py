@@ -51,8 +51,8 @@ def main(argv: list[str] | None) -> int:
         start = new_drafter(decoder, design, args.seed)
     settings = settings_of(args, start.config.head)
     check_memory(start.tensors, settings, decoder.engine.target.vocab_size)
-    store = open_store(decoder, plan, args.conversations or args.to / "conversations")
     others = [Store.open(folder) for folder in args.more_conversations]
+    store = open_store(decoder, plan, args.conversations or args.to / "conversations")
     check_same_target(store, others)
     with counting("Writing conversations", unit(plan)) as progress:
         write_conversations(decoder, plan, store, progress)
