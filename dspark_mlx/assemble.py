@@ -218,4 +218,9 @@ def confidence_head(config: DrafterConfig, stored: Stored) -> ConfidenceHead | N
 
 
 def _capped(logits: Callable[[mx.array], mx.array], cap: float) -> Callable[[mx.array], mx.array]:
-    return lambda hidden: mx.tanh(logits(hidden) / cap) * cap
+    return lambda hidden: capped(logits(hidden), cap)
+
+
+def capped(logits: mx.array, cap: float) -> mx.array:
+    """Logits under a soft cap; 0 for none."""
+    return mx.tanh(logits / cap) * cap if cap else logits

@@ -20,42 +20,16 @@ from dspark_mlx.train import memory
 from dspark_mlx.train.__main__ import main
 from dspark_mlx.train.store import Store
 
-SMALL = [
-    "--answer-tokens",
-    "600",
-    "--max-answer",
-    "24",
-    "--max-length",
-    "96",
-    "--shard",
-    "32",
-    "--temps",
-    "0,1",
-    "--held-out",
-    "4",
-    "--steps",
-    "6",
-    "--evaluate-every",
-    "3",
-    "--save-every",
-    "2",
-    "--batch-tokens",
-    "256",
-    "--anchors-every",
-    "4",
-    "--layers",
-    "1",
-    "--rank",
-    "8",
-    "--taps",
-    "2",
-    "--block-size",
-    "4",
-    "--mask-token",
-    "2",
-    "--no-calibration",
-    "--json",
-]
+
+def flags(text: str) -> list[str]:
+    return text.split()
+
+
+TEXTS = flags("--answer-tokens 600 --max-answer 24 --max-length 96 --shard 32 --temps 0,1")
+BATCHES = flags("--held-out 4 --batch-tokens 256 --anchors-every 4 --no-calibration --json")
+STEPS = flags("--steps 6 --evaluate-every 3 --save-every 2")
+DESIGN = flags("--layers 1 --rank 8 --taps 2 --block-size 4 --mask-token 2")
+SMALL = [*TEXTS, *BATCHES, *STEPS, *DESIGN]
 
 
 @pytest.fixture(scope="module")
@@ -124,32 +98,9 @@ def test_other_settings_are_refused_by_name(target, trained):
 
 def test_from_goes_on_with_a_drafter(target, trained, tmp_path, capsys):
     """--from that begins anew, or that keeps the drafter as it was."""
-    flags = [
-        "--answer-tokens",
-        "600",
-        "--max-answer",
-        "24",
-        "--max-length",
-        "96",
-        "--shard",
-        "32",
-        "--temps",
-        "0,1",
-    ]
-    flags += [
-        "--held-out",
-        "4",
-        "--steps",
-        "2",
-        "--batch-tokens",
-        "256",
-        "--anchors-every",
-        "4",
-        "--no-calibration",
-    ]
     start = str(trained / "drafter")
-    names = ["--model", str(target), "--to", str(tmp_path / "run"), "--from", start, *flags]
-    assert main([*names, "--dtype", "float32", "--json"]) == 0
+    names = ["--model", str(target), "--to", str(tmp_path / "run"), "--from", start]
+    assert main([*names, *TEXTS, *BATCHES, "--steps", "2", "--dtype", "float32"]) == 0
     old, new = (mx.load(f"{f}/model.safetensors") for f in (start, tmp_path / "run" / "drafter"))
     assert old.keys() == new.keys()
     moved = max(mx.abs(old[n].astype(mx.float32) - new[n]).max().item() for n in old)

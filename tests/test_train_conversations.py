@@ -20,7 +20,7 @@ from dspark_mlx.train.corpus import KEYS
 from dspark_mlx.train.duplicates import Seen, exact_keys, near_keys
 from dspark_mlx.train.plan import Plan
 from dspark_mlx.train.prompt_files import read_turns
-from dspark_mlx.train.store import Store
+from dspark_mlx.train.store import Store, load_all
 from dspark_mlx.train.templates import Template
 
 PROMPTS = (
@@ -42,7 +42,7 @@ def decoder(tmp_path_factory):
 def written(decoder, plan, folder, progress=None):
     store = open_store(decoder, plan, folder)
     write_conversations(decoder, plan, store, progress)
-    return store.load()
+    return load_all(store)
 
 
 def turns(conversation):

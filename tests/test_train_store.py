@@ -46,7 +46,7 @@ def test_what_is_read_is_what_was_written(tmp_path, vocab, kind):
     again = Store.open(tmp_path / "s")
     every = first + second
     for read in (store, again):
-        corpus = read.load()
+        corpus = load_all(read)
         assert corpus.tokens.dtype == kind
         assert_equal(corpus, every)
         np.testing.assert_array_equal(corpus.lengths, [len(c.tokens) for c in every])
@@ -62,7 +62,7 @@ def test_what_is_read_is_what_was_written(tmp_path, vocab, kind):
 def test_an_empty_store(tmp_path):
     """A corpus without a first offset."""
     store = Store.create(tmp_path / "s", HEADER)
-    assert len(store.load()) == 0 and len(store.load().offsets) == 1
+    assert len(load_all(store)) == 0 and len(load_all(store).offsets) == 1
     assert store.keys().shape == (0, KEYS)
     assert Store.open(tmp_path / "s").shards == 0
 
@@ -73,7 +73,7 @@ def test_a_store_goes_on(tmp_path):
     store = Store.obtain(tmp_path / "s", HEADER)
     assert store.shards == 1
     store.append(some(3, 2))
-    assert_equal(Store.open(tmp_path / "s").load(), some(2, 1) + some(3, 2))
+    assert_equal(load_all(Store.open(tmp_path / "s")), some(2, 1) + some(3, 2))
 
 
 @pytest.mark.parametrize(

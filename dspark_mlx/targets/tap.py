@@ -217,18 +217,19 @@ def check_taps(model: nn.Module, target: Target, untapped: mx.array, where: obje
     recorded = target._take()
     if not mx.array_equal(logits, untapped).item():
         raise InputError(where, "other logits when its layers are tapped", "the same, bit by bit")
-    shape = (1, _PROBE.size, target.hidden_size)
+    shape = (1, PROBE.size, target.hidden_size)
     for tap, value in zip(target._taps, recorded, strict=True):
         if value.shape != shape:
             raise InputError(where, f"tap {tap} of shape {list(value.shape)}", f"{list(shape)}")
 
 
-_PROBE = mx.array([[0, 1, 2, 3, 5]])
+PROBE = mx.array([[0, 1, 2, 3, 5]])
+"""A short text of token ids that every vocabulary has."""
 
 
 def probe_logits(model: nn.Module) -> mx.array:
     """Logits of a few fixed tokens, without a cache."""
-    return model(_PROBE)
+    return model(PROBE)
 
 
 def _find_embedding(model: nn.Module, where: object) -> Any:

@@ -117,14 +117,6 @@ class Store:
         shard.write(self.folder / shard_name(self.shards))
         self._count(shard)
 
-    def load(self) -> Corpus:
-        """Every conversation, in the order in which they were written.
-
-        Raises:
-            InputError: a damaged shard.
-        """
-        return _corpus([self.shard(number) for number in range(self.shards)], self.header)
-
     def keys(self) -> np.ndarray:
         """Of all conversations, uint64 `[conversations, KEYS]`."""
         empty = np.zeros((0, KEYS), dtype=np.uint64)
@@ -145,8 +137,9 @@ class Store:
         self.answer_tokens += int(shard.answer.sum())
 
 
-def load_all(store: Store, others: Sequence[Store]) -> Corpus:
-    """The conversations of a store, then those of others that none before them has.
+def load_all(store: Store, others: Sequence[Store] = ()) -> Corpus:
+    """The conversations of a store in the order in which they were written, then those of others
+    that none before them has.
 
     Raises:
         InputError: see `check_same_target`; or a shard is damaged.
@@ -158,7 +151,12 @@ def load_all(store: Store, others: Sequence[Store]) -> Corpus:
             shard = one.shard(number)
             new = np.array([seen.add(keys) for keys in shard.keys], dtype=bool)
             shards.append(shard.chosen(new))
-    return _corpus(shards, store.header)
+    lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(s.lengths for s in shards)])
+    return Corpus(
+        flat_array([s.tokens for s in shards], token_type(store.header.vocab_size)),
+        flat_array([s.answer for s in shards], np.dtype(bool)),
+        np.cumsum(lengths),
+    )
 
 
 def check_same_target(store: Store, others: Sequence[Store]) -> None:
@@ -172,15 +170,6 @@ def check_same_target(store: Store, others: Sequence[Store]) -> None:
             found = f"conversations of {other.header.target} {other.header.fingerprint}"
             expected = f"of {store.header.target} {store.header.fingerprint}"
             raise InputError(other.folder, found, expected)
-
-
-def _corpus(shards: Sequence[Shard], header: Header) -> Corpus:
-    lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(s.lengths for s in shards)])
-    return Corpus(
-        flat_array([s.tokens for s in shards], token_type(header.vocab_size)),
-        flat_array([s.answer for s in shards], np.dtype(bool)),
-        np.cumsum(lengths),
-    )
 
 
 def _read_header(path: Path) -> Header:

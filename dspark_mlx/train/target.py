@@ -8,16 +8,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..assemble import capped
 from ..config import DrafterConfig
 from ..errors import InputError
 from ..layout import DRAFT_IDS
 from ..matrix import Matrix
-from ..targets.tap import Target, probe_logits
+from ..targets.tap import PROBE, Target, probe_logits
 from .network import Features
 from .objective import Readout
 
 _CLOSE = 2e-2
-_PROBE = mx.array([[0, 1, 2, 3, 5]])
 
 
 def features(target: Target, tokens: mx.array) -> Features:
@@ -42,7 +42,7 @@ def logit_cap(target: Target, config: Mapping[str, Any], where: object) -> float
     """
     with target.untapped():
         logits = probe_logits(target.model).astype(mx.float32)
-    _, last = target.record(_PROBE)
+    _, last = target.record(PROBE)
     rows = target.logits(last).astype(mx.float32)
     text = config.get("text_config") or {}
     named = config.get("final_logit_softcapping") or text.get("final_logit_softcapping") or 0.0
@@ -52,11 +52,6 @@ def logit_cap(target: Target, config: Mapping[str, Any], where: object) -> float
             return cap
     found = "logits that are not its output matrix's"
     raise InputError(where, found, "a family without a scale or bias behind that matrix")
-
-
-def capped(logits: mx.array, cap: float) -> mx.array:
-    """Logits under a soft cap; 0 for none."""
-    return mx.tanh(logits / cap) * cap if cap else logits
 
 
 def readout(
