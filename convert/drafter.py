@@ -19,16 +19,19 @@ from ..errors import InputError
 from ..files import check_apart, staged_folder, write_json
 from ..hub import checkpoint_place
 from ..layout import check_headers, check_values, matrix_shapes
-from ..quantization import Quantization, check_quantization
+from ..quantization import (
+    NEVER_QUANTISED,
+    Quantization,
+    check_quantization,
+    choose_quantization,
+)
 from .gguf_blocks import GROUP_SIZE
 from .packagings import find_packaging, refuse_unsupported
 from .packagings.source import canonical_name
 from .published import GgufMatrix, Tensor, read_published
 from .shards import ShardWriter
 
-# The chance of survival is one dot product: its 0.1 % of the weights are worth keeping exact.
 _TEMPERATURES = ("sts_temperatures", "confidence_temperatures")
-_NEVER_QUANTISED = {"confidence_head.proj"}
 
 
 def convert_drafter(
@@ -92,7 +95,8 @@ def convert_drafter(
     calibrations = _shipped_calibration(raw, config.gamma, source)
     kept = _kept_quantization(renamed)
     if quantize:
-        config = _with_quantization(config, q_bits, q_group_size, q_exceptions or {})
+        chosen = choose_quantization(matrix_shapes(config), q_bits, q_group_size, q_exceptions)
+        config = dataclasses.replace(config, quantization=chosen)
     elif kept is not None:
         config = dataclasses.replace(config, quantization=kept)
     with staged_folder(destination, overwrite=overwrite) as folder:
@@ -120,7 +124,7 @@ def _kept_quantization(tensors: dict[str, Tensor]) -> Quantization | None:
         name.removesuffix(".weight"): tensor.bits if isinstance(tensor, GgufMatrix) else 0
         for name, tensor in matrices.items()
     }
-    bits |= dict.fromkeys(_NEVER_QUANTISED & bits.keys(), 0)
+    bits |= dict.fromkeys(NEVER_QUANTISED & bits.keys(), 0)
     usual = Counter(n for n in bits.values() if n).most_common(1)
     if not usual:
         return None
@@ -198,24 +202,3 @@ def _shipped_calibration(raw: dict[str, Any], gamma: int, source: Path) -> Calib
         raise InputError(source / "config.json", f"{name} {found!r}", expected)
     fitted = dataclasses.replace(identity(gamma), temperatures=tuple(map(float, found)))
     return Calibrations({0.0: fitted})
-
-
-def _with_quantization(
-    config: CanonicalConfig, bits: int, group_size: int, by_part: dict[str, int | None]
-) -> CanonicalConfig:
-    exceptions: dict[str, dict[str, int] | None] = {}
-    matrices = matrix_shapes(config)
-    for part in by_part:
-        if not any(part in name for name in matrices):
-            raise InputError("quantisation exception", part, f"part of {', '.join(matrices)}")
-    for name, (_, columns) in matrices.items():
-        fitting = [part for part in by_part if part in name]
-        chosen = by_part[max(fitting, key=len)] if fitting else bits
-        if name in _NEVER_QUANTISED or chosen is None or columns % group_size:
-            exceptions[name] = None
-        elif chosen != bits:
-            exceptions[name] = {"bits": chosen, "group_size": group_size}
-    values = config.to_dict() | {
-        "quantization": {"bits": bits, "group_size": group_size, "exceptions": exceptions}
-    }
-    return type(config).from_dict(values, "quantisation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from .errors import InputError
 
 QUANTISED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+# The chance of survival is one dot product: its 0.1 % of the weights are worth keeping exact.
+NEVER_QUANTISED = frozenset({"confidence_head.proj"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,38 @@ def read_quantization(where: Path | str, data: dict[str, Any]) -> Quantization:
             raise InputError(where, found, "null, or an object of bits and group_size")
         check_quantization(where, entry["bits"], entry["group_size"])
     return Quantization(data["bits"], data["group_size"], exceptions)
+
+
+def choose_quantization(
+    matrices: Mapping[str, tuple[int, int]],
+    bits: int,
+    group_size: int,
+    by_part: Mapping[str, int | None] | None = None,
+) -> Quantization:
+    """Which of a drafter's matrices are quantised, and how.
+
+    Args:
+        matrices: name and `[out, in]` of each, see `layout.matrix_shapes`.
+        bits: bits per weight.
+        group_size: weights that share a scale; rows that it does not divide stay plain.
+        by_part: bits by name or by part of one, None for plain; the longest part that fits counts.
+
+    Raises:
+        InputError: a part that fits no name.
+    """
+    by_part = by_part or {}
+    for part in by_part:
+        if not any(part in name for name in matrices):
+            raise InputError("quantisation exception", part, f"part of {', '.join(matrices)}")
+    exceptions: dict[str, dict[str, int] | None] = {}
+    for name, (_, columns) in matrices.items():
+        fitting = [part for part in by_part if part in name]
+        chosen = by_part[max(fitting, key=len)] if fitting else bits
+        if name in NEVER_QUANTISED or chosen is None or columns % group_size:
+            exceptions[name] = None
+        elif chosen != bits:
+            exceptions[name] = {"bits": chosen, "group_size": group_size}
+    return Quantization(bits, group_size, exceptions)
 
 
 def check_quantization(where: Path | str, bits: object, group_size: object) -> None:
