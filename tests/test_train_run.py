@@ -9,47 +9,20 @@ import textwrap
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 import pytest
-from pairs import TARGET, golden
+from pairs import TARGET
+from training_toys import PROMPT, SMALL, begun, greedy_texts, one_text_twice, same
 
 from dspark_mlx.assemble import assemble
 from dspark_mlx.checkpoint import read_tensors
-from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.decoder import Decoder
 from dspark_mlx.engine import make_engine
 from dspark_mlx.errors import InputError
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.targets.tap import Target
-from dspark_mlx.train.batch_decode import Job, batch_decode
 from dspark_mlx.train.batches import BatchSettings
-from dspark_mlx.train.corpus import Corpus
-from dspark_mlx.train.design import first_weights
 from dspark_mlx.train.learner import Recipe
-from dspark_mlx.train.run import Run, Start
-from dspark_mlx.train.settings import Settings
-
-PROMPT, ANSWER = 4, 28
-SMALL = Settings(
-    Recipe(12, learning_rate=2e-3),
-    batches=BatchSettings(tokens=128, max_length=32, anchors_every=4, bucket=32),
-    held_out=4,
-    evaluate_every=4,
-    save_every=6,
-)
-
-
-def greedy_texts(model, count, seed=0):
-    """Greedy continuations of random prompts, as a corpus."""
-    rng = np.random.default_rng(seed)
-    prompts = rng.integers(2, 512, (count, PROMPT)).tolist()
-    jobs = [Job(prompt, ANSWER, 0.0) for prompt in prompts]
-    written = batch_decode(model, jobs, frozenset(), mx.random.key(0), count)
-    tokens = np.array([p + list(w) for p, w in zip(prompts, written, strict=True)])
-    answer = np.zeros(tokens.shape, dtype=bool)
-    answer[:, PROMPT:] = True
-    offsets = np.arange(count + 1) * tokens.shape[1]
-    return Corpus(tokens.reshape(-1).astype(np.uint16), answer.reshape(-1), offsets)
+from dspark_mlx.train.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +32,7 @@ def corpus(target_model):
 
 @pytest.fixture
 def start(tmp_path):
-    config = convert_drafter(golden("vanilla"), tmp_path / "golden", progress=False)
-    return Start(config, first_weights(config, 1), {"data": "greedy"}, 0.0)
+    return begun(tmp_path)
 
 
 @pytest.fixture
@@ -68,12 +40,6 @@ def target(target_model, start):
     made = Target(target_model, start.config.taps, "golden target")
     yield made
     made.close()
-
-
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        np.testing.assert_array_equal(np.array(value), np.array(b[name]), err_msg=name)
 
 
 def checkpoints(folder):
@@ -88,10 +54,7 @@ def log(folder):
 @pytest.mark.slow
 def test_one_text_is_learnt_by_heart(target, corpus, start, tmp_path):
     """A loss that goes down while what is drafted stays wrong: labels, anchors or rows shifted."""
-    text = corpus[0]
-    both = Corpus(
-        np.tile(text.tokens, 2), np.tile(text.answer, 2), np.array([0, 1, 2]) * len(text.tokens)
-    )
+    text, both = corpus[0], one_text_twice(corpus)
     settings = dataclasses.replace(
         SMALL, recipe=Recipe(300, 1e-2), held_out=1, evaluate_every=300, save_every=300
     )
@@ -221,16 +184,15 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
         from pathlib import Path
         from mlx_lm.utils import load_model
         from pairs import *
-        from test_train_run import SMALL, greedy_texts
+        from training_toys import SMALL, begun, greedy_texts
         from dspark_mlx.errors import InputError
-        from dspark_mlx.train.design import first_weights
-        from dspark_mlx.train.run import Run, Start
+        from dspark_mlx.targets.tap import Target
+        from dspark_mlx.train.run import Run
         model, _ = load_model(TARGET)
         model.set_dtype(mx.float32)
         folder = Path({str(tmp_path)!r})
-        config = convert_drafter(golden("vanilla"), folder / "golden", progress=False)
-        target = Target(model, config.taps, "golden target")
-        start = Start(config, first_weights(config, 1), {{}}, 0.0)
+        start = begun(folder)
+        target = Target(model, start.config.taps, "golden target")
         run = Run(target, greedy_texts(model, 16), start, SMALL, folder / "run")
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
