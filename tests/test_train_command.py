@@ -123,6 +123,8 @@ def test_choices_of_a_new_drafter_are_refused_with_from(target, trained, tmp_pat
         (("--learning-rate", "0"), "learning_rate"),
         (("--plot", "run.txt"), "run.txt"),
         (("--taps", "9"), "--taps"),
+        (("--qat-bits", "7"), "7 bits"),
+        (("--qat-bits", "4", "--qat-group-size", "48"), "group size 48"),
     ],
 )
 def test_bad_flags_are_named_before_anything_is_written(target, tmp_path, flags, named):

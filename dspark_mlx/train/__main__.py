@@ -156,6 +156,8 @@ def _facts(corpus: Corpus, settings: Settings, result: Result) -> dict[str, Any]
         "learning rate": settings.recipe.learning_rate,
         "batch tokens": settings.batches.tokens * settings.recipe.accumulate,
     }
+    if settings.qat_bits:
+        facts["trained for"] = f"{settings.qat_bits} bits in groups of {settings.qat_group_size}"
     if result.judged is not None:
         facts["held-out tokens a round, greedy"] = round(result.judged.tau_greedy, 3)
         facts["held-out tokens a round, sampled"] = round(result.judged.tau_sampled, 3)

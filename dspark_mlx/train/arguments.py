@@ -78,6 +78,7 @@ def _add_texts(group: Any) -> None:
         help="temperatures of answers, one drawn for each text (default: 0,0.3,0.7,1)",
     )
     add("--max-answer", type=int, default=512, help="tokens of an answer (default: 512)")
+    add("--max-user", type=int, default=256, help="of a self-written prompt (default: 256)")
     add("--max-length", type=int, default=1024, help="tokens of a text (default: 1024)")
     add("--follow-up", type=float, default=0.25, help="chance of another turn (default: 0.25)")
     add("--rows", type=int, default=64, help="texts decoded at once (default: 64)")
@@ -110,6 +111,8 @@ def _add_recipe(group: Any) -> None:
     add("--patience", type=int, default=0, help="evaluations without a better one; 0: no limit")
     add("--chunk-rows", type=int, default=0, help="rows whose logits exist at once (default: auto)")
     add("--grad-checkpoint", action="store_true", help="less memory, more time")
+    add("--qat-bits", type=int, default=0, help="train for weights stored in so many bits")
+    add("--qat-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
     add("--compute", choices=("float32", "bfloat16"), help="(default: bfloat16 on a GPU)")
 
 
@@ -142,6 +145,8 @@ def settings_of(args: argparse.Namespace, head: str) -> Settings:
         # Fused kernels are built by a C++ compiler on a CPU, and took minutes to build for CUDA.
         compiled=mx.metal.is_available(),
         precision=args.compute or ("bfloat16" if on_gpu else "float32"),
+        qat_bits=args.qat_bits,
+        qat_group_size=args.qat_group_size,
     )
 
 
@@ -174,6 +179,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         self_written=share if prompts else 1.0,
         imitated=args.imitated,
         temperatures=_temperatures(args.temps),
+        max_user=args.max_user,
         max_answer=args.max_answer,
         max_length=args.max_length,
         answer_tokens=args.answer_tokens,

@@ -12,8 +12,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..errors import InputError
+from ..quantization import Quantization
 from ..targets.tap import Target
 from .network import FROZEN, Features, Network, TrainingBatch
+from .rounded import rounded
 from .target import features
 from .watched import Watched
 
@@ -77,6 +79,7 @@ class Learner:
         recipe: see `Recipe`.
         dtype: of the arithmetic; weights and optimiser are float32.
         compiled: fuse the step's kernels (`mx.compile`).
+        quantization: that the drafter is trained for; None for none.
     """
 
     def __init__(
@@ -87,11 +90,13 @@ class Learner:
         recipe: Recipe,
         dtype: mx.Dtype,
         compiled: bool,
+        quantization: Quantization | None = None,
     ) -> None:
         self._network = network
         self._target = target
         self._recipe = recipe
         self._dtype = dtype
+        self._quantization = quantization
         self.parameters = {
             name: value.astype(mx.float32) for name, value in tensors.items() if name not in FROZEN
         }
@@ -171,7 +176,8 @@ class Learner:
     def _cast_loss(
         self, parameters: dict[str, mx.array], batch: TrainingBatch, read: Features
     ) -> tuple[mx.array, mx.array]:
-        cast = {name: value.astype(self._dtype) for name, value in parameters.items()}
+        stored = rounded(parameters, self._quantization)
+        cast = {name: value.astype(self._dtype) for name, value in stored.items()}
         return self._network.loss(cast, batch, read)
 
     def _apply(self, gradients: dict[str, mx.array]) -> None:

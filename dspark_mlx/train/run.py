@@ -110,7 +110,15 @@ class Run:
             self._frozen,
         )
         dtype = getattr(mx, settings.precision)
-        self._learner = Learner(network, target, start.tensors, recipe, dtype, settings.compiled)
+        self._learner = Learner(
+            network,
+            target,
+            start.tensors,
+            recipe,
+            dtype,
+            settings.compiled,
+            settings.quantization(config),
+        )
         identity = {**start.identity, "settings": settings.to_dict(), "drafter": config.to_dict()}
         self._checkpoints = Checkpoints(folder / "checkpoints", identity)
         self.progress = Progress()

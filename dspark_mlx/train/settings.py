@@ -6,7 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..config import DrafterConfig
 from ..errors import InputError
+from ..layout import matrix_shapes
+from ..quantization import Quantization, check_quantization, choose_quantization
 from .batches import BatchSettings
 from .learner import Recipe
 from .objective import Objective
@@ -28,6 +31,8 @@ class Settings:
         checkpoint_layers: compute layers again in the backward pass, which saves memory.
         compiled: fuse the step's kernels.
         precision: of the arithmetic, "float32" or "bfloat16".
+        qat_bits: bits that the drafter will be quantised to, which it is then trained for; 0 for
+            none. qat_group_size: weights that share a scale.
     """
 
     recipe: Recipe
@@ -41,6 +46,8 @@ class Settings:
     checkpoint_layers: bool = False
     compiled: bool = False
     precision: str = "float32"
+    qat_bits: int = 0
+    qat_group_size: int = 64
 
     def check(self) -> None:
         """Refuse settings that cannot be meant.
@@ -58,10 +65,18 @@ class Settings:
                 raise InputError(name, getattr(self, name), "0 or more")
         if self.precision not in ("float32", "bfloat16"):
             raise InputError("precision", repr(self.precision), "float32 or bfloat16")
+        if self.qat_bits:
+            check_quantization("quantisation", self.qat_bits, self.qat_group_size)
 
     def rows(self, vocabulary: int) -> int:
         """Rows whose logits over a vocabulary exist at once."""
         return self.chunk or max(_ROWS // vocabulary, 64)
+
+    def quantization(self, config: DrafterConfig) -> Quantization | None:
+        """What a drafter is trained to be stored as; None for plain weights."""
+        if not self.qat_bits:
+            return None
+        return choose_quantization(matrix_shapes(config), self.qat_bits, self.qat_group_size)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
