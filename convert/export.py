@@ -20,7 +20,7 @@ from ..checkpoint import read_tensors
 from ..config import DrafterConfig, read_config
 from ..errors import InputError
 from ..files import check_apart, read_json, staged_folder, write_json
-from ..layout import check_headers, check_values, matrix_shapes, vector_shapes
+from ..layout import check_headers, check_values
 from ..targets.pair import check_pair
 from ..targets.tap import Target
 from .packagings.deepspec_qwen3 import ARCHITECTURE
@@ -163,15 +163,7 @@ def _makers(
     config: DrafterConfig, stored: Stored, target: Target, target_folder: Path
 ) -> dict[str, Callable[[], mx.array]]:
     """Name of every tensor to what reads it, so that only one at a time is in memory."""
-
-    def matrix(name: str) -> Callable[[], mx.array]:
-        return lambda: stored.matrix(name).weight
-
-    def vector(name: str) -> Callable[[], mx.array]:
-        return lambda: stored.vector(name)
-
-    makers = {f"{name}.weight": matrix(name) for name in matrix_shapes(config)}
-    makers |= {name: vector(name) for name in vector_shapes(config)}
+    makers = stored.plain()
     if not config.owns_embedding:
         makers["embed_tokens.weight"] = lambda: target.embed(mx.arange(config.vocab_size))
     if not config.owns_head:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
 
 import mlx.core as mx
 
@@ -21,7 +21,7 @@ from .heads.gated import GatedHead
 from .heads.rnn import RNNHead
 from .heads.vanilla import VanillaHead
 from .layers import Layer
-from .layout import DRAFT_IDS, Tensors
+from .layout import DRAFT_IDS, Tensors, matrix_shapes, vector_shapes
 from .matrix import Matrix, alike, arrays_of
 from .vocabulary import Output, Readout, Setting, choose_size
 
@@ -57,6 +57,18 @@ class Stored:
     def vector(self, name: str) -> mx.array:
         """A vector by its name."""
         return self.tensors[name].astype(self.dtype)
+
+    def plain(self) -> dict[str, Callable[[], mx.array]]:
+        """Name of every tensor of the unquantised folder to what makes it, one at a time."""
+        makers: dict[str, Callable[[], mx.array]] = {}
+        for name in matrix_shapes(self.config):
+            makers[f"{name}.weight"] = partial(self._plain, name)
+        for name in vector_shapes(self.config):
+            makers[name] = partial(self.vector, name)
+        return makers
+
+    def _plain(self, name: str) -> mx.array:
+        return self.matrix(name).dequantised(self.dtype).weight
 
     def fused(self, *names: str) -> Matrix:
         """The output rows of several matrices; plain where they are not quantised alike."""

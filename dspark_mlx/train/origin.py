@@ -11,11 +11,11 @@ from ..assemble import Stored
 from ..config import DrafterConfig
 from ..decoder import Decoder
 from ..errors import InputError
+from ..layout import DRAFT_IDS
 from ..load import read_drafter
 from ..targets.pair import check_pair
 from ..targets.tap import Target
 from .design import Design, first_weights, new_config
-from .network import FROZEN
 from .run import Start
 from .target import logit_cap, spare_token
 
@@ -47,14 +47,9 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
         raise InputError(drafter, config.summary, "a DSpark or DFlash drafter")
     check_pair(config, drafter, target, folder)
     stored = Stored(config, tensors, mx.float32, dequantise=True)
-    plain = {}
-    for name in tensors:
-        base = name.removesuffix(".weight")
-        if name.endswith((".scales", ".biases")):
-            continue
-        matrix = name.endswith(".weight") and tensors[name].ndim == 2
-        value = stored.matrix(base).weight if matrix else tensors[name]
-        plain[name] = value if name in FROZEN else value.astype(mx.float32)
+    plain = {name: make() for name, make in stored.plain().items()}
+    if config.draft_vocab_size:
+        plain[DRAFT_IDS] = tensors[DRAFT_IDS]
     mx.eval(plain)
     cap = logit_cap(target, decoder.config, folder)
     config = dataclasses.replace(config, quantization=None, target=config.target or folder.name)
