@@ -25,6 +25,7 @@ from ..quantization import (
     check_quantization,
     choose_quantization,
 )
+from ..ranking import read_ranking, write_ranking
 from .gguf_blocks import GROUP_SIZE
 from .packagings import find_packaging, refuse_unsupported
 from .packagings.source import canonical_name
@@ -93,6 +94,7 @@ def convert_drafter(
     check_headers(config, renamed, source)
     tensors.clear()
     calibrations = _shipped_calibration(raw, config.gamma, source)
+    ranking = read_ranking(source, config.vocab_size) if raw.get("format") == FORMAT else ()
     kept = _kept_quantization(renamed)
     if quantize:
         chosen = choose_quantization(matrix_shapes(config), q_bits, q_group_size, q_exceptions)
@@ -103,6 +105,8 @@ def convert_drafter(
         _write(config, renamed, folder, source, not quantize, progress)
         if calibrations:
             write_calibrations(folder, calibrations)
+        if ranking:
+            write_ranking(folder, ranking)
     return config
 
 

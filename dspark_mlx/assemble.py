@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, singledispatch
 
@@ -23,7 +23,7 @@ from .heads.vanilla import VanillaHead
 from .layers import Layer
 from .layout import DRAFT_IDS, Tensors, matrix_shapes, vector_shapes
 from .matrix import Matrix, alike, arrays_of
-from .vocabulary import Output, Readout, Setting, choose_size
+from .vocabulary import Common, Output, Readout, Setting, choose_size
 
 Embed = Callable[[mx.array], mx.array]
 
@@ -115,6 +115,7 @@ def assemble(
     output: Matrix | None = None,
     draft_vocabulary: Setting = "full",
     calibrations: Calibrations | None = None,
+    ranking: Sequence[int] = (),
 ) -> Drafter:
     """A drafter from checked tensors, evaluated.
 
@@ -128,6 +129,7 @@ def assemble(
             be cut.
         draft_vocabulary: see `vocabulary.choose_size`.
         calibrations: of the confidence head; None takes it as it is.
+        ranking: the target's tokens, the most frequent first; empty where nobody counted.
     """
     stored = Stored(config, tensors, dtype, dequantise)
     own = [stored.matrix(n) for n in ("embed_tokens", "lm_head") if f"{n}.weight" in tensors]
@@ -140,8 +142,8 @@ def assemble(
         logits, output = _capped(logits, config.softcap), None
     mx.eval(arrays_of(own))
     # What is reduced already, or capped behind the product, is read out whole.
-    size = choose_size(draft_vocabulary, config.vocab_size) if ids is None else None
-    cut = (output, size) if output is not None and size is not None else None
+    size = choose_size(draft_vocabulary, config.vocab_size, bool(ranking)) if ids is None else None
+    cut = Common.of(output, size, ranking) if output is not None and size is not None else None
     return _drafter(config, stored, embed, Readout(logits, None, ids), cut, calibrations)
 
 
@@ -151,7 +153,7 @@ def _drafter(
     stored: Stored,
     embed: Embed,
     readout: Readout,
-    cut: tuple[Matrix, int] | None,
+    cut: Common | None,
     calibrations: Calibrations | None,
 ) -> Drafter:
     """The drafter of a configuration's method; `readout` has no sequential head yet."""
@@ -164,7 +166,7 @@ def _(
     stored: Stored,
     embed: Embed,
     readout: Readout,
-    cut: tuple[Matrix, int] | None,
+    cut: Common | None,
     calibrations: Calibrations | None,
 ) -> Drafter:
     names = [f"layers.{i}" for i in range(config.num_layers)]
@@ -192,7 +194,7 @@ def _(
     stored: Stored,
     embed: Embed,
     readout: Readout,
-    cut: tuple[Matrix, int] | None,
+    cut: Common | None,
     calibrations: Calibrations | None,
 ) -> Drafter:
     weights = Eagle3Weights(

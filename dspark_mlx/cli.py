@@ -53,7 +53,7 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
         "--draft-vocabulary",
         default="auto",
         metavar="N",
-        help="tokens that drafts are chosen from: full, a number, or auto, a quarter of a large "
+        help="tokens that drafts are chosen from: full, a number, or auto, a part of a large "
         "vocabulary (default: auto); the output is the same",
     )
 

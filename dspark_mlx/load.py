@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from .hub import checkpoint_place, resolve
 from .layout import check_tensors
 from .precision import apply_precision, choose_precision
 from .profiles import Pair, obtain, profile_path
+from .ranking import read_ranking
 from .registry import find_pair, names_of
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
@@ -60,9 +62,10 @@ def load(
             none), "full", "threshold:VALUE", or an object as `schedulers.Scheduler`.
         precision: "auto" (float32 on the CPU backend, else as stored), "stored", "float32",
             "bfloat16" or "float16".
-        draft_vocabulary: tokens that drafts are chosen from: "full", a number of first ids (those
-            that the request shows come on top), or "auto", a quarter of a large vocabulary. It
-            changes speed and accepted length, never the output.
+        draft_vocabulary: tokens that drafts are chosen from: "full", a number of the most frequent
+            ones, or of first ids where the drafter does not say which those are (what the request
+            shows comes on top), or "auto", a sixth or a quarter of a large vocabulary. It changes
+            speed and accepted length, never the output.
 
     Raises:
         InputError: a file, a pair or a setting that cannot be used, before any generation.
@@ -86,17 +89,17 @@ def load(
         drafter = _published_drafter(model, folder) if drafter is None else drafter
     source = None if drafter is False or drafter is None else _drafter_folder(drafter)
     # The drafter is read first: a damaged one fails before a large target is loaded.
-    config, tensors, calibrations = _read_drafter(source) if source else (None, {}, None)
+    stored = read_drafter(source) if source else None
     network, target_config = _load_target(folder, dtype)
     new_caches(network, folder)
-    if config is None:
+    if stored is None:
         target, built = Target(network, (), folder), None
     else:
         untapped = probe_logits(network)
-        target = Target(network, config.taps, folder)
+        target = Target(network, stored.config.taps, folder)
         check_taps(network, target, untapped, folder)
-        check_pair(config, source, target, folder)
-        built = _build(config, tensors, target, dtype, draft_vocabulary, calibrations)
+        check_pair(stored.config, source, target, folder)
+        built = _build(stored, target, dtype, draft_vocabulary)
     decoder = Decoder(
         Engine(target, built, FullScheduler()), folder, target_config, source, precision
     )
@@ -126,13 +129,13 @@ def load_beside(
     draft_vocabulary = parse_setting(draft_vocabulary)
     source, (folder, _), shared = _drafter_folder(drafter), decoder.sources, decoder.engine.target
     dtype = None if decoder.precision == "stored" else getattr(mx, decoder.precision)
-    config, tensors, calibrations = _read_drafter(source)
-    check_pair(config, source, shared, folder)
+    stored = read_drafter(source)
+    check_pair(stored.config, source, shared, folder)
     with shared.untapped():
         untapped = probe_logits(shared.model)
-    target = shared.sharing(config.taps, folder)
+    target = shared.sharing(stored.config.taps, folder)
     check_taps(shared.model, target, untapped, folder)
-    built = _build(config, tensors, target, dtype, draft_vocabulary, calibrations)
+    built = _build(stored, target, dtype, draft_vocabulary)
     beside = decoder.with_engine(Engine(target, built, FullScheduler()), source)
     if isinstance(scheduler, str):
         return _scheduled(beside, scheduler)
@@ -161,22 +164,38 @@ def load_apart(
     dtype = None if precision == "stored" else getattr(mx, precision)
     folder = builtin.target_folder() if model is None else _target_folder(model)
     source = _drafter_folder(drafter)
-    config, tensors, calibrations = _read_drafter(source)
+    stored = read_drafter(source)
+    config = stored.config
     network, target_config = _load_target(folder, dtype)
     target = Target(network, taps(config, len(network.layers)), folder)
     check_pair(config, source, target, folder)
 
     def build(changed: CanonicalConfig) -> Drafter:
-        return _build(changed, tensors, target, dtype, "full", calibrations)
+        return _build(replace(stored, config=changed), target, dtype, "full")
 
     engine = Engine(target, None, FullScheduler())
     return Decoder(engine, folder, target_config, None, precision), config, build
 
 
-def read_drafter(
-    drafter: str | Path,
-) -> tuple[CanonicalConfig, dict[str, mx.array], Calibrations | None]:
-    """A drafter's configuration, checked tensors and calibration.
+@dataclass(frozen=True)
+class StoredDrafter:
+    """What a drafter's folder holds.
+
+    Attributes:
+        config: its configuration.
+        tensors: its checked tensors.
+        calibrations: of its confidence head; None without any.
+        ranking: the target's tokens, the most frequent first; empty where nobody counted.
+    """
+
+    config: CanonicalConfig
+    tensors: dict[str, mx.array]
+    calibrations: Calibrations | None
+    ranking: tuple[int, ...]
+
+
+def read_drafter(drafter: str | Path) -> StoredDrafter:
+    """A drafter's folder, checked.
 
     Args:
         drafter: a folder (converted on the fly where it is not yet) or Hub id.
@@ -184,7 +203,12 @@ def read_drafter(
     Raises:
         InputError: see `load`.
     """
-    return _read_drafter(_drafter_folder(drafter))
+    folder = _drafter_folder(drafter)
+    config = read_config(read_json(folder / "config.json"), folder / "config.json")
+    tensors = read_tensors(folder)
+    check_tensors(config, tensors, folder)
+    calibrations = read_calibrations(folder, config.gamma)
+    return StoredDrafter(config, tensors, calibrations, read_ranking(folder, config.vocab_size))
 
 
 def _scheduled(decoder: Decoder, name: str) -> Decoder:
@@ -277,31 +301,18 @@ def _converted(source: Path, kind: str, convert: Callable[[Path], object]) -> Pa
     return folder
 
 
-def _read_drafter(
-    folder: Path,
-) -> tuple[CanonicalConfig, dict[str, mx.array], Calibrations | None]:
-    config = read_config(read_json(folder / "config.json"), folder / "config.json")
-    tensors = read_tensors(folder)
-    check_tensors(config, tensors, folder)
-    return config, tensors, read_calibrations(folder, config.gamma)
-
-
 def _build(
-    config: CanonicalConfig,
-    tensors: dict[str, mx.array],
-    target: Target,
-    dtype: mx.Dtype | None,
-    draft_vocabulary: Setting,
-    calibrations: Calibrations | None,
+    stored: StoredDrafter, target: Target, dtype: mx.Dtype | None, draft_vocabulary: Setting
 ) -> Drafter:
     return assemble(
-        config,
-        tensors,
+        stored.config,
+        stored.tensors,
         target.embed,
         target.logits,
         dtype=dtype or target.dtype,
         dequantise=dtype is not None,
         output=target.head,
         draft_vocabulary=draft_vocabulary,
-        calibrations=calibrations,
+        calibrations=stored.calibrations,
+        ranking=stored.ranking,
     )

@@ -1,23 +1,25 @@
 """The draft vocabulary: which tokens a drafter may propose, and the matrices cut down to them.
 
-Reading out every row against the whole vocabulary costs more than a small drafter's backbone. Ids
-of byte-pair vocabularies are in merge order, so the first ids with those that the request itself
-has shown hold nearly every token that a draft could get right. Whatever is drafted, the target
-verifies it: the output is the same, only the accepted length can change.
+Reading out every row against the whole vocabulary costs more than a small drafter's backbone. The
+tokens that the target writes most, with those that the request itself has shown, hold nearly every
+token that a draft could get right. Where nobody counted them, the first ids stand for them: those
+of byte-pair vocabularies are in merge order. Whatever is drafted, the target verifies it: the
+output is the same, only the accepted length can change.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal, TypeAlias
 
 import mlx.core as mx
 
 from .errors import InputError
 from .heads import SequentialHead
-from .matrix import Matrix
+from .matrix import Matrix, arrays_of
 
 Setting: TypeAlias = int | Literal["auto", "full"]
 
@@ -48,29 +50,58 @@ class Readout:
 
 
 @dataclass(frozen=True)
+class Common:
+    """The tokens that every request's drafts can be chosen from.
+
+    Attributes:
+        ids: ascending, int32 `[size]`.
+        members: the same ids, to look up.
+        matrix: the whole output matrix, `[vocabulary, hidden]`.
+        rows: its rows of `ids`.
+    """
+
+    ids: mx.array
+    members: Container[int]
+    matrix: Matrix
+    rows: Matrix
+
+    @staticmethod
+    def of(matrix: Matrix, size: int, ranking: Sequence[int] = ()) -> Common:
+        """The first `size` of a ranking, and the lowest ids where it is too short; evaluated."""
+        if not ranking:
+            members = range(size)
+            return Common(mx.arange(size), members, matrix, matrix.slice(0, size))
+        chosen = dict.fromkeys(ranking[:size])
+        missing = (i for i in range(matrix.out_features) if i not in chosen)
+        chosen.update(dict.fromkeys(islice(missing, size - len(chosen))))
+        ids = mx.array(sorted(chosen), dtype=mx.int32)
+        rows = matrix.take(ids)
+        mx.eval(arrays_of(rows))
+        return Common(ids, frozenset(chosen), matrix, rows)
+
+
+@dataclass(frozen=True)
 class Output:
     """How a drafter reads out: the whole vocabulary, or what a request's drafts are cut down to.
 
     Attributes:
         full: the readout over every token that it can propose.
-        cut: the output matrix and how many of its first rows drafts are cut down to; None reads out
-            every row.
+        cut: what drafts are cut down to; None reads out every row.
     """
 
     full: Readout
-    cut: tuple[Matrix, int] | None = None
+    cut: Common | None = None
 
     @property
     def size(self) -> int:
-        """Rows that drafts are cut down to; 0 for none."""
-        return self.cut[1] if self.cut else 0
+        """Tokens that drafts are cut down to; 0 for none."""
+        return self.cut.ids.size if self.cut else 0
 
     def vocabulary(self, prompt: Iterable[int]) -> DraftVocabulary | None:
         """The draft vocabulary of a request whose prompt has these tokens; None for the whole."""
         if self.cut is None:
             return None
-        matrix, size = self.cut
-        vocabulary = DraftVocabulary(size, matrix, self.full)
+        vocabulary = DraftVocabulary(self.cut, self.full)
         vocabulary.add(prompt)
         return vocabulary
 
@@ -96,35 +127,33 @@ def parse_setting(value: object) -> Setting:
     return size
 
 
-def choose_size(setting: Setting, vocab_size: int) -> int | None:
-    """Ids to keep of `vocab_size`; None for all of them.
+def choose_size(setting: Setting, vocab_size: int, ranked: bool = False) -> int | None:
+    """Tokens to keep of `vocab_size`; None for all of them.
 
-    "auto" keeps a quarter, at least `LEAST`, and cuts nothing where that saves less than half.
+    "auto" keeps a quarter, or a sixth of the commonest where they are known, at least `LEAST`, and
+    cuts nothing where that saves less than half.
     """
     if setting == "full":
         return None
     if setting == "auto":
-        size = max(LEAST, vocab_size // 4)
+        size = max(LEAST, vocab_size // (6 if ranked else 4))
         return size if size <= vocab_size // 2 else None
     return setting if setting < vocab_size else None
 
 
 class DraftVocabulary:
-    """One request's draft vocabulary: the first `size` ids, and every id the request has shown.
+    """One request's draft vocabulary: the common tokens, and every one that the request has shown.
 
     Where the text keeps leaving it (a language whose tokens have late ids), the whole vocabulary is
     read out until it no longer does.
 
     Args:
-        size: ids kept from the start.
-        head: the output matrix, `[vocabulary, hidden]`.
+        common: tokens kept from the start.
         full: the readout over the whole vocabulary.
     """
 
-    def __init__(self, size: int, head: Matrix, full: Readout) -> None:
-        self._size = size
-        self._matrix = head
-        self._first = head.slice(0, size)
+    def __init__(self, common: Common, full: Readout) -> None:
+        self._common = common
         self._full = full
         self._seen: dict[int, None] = {}
         self._misses: deque[bool] = deque(maxlen=_WINDOW)
@@ -132,7 +161,7 @@ class DraftVocabulary:
 
     def add(self, tokens: Iterable[int]) -> None:
         """Take in tokens that no draft could have proposed, as the prompt's."""
-        new = [t for t in tokens if t >= self._size and t not in self._seen]
+        new = [t for t in tokens if not self._holds(t)]
         if new:
             self._seen.update(dict.fromkeys(new))
             self._cut = None
@@ -140,14 +169,17 @@ class DraftVocabulary:
     def commit(self, tokens: Iterable[int]) -> None:
         """Take in committed tokens, counting those that were not in it."""
         for token in tokens:
-            missed = token >= self._size and token not in self._seen
+            missed = not self._holds(token)
             self._misses.append(missed)
             if missed:
                 self.add((token,))
 
+    def _holds(self, token: int) -> bool:
+        return token in self._common.members or token in self._seen
+
     def readout(self) -> Readout:
         """The readout for the next draft."""
-        most = (self._matrix.out_features - self._size) // 2
+        most = (self._common.matrix.out_features - self._common.ids.size) // 2
         if len(self._seen) > most or sum(self._misses) > _MOST_MISSES:
             return self._full
         if self._cut is None:
@@ -155,13 +187,12 @@ class DraftVocabulary:
         return self._cut
 
     def _cut_down(self, seen: mx.array) -> Readout:
-        ids = mx.concatenate([mx.arange(self._size, dtype=mx.int32), seen])
+        ids = mx.concatenate([self._common.ids, seen])
         head = self._full.head
         if head is not None:
             # Small enough to copy, which spares the block's steps a second product each.
-            w2 = Matrix.concatenate([head.w2.slice(0, self._size), head.w2.take(seen)])
-            head = replace(head, w2=w2)  # type: ignore[type-var]
-        first, rest = self._first, self._matrix.take(seen)
+            head = replace(head, w2=head.w2.take(ids))  # type: ignore[type-var]
+        first, rest = self._common.rows, self._common.matrix.take(seen)
 
         def logits(hidden: mx.array) -> mx.array:
             return mx.concatenate([first(hidden), rest(hidden)], axis=-1)

@@ -40,7 +40,12 @@ def traces(name: str) -> list[dict]:
 
 
 def make_decoder(
-    model, name: str, folder: Path, scheduler: str = "full", draft_vocabulary="full"
+    model,
+    name: str,
+    folder: Path,
+    scheduler: str = "full",
+    draft_vocabulary="full",
+    ranking=(),
 ) -> Decoder:
     """Convert a golden drafter into `folder` and pair it with the golden target `model`."""
     config = convert_drafter(golden(name), folder, progress=False)
@@ -55,6 +60,7 @@ def make_decoder(
         dequantise=False,
         output=target.head,
         draft_vocabulary=draft_vocabulary,
+        ranking=ranking,
     )
     engine = make_engine(target, drafter, make_scheduler(scheduler))
     return Decoder(engine, TARGET, json.loads((TARGET / "config.json").read_text()))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx_lm.utils import load_model, quantize_model
 from pairs import DRAFTERS, TARGET, tokens_of, traces
@@ -11,9 +14,17 @@ from dspark_mlx import InputError
 from dspark_mlx.heads import correct
 from dspark_mlx.heads.vanilla import VanillaHead
 from dspark_mlx.matrix import Matrix
+from dspark_mlx.ranking import rank_tokens, read_ranking, write_ranking
 from dspark_mlx.sampling import greedy
 from dspark_mlx.targets.tap import Target
-from dspark_mlx.vocabulary import LEAST, DraftVocabulary, Readout, choose_size, parse_setting
+from dspark_mlx.vocabulary import (
+    LEAST,
+    Common,
+    DraftVocabulary,
+    Readout,
+    choose_size,
+    parse_setting,
+)
 
 VOCAB, SIZE, HIDDEN, RANK = 200, 50, 64, 32
 
@@ -26,10 +37,10 @@ def quantised(matrix: Matrix) -> Matrix:
     return Matrix(*mx.quantize(matrix.weight, group_size=32, bits=8), bits=8, group_size=32)
 
 
-def vocabulary(store=lambda matrix: matrix) -> DraftVocabulary:
+def vocabulary(store=lambda matrix: matrix, ranking=()) -> DraftVocabulary:
     output, w2 = store(Matrix(random(VOCAB, HIDDEN))), store(Matrix(random(VOCAB, RANK)))
     head = VanillaHead(Matrix(random(VOCAB, RANK)), w2)
-    return DraftVocabulary(SIZE, output, Readout(output, head))
+    return DraftVocabulary(Common.of(output, SIZE, ranking), Readout(output, head))
 
 
 def ids_of(cut: DraftVocabulary) -> list[int]:
@@ -45,10 +56,27 @@ def test_it_holds_the_first_ids_and_what_was_seen():
     assert ids_of(cut) == [*range(SIZE), 120, 199, 60]
 
 
+def test_it_holds_the_most_frequent_tokens():
+    """First ids taken though the commonest are known, or too few; misses counted wrongly."""
+    ranking = tuple(range(VOCAB - 1, VOCAB - 31, -1))
+    cut = vocabulary(ranking=ranking)
+    common = [*range(SIZE - 30), *reversed(ranking)]
+    assert ids_of(cut) == common
+    cut.add([3, 30, 180])
+    cut.commit([40, 30, 199])
+    assert ids_of(cut) == [*common, 30, 40]
+    assert sum(cut._misses) == 1
+    assert ids_of(vocabulary(ranking=tuple(range(100, 200)))) == list(range(100, 150))
+
+
+RANKINGS = ((), tuple(range(180, 20, -2)))
+
+
+@pytest.mark.parametrize("ranking", RANKINGS, ids=["first ids", "ranked"])
 @pytest.mark.parametrize("store", [lambda m: m, quantised], ids=["plain", "quantised"])
-def test_its_logits_are_the_whole_vocabularys(store):
+def test_its_logits_are_the_whole_vocabularys(store, ranking):
     """Columns that belong to another id, in the base logits or in the head's step."""
-    cut = vocabulary(store)
+    cut = vocabulary(store, ranking)
     whole = cut._full
     cut.add([199, 77])
     readout = cut.readout()
@@ -59,7 +87,8 @@ def test_its_logits_are_the_whole_vocabularys(store):
     found, same, _ = correct(readout.head, base[:, readout.ids], previous, hidden[:1], None)
     assert mx.allclose(found, corrected[:, readout.ids], atol=1e-4)
     assert mx.array_equal(embedding, same)
-    assert readout.tokens(mx.array([0, SIZE, SIZE + 1])).tolist() == [0, 199, 77]
+    assert readout.tokens(mx.array([SIZE, SIZE + 1])).tolist() == [199, 77]
+    assert readout.tokens(mx.array([0, 1])).tolist() == sorted(ranking[:SIZE] or range(SIZE))[:2]
 
 
 def test_text_outside_it_brings_the_whole_vocabulary_back():
@@ -121,6 +150,8 @@ def test_auto_cuts_large_vocabularies_only():
     assert choose_size("auto", 2 * LEAST) == LEAST
     assert choose_size("auto", 49152) == 12288
     assert choose_size("auto", 151936) == 37984
+    assert choose_size("auto", 49152, ranked=True) == 8192
+    assert choose_size("auto", 151936, ranked=True) == 25322
     assert choose_size("full", 151936) is None
     assert choose_size(1000, 151936) == 1000
     assert choose_size(200000, 151936) is None
@@ -136,3 +167,49 @@ def test_a_bad_setting_is_refused(setting):
     """An error later, or none."""
     with pytest.raises(InputError, match="draft_vocabulary"):
         parse_setting(setting)
+
+
+def test_tokens_are_ranked_by_how_often_they_occur():
+    """Counts of one text only, ties in no order, an earlier ranking lost or put first."""
+    assert rank_tokens(np.array([7, 5, 5, 9, 7, 5, 1])) == (5, 7, 1, 9)
+    assert rank_tokens(np.array([7, 5, 5], dtype=np.uint16), (9, 5, 2)) == (5, 7, 9, 2)
+
+
+def test_a_ranking_is_read_as_it_was_written(tmp_path):
+    """Ids lost on the way; a drafter without one refused."""
+    assert read_ranking(tmp_path, 200) == ()
+    write_ranking(tmp_path, (5, 199, 0))
+    assert read_ranking(tmp_path, 200) == (5, 199, 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"ids": [1, 200]}, "id 200"),
+        ({"ids": [1, -1]}, "id -1"),
+        ({"ids": [1, True]}, "id True"),
+        ({"ids": [1, 2, 1]}, "1 ids twice"),
+        ({"ids": []}, "keys ids"),
+        ({"ids": "1 2"}, "keys ids"),
+        ({"counts": [1]}, "keys counts, ids"),
+        ({"format_version": 2}, "format"),
+    ],
+)
+def test_a_damaged_ranking_is_refused(tmp_path, changed, named):
+    """Rows of other tokens, read past the end of the matrix."""
+    path = write_ranking(tmp_path, (5, 0))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(InputError, match=named):
+        read_ranking(tmp_path, 200)
+
+
+@pytest.mark.parametrize("name", ("vanilla", "rnn"))
+def test_the_output_is_the_same_with_a_ranking(pair, name):
+    """Drafts mapped to wrong ids where those are not the first ones."""
+    decoder = pair(name, draft_vocabulary=40, ranking=tuple(range(511, 400, -3)))
+    drafted = 0
+    for trace in traces(name)[:2]:
+        rounds = list(decoder.rounds(trace["prompt_ids"], 64, stop_tokens=[1]))
+        assert trace["prompt_ids"] + tokens_of(rounds) == trace["output_ids"]
+        drafted += sum(r.accepted for r in rounds)
+    assert drafted

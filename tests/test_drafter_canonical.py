@@ -14,6 +14,7 @@ from dspark_mlx.config import DrafterConfig
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
 from dspark_mlx.files import read_json
+from dspark_mlx.ranking import read_ranking, write_ranking
 
 CANONICAL = {
     "unknown key": (config(extra=1), ("unknown keys extra", "format's keys only")),
@@ -78,16 +79,18 @@ def test_unknown_quantisation_is_refused(settings, parts, tmp_path):
 
 
 def test_a_converted_folder_can_be_quantised(tmp_path):
-    """A trained drafter that cannot, other weights than its source's, a lost calibration; weights
-    that are quantised twice."""
+    """A trained drafter that cannot, other weights than its source's, a lost calibration or count;
+    weights that are quantised twice."""
     source, plain = checkpoint("vanilla", tmp_path / "source"), tmp_path / "plain"
     config = convert_drafter(source, plain, progress=False)
     write_calibrations(plain, Calibrations({0.0: identity(config.gamma)}))
+    write_ranking(plain, (7, 3))
     convert_drafter(plain, tmp_path / "two", quantize=True, progress=False)
     convert_drafter(source, tmp_path / "one", quantize=True, progress=False)
     for name in (CONFIG, WEIGHTS):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     kept = read_calibrations(tmp_path / "two", config.gamma)
     assert kept == read_calibrations(plain, config.gamma) is not None
+    assert read_ranking(tmp_path / "two", config.vocab_size) == (7, 3)
     with pytest.raises(InputError, match="weights of 4 bits; expected plain weights"):
         convert_drafter(tmp_path / "two", tmp_path / "three", quantize=True, progress=False)

@@ -15,7 +15,7 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
     "version errors types quantization canonical config files bars tally hub precision matrix",
-    "layout checkpoint",
+    "layout checkpoint ranking",
     "sampling grammar prompts registry heads cache speed reliability fingerprint recorded",
     "calibration",
     "calibration_report calibrations",

@@ -9,6 +9,7 @@ import sys
 import time
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from chat_toys import END, LENGTH, chat_folder
 from mlx.utils import tree_flatten
@@ -16,9 +17,10 @@ from tiny_models import config_of, tiny
 
 import dspark_mlx
 from dspark_mlx import InputError
+from dspark_mlx.ranking import read_ranking
 from dspark_mlx.train import memory
 from dspark_mlx.train.__main__ import main
-from dspark_mlx.train.store import Store
+from dspark_mlx.train.store import Store, load_all
 
 
 def flags(text: str) -> list[str]:
@@ -61,6 +63,9 @@ def test_the_drafter_loads_and_decodes(target, trained):
     plain = [token for r in decoder.plain().rounds([1, 5, 6, 0, 2], 24) for token in r.tokens]
     assert drafted == plain
     assert (trained / "drafter" / "README.md").read_text().startswith("---")
+    texts = load_all(Store.open(trained / "conversations"))
+    written = texts.tokens[texts.answer]
+    assert read_ranking(trained / "drafter", 512)[0] == np.bincount(written).argmax()
     assert {row.split(",")[0] for row in (trained / "log.csv").read_text().split()} >= {
         "kind",
         "train",

@@ -48,7 +48,7 @@ def stored(config, tensors, folder):
     convert_drafter(
         folder / "plain", made, quantize=True, q_bits=BITS, q_group_size=GROUP, progress=False
     )
-    config, values, _ = read_drafter(made)
+    values = read_drafter(made).tensors
     found = {}
     for name in tensors:
         base = name.removesuffix(".weight")

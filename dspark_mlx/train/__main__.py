@@ -19,6 +19,7 @@ from ..bars import counting
 from ..decoder import Decoder
 from ..load import load
 from ..plots import check_path
+from ..ranking import rank_tokens
 from .arguments import design_of, parser, plan_of, settings_of
 from .batches import split
 from .budget import unit
@@ -74,7 +75,8 @@ def main(argv: list[str] | None) -> int:
             print(f"stopped at step {result.progress.step}; run it again to go on")
         return cli.INTERRUPTED
     folder = args.to / "drafter"
-    write_drafter(folder, start.config, result.tensors, getattr(mx, args.dtype))
+    ranking = rank_tokens(corpus.tokens[corpus.answer], start.ranking)
+    write_drafter(folder, start.config, result.tensors, getattr(mx, args.dtype), ranking)
     facts = _facts(corpus, settings, result)
     if start.config.has_confidence and not args.no_calibration:
         rounds = _calibrate(args, decoder, folder, corpus)

@@ -17,6 +17,7 @@ from ..decoder import Decoder
 from ..files import staged_folder, write_json, write_text
 from ..layout import check_tensors
 from ..load import load_beside
+from ..ranking import write_ranking
 from ..recorded import arrays
 from ..recording import record
 from ..sampling.settings import Sampling
@@ -27,7 +28,11 @@ _LEAST_ROUNDS = 200
 
 
 def write_drafter(
-    folder: Path, config: DrafterConfig, tensors: dict[str, mx.array], dtype: mx.Dtype
+    folder: Path,
+    config: DrafterConfig,
+    tensors: dict[str, mx.array],
+    dtype: mx.Dtype,
+    ranking: tuple[int, ...] = (),
 ) -> None:
     """Write the canonical folder, replacing the one that is there; it appears whole or not at all.
 
@@ -36,12 +41,15 @@ def write_drafter(
         config: of the drafter.
         tensors: by canonical name.
         dtype: to store what was learnt in.
+        ranking: of the target's tokens; empty where nobody counted.
     """
     stored = {n: v if n in FROZEN else v.astype(dtype) for n, v in tensors.items()}
     check_tensors(config, stored, folder)
     with staged_folder(folder, overwrite=True) as staged:
         mx.save_safetensors(str(staged / "model.safetensors"), stored)
         write_json(staged / "config.json", config.to_dict())
+        if ranking:
+            write_ranking(staged, ranking)
 
 
 def calibrate(

@@ -42,7 +42,8 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
         InputError: see `load`; or it is not one that DSpark's objective trains.
     """
     target, folder = decoder.engine.target, decoder.sources[0]
-    config, tensors, _ = read_drafter(drafter)
+    found = read_drafter(drafter)
+    config, tensors = found.config, found.tensors
     if not isinstance(config, DrafterConfig):
         raise InputError(drafter, config.summary, "a DSpark or DFlash drafter")
     check_pair(config, drafter, target, folder)
@@ -53,7 +54,7 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
     mx.eval(plain)
     cap = logit_cap(target, decoder.config, folder)
     config = dataclasses.replace(config, quantization=None, target=config.target or folder.name)
-    return Start(config, plain, {"begun_from": str(drafter)}, cap)
+    return Start(config, plain, {"begun_from": str(drafter)}, cap, found.ranking)
 
 
 def tapped(decoder: Decoder, config: DrafterConfig) -> Target:

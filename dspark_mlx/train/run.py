@@ -39,12 +39,14 @@ class Start:
         tensors: its first weights, by canonical name.
         identity: what else the run is defined by (data, target), as JSON values.
         cap: of the target's logits, see `target.logit_cap`.
+        ranking: of the target's tokens, as the drafter brings it; see `ranking.rank_tokens`.
     """
 
     config: DrafterConfig
     tensors: dict[str, mx.array]
     identity: dict[str, Any]
     cap: float
+    ranking: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
