@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,27 +12,20 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import load_model
 
-from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.convert.target import convert_target
-
 from . import builtin
 from .assemble import assemble
 from .bars import counting
 from .cache import new_caches
-from .calibrations import Calibrations, read_calibrations
-from .canonical import FORMAT, CanonicalConfig
-from .checkpoint import read_tensors, tensor_names
-from .config import read_config
+from .canonical import CanonicalConfig
+from .checkpoint import tensor_names
 from .decoder import Decoder
 from .drafter import Drafter
 from .engine import Engine
 from .errors import InputError
-from .files import cache_folder, read_json
-from .hub import checkpoint_place, resolve
-from .layout import check_tensors
+from .files import read_json
+from .folders import StoredDrafter, drafter_folder, read_drafter, target_folder
 from .precision import apply_precision, choose_precision
 from .profiles import Pair, obtain, profile_path
-from .ranking import read_ranking
 from .registry import find_pair, names_of
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
@@ -85,9 +77,9 @@ def load(
         folder = builtin.target_folder()
         drafter = builtin.DRAFTER if drafter is None else drafter
     else:
-        folder = _target_folder(model)
+        folder = target_folder(model)
         drafter = _published_drafter(model, folder) if drafter is None else drafter
-    source = None if drafter is False or drafter is None else _drafter_folder(drafter)
+    source = None if drafter is False or drafter is None else drafter_folder(drafter)
     # The drafter is read first: a damaged one fails before a large target is loaded.
     stored = read_drafter(source) if source else None
     network, target_config = _load_target(folder, dtype)
@@ -127,7 +119,7 @@ def load_beside(
     if isinstance(scheduler, str):
         needs_profile(scheduler)
     draft_vocabulary = parse_setting(draft_vocabulary)
-    source, (folder, _), shared = _drafter_folder(drafter), decoder.sources, decoder.engine.target
+    source, (folder, _), shared = drafter_folder(drafter), decoder.sources, decoder.engine.target
     dtype = None if decoder.precision == "stored" else getattr(mx, decoder.precision)
     stored = read_drafter(source)
     check_pair(stored.config, source, shared, folder)
@@ -162,8 +154,8 @@ def load_apart(
     """
     precision = choose_precision(precision)
     dtype = None if precision == "stored" else getattr(mx, precision)
-    folder = builtin.target_folder() if model is None else _target_folder(model)
-    source = _drafter_folder(drafter)
+    folder = builtin.target_folder() if model is None else target_folder(model)
+    source = drafter_folder(drafter)
     stored = read_drafter(source)
     config = stored.config
     network, target_config = _load_target(folder, dtype)
@@ -175,40 +167,6 @@ def load_apart(
 
     engine = Engine(target, None, FullScheduler())
     return Decoder(engine, folder, target_config, None, precision), config, build
-
-
-@dataclass(frozen=True)
-class StoredDrafter:
-    """What a drafter's folder holds.
-
-    Attributes:
-        config: its configuration.
-        tensors: its checked tensors.
-        calibrations: of its confidence head; None without any.
-        ranking: the target's tokens, the most frequent first; empty where nobody counted.
-    """
-
-    config: CanonicalConfig
-    tensors: dict[str, mx.array]
-    calibrations: Calibrations | None
-    ranking: tuple[int, ...]
-
-
-def read_drafter(drafter: str | Path) -> StoredDrafter:
-    """A drafter's folder, checked.
-
-    Args:
-        drafter: a folder (converted on the fly where it is not yet) or Hub id.
-
-    Raises:
-        InputError: see `load`.
-    """
-    folder = _drafter_folder(drafter)
-    config = read_config(read_json(folder / "config.json"), folder / "config.json")
-    tensors = read_tensors(folder)
-    check_tensors(config, tensors, folder)
-    calibrations = read_calibrations(folder, config.gamma)
-    return StoredDrafter(config, tensors, calibrations, read_ranking(folder, config.vocab_size))
 
 
 def _scheduled(decoder: Decoder, name: str) -> Decoder:
@@ -250,7 +208,7 @@ def open_target(model: str | Path | None) -> tuple[Target, Path]:
     Raises:
         InputError: see `load`.
     """
-    folder = builtin.target_folder() if model is None else _target_folder(model)
+    folder = builtin.target_folder() if model is None else target_folder(model)
     network, _ = _open_network(folder)
     return Target(network, (), folder), folder
 
@@ -273,32 +231,6 @@ def _open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         # mlx-lm's own refusals: an unsupported type, missing or extra tensors, wrong shapes.
         raise InputError(folder, error, "a checkpoint that mlx-lm can load") from error
     return model, config
-
-
-def _target_folder(model: str | Path) -> Path:
-    path = checkpoint_place(resolve(model))
-    if path.suffix == ".gguf":
-        return _converted(path, "targets", lambda to: convert_target(path, to))
-    return path
-
-
-def _drafter_folder(drafter: str | Path) -> Path:
-    path = checkpoint_place(resolve(drafter))
-    if path.is_dir() and read_json(path / "config.json").get("format") == FORMAT:
-        return path
-    return _converted(path, "drafters", lambda to: convert_drafter(path, to))
-
-
-def _converted(source: Path, kind: str, convert: Callable[[Path], object]) -> Path:
-    """The converted form of `source` in the cache folder, made when it is not there yet."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    # A changed file is another key, so a stale conversion is never used.
-    key = hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
-    folder = cache_folder() / kind / f"{source.stem}-{key}"
-    if not folder.is_dir():
-        convert(folder)
-    return folder
 
 
 def _build(

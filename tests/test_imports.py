@@ -30,12 +30,13 @@ LEVELS = (
     "interleaved versus",
     "profiles replay_report evaluation",
     "convert builtin",
+    "folders",
     "load",
     "__init__ cli_sampling cli",
     "models bench chat evaluate generate server train profile calibrate convert.__main__",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
-MAY_IMPORT_CONVERT = {"load", "builtin"}
+MAY_IMPORT_CONVERT = {"folders", "builtin"}
 
 
 def name_of(path: Path) -> str:
@@ -90,7 +91,7 @@ def test_imports_point_one_way(name):
 def test_the_reader_finds_imports():
     """The tests above passing because nothing was found."""
     assert {"rounds", "stream", "errors", "schedulers"} <= imports_of("decoder")
-    assert "convert.drafter" in imports_of("load")
+    assert "convert.drafter" in imports_of("folders")
     assert "config" in imports_of("convert.packagings.deepspec_qwen3")
     assert "matrix" in imports_of("heads.vanilla")
 

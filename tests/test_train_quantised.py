@@ -11,8 +11,8 @@ from training_toys import SMALL, begun, greedy_texts, one_text_twice, same
 
 from dspark_mlx.checkpoint import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.folders import read_drafter
 from dspark_mlx.layout import matrix_shapes
-from dspark_mlx.load import read_drafter
 from dspark_mlx.quantization import choose_quantization
 from dspark_mlx.targets.tap import Target
 from dspark_mlx.train.finish import write_drafter

@@ -11,8 +11,8 @@ from ..assemble import Stored
 from ..config import DrafterConfig
 from ..decoder import Decoder
 from ..errors import InputError
+from ..folders import read_drafter
 from ..layout import DRAFT_IDS
-from ..load import read_drafter
 from ..targets.pair import check_pair
 from ..targets.tap import Target
 from .design import Design, first_weights, new_config
