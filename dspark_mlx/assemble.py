@@ -142,7 +142,7 @@ def assemble(
         logits, output = _capped(logits, config.softcap), None
     mx.eval(arrays_of(own))
     # What is reduced already, or capped behind the product, is read out whole.
-    size = choose_size(draft_vocabulary, config.vocab_size, bool(ranking)) if ids is None else None
+    size = choose_size(draft_vocabulary, config.vocab_size, len(ranking)) if ids is None else None
     cut = Common.of(output, size, ranking) if output is not None and size is not None else None
     return _drafter(config, stored, embed, Readout(logits, None, ids), cut, calibrations)
 

@@ -17,19 +17,22 @@ FILE = "frequent_tokens.json"
 FORMAT = "dspark_mlx.frequent_tokens"
 FORMAT_VERSION = 1
 
-_MOST = 16384
 
+def rank_tokens(
+    tokens: np.ndarray, vocab_size: int, before: tuple[int, ...] = ()
+) -> tuple[int, ...]:
+    """Token ids, the most frequent first, of equally frequent ones the lower id.
 
-def rank_tokens(tokens: np.ndarray, before: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """Token ids, the most frequent first; of equally frequent ones the lower id.
+    At most a quarter of the vocabulary, which is as much as any draft is cut down to by itself.
 
     Args:
         tokens: what the target wrote, ids `[tokens]`.
+        vocab_size: of the target.
         before: an earlier ranking, which goes on where `tokens` say nothing.
     """
     ids, counts = np.unique(tokens, return_counts=True)
     ranked = ids[np.argsort(-counts, kind="stable")].tolist()
-    return tuple(dict.fromkeys([*ranked, *before]))[:_MOST]
+    return tuple(dict.fromkeys([*ranked, *before]))[: vocab_size // 4]
 
 
 def write_ranking(folder: Path, ranking: tuple[int, ...]) -> Path:

@@ -127,16 +127,17 @@ def parse_setting(value: object) -> Setting:
     return size
 
 
-def choose_size(setting: Setting, vocab_size: int, ranked: bool = False) -> int | None:
+def choose_size(setting: Setting, vocab_size: int, ranked: int = 0) -> int | None:
     """Tokens to keep of `vocab_size`; None for all of them.
 
-    "auto" keeps a quarter, or a sixth of the commonest where they are known, at least `LEAST`, and
-    cuts nothing where that saves less than half.
+    "auto" keeps a quarter, at least `LEAST`; a sixth where so many are `ranked` by how often the
+    target writes them. It cuts nothing where that saves less than half.
     """
     if setting == "full":
         return None
     if setting == "auto":
-        size = max(LEAST, vocab_size // (6 if ranked else 4))
+        sixth = max(LEAST, vocab_size // 6)
+        size = sixth if ranked >= sixth else max(LEAST, vocab_size // 4)
         return size if size <= vocab_size // 2 else None
     return setting if setting < vocab_size else None
 

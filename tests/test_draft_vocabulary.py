@@ -150,8 +150,9 @@ def test_auto_cuts_large_vocabularies_only():
     assert choose_size("auto", 2 * LEAST) == LEAST
     assert choose_size("auto", 49152) == 12288
     assert choose_size("auto", 151936) == 37984
-    assert choose_size("auto", 49152, ranked=True) == 8192
-    assert choose_size("auto", 151936, ranked=True) == 25322
+    assert choose_size("auto", 49152, ranked=8192) == 8192
+    assert choose_size("auto", 49152, ranked=8191) == 12288
+    assert choose_size("auto", 151936, ranked=37984) == 25322
     assert choose_size("full", 151936) is None
     assert choose_size(1000, 151936) == 1000
     assert choose_size(200000, 151936) is None
@@ -171,8 +172,9 @@ def test_a_bad_setting_is_refused(setting):
 
 def test_tokens_are_ranked_by_how_often_they_occur():
     """Counts of one text only, ties in no order, an earlier ranking lost or put first."""
-    assert rank_tokens(np.array([7, 5, 5, 9, 7, 5, 1])) == (5, 7, 1, 9)
-    assert rank_tokens(np.array([7, 5, 5], dtype=np.uint16), (9, 5, 2)) == (5, 7, 9, 2)
+    assert rank_tokens(np.array([7, 5, 5, 9, 7, 5, 1]), 200) == (5, 7, 1, 9)
+    assert rank_tokens(np.array([7, 5, 5], dtype=np.uint16), 200, (9, 5, 2)) == (5, 7, 9, 2)
+    assert rank_tokens(np.array([7, 5, 5]), 12, (9, 2)) == (5, 7, 9)
 
 
 def test_a_ranking_is_read_as_it_was_written(tmp_path):

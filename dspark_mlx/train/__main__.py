@@ -75,7 +75,8 @@ def main(argv: list[str] | None) -> int:
             print(f"stopped at step {result.progress.step}; run it again to go on")
         return cli.INTERRUPTED
     folder = args.to / "drafter"
-    ranking = rank_tokens(corpus.tokens[corpus.answer], start.ranking)
+    vocabulary = start.config.vocab_size
+    ranking = rank_tokens(corpus.tokens[corpus.answer], vocabulary, start.ranking)
     write_drafter(folder, start.config, result.tensors, getattr(mx, args.dtype), ranking)
     facts = _facts(corpus, settings, result)
     if start.config.has_confidence and not args.no_calibration:
