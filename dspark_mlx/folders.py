@@ -27,12 +27,14 @@ class StoredDrafter:
     """What a drafter's folder holds.
 
     Attributes:
+        folder: where it is.
         config: its configuration.
         tensors: its checked tensors.
         calibrations: of its confidence head; None without any.
         ranking: the target's tokens, the most frequent first; empty where nobody counted.
     """
 
+    folder: Path
     config: CanonicalConfig
     tensors: dict[str, mx.array]
     calibrations: Calibrations | None
@@ -48,12 +50,13 @@ def read_drafter(drafter: str | Path) -> StoredDrafter:
     Raises:
         InputError: see `load`.
     """
-    folder = drafter_folder(drafter)
+    folder = _drafter_folder(drafter)
     config = read_config(read_json(folder / "config.json"), folder / "config.json")
     tensors = read_tensors(folder)
     check_tensors(config, tensors, folder)
     calibrations = read_calibrations(folder, config.gamma)
-    return StoredDrafter(config, tensors, calibrations, read_ranking(folder, config.vocab_size))
+    ranking = read_ranking(folder, config.vocab_size)
+    return StoredDrafter(folder, config, tensors, calibrations, ranking)
 
 
 def target_folder(model: str | Path) -> Path:
@@ -68,12 +71,7 @@ def target_folder(model: str | Path) -> Path:
     return path
 
 
-def drafter_folder(drafter: str | Path) -> Path:
-    """The canonical folder of a drafter, see `load`; a published one's is made once and kept.
-
-    Raises:
-        InputError: no such place, or a checkpoint that cannot be converted.
-    """
+def _drafter_folder(drafter: str | Path) -> Path:
     path = checkpoint_place(resolve(drafter))
     if path.is_dir() and read_json(path / "config.json").get("format") == FORMAT:
         return path

@@ -23,7 +23,7 @@ from .drafter import Drafter
 from .engine import Engine
 from .errors import InputError
 from .files import read_json
-from .folders import StoredDrafter, drafter_folder, read_drafter, target_folder
+from .folders import StoredDrafter, read_drafter, target_folder
 from .precision import apply_precision, choose_precision
 from .profiles import Pair, obtain, profile_path
 from .registry import find_pair, names_of
@@ -79,9 +79,9 @@ def load(
     else:
         folder = target_folder(model)
         drafter = _published_drafter(model, folder) if drafter is None else drafter
-    source = None if drafter is False or drafter is None else drafter_folder(drafter)
     # The drafter is read first: a damaged one fails before a large target is loaded.
-    stored = read_drafter(source) if source else None
+    stored = None if drafter is False or drafter is None else read_drafter(drafter)
+    source = stored.folder if stored else None
     network, target_config = _load_target(folder, dtype)
     new_caches(network, folder)
     if stored is None:
@@ -90,7 +90,7 @@ def load(
         untapped = probe_logits(network)
         target = Target(network, stored.config.taps, folder)
         check_taps(network, target, untapped, folder)
-        check_pair(stored.config, source, target, folder)
+        check_pair(stored.config, stored.folder, target, folder)
         built = _build(stored, target, dtype, draft_vocabulary)
     decoder = Decoder(
         Engine(target, built, FullScheduler()), folder, target_config, source, precision
@@ -119,16 +119,16 @@ def load_beside(
     if isinstance(scheduler, str):
         needs_profile(scheduler)
     draft_vocabulary = parse_setting(draft_vocabulary)
-    source, (folder, _), shared = drafter_folder(drafter), decoder.sources, decoder.engine.target
+    (folder, _), shared = decoder.sources, decoder.engine.target
     dtype = None if decoder.precision == "stored" else getattr(mx, decoder.precision)
-    stored = read_drafter(source)
-    check_pair(stored.config, source, shared, folder)
+    stored = read_drafter(drafter)
+    check_pair(stored.config, stored.folder, shared, folder)
     with shared.untapped():
         untapped = probe_logits(shared.model)
     target = shared.sharing(stored.config.taps, folder)
     check_taps(shared.model, target, untapped, folder)
     built = _build(stored, target, dtype, draft_vocabulary)
-    beside = decoder.with_engine(Engine(target, built, FullScheduler()), source)
+    beside = decoder.with_engine(Engine(target, built, FullScheduler()), stored.folder)
     if isinstance(scheduler, str):
         return _scheduled(beside, scheduler)
     return beside.with_scheduler(scheduler)
@@ -155,12 +155,11 @@ def load_apart(
     precision = choose_precision(precision)
     dtype = None if precision == "stored" else getattr(mx, precision)
     folder = builtin.target_folder() if model is None else target_folder(model)
-    source = drafter_folder(drafter)
-    stored = read_drafter(source)
+    stored = read_drafter(drafter)
     config = stored.config
     network, target_config = _load_target(folder, dtype)
     target = Target(network, taps(config, len(network.layers)), folder)
-    check_pair(config, source, target, folder)
+    check_pair(config, stored.folder, target, folder)
 
     def build(changed: CanonicalConfig) -> Drafter:
         return _build(replace(stored, config=changed), target, dtype, "full")

@@ -1,4 +1,4 @@
-"""Fixtures: the golden target, pairs of it with a golden drafter, a cache folder of one's own."""
+"""Fixtures: the golden target, pairs and training runs of it, a cache folder of one's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import mlx.core as mx
 import pytest
 from mlx_lm.utils import load_model
 from pairs import TARGET, make_decoder
+from training_toys import begun, greedy_texts
+
+from dspark_mlx.targets.tap import Target
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +42,23 @@ def pair(target_model, tmp_path):
     yield make
     for decoder in made:
         decoder.engine.target.close()
+
+
+@pytest.fixture(scope="session")
+def corpus(target_model):
+    """Greedy texts of the golden target, for training runs."""
+    return greedy_texts(target_model, 16)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """What a training run begins with: new weights in the shape of a golden drafter."""
+    return begun(tmp_path)
+
+
+@pytest.fixture
+def target(target_model, start):
+    """The golden target, tapped as `start` reads it."""
+    made = Target(target_model, start.config.taps, "golden target")
+    yield made
+    made.close()

@@ -7,14 +7,13 @@ import dataclasses
 import mlx.core as mx
 import numpy as np
 import pytest
-from training_toys import SMALL, begun, greedy_texts, one_text_twice, same
+from training_toys import SMALL, one_text_twice, same
 
 from dspark_mlx.checkpoint import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.folders import read_drafter
 from dspark_mlx.layout import matrix_shapes
 from dspark_mlx.quantization import choose_quantization
-from dspark_mlx.targets.tap import Target
 from dspark_mlx.train.finish import write_drafter
 from dspark_mlx.train.learner import Recipe
 from dspark_mlx.train.rounded import rounded
@@ -22,23 +21,6 @@ from dspark_mlx.train.run import Run
 
 BITS, GROUP = 2, 32
 AWARE = dataclasses.replace(SMALL, qat_bits=BITS, qat_group_size=GROUP)
-
-
-@pytest.fixture(scope="module")
-def corpus(target_model):
-    return greedy_texts(target_model, 16)
-
-
-@pytest.fixture
-def start(tmp_path):
-    return begun(tmp_path)
-
-
-@pytest.fixture
-def target(target_model, start):
-    made = Target(target_model, start.config.taps, "golden target")
-    yield made
-    made.close()
 
 
 def stored(config, tensors, folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from pairs import TARGET
-from training_toys import PROMPT, SMALL, begun, greedy_texts, one_text_twice, same
+from training_toys import PROMPT, SMALL, one_text_twice, same
 
 from dspark_mlx.assemble import assemble
 from dspark_mlx.checkpoint import read_tensors
@@ -19,27 +19,9 @@ from dspark_mlx.decoder import Decoder
 from dspark_mlx.engine import make_engine
 from dspark_mlx.errors import InputError
 from dspark_mlx.schedulers.make import make_scheduler
-from dspark_mlx.targets.tap import Target
 from dspark_mlx.train.batches import BatchSettings
 from dspark_mlx.train.learner import Recipe
 from dspark_mlx.train.run import Run
-
-
-@pytest.fixture(scope="module")
-def corpus(target_model):
-    return greedy_texts(target_model, 16)
-
-
-@pytest.fixture
-def start(tmp_path):
-    return begun(tmp_path)
-
-
-@pytest.fixture
-def target(target_model, start):
-    made = Target(target_model, start.config.taps, "golden target")
-    yield made
-    made.close()
 
 
 def checkpoints(folder):
