@@ -166,8 +166,8 @@ def _parts(
     base = name.removesuffix(".weight")
     keys = (name, f"{base}.scales", f"{base}.biases")
     quantised = None
-    if config.quantization is not None and name.endswith(".weight") and len(tensor.shape) == 2:
-        quantised = config.quantization.of(base)
+    if config.quantization is not None:
+        quantised = config.quantization.of_tensor(name, len(tensor.shape))
     if keep and quantised is not None and isinstance(tensor, GgufMatrix):
         parts = list(zip(keys, tensor.packed(), strict=True))
         for key, part in parts:

@@ -37,6 +37,11 @@ class Quantization:
         entry = self.exceptions.get(name, entry)
         return None if entry is None else (entry["bits"], entry["group_size"])
 
+    def of_tensor(self, name: str, dimensions: int) -> tuple[int, int] | None:
+        """The same by a plain tensor's whole name; only matrices are quantised."""
+        matrix = dimensions == 2 and name.endswith(".weight")
+        return self.of(name.removesuffix(".weight")) if matrix else None
+
 
 def read_quantization(where: Path | str, data: dict[str, Any]) -> Quantization:
     """Read it strictly; `where` names it in errors.

@@ -28,7 +28,7 @@ def rounded(
 
 
 def _rounded(name: str, value: mx.array, quantization: Quantization) -> mx.array:
-    chosen = quantization.of(name.removesuffix(".weight")) if value.ndim == 2 else None
+    chosen = quantization.of_tensor(name, value.ndim)
     if chosen is None:
         return value
     bits, group_size = chosen
