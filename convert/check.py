@@ -29,8 +29,12 @@ _WORDS = {
     ("rope_interleaved", True): "rotary pairs neighbouring",
     ("rope_interleaved", False): "rotary pairs half a head apart",
 }
-# Of the tokens accepted by the best reading: less is noise between two readings.
-_CLEAR = 0.1
+# A reading is better only by so much of the tokens it accepts, and by so many standard errors.
+_CLEAR = 0.03
+_ERRORS = 3.0
+# Between few texts no standard error can be told; then by so much.
+_FEW = 5
+_CLEAR_OF_FEW = 0.1
 # Tokens accepted a block, below which no reading can be said to fit.
 _LEAST = 0.2
 
@@ -42,12 +46,17 @@ class Reading:
     Attributes:
         shift: added to every tap.
         fields: of the configuration, and their values, see `CanonicalConfig.alternatives`.
-        accepted: tokens of a block that the target takes, on average.
+        counts: for each text, the tokens of every block that the target takes.
     """
 
     shift: int
     fields: tuple[tuple[str, Any], ...]
-    accepted: float = 0.0
+    counts: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def accepted(self) -> float:
+        """Tokens of a block that the target takes, on average."""
+        return float(np.mean([count for text in self.counts for count in text]))
 
     def __str__(self) -> str:
         return ", ".join([f"taps {self.shift:+d}", *(_WORDS[field] for field in self.fields)])
@@ -100,14 +109,12 @@ def sweep(
     tried = readings(config)
     for done, reading in enumerate(tried, 1):
         drafter = build(reading.of(config))
-        accepted = [
-            count
-            for i, (prompt, text) in enumerate(texts)
-            for _, count in judged_drafts(
-                drafter, prompt, text, _shifted(config, reading.shift, taps[i])
-            )
-        ]
-        found.append(dataclasses.replace(reading, accepted=float(np.mean(accepted))))
+        counts = []
+        for i, (prompt, text) in enumerate(texts):
+            shifted = _shifted(config, reading.shift, taps[i])
+            judged = judged_drafts(drafter, prompt, text, shifted)
+            counts.append(tuple(count for _, count in judged))
+        found.append(dataclasses.replace(reading, counts=tuple(counts)))
         progress(done, len(tried))
     return found
 
@@ -126,7 +133,7 @@ def verdict(found: Sequence[Reading]) -> tuple[bool, str]:
             f"No reading accepts anything to speak of ({best.accepted:.2f} tokens a block at "
             "most): the drafter was made for another target, or by another recipe."
         )
-    if best.accepted - own.accepted <= _CLEAR * best.accepted:
+    if not _clearly_better(best, own):
         return True, f"The pair fits: {own.accepted:.2f} tokens of a block are accepted."
     wrong = ["taps"] if own.shift != best.shift else []
     wrong += [name for (name, a), (_, b) in zip(own.fields, best.fields, strict=True) if a != b]
@@ -134,6 +141,18 @@ def verdict(found: Sequence[Reading]) -> tuple[bool, str]:
         f"Read otherwise it accepts {best.accepted:.2f} tokens a block instead of "
         f"{own.accepted:.2f}: {best}. Wrong in config.json: {', '.join(wrong)}."
     )
+
+
+def _clearly_better(one: Reading, other: Reading) -> bool:
+    """Whether a reading accepts more of the same blocks than noise would explain."""
+    gains = [np.subtract(a, b) for a, b in zip(one.counts, other.counts, strict=True)]
+    blocks = sum(len(gain) for gain in gains)
+    mean = sum(float(gain.sum()) for gain in gains) / blocks
+    if len(gains) < _FEW:
+        return mean > _CLEAR_OF_FEW * one.accepted
+    # Blocks of one text are alike, so that only texts are independent (clustered standard error).
+    error = sum((float(gain.sum()) - len(gain) * mean) ** 2 for gain in gains) ** 0.5 / blocks
+    return mean > max(_CLEAR * one.accepted, _ERRORS * error)
 
 
 def written(

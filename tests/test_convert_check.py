@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 from pairs import TARGET, golden
 
@@ -19,9 +20,9 @@ from dspark_mlx.load import load_apart
 from dspark_mlx.recording import record
 
 
-def reading(shift, start, interleaved, accepted=0.0) -> Reading:
+def reading(shift, start, interleaved, counts=()) -> Reading:
     fields = (("logits_start", start), ("rope_interleaved", interleaved))
-    return Reading(shift, fields, accepted)
+    return Reading(shift, fields, tuple(tuple(text) for text in counts))
 
 
 PROMPTS = [[5, 9, 40, 7, 3], [80, 2, 11]]
@@ -61,17 +62,36 @@ def test_its_own_reading_accepts_what_the_loop_does(pair):
     engine.target.close()
 
 
-OWN = reading(0, 0, False, 2.0)
+def texts(mean, spread=0.0, number=8, seed=1):
+    """Counts of 20 blocks a text around `mean`, and each text's own distance from it."""
+    rng = np.random.default_rng(seed)
+    means = mean + spread * rng.standard_normal(number)
+    return [np.round(m + 0.5 * rng.standard_normal(20), 3) for m in means]
+
+
+OWN = reading(0, 0, False, texts(2.0))
 
 
 @pytest.mark.parametrize(
     "found, fits, words",
     [
-        ([OWN, reading(0, 1, False, 0.5)], True, "fits"),
-        ([OWN, reading(0, 1, False, 2.1)], True, "fits"),
-        ([OWN, reading(0, 1, False, 3.0)], False, "Wrong in config.json: logits_start."),
-        ([OWN, reading(-1, 0, True, 3.0)], False, "taps, rope_interleaved."),
-        ([reading(0, 0, False, 0.1), reading(0, 1, False, 0.1)], False, "another target"),
+        ([OWN, reading(0, 1, False, texts(0.5))], True, "fits"),
+        ([OWN, reading(0, 1, False, texts(3.0))], False, "Wrong in config.json: logits_start."),
+        ([OWN, reading(-1, 0, True, texts(3.0))], False, "taps, rope_interleaved."),
+        # A twentieth more on every text is clear; on a few texts only, it is noise.
+        ([OWN, reading(-1, 0, False, texts(2.12))], False, "taps."),
+        ([OWN, reading(-1, 0, False, texts(2.12, spread=0.3))], True, "fits"),
+        # Little is no reason to doubt a configuration, however sure it is.
+        ([OWN, reading(-1, 0, False, [c + 0.02 for c in texts(2.0)])], True, "fits"),
+        (
+            [
+                reading(0, 0, False, texts(2.0, number=2)),
+                reading(-1, 0, False, texts(2.12, number=2)),
+            ],
+            True,
+            "fits",
+        ),
+        ([reading(0, 0, False, [[0]]), reading(0, 1, False, [[0]])], False, "another target"),
     ],
 )
 def test_the_verdict_names_what_is_wrong(found, fits, words):
