@@ -73,7 +73,7 @@ def test_a_stopped_run_ends_where_an_uninterrupted_one_does(target, corpus, star
     held_out = [
         [row for row in log(tmp_path / n) if row[0] == "held-out"] for n in ("whole", "parts")
     ]
-    assert held_out[0] == held_out[1] and len(held_out[0]) == 3
+    assert held_out[0] == held_out[1] and len(held_out[0]) == 4
     # Bit-equal on disk too, where the next run reads it.
     paths = [tmp_path / n / "checkpoints" / "step-0000012" for n in ("whole", "parts")]
     same(*(read_tensors(path) for path in paths))
@@ -98,6 +98,23 @@ def test_a_killed_run_goes_on_from_its_checkpoint(target, corpus, start, tmp_pat
     assert resumed.progress.step == 6
     same(resumed.go().tensors, ended.tensors)
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
+
+
+def test_the_log_begins_with_what_the_first_weights_are_worth(target, corpus, start, tmp_path):
+    """Fitting further that cannot be told from what was there; a line twice, where a run was
+    killed before its first checkpoint."""
+    for _ in range(2):
+        killed = Run(target, corpus, start, SMALL, tmp_path / "run")
+        with pytest.raises(KeyboardInterrupt):
+            killed.go(interrupted)
+        lines = [row[:2] for row in log(tmp_path / "run")[1:]]
+        assert lines == [["held-out", "0"]]
+    untouched = Run(target, corpus, start, SMALL, tmp_path / "other")
+    assert log(tmp_path / "run")[1][4] == f"{untouched._evaluate().mean_loss:.5f}"
+
+
+def interrupted() -> bool:
+    raise KeyboardInterrupt
 
 
 def test_a_finished_run_does_nothing_more(target, corpus, start, tmp_path):
@@ -130,7 +147,7 @@ def test_an_early_end_returns_the_best_weights(target, corpus, start, tmp_path):
     best = tmp_path / "run" / "checkpoints" / f"step-{result.progress.best_step:07d}"
     same(result.tensors, read_tensors(best))
     taus = [float(row[6]) for row in log(tmp_path / "run") if row[0] == "held-out"]
-    assert max(taus) == taus[result.progress.best_step - 1]
+    assert max(taus) == taus[result.progress.best_step]
     again = Run(target, corpus, start, settings, tmp_path / "run").go()
     assert (again.ended, again.progress.step) == ("early", result.progress.step)
     same(again.tensors, result.tensors)

@@ -21,7 +21,6 @@ from ..load import load
 from ..plots import check_path
 from ..ranking import rank_tokens
 from .arguments import design_of, parser, plan_of, settings_of
-from .batches import split
 from .budget import unit
 from .conversations import open_store, write_conversations
 from .corpus import Corpus
@@ -65,7 +64,8 @@ def main(argv: list[str] | None) -> int:
     start.identity["conversation_tokens"] = len(corpus.tokens)
     target = tapped(decoder, start.config)
     try:
-        result = _train(args, Run(target, corpus, start, settings, args.to, _Bar(settings, args)))
+        run = Run(target, corpus, start, settings, args.to, _Bar(settings, args))
+        result = _train(args, run)
     finally:
         target.close()
     if result.ended == "stopped":
@@ -80,7 +80,7 @@ def main(argv: list[str] | None) -> int:
     write_drafter(folder, start.config, result.tensors, getattr(mx, args.dtype), ranking)
     facts = _facts(corpus, settings, result)
     if start.config.has_confidence and not args.no_calibration:
-        rounds = _calibrate(args, decoder, folder, corpus)
+        rounds = _calibrate(decoder, folder, prompts_of(corpus, run.held_out, _PROMPTS))
         facts["calibrated on rounds"] = rounds or "none: the held-out texts are too short"
     write_card(folder, facts, start.config)
     if args.plot:
@@ -167,9 +167,7 @@ def _facts(corpus: Corpus, settings: Settings, result: Result) -> dict[str, Any]
     return facts
 
 
-def _calibrate(args: argparse.Namespace, decoder: Decoder, folder: Path, corpus: Corpus) -> int:
-    _, held_out = split(len(corpus), args.held_out, args.seed)
-    prompts = prompts_of(corpus, held_out, _PROMPTS)
+def _calibrate(decoder: Decoder, folder: Path, prompts: list[list[int]]) -> int:
     with counting("Calibrating", "prompt") as progress:
         return calibrate(decoder, folder, prompts, 128, progress)
 

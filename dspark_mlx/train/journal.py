@@ -66,7 +66,7 @@ class Journal:
     Args:
         path: of the CSV file.
         gamma: slots of a block.
-        step: steps done; later lines of a run that was stopped are dropped.
+        step: of the checkpoint gone on from, -1 without any; later lines are dropped.
 
     Raises:
         InputError: the file is another's.

@@ -11,6 +11,7 @@ from ..assemble import Stored
 from ..config import DrafterConfig
 from ..decoder import Decoder
 from ..errors import InputError
+from ..fingerprint import weights_digest
 from ..folders import read_drafter
 from ..layout import DRAFT_IDS
 from ..targets.pair import check_pair
@@ -54,7 +55,7 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
     mx.eval(plain)
     cap = logit_cap(target, decoder.config, folder)
     config = dataclasses.replace(config, quantization=None, target=config.target or folder.name)
-    return Start(config, plain, {"begun_from": str(drafter)}, cap, found.ranking)
+    return Start(config, plain, {"begun_from": weights_digest(found.folder)}, cap, found.ranking)
 
 
 def tapped(decoder: Decoder, config: DrafterConfig) -> Target:

@@ -77,6 +77,9 @@ class Run:
         folder: gets `log.csv` and `checkpoints/`; a run that is there already is gone on with.
         report: called with every line of the log.
 
+    Attributes:
+        progress: where it stands. held_out: numbers of the texts that it does not learn from.
+
     Raises:
         InputError: settings that cannot be meant, nothing to learn from, or a folder that holds
             another run.
@@ -96,9 +99,9 @@ class Run:
         if len(corpus) <= settings.held_out:
             expected = f"more than the {settings.held_out} held out"
             raise InputError("conversations", f"{len(corpus)} of them", expected)
-        learnt, held_out = split(len(corpus), settings.held_out, seed)
+        learnt, self.held_out = split(len(corpus), settings.held_out, seed)
         self._batches = Batches(corpus, learnt, config.gamma, settings.batches)
-        self._held_out = Batches(corpus, held_out, config.gamma, settings.batches)
+        self._judged_on = Batches(corpus, self.held_out, config.gamma, settings.batches)
         self._settings = settings
         self._report = report
         self._frozen = {n: v for n, v in start.tensors.items() if n in FROZEN}
@@ -124,14 +127,17 @@ class Run:
         identity = {**start.identity, "settings": settings.to_dict(), "drafter": config.to_dict()}
         self._checkpoints = Checkpoints(folder / "checkpoints", identity)
         self.progress = Progress()
+        self._begun = False
         if (saved := self._checkpoints.load()) is not None:
             self.progress, parameters, state = saved
             self._learner.restore(parameters, state)
+            self._begun = True
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(folder, f"no way to write there ({error})", "a folder") from error
-        self._journal = Journal(folder / "log.csv", config.gamma, self.progress.step)
+        kept = self.progress.step if self._begun else -1
+        self._journal = Journal(folder / "log.csv", config.gamma, kept)
 
     def go(self, stop: Callable[[], bool] = lambda: False) -> Result:
         """Train to the end.
@@ -150,6 +156,9 @@ class Run:
         began, before = time.perf_counter(), self.progress.seconds
         pending: list[tuple[mx.array, mx.array]] = []
         judged, ended = None, "done"
+        if not self._begun:
+            # What a published drafter is worth before it is fitted further.
+            self._judge()
         early = self._is_early
         while self.progress.step < steps and not early:
             step, accumulate = self.progress.step, settings.recipe.accumulate
@@ -186,8 +195,8 @@ class Run:
         return bool(self._settings.patience) and self.progress.bad >= self._settings.patience
 
     def _evaluate(self) -> Watched:
-        count = min(self._held_out.per_epoch, _JUDGED)
-        return self._learner.evaluate(self._held_out[i] for i in range(count))
+        count = min(self._judged_on.per_epoch, _JUDGED)
+        return self._learner.evaluate(self._judged_on[i] for i in range(count))
 
     def _judge(self) -> Watched:
         judged = self._evaluate()
@@ -216,7 +225,7 @@ class Run:
     def _log(self, kind: str, watched: Watched) -> None:
         progress, recipe = self.progress, self._settings.recipe
         epoch = progress.step * recipe.accumulate / self._batches.per_epoch
-        rate = recipe.rate(progress.step - 1)
+        rate = recipe.rate(progress.step - 1) if progress.step else 0.0
         entry = Entry(kind, progress.step, epoch, rate, watched, progress.seconds)
         self._journal.add(entry)
         if self._report:
