@@ -17,7 +17,7 @@ from typing import Any
 
 from .calibration import Calibration
 from .errors import InputError
-from .files import read_json, write_json
+from .files import read_json, untagged, write_json
 
 FILE = "calibration.json"
 FORMAT = "dspark_mlx.calibration"
@@ -79,11 +79,10 @@ def read_calibrations(folder: Path, gamma: int) -> Calibrations | None:
     if not path.exists():
         return None
     data = read_json(path)
-    found = (data.pop("format", None), data.pop("format_version", None))
-    if found == (FORMAT, _GREEDY_VERSION):
+    if data.get("format_version") == _GREEDY_VERSION:
+        data = untagged(path, data, FORMAT, _GREEDY_VERSION)
         return Calibrations({0.0: _read_fit(path, data, gamma)})
-    if found != (FORMAT, FORMAT_VERSION):
-        raise InputError(path, f"format {found}", f"{(FORMAT, FORMAT_VERSION)}")
+    data = untagged(path, data, FORMAT, FORMAT_VERSION)
     fits = data.get("fits")
     if list(data) != ["fits"] or not isinstance(fits, list) or not fits:
         raise InputError(path, f"keys {', '.join(sorted(data))}", "fits, a list of them")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from .errors import InputError
+from .files import untagged
 from .quantization import Quantization, read_quantization
 
 FORMAT = "dspark_mlx"
@@ -130,13 +131,10 @@ class CanonicalConfig:
             InputError: another format, version or method, a key missing, unknown, of the wrong type
                 or outside its range.
         """
-        found = (data.get("format"), data.get("format_version"))
-        if found != (FORMAT, FORMAT_VERSION):
-            raise InputError(where, f"format {found}", f"{(FORMAT, FORMAT_VERSION)}")
+        values = untagged(where, data, FORMAT, FORMAT_VERSION)
         if (method := method_of(data)) != cls.METHOD:
             raise InputError(where, f"method {method!r}", repr(cls.METHOD))
-        head = ("format", "format_version", "method")
-        values = {k: v for k, v in data.items() if k not in head}
+        values.pop("method", None)
         fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}
         required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
         if missing := sorted(required - set(values)):

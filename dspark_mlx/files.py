@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(path, f"a JSON {type(data).__name__}", "a JSON object")
     return data
+
+
+def untagged(where: Path | str, data: Mapping[str, Any], form: str, version: int) -> dict[str, Any]:
+    """One of this package's JSON objects without its "format" and "format_version".
+
+    Args:
+        where: names it in errors. data: the object.
+        form, version: what it has to say.
+
+    Raises:
+        InputError: it says another format or version, or none.
+    """
+    values = dict(data)
+    found = (values.pop("format", None), values.pop("format_version", None))
+    if found != (form, version):
+        raise InputError(where, f"format {found}", f"{(form, version)}")
+    return values
 
 
 def sha256(path: Path) -> str:

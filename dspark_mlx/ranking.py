@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import InputError
-from .files import read_json, write_json
+from .files import read_json, untagged, write_json
 
 FILE = "frequent_tokens.json"
 FORMAT = "dspark_mlx.frequent_tokens"
@@ -52,10 +52,7 @@ def read_ranking(folder: Path, vocab_size: int) -> tuple[int, ...]:
     path = folder / FILE
     if not path.exists():
         return ()
-    data = read_json(path)
-    found = (data.pop("format", None), data.pop("format_version", None))
-    if found != (FORMAT, FORMAT_VERSION):
-        raise InputError(path, f"format {found}", f"{(FORMAT, FORMAT_VERSION)}")
+    data = untagged(path, read_json(path), FORMAT, FORMAT_VERSION)
     ids = data.get("ids")
     if list(data) != ["ids"] or not isinstance(ids, list) or not ids:
         raise InputError(path, f"keys {', '.join(sorted(data))}", "ids, a list of them")

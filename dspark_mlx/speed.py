@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .files import read_json, write_json
+from .files import read_json, untagged, write_json
 
 FORMAT = "dspark_mlx speed profile"
 FORMAT_VERSION = 1
@@ -136,10 +136,7 @@ class SpeedProfile:
             InputError: another format or version, a key missing, unknown or of the wrong type, a
                 shape that does not fit the others, a number that is no time.
         """
-        found = (data.get("format"), data.get("format_version"))
-        if found != (FORMAT, FORMAT_VERSION):
-            raise InputError(where, f"format {found}", f"{(FORMAT, FORMAT_VERSION)}")
-        values = {k: v for k, v in data.items() if k not in ("format", "format_version")}
+        values = untagged(where, data, FORMAT, FORMAT_VERSION)
         names = {f.name for f in dataclasses.fields(cls) if f.init}
         if missing := sorted(names - set(values)):
             raise InputError(where, f"no {', '.join(missing)}", "every key of the format")
