@@ -13,6 +13,7 @@ from typing import Any
 
 from ...config import DrafterConfig
 from ...errors import InputError
+from .rope import read_rope
 from .source import Shapes, Source, is_named
 from .source import adapt as adapt
 from .source import rename as rename
@@ -55,7 +56,7 @@ def conventions(source: Source) -> dict[str, Any]:
     kinds = set(config.get("layer_types") or ["full_attention"])
     if kinds != {"full_attention"} or config.get("use_sliding_window"):
         raise InputError(source.path, f"layer_types {sorted(kinds)}", "full_attention alone")
-    rope = source.rope()
+    rope = read_rope(source)
     if "rope_scaling" in rope:
         raise InputError(source.path, "rope type 'yarn'", "'default'")
     return {**source.shape_of_backbone(), **rope}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import DrafterConfig
+from .rope import read_rope
 from .source import Shapes, Source, is_named
 from .source import adapt as adapt
 from .source import rename as rename
@@ -50,7 +51,7 @@ def to_drafter_config(
         **source.taps(taps),
         **heads,
         **source.copies(keep_embeddings),
-        **source.rope(),
+        **read_rope(source),
         **sliding(source, values, backbone["num_layers"], less=1),
         target_num_layers=depth,
         block_size=source.need("block_size", values),

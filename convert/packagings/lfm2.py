@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ...config import DrafterConfig
+from .rope import read_rope
 from .source import Shapes, Source, is_named
 from .source import adapt as adapt
 from .source import rename as rename
+from .windows import read_windows
 
 NAME = "LiquidAI LFM2"
 ARCHITECTURE = "Lfm2DSparkDraftModel"
@@ -38,8 +40,8 @@ def to_drafter_config(
         **backbone,
         **source.block(values, keep_embeddings),
         **source.heads(),
-        **source.rope(),
-        **source.attention(values, backbone["num_layers"]),
+        **read_rope(source),
+        **read_windows(source, values, backbone["num_layers"]),
         rope_interleaved=config.get("rope_is_neox_style") is False,
         logits_start=0,
     )

@@ -20,6 +20,7 @@ from ...errors import InputError
 from ...layout import DRAFT_IDS
 from ..gguf_header import shortest
 from .source import COPIES, Shapes, Source
+from .windows import read_windows
 
 NAME = "llama.cpp dflash GGUF"
 ARCHITECTURES = ("dflash", "dflash-draft")
@@ -183,4 +184,4 @@ def _attention(source: Source, layers: int, *, by_row: bool) -> dict[str, Any]:
     kinds = ["sliding_attention" if flag and window else "full_attention" for flag in pattern]
     values = {"layer_types": kinds, "sliding_window": window}
     causal = source.config.get("attention.causal")
-    return source.attention(values, layers, causal=causal, by_row=by_row, less=1)
+    return read_windows(source, values, layers, causal=causal, by_row=by_row, less=1)

@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...config import DrafterConfig
+from .rope import read_rope
 from .source import Shapes, Source, is_named
 from .source import rename as rename
 
@@ -41,7 +42,7 @@ def to_drafter_config(
         **backbone,
         **source.block(config, keep_embeddings),
         **source.heads(),
-        **source.rope(),
+        **read_rope(source),
         rope_dims=round(source.number("partial_rotary_factor", values) * backbone["head_dim"]),
         logits_start=0,
     )

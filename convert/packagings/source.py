@@ -174,41 +174,6 @@ class Source:
             raise InputError(self.where, found, f"[1, {' or '.join(map(str, widths))}]")
         return {"head": kind, "head_rank": rank, "confidence": widths[proj[1]]}
 
-    def attention(
-        self,
-        values: Mapping[str, Any],
-        layers: int,
-        *,
-        causal: bool | None = None,
-        less: int = 0,
-        by_row: bool = False,
-    ) -> dict[str, Any]:
-        """Windows and causality by layer: sliding layers have both, full ones neither.
-
-        Args:
-            values: with `layer_types` and `sliding_window`.
-            layers: how many there are.
-            causal: of all layers, where the config says so itself; None for the sliding ones.
-            less: rows by which the window is wider than the context it leaves.
-            by_row: see `DrafterConfig.window_by_row`.
-
-        Raises:
-            InputError: an unknown kind of layer, another number of them, or no window.
-        """
-        kinds = values.get("layer_types") or ["full_attention"] * layers
-        if len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
-            expected = f"{layers} of full_attention or sliding_attention"
-            raise InputError(self.path, f"layer_types {kinds}", expected)
-        sliding = [kind == "sliding_attention" for kind in kinds]
-        window = self.need("sliding_window", values) - less if any(sliding) else 0
-        found = {
-            "windows": tuple(window if one else 0 for one in sliding),
-            "causal": tuple(one if causal is None else causal for one in sliding),
-            "window_by_row": by_row,
-        }
-        # Nothing said of any layer is the canonical way to say nothing.
-        return {name: value for name, value in found.items() if value is True or any_of(value)}
-
     def copies(self, keep: bool) -> dict[str, Any]:
         """`owns_embedding` and `owns_head` where stored tables are copies of the target's."""
         stored = [name in self.shapes for name in COPIES]
@@ -229,40 +194,6 @@ class Source:
             "mask_token_id": self.need("mask_token_id", values),
         }
 
-    def rope(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Base and scaling, from `rope_parameters` (transformers 5) or the older top-level keys.
-
-        Raises:
-            InputError: a scaling that is neither none nor YaRN.
-        """
-        values = self.config if values is None else values
-        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            raise InputError(self.path, f"rope_parameters {rope!r}", "an object")
-        if isinstance(rope.get("sliding_attention"), dict):
-            rope = rope["sliding_attention"]
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        canonical: dict[str, Any] = {
-            "rope_theta": self.number("rope_theta", {"rope_theta": values.get("rope_theta")} | rope)
-        }
-        if kind == "yarn":
-            canonical["rope_scaling"] = self._yarn(rope)
-        elif kind not in ("default", "mrope"):
-            raise InputError(self.path, f"rope type {kind!r}", "'default' or 'yarn'")
-        return canonical
-
-    def _yarn(self, rope: Mapping[str, Any]) -> dict[str, Any]:
-        known = {"rope_theta", "rope_type", "type", "partial_rotary_factor", "attention_factor"}
-        keys = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
-        more = ("mscale", "mscale_all_dim")
-        if unknown := sorted(set(rope) - known - {*keys, *more}):
-            raise InputError(self.path, f"YaRN keys {', '.join(unknown)}", f"{', '.join(keys)}")
-        if rope.get("attention_factor") is not None:
-            self.refuse("attention_factor", rope["attention_factor"], "YaRN's own")
-        scaling = {key: self.number(key, rope) for key in keys[:2]}
-        scaling |= {key: self.number(key, rope) for key in (*keys[2:], *more) if key in rope}
-        return {"rope_type": "yarn", **scaling}
-
     def finish(self, **values: Any) -> DrafterConfig:
         """The canonical configuration of `values`, with every check of its schema."""
         return self.finish_as(DrafterConfig, **values)
@@ -273,11 +204,6 @@ class Source:
         target = next((self.config[name] for name in names if self.config.get(name)), "")
         config = kind(**{"target": str(target), **values})
         return kind.from_dict(config.to_dict(), self.path)
-
-
-def any_of(value: object) -> bool:
-    """Whether a tuple holds anything but zeros and False."""
-    return isinstance(value, tuple) and any(value)
 
 
 def is_named(config: Mapping[str, Any], shapes: Shapes, architecture: str) -> bool:

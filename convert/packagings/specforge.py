@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...config import DrafterConfig
+from .rope import read_rope
 from .source import Shapes, Source
 from .source import adapt as adapt
 from .source import rename as rename
+from .windows import read_windows
 
 NAME = "SpecForge / SGLang"
 
@@ -44,7 +46,7 @@ def to_drafter_config(
         **backbone,
         **source.block(values, keep_embeddings),
         **source.heads(values),
-        **source.rope(),
+        **read_rope(source),
         **sliding(source, values, backbone["num_layers"], by_row=True, less=1),
         logits_start=1 if values.get("sample_from_anchor") is False else 0,
     )
@@ -66,4 +68,4 @@ def sliding(
         values = values | all_sliding
     causal = values.get("is_causal")
     causal = values.get("causal") if causal is None else causal
-    return source.attention(values, layers, causal=causal, by_row=by_row, less=less)
+    return read_windows(source, values, layers, causal=causal, by_row=by_row, less=less)

@@ -16,8 +16,10 @@ import mlx.core as mx
 from ...config import DrafterConfig
 from ...errors import InputError
 from ...layout import DRAFT_IDS
+from .rope import read_rope
 from .source import Shapes, Source
 from .source import rename as rename
+from .windows import read_windows
 
 NAME = "vLLM speculators"
 _KINDS = ("dspark", "dflash")
@@ -49,8 +51,8 @@ def to_drafter_config(
         **source.taps(source.need("aux_hidden_state_layer_ids"), shift=-1),
         **source.heads(),
         **vocabulary,
-        **source.rope(values),
-        **source.attention(values, backbone["num_layers"], causal=causal),
+        **read_rope(source, values),
+        **read_windows(source, values, backbone["num_layers"], causal=causal),
         rope_interleaved=interleaved,
         target_num_layers=0,
         block_size=source.need("block_size"),

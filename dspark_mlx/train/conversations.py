@@ -8,9 +8,7 @@ same content.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,9 +19,10 @@ from ..fingerprint import weights_digest
 from .batch_decode import Job, batch_decode
 from .budget import Budget, Progress
 from .corpus import KEYS, Conversation
-from .duplicates import Seen, exact_keys, near_keys
+from .duplicates import Seen, near_keys
 from .plan import Plan
 from .store import Header, Store
+from .talk import Talk
 from .templates import Template
 
 _LEAST_ANSWER = 16
@@ -77,50 +76,6 @@ def write_conversations(
         raise InputError(store.folder, found, "answers that are not there yet", hint)
 
 
-@dataclass
-class _Talk:
-    """A conversation while it is written.
-
-    Attributes:
-        messages: so far. temperature, thinking: of its answers.
-        given: user turns still to be asked. own: user turns that the target may still write.
-        near: keys of its first user turn, zeros where that was given.
-        tokens, answer: of the sequence so far, up to the end of an answer.
-        written: sequences that are complete.
-        open: whether another answer is to be written.
-    """
-
-    messages: list[dict[str, Any]]
-    temperature: float
-    thinking: bool | None
-    given: list[str]
-    own: int
-    near: np.ndarray = field(default_factory=lambda: np.zeros(KEYS, dtype=np.uint64))
-    tokens: list[int] = field(default_factory=list)
-    answer: list[bool] = field(default_factory=list)
-    written: list[Conversation] = field(default_factory=list)
-    open: bool = True
-
-    def take(self, prompt: list[int], new: list[int], text: str) -> None:
-        """Add an answer, and what the template wrote before it."""
-        if prompt[: len(self.tokens)] != self.tokens:
-            # The template changed what is past, as those that drop earlier thinking do: what the
-            # target saw from here on is another sequence, in which only this answer is new.
-            self.close()
-        self.answer += [False] * (len(prompt) - len(self.tokens)) + [True] * len(new)
-        self.tokens = prompt + new
-        self.messages.append({"role": "assistant", "content": text})
-
-    def close(self) -> None:
-        """Complete the sequence so far."""
-        if self.tokens:
-            keys = exact_keys(self.tokens)
-            keys[1:] = self.near[1:] if not self.written else 0
-            tokens, answer = np.array(self.tokens), np.array(self.answer)
-            self.written.append(Conversation(tokens, answer, keys))
-        self.tokens, self.answer = [], []
-
-
 class _Writer:
     """Writes shards: first user turns, then answers and further user turns by turns."""
 
@@ -165,13 +120,13 @@ class _Writer:
             chosen.append(prompts[order[place]])
         return chosen
 
-    def _talk(self, turns: Sequence[str], rng: np.random.Generator) -> _Talk:
+    def _talk(self, turns: Sequence[str], rng: np.random.Generator) -> Talk:
         temperatures, weights = np.array(self._plan.temperatures).T
         temperature = float(rng.choice(temperatures, p=weights / weights.sum()))
         thinks = bool(rng.random() < self._plan.thinking)
         thinking = thinks if self._template.knows_thinking else None
         first = {"role": "user", "content": turns[0]}
-        return _Talk([first], temperature, thinking, list(turns[1:]), own=0)
+        return Talk([first], temperature, thinking, list(turns[1:]), own=0)
 
     def _own_turns(self, count: int, rng: np.random.Generator) -> list[str]:
         """First user turns that the target wrote."""
@@ -218,7 +173,7 @@ class _Writer:
             texts.append("" if "\ufffd" in text else text.strip())
         return texts
 
-    def _answer(self, talks: list[_Talk], rng: np.random.Generator, budget: Budget) -> None:
+    def _answer(self, talks: list[Talk], rng: np.random.Generator, budget: Budget) -> None:
         """Answer the last message of each; a talk ends where there is no whole answer."""
         jobs = []
         for talk in talks:
@@ -246,7 +201,7 @@ class _Writer:
     def _fits(self, job: Job) -> bool:
         return job.max_tokens >= min(_LEAST_ANSWER, self._plan.max_answer)
 
-    def _ask(self, talks: list[_Talk], rng: np.random.Generator) -> None:
+    def _ask(self, talks: list[Talk], rng: np.random.Generator) -> None:
         """Add each one's next user turn, if there is to be one."""
         own = []
         for talk in talks:

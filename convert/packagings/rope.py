@@ -1,0 +1,49 @@
+"""Rotary embeddings as published configs spell them: base, and YaRN's scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import InputError
+from .source import Source
+
+
+def read_rope(source: Source, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Base and scaling, from `rope_parameters` (transformers 5) or the older top-level keys.
+
+    Args:
+        source: the checkpoint.
+        values: with the keys; None for its config.
+
+    Raises:
+        InputError: a scaling that is neither none nor YaRN.
+    """
+    values = source.config if values is None else values
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise InputError(source.path, f"rope_parameters {rope!r}", "an object")
+    if isinstance(rope.get("sliding_attention"), dict):
+        rope = rope["sliding_attention"]
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    canonical: dict[str, Any] = {
+        "rope_theta": source.number("rope_theta", {"rope_theta": values.get("rope_theta")} | rope)
+    }
+    if kind == "yarn":
+        canonical["rope_scaling"] = _yarn(source, rope)
+    elif kind not in ("default", "mrope"):
+        raise InputError(source.path, f"rope type {kind!r}", "'default' or 'yarn'")
+    return canonical
+
+
+def _yarn(source: Source, rope: Mapping[str, Any]) -> dict[str, Any]:
+    known = {"rope_theta", "rope_type", "type", "partial_rotary_factor", "attention_factor"}
+    keys = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
+    more = ("mscale", "mscale_all_dim")
+    if unknown := sorted(set(rope) - known - {*keys, *more}):
+        raise InputError(source.path, f"YaRN keys {', '.join(unknown)}", f"{', '.join(keys)}")
+    if rope.get("attention_factor") is not None:
+        source.refuse("attention_factor", rope["attention_factor"], "YaRN's own")
+    scaling = {key: source.number(key, rope) for key in keys[:2]}
+    scaling |= {key: source.number(key, rope) for key in (*keys[2:], *more) if key in rope}
+    return {"rope_type": "yarn", **scaling}
