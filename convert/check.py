@@ -145,7 +145,9 @@ def verdict(found: Sequence[Reading]) -> tuple[bool, str]:
 
 def _clearly_better(one: Reading, other: Reading) -> bool:
     """Whether a reading accepts more of the same blocks than noise would explain."""
-    gains = [np.subtract(a, b) for a, b in zip(one.counts, other.counts, strict=True)]
+    # A longer block fits into a text at fewer places; the other's last ones have no counterpart.
+    pairs = [zip(a, b, strict=False) for a, b in zip(one.counts, other.counts, strict=True)]
+    gains = [np.array(gain) for pair in pairs if (gain := [a - b for a, b in pair])]
     blocks = sum(len(gain) for gain in gains)
     mean = sum(float(gain.sum()) for gain in gains) / blocks
     if len(gains) < _FEW:

@@ -78,6 +78,8 @@ OWN = reading(0, 0, False, texts(2.0))
         ([OWN, reading(0, 1, False, texts(0.5))], True, "fits"),
         ([OWN, reading(0, 1, False, texts(3.0))], False, "Wrong in config.json: logits_start."),
         ([OWN, reading(-1, 0, True, texts(3.0))], False, "taps, rope_interleaved."),
+        # Without the anchor's row a block is shorter, and fits into a text once more.
+        ([OWN, reading(0, 1, False, [[*c, 3] for c in texts(3.0)])], False, "logits_start."),
         # A twentieth more on every text is clear; on a few texts only, it is noise.
         ([OWN, reading(-1, 0, False, texts(2.12))], False, "taps."),
         ([OWN, reading(-1, 0, False, texts(2.12, spread=0.3))], True, "fits"),
