@@ -152,8 +152,10 @@ def _clearly_better(one: Reading, other: Reading) -> bool:
     mean = sum(float(gain.sum()) for gain in gains) / blocks
     if len(gains) < _FEW:
         return mean > _CLEAR_OF_FEW * one.accepted
-    # Blocks of one text are alike, so that only texts are independent (clustered standard error).
-    error = sum((float(gain.sum()) - len(gain) * mean) ** 2 for gain in gains) ** 0.5 / blocks
+    # Blocks of one text are alike, so that only texts are independent (clustered standard error);
+    # and the mean lies nearer to a text, the more of the blocks are that text's.
+    errors = [(float(g.sum()) - len(g) * mean) / (1 - len(g) / blocks) for g in gains]
+    error = sum(one_text**2 for one_text in errors) ** 0.5 / blocks
     return mean > max(_CLEAR * one.accepted, _ERRORS * error)
 
 

@@ -1,7 +1,7 @@
-"""The key of a speed profile, made of content: equal checkpoints in other folders share it.
+"""What checkpoints are told apart by, made of content: equal ones in other folders share it.
 
-Large weight files are sampled, not read whole: two checkpoints that differ only between the samples
-have the same shapes, and so the same speed.
+It keys speed profiles, and says which target wrote a store of texts and which drafter a run began
+with. Large weight files are sampled, not read whole: trained weights differ everywhere.
 """
 
 from __future__ import annotations

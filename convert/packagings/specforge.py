@@ -58,7 +58,7 @@ def sliding(
     """Windows and causality, which `use_swa` and `causal` say of all layers at once.
 
     Raises:
-        InputError: sinks, or see `Source.attention`.
+        InputError: sinks, or see `read_windows`.
     """
     if values.get("attention_sink_bias"):
         source.refuse("attention_sink_bias", True, "attention without sinks")

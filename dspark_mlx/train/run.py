@@ -56,7 +56,8 @@ class Result:
     Attributes:
         tensors: weights of the drafter, float32, by canonical name.
         progress: where it ended.
-        judged: the weights on the held-out texts; None where the run was stopped before any.
+        judged: the weights on the held-out texts; None where the run was stopped before its first
+            evaluation after a step.
         ended: "done", "early" or "stopped".
     """
 
@@ -157,8 +158,10 @@ class Run:
         pending: list[tuple[mx.array, mx.array]] = []
         judged, ended = None, "done"
         if not self._begun:
-            # What a published drafter is worth before it is fitted further.
-            self._judge()
+            # What a published drafter is worth before it is fitted further; not the best to beat,
+            # since the peak rate first undoes some of it.
+            self._log("held-out", self._evaluate())
+            self._begun = True
         early = self._is_early
         while self.progress.step < steps and not early:
             step, accumulate = self.progress.step, settings.recipe.accumulate
