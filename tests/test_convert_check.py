@@ -119,12 +119,15 @@ def builtin_target() -> str:
         ({}, None),
         ({"logits_start": 1}, "logits_start"),
         ({"rope_interleaved": True}, "rope_interleaved"),
-        ({"taps": [2, 9, 16, 23, 28]}, "taps"),
     ],
-    ids=["as it is", "anchor", "rope", "taps"],
+    ids=["as it is", "anchor", "rope"],
 )
 def test_a_tampered_drafter_is_told(tmp_path, capsys, builtin_target, change, wrong):
-    """The built-in pair: a sweep that does not find the one convention that was changed."""
+    """The built-in pair: a sweep that does not find the one convention that was changed.
+
+    Not taps off by one: this drafter accepts nearly as much of neighbouring layers' features (3.56
+    instead of 3.70 tokens a block, a standard error of 0.17), which few texts cannot tell.
+    """
     folder = tmp_path / "drafter"
     shutil.copytree(DRAFTER, folder)
     (folder / "calibration.json").unlink()
