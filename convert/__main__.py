@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from .. import cli
+from .. import command
 from ..bars import counting
 from ..bench import SAMPLE
 from ..errors import InputError
@@ -69,7 +69,7 @@ def _converted(args: argparse.Namespace) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dspark_mlx.convert", description=__doc__)
+    parser = command.Parser(prog="python -m dspark_mlx.convert", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     drafter = kinds.add_parser("drafter", help="a DSpark or DFlash draft model")
     target = kinds.add_parser("target", help="a target: Hugging Face checkpoint or GGUF file")
@@ -168,4 +168,4 @@ def _exceptions(arguments: list[str]) -> dict[str, int | None]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

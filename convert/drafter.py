@@ -16,7 +16,7 @@ from ..calibrations import Calibrations, read_calibrations, write_calibrations
 from ..canonical import FORMAT, CanonicalConfig
 from ..checkpoint import read_tensors
 from ..errors import InputError
-from ..files import check_apart, staged_folder, write_json
+from ..files import check_apart, write_json
 from ..hub import checkpoint_place
 from ..layout import check_headers, check_values, matrix_shapes
 from ..quantization import (
@@ -26,6 +26,7 @@ from ..quantization import (
     choose_quantization,
 )
 from ..ranking import read_ranking, write_ranking
+from ..staging import staged_folder
 from .gguf_blocks import GROUP_SIZE
 from .packagings import find_packaging, refuse_unsupported
 from .packagings.source import canonical_name

@@ -19,8 +19,9 @@ from ..canonical import CanonicalConfig
 from ..checkpoint import read_tensors
 from ..config import DrafterConfig, read_config
 from ..errors import InputError
-from ..files import check_apart, read_json, staged_folder, write_json
+from ..files import check_apart, read_json, write_json
 from ..layout import check_headers, check_values
+from ..staging import staged_folder
 from ..targets.pair import check_pair
 from ..targets.tap import Target
 from .packagings.deepspec_qwen3 import ARCHITECTURE

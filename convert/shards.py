@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..files import write_json
+from ..tensor_writer import write_tensors
 
 SHARD_BYTES = 512 << 20
 """A shard is written once it holds this much; the last tensor may take it past."""
@@ -53,7 +54,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         path = self._part(len(self._shards))
-        mx.save_safetensors(str(path), self._held, metadata={"format": "mlx"})
+        write_tensors(path, self._held)
         self._shards.append(list(self._held))
         self._held = {}
 

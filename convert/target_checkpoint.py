@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ..checkpoint import check_tokenizer, tensor_names
 from ..errors import InputError
 from ..files import read_json
+from ..linked_folder import readable_folder
 from .gguf import check_finite
 from .shards import ShardWriter
 
@@ -102,9 +103,10 @@ def _write(
     source: Path, staged: Path, quantization: Mapping[str, int] | None, dtype: str | None
 ) -> None:
     settings = {"trust_remote_code": False}
-    model, tokenizer, config = load(
-        str(source), tokenizer_config=settings, lazy=True, return_config=True
-    )
+    with readable_folder(source) as place:
+        model, tokenizer, config = load(
+            str(place), tokenizer_config=settings, lazy=True, return_config=True
+        )
     # As `mlx_lm.convert` chooses where nothing is asked for.
     stated = config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     kind = str(dtype or stated)

@@ -1,5 +1,6 @@
 """DSpark speculative decoding for MLX: a small drafter makes a large model decode faster."""
 
+from . import process  # noqa: F401 - before the imports that take seconds
 from .decoder import Decoder
 from .errors import InputError
 from .load import load

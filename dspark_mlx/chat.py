@@ -6,11 +6,12 @@ import argparse
 import sys
 from typing import Any
 
-from . import cli
+from . import cli, command
 from .cli_sampling import with_special_tokens
 from .decoder import Decoder
 from .errors import InputError
 from .show import DraftPainter, statistics_line
+from .strict_json import check_text
 from .types import Chunk
 
 HELP = "/reset starts over, /help shows this, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer."
@@ -45,7 +46,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m dspark_mlx.chat", description="Chat with DSpark speculative decoding."
     )
     cli.add_model_flags(parser)
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 def _read_line() -> str | None:
     try:
         return input(">> " if sys.stdin.isatty() else "").strip()
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         print(file=sys.stderr)
         return None
 
@@ -77,6 +78,7 @@ def _turn(
     text = ""
     chunk: Chunk | None = None
     try:
+        check_text(line, "this line")
         for chunk in decoder.stream(messages, progress=cli.PrefillBar(), **settings):
             text += chunk.text
             print(painter.paint(chunk) if painter else chunk.text, end="", flush=True)
@@ -84,7 +86,8 @@ def _turn(
         # What was said so far stays part of the conversation.
         pass
     except InputError as error:
-        print(f"error: {error}\nThe message was not added; /reset starts over.", file=sys.stderr)
+        print(end="\n" if text else "", flush=True)
+        print(f"error: {error} The message was not added; /reset starts over.", file=sys.stderr)
         return messages[:-1]
     print(painter.close() if painter else "", flush=True)
     if args.stats and chunk:
@@ -93,4 +96,4 @@ def _turn(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -1,23 +1,18 @@
-"""What the commands share: their common flags, how they end, and the prefill's progress bar."""
+"""What the commands share: their common flags, and the prefill's progress bar."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from typing import Any, Literal
 
 from tqdm import tqdm
 
 from .cli_sampling import add_sampling_flags, sampling_settings
 from .decoder import Decoder
-from .errors import InputError
 from .load import load
 from .precision import NAMES as PRECISIONS
 from .request import Request
 from .schedulers.make import NAMES as SCHEDULERS
-
-INTERRUPTED = 130
 
 
 def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") -> None:
@@ -99,23 +94,6 @@ def load_decoder(args: argparse.Namespace) -> Decoder:
         precision=args.precision,
         draft_vocabulary=args.draft_vocabulary,
     )
-
-
-def run(main: Callable[[list[str] | None], int]) -> None:
-    """Run a command: unusable input is one line on standard error and exit status 2."""
-    try:
-        status = main(None)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe left; there is nobody to tell.
-        sys.stderr.close()
-        status = 1
-    sys.exit(status)
 
 
 class PrefillBar:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from .decoder import Decoder
 from .errors import InputError
+from .files import read_text
 from .sampling.settings import VERIFICATIONS, Sampling
+from .strict_json import parse_json
 
 _DEFAULT = Sampling()
 _SAME_NAME = (
@@ -105,12 +106,11 @@ def read_json_argument(flag: str, text: str) -> Any:
     Raises:
         InputError: neither.
     """
-    try:
-        if not text.lstrip().startswith(("{", "[", "true")):
-            text = Path(text).read_text(encoding="utf-8")
-        return json.loads(text)
-    except (OSError, ValueError) as error:
-        raise InputError(flag, f"{text[:60]!r} ({error})", "JSON, or a file of it") from error
+    expected = "JSON, or a file of it"
+    if text.lstrip().startswith(("{", "[", "true")):
+        return parse_json(text, flag, expected)
+    path = Path(text)
+    return parse_json(read_text(path, expected), path, expected)
 
 
 def _bias(text: str | None) -> dict[int, float]:

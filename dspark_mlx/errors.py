@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 400
+
 
 class InputError(ValueError):
     """A file, a tensor, a setting or a request that cannot be used.
@@ -21,5 +23,15 @@ class InputError(ValueError):
         self.found = str(found)
         self.expected = str(expected)
         self.hint = hint
-        message = f"{self.where}: found {self.found}; expected {self.expected}."
+        parts = (_one_line(part) for part in (self.where, self.found, self.expected))
+        message = "{}: found {}; expected {}.".format(*parts)
         super().__init__(f"{message} {hint}" if hint else message)
+
+
+def _one_line(text: str) -> str:
+    """Text for a terminal: one line, long text cut, what would move the cursor escaped."""
+    text = " ".join(text.split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST * 3 // 4]} ... {text[-_LONGEST // 4 :]}"
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from . import cli
+from . import cli, command
 from .bars import counting
 from .cli_sampling import add_sampling_flags, sampling_settings, with_special_tokens
 from .decoder import Decoder
@@ -45,15 +44,18 @@ def main(argv: list[str] | None) -> int:
         longest = f"prompts too long for the target's {first.max_length} positions"
         raise InputError("--prompts", longest, "at least one that leaves room for --max-tokens")
     report = _report(evaluation, args, first)
-    print(json.dumps(report, ensure_ascii=False) if args.json else text(evaluation))
+    if args.json:
+        command.print_json(report)
+    else:
+        print(text(evaluation))
     if args.plot:
         for path in draw(evaluation, args.plot):
             print(f"drawn: {path}", file=sys.stderr)
-    return cli.INTERRUPTED if interrupted else 0
+    return command.INTERRUPTED if interrupted else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m dspark_mlx.evaluate",
         description="Accepted length, acceptance by position, confidence and speed of drafters on "
         "benchmark tasks.",
@@ -164,4 +166,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -1,51 +1,51 @@
-"""Files: the user's cache folder, outputs that appear whole or not at all, hashes, strict JSON."""
+"""Files: the user's cache folder, text that is written whole or not at all, hashes, strict JSON."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import math
 import os
-import shutil
-import uuid
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .locks import take_turns
+from .staging import restore, temporary
+from .strict_json import decode, parse_json
+from .system_errors import writing
+
+_LARGEST_JSON = 100 << 20
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this project (the XDG base directory), not created yet."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dspark_mlx"
-
-
-@contextlib.contextmanager
-def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `final` that takes its name when the block succeeds.
-
-    Nothing half-written stays behind: on any exception, Ctrl-C included, the temporary folder is
-    removed and `final` is as it was.
+    """The user's cache folder of this project (the XDG base directory), not created yet.
 
     Raises:
-        InputError: `final` exists and is not an empty folder (unless `overwrite`), or its parent
-            cannot be written.
+        InputError: XDG_CACHE_HOME is not set, and the user has no home folder.
     """
-    if final.exists() and not overwrite and (not final.is_dir() or any(final.iterdir())):
-        raise InputError(
-            final, "an existing file or non-empty folder", "a path that is free", "Choose another."
-        )
-    staged = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # others are to be ignored, as the specification says
+        return Path(base) / "dspark_mlx"
     try:
-        staged.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(final, f"no way to write there ({error})", "a writable folder") from error
-    try:
-        yield staged
-        _replace(staged, final)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        return Path.home() / ".cache" / "dspark_mlx"
+    except RuntimeError as error:
+        hint = "Set XDG_CACHE_HOME to a folder that can be written to."
+        raise InputError("cache folder", "a user without a home folder", "one", hint) from error
+
+
+def check_output(where: str, path: Path) -> None:
+    """Refuse a place for an output file before the work, whose result it could not take.
+
+    Raises:
+        InputError: a folder, or a file in a folder that is not there.
+    """
+    if os.path.isdir(path):
+        raise InputError(where, f"a folder, {path}", "a file to write")
+    if not os.path.isdir(path.parent):
+        raise InputError(where, f"no folder {path.parent}", "an existing one")
 
 
 def check_apart(source: Path, destination: Path) -> None:
@@ -54,31 +54,36 @@ def check_apart(source: Path, destination: Path) -> None:
     Raises:
         InputError: `destination` is `source` or a folder around it.
     """
-    if destination.resolve() in (source.resolve(), *source.resolve().parents):
+    place = Path(os.path.realpath(source))
+    if Path(os.path.realpath(destination)) in (place, *place.parents):
         raise InputError(destination, "the source, or a folder around it", "another folder")
 
 
-def _replace(staged: Path, final: Path) -> None:
-    old = staged.with_suffix(".old")
-    if final.exists():
-        final.rename(old)
-    try:
-        staged.rename(final)
-    except OSError:
-        if old.exists():
-            old.rename(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically."""
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        staged.write_text(text, encoding="utf-8")
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    """Write `text` to `path` atomically, see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; a pipe or device is written to as it is.
+
+    Raises:
+        InputError: the disk is full, or the place cannot be written to.
+    """
+    with writing(path):
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        final = Path(os.path.realpath(path))
+        with take_turns(final) as held:
+            if held:
+                restore(final)
+            staged = temporary(final)
+            try:
+                staged.write_bytes(content)
+                staged.replace(final)
+            finally:
+                staged.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -89,6 +94,9 @@ def write_json(path: Path, data: Any) -> None:
 def read_json_lines(path: Path, what: str, one: str) -> list[tuple[str, Any]]:
     """Every line's value, with what names the line in errors.
 
+    A line ends at a line feed alone: JSON's strings may hold Unicode's other separators. Blank ones
+    are skipped.
+
     Args:
         path: of the file.
         what, one: the file's content and a line of it, for messages.
@@ -96,22 +104,25 @@ def read_json_lines(path: Path, what: str, one: str) -> list[tuple[str, Any]]:
     Raises:
         InputError: no readable file, no lines, or a line that is not JSON.
     """
+    values = []
+    for number, line in enumerate(_lines(path, what), 1):
+        where = f"{path}:{number}"
+        if text := decode(line, where, what).strip(" \t\r\n"):
+            values.append((where, parse_json(text, where)))
+    if not values:
+        raise InputError(path, "no lines", f"at least one {one}")
+    return values
+
+
+def _lines(path: Path, what: str) -> Iterator[bytes]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open("rb") as file:
+            while line := file.readline(_LARGEST_JSON + 1):
+                if len(line) > _LARGEST_JSON:
+                    raise InputError(path, "a line without end", f"{what} of 100 MB at most")
+                yield line
     except OSError as error:
         raise InputError(path, f"no readable file ({error.strerror})", what) from error
-    except UnicodeDecodeError as error:
-        raise InputError(path, "bytes that are not text", "JSON lines in UTF-8") from error
-    if not lines:
-        raise InputError(path, "no lines", f"at least one {one}")
-    return [_read_line(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
-
-
-def _read_line(where: str, line: str) -> tuple[str, Any]:
-    try:
-        return where, json.loads(line)
-    except ValueError as error:
-        raise InputError(where, f"no JSON ({error})", "a JSON object") from error
 
 
 def read_json_list(path: Path) -> list[dict[str, Any]]:
@@ -125,17 +136,40 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises:
-        InputError: the file is missing, cut off, not JSON, or not an object.
+        InputError: the file is missing, cut off, larger than 100 MB, not JSON, or not an object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        kind = path.stat().st_mode
     except OSError as error:
         raise InputError(path, f"no readable file ({error.strerror})", "a JSON file") from error
-    except ValueError as error:
-        raise InputError(path, f"text that is not JSON ({error})", "a JSON object") from error
+    # A pipe would be waited for. (A folder says what it is when it is opened.)
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise InputError(path, "a pipe or device", "a JSON file")
+    data = parse_json(read_text(path, "a JSON file"), path)
     if not isinstance(data, dict):
         raise InputError(path, f"a JSON {type(data).__name__}", "a JSON object")
     return data
+
+
+def read_text(path: Path, expected: str) -> str:
+    """The text of a file.
+
+    Args:
+        path: of the file, or of a pipe.
+        expected: what it should be, for messages.
+
+    Raises:
+        InputError: no readable file, one larger than 100 MB, or bytes that are not text.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_JSON + 1)
+    except (OSError, ValueError) as error:
+        found = f"no readable file ({getattr(error, 'strerror', error)})"
+        raise InputError(path, found, expected) from error
+    if len(content) > _LARGEST_JSON:
+        raise InputError(path, "more than 100 MB", f"{expected} of 100 MB at most")
+    return decode(content, path, expected)
 
 
 def untagged(where: Path | str, data: Mapping[str, Any], form: str, version: int) -> dict[str, Any]:
@@ -146,13 +180,24 @@ def untagged(where: Path | str, data: Mapping[str, Any], form: str, version: int
         form, version: what it has to say.
 
     Raises:
-        InputError: it says another format or version, or none.
+        InputError: it says another format or version, or none; or holds a number that is none.
     """
     values = dict(data)
     found = (values.pop("format", None), values.pop("format_version", None))
     if found != (form, version):
         raise InputError(where, f"format {found}", f"{(form, version)}")
+    for name, value in values.items():
+        _check_numbers(where, name, value)
     return values
+
+
+def _check_numbers(where: Path | str, name: str, value: object) -> None:
+    """Refuse NaN and infinity, which JSON does not have and Python reads; `name` says where."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(where, f"{name} {value}", "a finite number")
+    inner = value.items() if isinstance(value, dict) else ()
+    for key, each in enumerate(value) if isinstance(value, list) else inner:
+        _check_numbers(where, f"{name}.{key}", each)
 
 
 def sha256(path: Path) -> str:

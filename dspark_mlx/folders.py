@@ -17,9 +17,10 @@ from .canonical import FORMAT, CanonicalConfig
 from .checkpoint import read_tensors
 from .config import read_config
 from .files import cache_folder, read_json
-from .hub import checkpoint_place, resolve
+from .hub import checkpoint_place, is_gguf, resolve
 from .layout import check_tensors
 from .ranking import read_ranking
+from .staging import made_once
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def target_folder(model: str | Path) -> Path:
         InputError: no such place, or a file that cannot be converted.
     """
     path = checkpoint_place(resolve(model))
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return _converted(path, "targets", lambda to: convert_target(path, to))
     return path
 
@@ -85,6 +86,4 @@ def _converted(source: Path, kind: str, convert: Callable[[Path], object]) -> Pa
     # A changed file is another key, so a stale conversion is never used.
     key = hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
     folder = cache_folder() / kind / f"{source.stem}-{key}"
-    if not folder.is_dir():
-        convert(folder)
-    return folder
+    return made_once(folder, convert)

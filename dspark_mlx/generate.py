@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import cli
+from . import cli, command
 from .cli_sampling import read_json_argument, with_special_tokens
 from .decoder import Decoder, Prompt
 from .errors import InputError
@@ -36,11 +35,11 @@ def main(argv: list[str] | None) -> int:
         one = {**settings, "sample": sample}
         output = _generate(decoder, prompt, one, args)
         if args.json:
-            print(json.dumps(_report(output), ensure_ascii=False, allow_nan=False), flush=True)
+            command.print_json(_report(output))
         elif args.stats and output.chunks:
             print(statistics_line(output.chunks[-1].statistics), file=sys.stderr)
         if output.interrupted:
-            return cli.INTERRUPTED
+            return command.INTERRUPTED
         if args.compare:
             compared = compare(decoder, decoder.encode(prompt), output.rounds, one)
             print(compared, file=sys.stderr)
@@ -57,7 +56,7 @@ class Output:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m dspark_mlx.generate",
         description="Generate text with DSpark speculative decoding.",
     )
@@ -87,7 +86,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _read_prompt(argument: str) -> str:
-    text = sys.stdin.read() if argument == "-" else argument
+    text = command.read_input() if argument == "-" else argument
     if not text.strip():
         raise InputError("--prompt", "no text", "a prompt")
     return text
@@ -120,6 +119,10 @@ def _generate(
                 print(shown, end="", flush=True)
     except KeyboardInterrupt:
         output.interrupted = True
+    except InputError:
+        # What is said of it stands on a line of its own.
+        print(end="" if args.json or not output.chunks else "\n", flush=True)
+        raise
     if not args.json:
         print(painter.close() if painter else "", flush=True)
     return output
@@ -157,4 +160,4 @@ def _report(output: Output) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -24,8 +24,10 @@ from .engine import Engine
 from .errors import InputError
 from .files import read_json
 from .folders import StoredDrafter, read_drafter, target_folder
+from .hub import find_config
+from .linked_folder import readable_folder
 from .precision import apply_precision, choose_precision
-from .profiles import Pair, obtain, profile_path
+from .profiles import Pair, has_profile, obtain
 from .registry import find_pair, names_of
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
@@ -73,14 +75,14 @@ def load(
     precision = choose_precision(precision)
     dtype = None if precision == "stored" else getattr(mx, precision)
     draft_vocabulary = parse_setting(draft_vocabulary)
-    if model is None:
-        folder = builtin.target_folder()
-        drafter = builtin.DRAFTER if drafter is None else drafter
-    else:
-        folder = target_folder(model)
-        drafter = _published_drafter(model, folder) if drafter is None else drafter
-    # The drafter is read first: a damaged one fails before a large target is loaded.
-    stored = None if drafter is False or drafter is None else read_drafter(drafter)
+    # What is missing or damaged is found out before a large target is fetched and loaded.
+    config = None if model is None else find_config(model)
+    stored: StoredDrafter | None = None
+    if drafter is None:
+        stored = read_drafter(builtin.DRAFTER) if model is None else _published(model, config)
+    elif drafter is not False:
+        stored = read_drafter(drafter)
+    folder = builtin.target_folder() if model is None else target_folder(model)
     source = stored.folder if stored else None
     network, target_config = _load_target(folder, dtype)
     new_caches(network, folder)
@@ -154,8 +156,10 @@ def load_apart(
     """
     precision = choose_precision(precision)
     dtype = None if precision == "stored" else getattr(mx, precision)
-    folder = builtin.target_folder() if model is None else target_folder(model)
+    if model is not None:
+        find_config(model)
     stored = read_drafter(drafter)
+    folder = builtin.target_folder() if model is None else target_folder(model)
     config = stored.config
     network, target_config = _load_target(folder, dtype)
     target = Target(network, taps(config, len(network.layers)), folder)
@@ -174,7 +178,7 @@ def _scheduled(decoder: Decoder, name: str) -> Decoder:
     if drafter is None:
         return decoder
     profile, pair = None, Pair.of(decoder)
-    if needs_profile(name) or (name == "auto" and profile_path(pair.key()).exists()):
+    if needs_profile(name) or (name == "auto" and has_profile(pair.key())):
         with counting("Measuring speed", "pass", delay=1.0) as progress:
             obtained = obtain(pair, progress=progress)
         if obtained.rejected:
@@ -185,17 +189,21 @@ def _scheduled(decoder: Decoder, name: str) -> Decoder:
     return decoder.with_scheduler(scheduler, profile)
 
 
-def _published_drafter(model: str | Path, folder: Path) -> str:
+def _published(model: str | Path, config: Path | None) -> StoredDrafter:
     """The drafter of a target that the registry knows.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or the drafter cannot be had.
     """
-    pair = find_pair(names_of(model, read_json(folder / "config.json")))
+    pair = find_pair(names_of(model, read_json(config) if config else {}))
+    hint = "Pass one (--drafter), or none (drafter=False, --no-drafter)."
     if pair is None:
-        hint = "Pass one (--drafter), or none (drafter=False, --no-drafter)."
         raise InputError(model, "no drafter", "a target whose drafter is known here", hint)
-    return pair.drafter
+    try:
+        return read_drafter(pair.drafter)
+    except InputError as error:
+        where = f"{error.where}, the drafter of {model}"
+        raise InputError(where, error.found, error.expected, hint) from error
 
 
 def open_target(model: str | Path | None) -> tuple[Target, Path]:
@@ -225,7 +233,8 @@ def _open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise InputError(folder / "config.json", found, "no code in a checkpoint")
     tensor_names(folder)
     try:
-        model, config = load_model(folder, lazy=True)
+        with readable_folder(folder) as place:
+            model, config = load_model(place, lazy=True)
     except (ValueError, KeyError, TypeError) as error:
         # mlx-lm's own refusals: an unsupported type, missing or extra tensors, wrong shapes.
         raise InputError(folder, error, "a checkpoint that mlx-lm can load") from error

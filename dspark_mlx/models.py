@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 
 from huggingface_hub import try_to_load_from_cache
 
-from . import builtin, cli
+from . import builtin, command
 from .registry import published_pairs
 
 
 def main(argv: list[str] | None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m dspark_mlx.models", description=__doc__)
+    parser = command.Parser(prog="python -m dspark_mlx.models", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object a pair")
     args = parser.parse_args(argv)
     pairs = published_pairs()
@@ -42,4 +41,4 @@ def on_disk(drafter: str) -> bool:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

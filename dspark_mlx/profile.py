@@ -7,9 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from . import cli, plots
+from . import cli, command, plots
 from .bars import counting
 from .errors import InputError
+from .files import check_output
 from .plots import speed as speed_plot
 from .profiles import Obtained, Pair, adopt, obtain
 from .speed import read_profile, table, write_profile
@@ -22,6 +23,8 @@ def main(argv: list[str] | None) -> int:
         raise InputError("--no-drafter", "nothing to verify", "a drafter")
     if args.plot:
         plots.check_path(args.plot)
+    if args.export:
+        check_output("--export", args.export)
     given = read_profile(args.import_file) if args.import_file else None
     pair = _pair(args)
     obtained = adopt(pair, given, args.import_file) if given else _obtain(pair, args.remeasure)
@@ -34,7 +37,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dspark_mlx.profile", description=__doc__)
+    parser = command.Parser(prog="python -m dspark_mlx.profile", description=__doc__)
     cli.add_model_flags(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--remeasure", action="store_true", help="measure even if one is stored")
@@ -78,4 +81,4 @@ def _print(obtained: Obtained, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from .fingerprint import fingerprint
 from .measure import measure, spot
 from .rounds import Progress
 from .speed import SpeedProfile, read_profile, write_profile
+from .system_errors import writing
 
 _RATIO = 1.3
 _FACTOR = 2.0
@@ -74,7 +76,7 @@ class Obtained:
         profile: of this pair, on this device.
         measured: False when it was found in the store.
         story: what was done and why, one sentence.
-        rejected: what is wrong with the stored one; None when it is fine, or there was none.
+        rejected: what is wrong with the stored one, or with the store; None when nothing is.
     """
 
     profile: SpeedProfile
@@ -84,8 +86,20 @@ class Obtained:
 
 
 def profile_path(key: str) -> Path:
-    """Where the profile of a key is kept."""
+    """Where the profile of a key is kept.
+
+    Raises:
+        InputError: see `cache_folder`.
+    """
     return cache_folder() / "profiles" / f"{key}.json"
+
+
+def has_profile(key: str) -> bool:
+    """Whether a profile of a key is kept; False where there is no cache, or none to be read."""
+    try:
+        return os.path.exists(profile_path(key))
+    except InputError:
+        return False
 
 
 def stored(key: str) -> tuple[SpeedProfile | None, str | None]:
@@ -94,9 +108,9 @@ def stored(key: str) -> tuple[SpeedProfile | None, str | None]:
     Returns:
         The profile, and why a file that is there was not used: damaged, or another pair's.
     """
-    path = profile_path(key)
-    if not path.exists():
+    if not has_profile(key):
         return None, None
+    path = profile_path(key)
     try:
         profile = read_profile(path)
     except InputError as error:
@@ -113,11 +127,8 @@ def store(profile: SpeedProfile) -> Path:
         InputError: the cache folder cannot be written.
     """
     path = profile_path(profile.key)
-    try:
+    with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found = f"no way to write there ({error.strerror})"
-        raise InputError(path.parent, found, "a writable folder") from error
     write_profile(path, profile)
     return path
 
@@ -187,6 +198,7 @@ def obtain(pair: Pair, *, remeasure: bool = False, progress: Progress | None = N
     except InputError as error:
         # A read-only home must not keep anyone from decoding.
         story = f"Measured, not stored: {error}"
+        rejected = rejected or "Speed profiles cannot be kept here."
     return Obtained(profile, True, story, rejected)
 
 

@@ -17,8 +17,9 @@ def read_prompts(path: Path) -> list[dict[str, str]]:
     """
     prompts = []
     for where, prompt in read_json_lines(path, "JSON lines", "prompt"):
-        if not isinstance(prompt, dict) or not {"task", "prompt"} <= set(prompt):
+        texts = isinstance(prompt, dict) and (prompt.get("task"), prompt.get("prompt"))
+        if not texts or not all(isinstance(text, str) for text in texts):
             found = json.dumps(prompt, ensure_ascii=False)[:60]
-            raise InputError(where, found, 'an object with "task" and "prompt"')
+            raise InputError(where, found, 'an object with "task" and "prompt", both text')
         prompts.append(prompt)
     return prompts

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import InputError
+from ..files import check_output, write_bytes
 
 Styles: TypeAlias = Mapping[str, dict[str, Any]]
 """By name of a curve, see `curve_styles`."""
@@ -58,8 +60,7 @@ def check_path(path: Path) -> None:
     """
     if path.suffix.lstrip(".") not in FORMATS:
         raise InputError(path, f"suffix {path.suffix!r}", f"one of {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise InputError(path, f"no folder {path.parent}", "an existing one")
+    check_output(str(path), path)
 
 
 def check_folder(folder: Path) -> None:
@@ -77,6 +78,6 @@ def check_folder(folder: Path) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """Write the figure; the suffix gives the format."""
-    staged = path.with_name(f".{path.stem}.partial{path.suffix}")
-    figure.savefig(staged, dpi=150)
-    staged.replace(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, format=path.suffix.lstrip("."))
+    write_bytes(path, drawn.getvalue())

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 from tqdm import tqdm
 
-from .. import cli
+from .. import command
 from ..bars import counting
 from ..decoder import Decoder
 from ..load import load
@@ -73,7 +73,7 @@ def main(argv: list[str] | None) -> int:
             print(json.dumps({"ended": "stopped", "steps": result.progress.step}))
         else:
             print(f"stopped at step {result.progress.step}; run it again to go on")
-        return cli.INTERRUPTED
+        return command.INTERRUPTED
     folder = args.to / "drafter"
     vocabulary = start.config.vocab_size
     ranking = rank_tokens(corpus.tokens[corpus.answer], vocabulary, start.ranking)
@@ -173,4 +173,4 @@ def _calibrate(decoder: Decoder, folder: Path, prompts: list[list[int]]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

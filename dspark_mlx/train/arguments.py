@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import command
 from ..config import HEADS
 from ..errors import InputError
 from ..precision import NAMES as PRECISIONS
@@ -24,7 +25,7 @@ _DTYPES = ("bfloat16", "float16", "float32")
 
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
-    made = argparse.ArgumentParser(
+    made = command.Parser(
         prog="python -m dspark_mlx.train",
         description="Train a drafter for a target, on texts that the target writes itself. "
         "The same command goes on with a run that was stopped.",

@@ -11,7 +11,9 @@ import mlx.core as mx
 
 from ..checkpoint import read_tensors, tensor_names
 from ..errors import InputError
-from ..files import read_json, staged_folder, write_json
+from ..files import read_json, write_json
+from ..staging import staged_folder
+from ..tensor_writer import write_tensors
 
 KEPT = 2
 """Newest checkpoints that are kept, beside the best."""
@@ -58,15 +60,15 @@ class Checkpoints:
         final = self._path(progress.step)
         try:
             with staged_folder(final, overwrite=True) as folder:
-                mx.save_safetensors(str(folder / _WEIGHTS), parameters)
+                write_tensors(folder / _WEIGHTS, parameters)
                 # Not beside the weights by name: what loads a folder must not find it.
                 (folder / "optimizer").mkdir()
-                mx.save_safetensors(str(folder / "optimizer" / _OPTIMISER), state)
+                write_tensors(folder / "optimizer" / _OPTIMISER, state)
                 for written in (folder, folder / "optimizer"):
                     tensor_names(written)
                 content = {"identity": self._identity, "progress": asdict(progress)}
                 write_json(folder / _STATE, content)
-        except (OSError, RuntimeError, InputError) as error:
+        except InputError as error:
             last = self._newest()
             kept = f"The last one is {last}." if last else "There is none before it."
             raise InputError(

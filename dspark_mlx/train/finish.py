@@ -14,13 +14,15 @@ from ..calibration import fit
 from ..calibrations import Calibrations, write_calibrations
 from ..config import DrafterConfig
 from ..decoder import Decoder
-from ..files import staged_folder, write_json, write_text
+from ..files import write_json, write_text
 from ..layout import check_tensors
 from ..load import load_beside
 from ..ranking import write_ranking
 from ..recorded import arrays
 from ..recording import record
 from ..sampling.settings import Sampling
+from ..staging import staged_folder
+from ..tensor_writer import write_tensors
 from .corpus import Corpus
 from .network import FROZEN
 
@@ -46,7 +48,7 @@ def write_drafter(
     stored = {n: v if n in FROZEN else v.astype(dtype) for n, v in tensors.items()}
     check_tensors(config, stored, folder)
     with staged_folder(folder, overwrite=True) as staged:
-        mx.save_safetensors(str(staged / "model.safetensors"), stored)
+        write_tensors(staged / "model.safetensors", stored)
         write_json(staged / "config.json", config.to_dict())
         if ranking:
             write_ranking(staged, ranking)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import write_text
+from ..system_errors import writing
 from .watched import Watched
 
 FIELDS = [
@@ -82,10 +83,7 @@ class Journal:
         writer = csv.DictWriter(text, self._fields)
         writer.writeheader()
         writer.writerows(kept)
-        try:
-            write_text(path, text.getvalue())
-        except OSError as error:
-            raise InputError(path, f"no way to write it ({error})", "room on disk") from error
+        write_text(path, text.getvalue())
 
     def add(self, entry: Entry) -> None:
         """Append a line; it is on disk when this returns.
@@ -93,11 +91,8 @@ class Journal:
         Raises:
             InputError: it cannot be written.
         """
-        try:
-            with self._path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._fields).writerow(entry.row())
-        except OSError as error:
-            raise InputError(self._path, f"no way to write it ({error})", "room on disk") from error
+        with writing(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._fields).writerow(entry.row())
 
 
 def read_journal(path: Path) -> list[dict[str, str]]:

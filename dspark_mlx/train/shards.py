@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..errors import InputError
+from ..files import write_bytes
 from .corpus import KEYS, Conversation
 
 
@@ -145,12 +145,8 @@ def _check(conversation: Conversation, vocab_size: int) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        staged.write_bytes(content)
-        staged.replace(path)
-    except OSError as error:
-        found = f"no way to write {len(content)} bytes ({error.strerror})"
-        raise InputError(path, found, "room on the disk", "Shards before it are whole.") from error
-    finally:
-        staged.unlink(missing_ok=True)
+        write_bytes(path, content)
+    except InputError as error:
+        hint = "Shards before it are whole."
+        raise InputError(error.where, error.found, error.expected, hint) from error

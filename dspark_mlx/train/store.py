@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import read_json, write_json
+from ..system_errors import writing
 from .corpus import KEYS, Conversation, Corpus
 from .duplicates import Seen
 from .shards import Shard, flat_array, shard_files, shard_name, token_type
@@ -67,12 +68,9 @@ class Store:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(folder, "an existing file or non-empty folder", "a path that is free")
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            content = {"format": FORMAT, "version": VERSION, **asdict(header)}
-            write_json(folder / "store.json", content)
-        except OSError as error:
-            raise InputError(folder, f"no way to write there ({error})", "a folder") from error
+        write_json(folder / "store.json", {"format": FORMAT, "version": VERSION, **asdict(header)})
         return cls(folder, header)
 
     @classmethod
