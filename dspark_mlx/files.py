@@ -14,7 +14,7 @@ from typing import Any
 from .errors import InputError
 from .locks import take_turns
 from .staging import restore, temporary
-from .strict_json import decode, parse_json
+from .strict_json import decode, leaves, parse_json
 from .system_errors import writing
 
 _LARGEST_JSON = 100 << 20
@@ -186,18 +186,11 @@ def untagged(where: Path | str, data: Mapping[str, Any], form: str, version: int
     found = (values.pop("format", None), values.pop("format_version", None))
     if found != (form, version):
         raise InputError(where, f"format {found}", f"{(form, version)}")
-    for name, value in values.items():
-        _check_numbers(where, name, value)
+    for name, value in leaves(values):
+        # JSON has none of these, and Python reads them.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(where, f"{name} {value}", "a finite number")
     return values
-
-
-def _check_numbers(where: Path | str, name: str, value: object) -> None:
-    """Refuse NaN and infinity, which JSON does not have and Python reads; `name` says where."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(where, f"{name} {value}", "a finite number")
-    inner = value.items() if isinstance(value, dict) else ()
-    for key, each in enumerate(value) if isinstance(value, list) else inner:
-        _check_numbers(where, f"{name}.{key}", each)
 
 
 def sha256(path: Path) -> str:

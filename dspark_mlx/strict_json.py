@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import InputError
@@ -43,17 +45,43 @@ def parse_json(text: str, where: object, expected: str = "a JSON object") -> Any
     """A JSON value.
 
     Raises:
-        InputError: no JSON, nested too deeply, or an integer beyond a float's range.
+        InputError: no JSON, nested too deeply, or an integer beyond a float's range, by its name.
     """
+    huge: list[_Huge] = []
+
+    def whole(digits: str) -> int | _Huge:
+        if len(digits) <= _MOST_DIGITS:
+            return int(digits)
+        huge.append(_Huge(len(digits)))
+        return huge[-1]
+
     try:
-        return json.loads(text, parse_int=_whole)
+        data = json.loads(text, parse_int=whole)
     except RecursionError as error:
         raise InputError(where, "JSON nested too deeply", expected) from error
     except ValueError as error:
         raise InputError(where, f"text that is not JSON ({error})", expected) from error
+    for name, value in leaves(data) if huge else ():
+        if isinstance(value, _Huge):
+            found = f"{name or 'a number'} of {value.digits} digits"
+            raise InputError(where, found, "a number within a float's range")
+    return data
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
+def leaves(value: object) -> Iterator[tuple[str, object]]:
+    """Every value of JSON that holds no other, by its name: keys and places joined by dots."""
+    waiting = [("", value)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict | list):
+            inner = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [(f"{name}.{key}" if name else str(key), each) for key, each in inner]
+        else:
+            yield name, value
+
+
+@dataclass(frozen=True)
+class _Huge:
+    """Stands for a number that is refused."""
+
+    digits: int

@@ -8,7 +8,7 @@ import pytest
 from pairs import golden, traces
 from worded import worded_target, write_task
 
-from dspark_mlx import InputError, cli, evaluate
+from dspark_mlx import InputError, cli, command, evaluate
 from dspark_mlx.builtin import DRAFTER
 from dspark_mlx.evaluation.answers import answers
 
@@ -87,7 +87,7 @@ def test_ctrl_c_prints_what_is_finished(flags, finished, capsys, monkeypatch):
             evaluate.main(flags)
         assert capsys.readouterr().out == ""
         return
-    assert evaluate.main(flags) == cli.INTERRUPTED
+    assert evaluate.main(flags) == command.INTERRUPTED
     assert "PARTIAL: interrupted after 1 of 4 turns" in capsys.readouterr().out
 
 

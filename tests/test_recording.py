@@ -141,7 +141,7 @@ def test_lines_without_a_temperature_are_greedy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "found"), [("", "no lines"), ("{\n", "no JSON"), ("[]", r"\[\]")]
+    ("content", "found"), [("", "no lines"), ("{\n", "not JSON"), ("[]", r"\[\]")]
 )
 def test_a_file_of_something_else_is_refused(tmp_path, content, found):
     """A Python error for a user's wrong file."""
