@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import errno
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from .system_errors import from_system
 
 _UNUSABLE = 2
 _LONGEST_INPUT = 1 << 26
+_OF_STREAMS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,8 +92,9 @@ def _outcome(main: Callable[[list[str] | None], int]) -> tuple[int, str]:
         # The reader of a pipe left; there is nobody to tell.
         return 1, ""
     except OSError as error:
-        place = "" if error.filename or not _flush(sys.stdout) else "standard output"
-        return _UNUSABLE, f"error: {from_system(error, place)}"
+        # Files' errors name them, and a stream's cannot.
+        stream = not error.filename and error.errno in _OF_STREAMS
+        return _UNUSABLE, f"error: {from_system(error, 'standard output' if stream else '')}"
     except UnicodeError as error:
         return _UNUSABLE, f"error: {InputError('text', error, 'UTF-8')}"
     except MemoryError:
@@ -111,8 +114,8 @@ def _check_arguments(arguments: Sequence[str]) -> None:
         check_text(argument, flag if flag.startswith("-") else "arguments")
 
 
-def _flush(stream: TextIO) -> bool:
-    """Flush; False for a stream that takes nothing any more, which leads nowhere from then on.
+def _flush(stream: TextIO) -> None:
+    """Flush; a stream that takes nothing any more leads nowhere from then on.
 
     Python flushes once more at its end, and would report the same failure in lines of its own.
     """
@@ -120,8 +123,6 @@ def _flush(stream: TextIO) -> bool:
         stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return False
-    return True
 
 
 def _say(message: str) -> None:

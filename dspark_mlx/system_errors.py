@@ -39,7 +39,8 @@ def from_system(error: OSError, where: object = "") -> InputError:
         disk = _disk_of(Path(os.fsdecode(path))) if path else ""
         return InputError(place, f"{_FULL[error.errno]}{disk}", "a place with room to write")
     expected = _EXPECTED.get(error.errno or 0, "one that can be used")
-    return InputError(place, error.strerror or error or type(error).__name__, expected)
+    reason = error.strerror or str(error) or type(error).__name__
+    return InputError(place, reason, expected)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,31 @@
+"""Scripts in a process of their own that use this package's small modules without importing MLX."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dspark_mlx
+
+PACKAGE = Path(dspark_mlx.__file__).parent
+# The package by its folder alone, so that its own imports, seconds of them, are left out.
+BARE = f"""
+import os, signal, sys, types
+package = types.ModuleType("dspark_mlx")
+package.__path__ = [{str(PACKAGE)!r}]
+sys.modules["dspark_mlx"] = package
+"""
+
+
+def start(script: str, *arguments: str, **options: Any) -> subprocess.Popen:
+    """Begin a script."""
+    return subprocess.Popen([sys.executable, "-c", BARE + script, *arguments], **options)
+
+
+def run(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
+    """Run a script to its end; what it writes is kept, unless `options` say where it goes."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    command = [sys.executable, "-c", BARE + script, *arguments]
+    return subprocess.run(command, check=False, timeout=60, **pipes)
