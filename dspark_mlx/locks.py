@@ -14,12 +14,13 @@ _SILENT_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def take_turns(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of an output: `.NAME.lock` beside it, which is gone afterwards.
+def take_turns(path: Path, *, wait: bool = True, kind: str = "") -> Iterator[bool]:
+    """Hold a lock of an output: `.NAME.lock` beside it, which is gone afterwards.
 
     Args:
         path: of the output, whose folder exists.
         wait: for another that holds it, which is said after a second; else do without it.
+        kind: added to NAME, where an output has several.
 
     Yields:
         Whether it is held. It is not where another has it and `wait` is False, nor on a file system
@@ -28,7 +29,7 @@ def take_turns(path: Path, *, wait: bool = True) -> Iterator[bool]:
     Raises:
         OSError: the folder cannot be written to.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    lock = path.with_name(f".{path.name}{kind}.lock")
     handle = _acquire(lock, path, wait)
     try:
         yield handle is not None

@@ -41,7 +41,7 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
     with contextlib.ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(take_turns(folder.with_name(f"{folder.name}.once")))
+            stack.enter_context(take_turns(folder, kind=".once"))
             _clear(folder.parent)
         except OSError as error:
             refusal = from_system(error, folder.parent)
@@ -137,8 +137,9 @@ def _leftovers(folder: Path) -> list[Path]:
 
 def _clear(folder: Path) -> None:
     """Restore every output in a folder that nobody is at work on."""
-    names = {found["name"] for p in _leftovers(folder) if (found := _LEFTOVER.fullmatch(p.name))}
-    for name in names:
+    found = [_LEFTOVER.fullmatch(path.name) for path in _leftovers(folder)]
+    locks = [path.name[1:].removesuffix(".lock") for path in folder.glob(".*.lock")]
+    for name in {*locks, *(each["name"] for each in found if each)}:
         with take_turns(folder / name, wait=False) as held:
             if held:
                 restore(folder / name)

@@ -78,6 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server
         if path == hub.missing and body:
             return self._json({"error": "down"}, 500)
+        if path not in hub.files:
+            return self._json({"error": "Entry not found"}, 404, "EntryNotFound")
         content = hub.files[path]
         start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
         self.send_response(206 if start else 200)
