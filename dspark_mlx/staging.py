@@ -59,18 +59,18 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
     One process at a time has it, and removes what a killed one left.
 
     Raises:
-        OSError: the place cannot be written to.
+        InputError: the place cannot be written to, or the block failed for a full disk.
     """
     final = beside.with_name(f"{beside.name}.scratch")
-    with take_turns(final) as held:
-        if held:
-            restore(final)
-        scratch = temporary(final)
-        try:
+    with contextlib.ExitStack() as stack:
+        with writing(beside):
+            if stack.enter_context(take_turns(final)):
+                restore(final)
+            scratch = temporary(final)
             scratch.mkdir()
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.push(partial(_blame_full_disk, scratch, beside))
+        yield scratch
 
 
 @contextlib.contextmanager

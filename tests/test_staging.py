@@ -163,8 +163,9 @@ def test_folders_made_for_an_output_go_with_it(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("folder", [staged_folder, scratch_folder])
 @pytest.mark.parametrize("error", [RuntimeError("[write] Unable to write"), OSError("source")])
-def test_what_fails_on_a_full_disk_fails_for_that(tmp_path, monkeypatch, error):
+def test_what_fails_on_a_full_disk_fails_for_that(tmp_path, monkeypatch, error, folder):
     """A checkpoint blamed by the library that read it."""
 
     class Full:
@@ -176,7 +177,7 @@ def test_what_fails_on_a_full_disk_fails_for_that(tmp_path, monkeypatch, error):
 
     expected = rf"{tmp_path}/out: found no space left on the disk at / \([\d.]+ MB free\)"
     monkeypatch.setattr("os.path.ismount", lambda path: str(path) == "/")
-    with pytest.raises(InputError, match=expected), staged_folder(tmp_path / "out") as staged:
+    with pytest.raises(InputError, match=expected), folder(tmp_path / "out") as staged:
         whole = Path.open
         monkeypatch.setattr(
             "pathlib.Path.open", lambda p, *a: Full() if p.parent == staged else whole(p, *a)
