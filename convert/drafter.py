@@ -27,10 +27,9 @@ from ..quantization import (
 )
 from ..ranking import read_ranking, write_ranking
 from ..staging import staged_folder
-from .gguf_blocks import GROUP_SIZE
 from .packagings import find_packaging, refuse_unsupported
 from .packagings.source import canonical_name
-from .published import GgufMatrix, Tensor, read_published
+from .published import StoredMatrix, Tensor, read_published
 from .shards import ShardWriter
 
 _TEMPERATURES = ("sts_temperatures", "confidence_temperatures")
@@ -88,7 +87,7 @@ def convert_drafter(
     for old, new in packaging.rename(config, list(tensors)).items():
         if new is not None:
             tensor = tensors[old]
-            # Matrices of GGUF files are as they should be, and read when they are written.
+            # What is packed is as it should be, and read when it is written.
             if isinstance(tensor, mx.array):
                 tensor = packaging.adapt(raw, new, tensor)
             renamed[new] = tensor
@@ -98,7 +97,9 @@ def convert_drafter(
     ranking = read_ranking(source, config.vocab_size) if raw.get("format") == FORMAT else ()
     kept = _kept_quantization(renamed)
     if quantize:
-        chosen = choose_quantization(matrix_shapes(config), q_bits, q_group_size, q_exceptions)
+        chosen = choose_quantization(
+            matrix_shapes(config), q_bits, q_group_size, q_exceptions, source
+        )
         config = dataclasses.replace(config, quantization=chosen)
     elif kept is not None:
         config = dataclasses.replace(config, quantization=kept)
@@ -123,22 +124,25 @@ def _without_prefixes(tensors: dict[str, Tensor], where: Path) -> dict[str, Tens
 
 
 def _kept_quantization(tensors: dict[str, Tensor]) -> Quantization | None:
-    """What stays as a GGUF file has it: most matrices' bits, and each that differs."""
-    matrices = {name: tensor for name, tensor in tensors.items() if len(tensor.shape) == 2}
-    bits = {
-        name.removesuffix(".weight"): tensor.bits if isinstance(tensor, GgufMatrix) else 0
-        for name, tensor in matrices.items()
+    """What stays as the source has packed it: most matrices' form, and each that differs."""
+    forms = {
+        name.removesuffix(".weight"): (tensor.bits, tensor.group_size)
+        if isinstance(tensor, StoredMatrix) and tensor.bits
+        else None
+        for name, tensor in tensors.items()
+        if len(tensor.shape) == 2
     }
-    bits |= dict.fromkeys(NEVER_QUANTISED & bits.keys(), 0)
-    usual = Counter(n for n in bits.values() if n).most_common(1)
+    forms |= dict.fromkeys(NEVER_QUANTISED & forms.keys(), None)
+    usual = Counter(form for form in forms.values() if form).most_common(1)
     if not usual:
         return None
+    (bits, group_size), _ = usual[0]
     exceptions = {
-        name: {"bits": n, "group_size": GROUP_SIZE} if n else None
-        for name, n in bits.items()
-        if n != usual[0][0]
+        name: {"bits": form[0], "group_size": form[1]} if form else None
+        for name, form in forms.items()
+        if form != (bits, group_size)
     }
-    return Quantization(usual[0][0], GROUP_SIZE, exceptions)
+    return Quantization(bits, group_size, exceptions)
 
 
 def _write(
@@ -169,7 +173,7 @@ def _parts(
     quantised = None
     if config.quantization is not None:
         quantised = config.quantization.of_tensor(name, len(tensor.shape))
-    if keep and quantised is not None and isinstance(tensor, GgufMatrix):
+    if keep and quantised is not None and isinstance(tensor, StoredMatrix):
         parts = list(zip(keys, tensor.packed(), strict=True))
         for key, part in parts:
             check_values(config, key, part, source)
@@ -180,9 +184,9 @@ def _parts(
         return [(name, values)]
     bits, group_size = quantised
     packed, *scales = mx.quantize(values, group_size=group_size, bits=bits)
-    if isinstance(tensor, GgufMatrix) and tensor.bits:
-        # Dequantised to float32, for exactness alone: the file's scales are float16.
-        scales = [part.astype(mx.float16) for part in scales]
+    if isinstance(tensor, StoredMatrix) and tensor.bits:
+        # Dequantised to float32, for exactness alone.
+        scales = [part.astype(tensor.scale_type) for part in scales]
     return list(zip(keys, (packed, *scales), strict=True))
 
 

@@ -59,6 +59,12 @@ class GgufTarget:
                 yield f"{goal.path}.{part}", placed
 
     @property
+    def rows(self) -> dict[str, int]:
+        """Length of the rows of every matrix, by path."""
+        goals = expected_tensors(self.config).values()
+        return {goal.path: goal.shape[1] for goal in goals if len(goal.shape) == 2}
+
+    @property
     def matrix_type(self) -> mx.Dtype:
         """Of the first matrix: of its scales where it is quantised."""
         kind = self.header.tensors["token_embd.weight"].type
@@ -86,12 +92,12 @@ def open_gguf(path: Path) -> GgufTarget:
     config = target_config(header)
     expected = expected_tensors(config)
     _check_table(header, expected)
-    bits = {
-        goal.path: AFFINE_BITS[header.tensors[name].type]
+    stored = {
+        goal.path: (AFFINE_BITS[header.tensors[name].type], GROUP_SIZE)
         for name, goal in expected.items()
         if header.tensors[name].type in AFFINE_BITS
     }
-    return GgufTarget(header, config | _quantization(bits))
+    return GgufTarget(header, config | quantization_entry(stored))
 
 
 def unpermute(rows: mx.array, heads: int) -> mx.array:
@@ -128,14 +134,19 @@ def _check_table(header: Header, expected: dict[str, Expected]) -> None:
             raise InputError(header.path, f"{name} {row.type} {row.shape}", f"{kind} {goal.shape}")
 
 
-def _quantization(bits: dict[str, int]) -> dict[str, Any]:
-    """The "quantization" entry of a config: what most tensors have, then each that differs."""
-    if not bits:
+def quantization_entry(chosen: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """The "quantization" of a config by path: what most tensors have, then each that differs.
+
+    Args:
+        chosen: bits and group size of each quantised tensor.
+    """
+    if not chosen:
         return {}
-    usual = Counter(bits.values()).most_common(1)[0][0]
-    settings = {
-        path: {"group_size": GROUP_SIZE, "bits": n, "mode": "affine"} for path, n in bits.items()
+    usual = Counter(chosen.values()).most_common(1)[0][0]
+    entries = {
+        path: {"group_size": size, "bits": bits, "mode": "affine"}
+        for path, (bits, size) in chosen.items()
     }
-    differing = {path: entry for path, entry in settings.items() if entry["bits"] != usual}
-    whole = {"group_size": GROUP_SIZE, "bits": usual, "mode": "affine"}
+    differing = {path: entry for path, entry in entries.items() if chosen[path] != usual}
+    whole = {"group_size": usual[1], "bits": usual[0], "mode": "affine"}
     return {"quantization": {**whole, **differing}}

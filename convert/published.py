@@ -14,8 +14,10 @@ import mlx.core as mx
 
 from ..checkpoint import read_tensors
 from ..files import read_json
-from .gguf_blocks import AFFINE_BITS, read_affine, read_values
+from ..ranges import check_numbers
+from .gguf_blocks import AFFINE_BITS, GROUP_SIZE, read_affine, read_values
 from .gguf_header import Judge, TensorInfo, read_header
+from .mlx_quantised import MlxMatrix, grouped
 
 # llama.cpp leaves this bias out where there is none.
 _BIAS, _BIASED = "conf_proj.bias", "conf_proj.weight"
@@ -49,6 +51,16 @@ class GgufMatrix:
         """Bits a weight where MLX's affine quantisation holds it as it is; else 0."""
         return AFFINE_BITS.get(self.row.type, 0)
 
+    @property
+    def scale_type(self) -> mx.Dtype:
+        """Of its scales there."""
+        return mx.float16
+
+    @property
+    def group_size(self) -> int:
+        """Weights that share a scale there."""
+        return GROUP_SIZE
+
     def values(self) -> mx.array:
         """Its values, see `read_values`."""
         return read_values(self.path, self.row)
@@ -58,7 +70,8 @@ class GgufMatrix:
         return read_affine(self.path, self.row)
 
 
-Tensor: TypeAlias = mx.array | GgufMatrix
+StoredMatrix: TypeAlias = GgufMatrix | MlxMatrix
+Tensor: TypeAlias = mx.array | StoredMatrix
 """What has a shape and a type before it is read."""
 
 
@@ -73,8 +86,11 @@ def read_published(source: Path, judge: Judge) -> tuple[dict[str, Any], dict[str
         InputError: it is missing or damaged, or refused by `judge`.
     """
     if source.is_dir():
-        return read_json(source / "config.json"), dict(read_tensors(source))
+        config = read_json(source / "config.json")
+        check_numbers(source / "config.json", config)
+        return config, dict(grouped(config, read_tensors(source), source))
     header = read_header(source, judge)
+    check_numbers(source, header.metadata)
     tensors: dict[str, Tensor] = {
         name: GgufMatrix(source, row) if len(row.shape) > 1 else read_values(source, row)
         for name, row in header.tensors.items()

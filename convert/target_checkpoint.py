@@ -8,36 +8,24 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub.errors import StrictDataclassError
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
-from mlx_lm.utils import MODEL_REMAPPING, load, quantize_model, save_config
+from mlx_lm.utils import MODEL_REMAPPING, load_tokenizer, quantize_model, save_config
 from tqdm import tqdm
 
-from ..checkpoint import check_tokenizer, tensor_names
+from ..checkpoint import check_tokenizer, load_arrays, tensor_headers
 from ..errors import InputError
 from ..files import read_json
-from ..linked_folder import readable_folder
+from ..network import REFUSALS, open_network, refusal
+from ..quantization import group_sizes
 from .gguf import check_finite
 from .shards import ShardWriter
-
-# What mlx-lm and transformers raise for checkpoints that contradict themselves.
-_REFUSALS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    StrictDataclassError,
-)
 
 
 def write_checkpoint(
@@ -63,10 +51,8 @@ def write_checkpoint(
         _write(source, staged, quantization, dtype)
     except InputError:
         raise
-    except _REFUSALS as error:
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
-        found = f"a checkpoint that mlx-lm cannot convert ({reason})"
-        raise InputError(source, found, "one that mlx-lm loads") from error
+    except REFUSALS as error:
+        raise refusal(source, error) from error
 
 
 def _check_config(folder: Path) -> dict[str, Any]:
@@ -85,15 +71,8 @@ def _check_config(folder: Path) -> dict[str, Any]:
 
 def _check_weights(folder: Path) -> None:
     """Refuse pickles, missing or cut-off shards, and NaN or infinity, naming the file."""
-    names = tensor_names(folder)
-    index = folder / "model.safetensors.index.json"
-    listed = read_json(index).get("weight_map", {}) if index.exists() else {}
-    if missing := sorted(listed.keys() - names.keys()):
-        found = f"{len(missing)} tensors in no file, as {missing[0]}"
-        raise InputError(index, found, f"{listed[missing[0]]} beside it")
-    for file in dict.fromkeys(names.values()):
-        arrays = mx.load(str(file))
-        assert isinstance(arrays, dict)
+    for file in dict.fromkeys(header.path for header in tensor_headers(folder).values()):
+        arrays = load_arrays(file)
         for name in tqdm(list(arrays), desc=f"Checking {file.name}", unit="tensor", leave=False):
             check_finite(file, name, arrays.pop(name))
             mx.clear_cache()
@@ -102,20 +81,16 @@ def _check_weights(folder: Path) -> None:
 def _write(
     source: Path, staged: Path, quantization: Mapping[str, int] | None, dtype: str | None
 ) -> None:
-    settings = {"trust_remote_code": False}
-    with readable_folder(source) as place:
-        model, tokenizer, config = load(
-            str(place), tokenizer_config=settings, lazy=True, return_config=True
-        )
+    model, config = open_network(source)
+    ends = config.get("eos_token_id")
+    tokenizer = load_tokenizer(source, {"trust_remote_code": False}, eos_token_ids=ends)
     # As `mlx_lm.convert` chooses where nothing is asked for.
     stated = config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     kind = str(dtype or stated)
     if kind in MODEL_CONVERSION_DTYPES:
         _cast(model, getattr(mx, kind))
     if quantization:
-        model, config = quantize_model(
-            model, config, quantization["group_size"], quantization["bits"]
-        )
+        model, config = _quantised(model, config, source, **quantization)
     # Models with a vision tower need vision_config to load it again.
     tower = "vision_tower" in getattr(model, "model", {})
     weights = dict(tree_flatten(model.parameters()))
@@ -128,6 +103,30 @@ def _write(
     tokenizer.save_pretrained(staged)
     if (generation := source / "generation_config.json").exists():
         shutil.copy(generation, staged)
+
+
+def _quantised(
+    model: nn.Module, config: dict[str, Any], source: Path, *, group_size: int, bits: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """As mlx-lm quantises, but for rows that its one group size does not divide."""
+    may = getattr(model, "quant_predicate", lambda path, module: True)
+    layers = {
+        path: module
+        for path, module in model.named_modules()
+        if hasattr(module, "to_quantized") and may(path, module)
+    }
+    rows = {path: int(module.weight.shape[-1]) for path, module in layers.items()}
+    groups = group_sizes(source, rows, group_size)
+    if set(groups.values()) == {group_size}:
+        return quantize_model(model, config, group_size, bits)
+
+    def choose(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        asked = may(path, module) if path in groups else False
+        own = asked if isinstance(asked, dict) else {"bits": bits, "mode": "affine"}
+        return {**own, "group_size": groups[path]} if asked else False
+
+    smallest = min(groups.values())
+    return quantize_model(model, config, smallest, bits, quant_predicate=choose)
 
 
 def _cast(model: nn.Module, kind: mx.Dtype) -> None:

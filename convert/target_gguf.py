@@ -9,7 +9,8 @@ import mlx.core as mx
 from mlx_lm.utils import save_config
 from tqdm import tqdm
 
-from .gguf import GgufTarget, check_finite, open_gguf
+from ..quantization import group_sizes
+from .gguf import GgufTarget, check_finite, open_gguf, quantization_entry
 from .gguf_tokenizer import token_ids, write_tokenizer
 from .shards import ShardWriter
 
@@ -34,8 +35,11 @@ def write_gguf(
     write_tokenizer(metadata, staged, source, size)
     kind = getattr(mx, dtype) if dtype else None
     if quantization:
-        config["quantization"] = {**quantization, "mode": "affine"}
-        weights = _requantised(target, quantization, kind or target.matrix_type)
+        bits, group_size = quantization["bits"], quantization["group_size"]
+        groups = group_sizes(source, target.rows, group_size)
+        chosen = {path: (bits, size) for path, size in groups.items()}
+        config |= quantization_entry(chosen)
+        weights = _requantised(target, groups, bits, kind or target.matrix_type)
     else:
         weights = target.weights()
     writer = ShardWriter(staged)
@@ -53,16 +57,16 @@ def write_gguf(
 
 
 def _requantised(
-    target: GgufTarget, quantization: Mapping[str, int], kind: mx.Dtype
+    target: GgufTarget, groups: Mapping[str, int], bits: int, kind: mx.Dtype
 ) -> Iterator[tuple[str, mx.array]]:
-    """Every matrix quantised in float32 arithmetic, where its rows are whole groups."""
-    bits, group_size = quantization["bits"], quantization["group_size"]
+    """The matrices of `groups` quantised in float32 arithmetic."""
     for name, array in target.weights(dequantise=True):
-        if array.ndim != 2 or array.shape[1] % group_size:
+        stem = name.removesuffix("weight")
+        group_size = groups.get(stem.removesuffix("."))
+        if array.ndim != 2 or group_size is None:
             yield name, array.astype(kind)
             continue
         words, scales, biases = mx.quantize(array.astype(mx.float32), group_size, bits)
-        stem = name.removesuffix("weight")
         yield name, words
         yield f"{stem}scales", scales.astype(kind)
         yield f"{stem}biases", biases.astype(kind)

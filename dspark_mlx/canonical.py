@@ -14,12 +14,29 @@ from typing import Any, ClassVar, TypeVar
 from .errors import InputError
 from .files import untagged
 from .quantization import Quantization, read_quantization
+from .ranges import LARGEST, check_within
 
 FORMAT = "dspark_mlx"
 FORMAT_VERSION = 1
 ACTIVATIONS = ("silu", "gelu_tanh")
 VALUES = ("projected", "keys")
-ROPE_SCALINGS = ("yarn", "proportional")
+
+# A layer's float16 arithmetic: beyond these a scale is 0 or infinite where a Mac computes.
+_SCALES = (2.0**-14, 65504.0)
+# YaRN's numbers: context lengths and factors, turns, and weights of the attention's scale.
+_YARN = {
+    "factor": (2.0**-20, 2.0**20),
+    "original_max_position_embeddings": (1.0, 2.0**40),
+    "beta_fast": (2.0**-20, 2.0**20),
+    "beta_slow": (2.0**-20, 2.0**20),
+    "mscale": (0.0, 2.0**10),
+    "mscale_all_dim": (0.0, 2.0**10),
+}
+_PARTIAL = {"partial_rotary_factor": (2.0**-20, 1.0)}
+_NEEDED = {*_PARTIAL, "factor", "original_max_position_embeddings"}
+ROPE_NUMBERS = {"yarn": _YARN, "proportional": _PARTIAL}
+MOST_TOKENS = 256
+"""Tokens of the longest block; published ones have 16, and no tensor shows how many."""
 
 Config = TypeVar("Config", bound="CanonicalConfig")
 
@@ -159,8 +176,15 @@ class CanonicalConfig:
         self._check_positive(
             where,
             "hidden_size intermediate_size num_heads num_kv_heads head_dim vocab_size "
-            "target_hidden_size rms_norm_eps rope_theta",
+            "target_hidden_size",
         )
+        self._check_within(where, "rms_norm_eps", 1e-12, 1.0)
+        self._check_within(where, "rope_theta", 2.0, LARGEST)
+        self._check_within(where, "embedding_scale", *_SCALES)
+        for name in ("attention_scale", "softcap"):
+            if getattr(self, name) != 0:
+                self._check_within(where, name, *_SCALES)
+        self._check_rope(where)
         if self.num_heads % self.num_kv_heads:
             found = f"num_heads {self.num_heads} with num_kv_heads {self.num_kv_heads}"
             raise InputError(where, found, "a whole number of query heads per K/V head")
@@ -179,17 +203,29 @@ class CanonicalConfig:
         if self.activation not in ACTIVATIONS or self.values not in VALUES:
             found = f"activation {self.activation!r}, values {self.values!r}"
             raise InputError(where, found, f"one of {ACTIVATIONS}, one of {VALUES}")
-        if min(self.attention_scale, self.softcap) < 0 or self.embedding_scale <= 0:
-            found = f"scales {self.attention_scale}, {self.softcap}, {self.embedding_scale}"
-            raise InputError(where, found, "0 or more, and an embedding_scale above 0")
-        kind = (self.rope_scaling or {}).get("rope_type")
-        if self.rope_scaling is not None and kind not in ROPE_SCALINGS:
-            raise InputError(where, f"rope_scaling {kind!r}", f"one of {ROPE_SCALINGS}")
         if not 0 <= self.draft_vocab_size < self.vocab_size:
             found = f"draft_vocab_size {self.draft_vocab_size}"
             raise InputError(where, found, f"less than the vocabulary of {self.vocab_size}")
         if self.draft_vocab_size and not self.owns_head:
             raise InputError(where, "a draft vocabulary without a head", "a head of its own")
+
+    def _check_rope(self, where: Path | str) -> None:
+        if self.rope_scaling is None:
+            return
+        kind = self.rope_scaling.get("rope_type")
+        ranges = ROPE_NUMBERS.get(kind) if isinstance(kind, str) else None
+        if ranges is None:
+            raise InputError(where, f"rope_scaling {kind!r}", f"one of {', '.join(ROPE_NUMBERS)}")
+        found = self.rope_scaling.keys() - {"rope_type"}
+        if found - ranges.keys() or (_NEEDED & ranges.keys()) - found:
+            expected = f"of the keys {', '.join(ranges)} the first ones"
+            raise InputError(where, f"rope_scaling of {', '.join(sorted(found))}", expected)
+        for name in found:
+            value = self.rope_scaling[name]
+            check_within(where, f"rope_scaling {name}", value, *ranges[name])
+
+    def _check_within(self, where: Path | str, name: str, low: float, high: float) -> None:
+        check_within(where, name, getattr(self, name), low, high)
 
     def _check_positive(self, where: Path | str, names: str) -> None:
         for name in names.split():

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .canonical import CanonicalConfig, method_of
+from .canonical import MOST_TOKENS, CanonicalConfig, method_of
 from .errors import InputError
+from .ranges import check_within
 
 HEADS = ("none", "vanilla", "gated", "rnn")
 CONFIDENCE = ("none", "hidden", "hidden+markov")
@@ -89,7 +90,8 @@ class DrafterConfig(CanonicalConfig):
         return {"logits_start": starts, **super().alternatives()}
 
     def _check(self, where: Path | str) -> None:
-        self._check_positive(where, "num_layers block_size")
+        self._check_positive(where, "num_layers")
+        check_within(where, "block_size", self.block_size, 1, MOST_TOKENS)
         super()._check(where)
         if self.logits_start not in (0, 1) or self.gamma < 1:
             found = f"logits_start {self.logits_start} with block_size {self.block_size}"
@@ -136,7 +138,7 @@ class Eagle3Config(CanonicalConfig):
         return f"Eagle3, 1 layer, {self.steps} steps"
 
     def _check(self, where: Path | str) -> None:
-        self._check_positive(where, "steps")
+        check_within(where, "steps", self.steps, 1, MOST_TOKENS)
         super()._check(where)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# Characters of each part: lists of tensors and other libraries' messages may be pages long.
 _LONGEST = 400
 
 
@@ -10,6 +11,8 @@ class InputError(ValueError):
 
     Raised before anything is generated or written. The message always has three parts, so that a
     reader can act on it: where (a file, a flag or an argument), what was found, what was expected.
+    It is one line: line breaks are folded, what cannot be printed is escaped, and long parts are
+    cut.
 
     Attributes:
         where: the file, tensor, flag or argument.
@@ -19,19 +22,20 @@ class InputError(ValueError):
     """
 
     def __init__(self, where: object, found: object, expected: object, hint: str = "") -> None:
-        self.where = str(where)
-        self.found = str(found)
-        self.expected = str(expected)
-        self.hint = hint
-        parts = (_one_line(part) for part in (self.where, self.found, self.expected))
-        message = "{}: found {}; expected {}.".format(*parts)
-        super().__init__(f"{message} {hint}" if hint else message)
+        self.where = one_line(where)
+        self.found = one_line(found)
+        self.expected = one_line(expected)
+        self.hint = one_line(hint)
+        message = f"{self.where}: found {self.found}; expected {self.expected}."
+        super().__init__(f"{message} {self.hint}" if hint else message)
 
 
-def _one_line(text: str) -> str:
-    """Text for a terminal: one line, long text cut, what would move the cursor escaped."""
-    text = " ".join(text.split())
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST * 3 // 4]} ... {text[-_LONGEST // 4 :]}"
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(shown)
+def one_line(value: object, longest: int = _LONGEST) -> str:
+    """A value as one printable line, cut in its middle where it is longer than `longest`."""
+    text = str(value)
+    if len(text) > longest:
+        # The end of a path or of a message often says more than its middle.
+        tail = longest // 4
+        text = f"{text[: longest - tail]} ... {text[-tail:]}"
+    text = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -173,6 +173,9 @@ def check_headers(
     Raises:
         InputError: a tensor is missing, left over, or of another shape or type.
     """
+    if isinstance(config, DrafterConfig) and config.num_layers > len(tensors):
+        # Before the names of so many are made.
+        raise InputError(where, f"{len(tensors)} tensors", f"those of {config.num_layers} layers")
     expected = stored_shapes(config)
     if missing := sorted(set(expected) - set(tensors)):
         raise InputError(where, f"no tensor {', '.join(missing)}", "every tensor of the drafter")

@@ -10,14 +10,12 @@ from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.utils import load_model
 
 from . import builtin
 from .assemble import assemble
 from .bars import counting
 from .cache import new_caches
 from .canonical import CanonicalConfig
-from .checkpoint import tensor_names
 from .decoder import Decoder
 from .drafter import Drafter
 from .engine import Engine
@@ -25,7 +23,7 @@ from .errors import InputError
 from .files import read_json
 from .folders import StoredDrafter, read_drafter, target_folder
 from .hub import find_config
-from .linked_folder import readable_folder
+from .network import evaluate, open_network
 from .precision import apply_precision, choose_precision
 from .profiles import Pair, has_profile, obtain
 from .registry import find_pair, names_of
@@ -216,28 +214,14 @@ def open_target(model: str | Path | None) -> tuple[Target, Path]:
         InputError: see `load`.
     """
     folder = builtin.target_folder() if model is None else target_folder(model)
-    network, _ = _open_network(folder)
+    network, _ = open_network(folder)
     return Target(network, (), folder), folder
 
 
 def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, dict[str, Any]]:
-    model, config = _open_network(folder)
+    model, config = open_network(folder)
     apply_precision(model, dtype)
-    return model, config
-
-
-def _open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    config = read_json(folder / "config.json")
-    if "model_file" in config:
-        found = f"a model_file, {config['model_file']!r}"
-        raise InputError(folder / "config.json", found, "no code in a checkpoint")
-    tensor_names(folder)
-    try:
-        with readable_folder(folder) as place:
-            model, config = load_model(place, lazy=True)
-    except (ValueError, KeyError, TypeError) as error:
-        # mlx-lm's own refusals: an unsupported type, missing or extra tensors, wrong shapes.
-        raise InputError(folder, error, "a checkpoint that mlx-lm can load") from error
+    evaluate(model, folder)
     return model, config
 
 

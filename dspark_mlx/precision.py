@@ -28,10 +28,9 @@ def choose_precision(name: str) -> str:
 
 
 def apply_precision(model: nn.Module, dtype: mx.Dtype | None) -> None:
-    """Hold a lazily loaded model's weights in `dtype` (None: as stored), and evaluate them."""
+    """Hold a lazily loaded model's weights in `dtype` (None: as stored); none is read yet."""
     if dtype is not None:
         # Scales are cast first, so that weights are rebuilt in float32 arithmetic.
         model.set_dtype(mx.float32)
         dequantize_model(model)
         model.set_dtype(dtype)
-    mx.eval(model.parameters())

@@ -65,35 +65,69 @@ def read_quantization(where: Path | str, data: dict[str, Any]) -> Quantization:
     return Quantization(data["bits"], data["group_size"], exceptions)
 
 
+def group_sizes(where: Path | str, rows: Mapping[str, int], asked: int) -> dict[str, int]:
+    """The group size of each matrix: the largest up to `asked` that divides its rows.
+
+    Args:
+        where: names the checkpoint in errors.
+        rows: name of each matrix, and the length of its rows.
+        asked: weights that share a scale.
+
+    Returns:
+        By name; what no group size divides is left out and stays plain.
+
+    Raises:
+        InputError: every matrix would be left out.
+    """
+    fitting = [size for size in sorted(GROUP_SIZES, reverse=True) if size <= asked]
+    found = {
+        name: next((size for size in fitting if not length % size), 0)
+        for name, length in rows.items()
+    }
+    found = {name: size for name, size in found.items() if size}
+    if rows and not found:
+        lengths = ", ".join(f"{name} of {length}" for name, length in rows.items())
+        expected = f"rows that {' or '.join(map(str, fitting))} divides, to be quantised"
+        raise InputError(where, f"rows {lengths}", expected)
+    return found
+
+
 def choose_quantization(
     matrices: Mapping[str, tuple[int, int]],
     bits: int,
     group_size: int,
     by_part: Mapping[str, int | None] | None = None,
+    where: Path | str = "quantisation",
 ) -> Quantization:
     """Which of a drafter's matrices are quantised, and how.
 
     Args:
         matrices: name and `[out, in]` of each, see `layout.matrix_shapes`.
         bits: bits per weight.
-        group_size: weights that share a scale; rows that it does not divide stay plain.
+        group_size: weights that share a scale, or fewer, see `group_sizes`.
         by_part: bits by name or by part of one, None for plain; the longest part that fits counts.
+        where: names the drafter in errors.
 
     Raises:
-        InputError: a part that fits no name.
+        InputError: a part that fits no name, or nothing that could be quantised.
     """
     by_part = by_part or {}
     for part in by_part:
         if not any(part in name for name in matrices):
             raise InputError("quantisation exception", part, f"part of {', '.join(matrices)}")
-    exceptions: dict[str, dict[str, int] | None] = {}
-    for name, (_, columns) in matrices.items():
+    chosen: dict[str, int] = {}
+    for name in matrices.keys() - NEVER_QUANTISED:
         fitting = [part for part in by_part if part in name]
-        chosen = by_part[max(fitting, key=len)] if fitting else bits
-        if name in NEVER_QUANTISED or chosen is None or columns % group_size:
+        own = by_part[max(fitting, key=len)] if fitting else bits
+        if own is not None:
+            chosen[name] = own
+    groups = group_sizes(where, {name: matrices[name][1] for name in chosen}, group_size)
+    exceptions: dict[str, dict[str, int] | None] = {}
+    for name in matrices:
+        if name not in groups:
             exceptions[name] = None
-        elif chosen != bits:
-            exceptions[name] = {"bits": chosen, "group_size": group_size}
+        elif (chosen[name], groups[name]) != (bits, group_size):
+            exceptions[name] = {"bits": chosen[name], "group_size": groups[name]}
     return Quantization(bits, group_size, exceptions)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import pytest
 from edits import CONFIG, WEIGHTS, config, cut, nan, pickles_only, tensors
@@ -31,7 +33,7 @@ BROKEN = {
         tensors(hidden_norm__weight=lambda t: t[:-1]),
         ("hidden_norm.weight", "[63]", "[64]"),
     ),
-    "fc of no whole taps": (tensors(**FC), ("fc.weight", "[64, 190]", "whole number of columns")),
+    "fc of no whole taps": (tensors(**FC), ("fc.weight", "[64, 190]", "3 x 64 columns")),
     "fc of one dimension": (
         tensors(fc__weight=lambda t: t.reshape(-1)),
         ("fc.weight", "[12288]", "expected"),
@@ -53,7 +55,7 @@ BROKEN = {
     "rope theta missing": (config(rope_parameters=None), (CONFIG, "no rope_theta", "expected")),
     "config key of another type": (
         config(hidden_size="64"),
-        (CONFIG, "hidden_size '64'", "type int"),
+        (CONFIG, "hidden_size '64'", "whole number"),
     ),
     "norm epsilon no number": (config(rms_norm_eps="small"), (CONFIG, "rms_norm_eps", "small")),
     "rope parameters no object": (config(rope_parameters=[1]), (CONFIG, "rope_parameters", "[1]")),
@@ -78,6 +80,32 @@ BROKEN = {
     ),
     "taps not ascending": (config(target_layer_ids=[2, 0, 4]), (CONFIG, "taps [2, 0, 4]", "-1..5")),
     "mask outside": (config(mask_token_id=512), (CONFIG, "mask_token_id 512", "vocabulary")),
+    "one tap fewer": (
+        config(target_layer_ids=[0, 2]),
+        ("fc.weight [64, 192] with taps [0, 2]", "2 x 64 columns"),
+    ),
+    "no taps": (config(target_layer_ids=None), (CONFIG, "no target_layer_ids")),
+    "layers that fill the memory": (
+        config(num_hidden_layers=10**9, layer_types=None),
+        (CONFIG, "num_hidden_layers 1000000000", "tensors"),
+    ),
+    "sizes that fill the memory": (
+        config(hidden_size=10**12),
+        (CONFIG, "hidden_size 1000000000000", "below 2**31"),
+    ),
+    "block that fills the memory": (
+        config(block_size=10**9),
+        (CONFIG, "block_size 1000000000", "from 1 to 256"),
+    ),
+    "norm epsilon NaN": (config(rms_norm_eps=math.nan), (CONFIG, "rms_norm_eps nan", "number")),
+    "rope theta infinite": (
+        config(rope_parameters={"rope_theta": math.inf}),
+        (CONFIG, "rope_theta inf", "number"),
+    ),
+    "rope theta negative": (
+        config(rope_parameters={"rope_theta": -1e4}),
+        (CONFIG, "rope_theta -10000.0", "number from 1"),
+    ),
     "vocabulary": (config(vocab_size=500), ("shape [512, 8]", "[500, 8]")),
     "head": (config(markov_head_type="lstm"), (CONFIG, "'lstm'", "vanilla")),
     "activation": (config(hidden_act="relu"), (CONFIG, "'relu'", "'silu'")),
@@ -121,10 +149,15 @@ def smaller_vocabulary(folder):
     config(vocab_size=500)(folder)
 
 
+def narrower_taps(folder):
+    tensors(fc__weight=lambda t: t[:, :96])(folder)
+    config(target_hidden_size=32)(folder)
+
+
 OTHER_TARGETS = {
     "vocabulary": (smaller_vocabulary, "vocabulary 500", "vocabulary 512"),
     "depth": (config(num_target_layers=8), "number of layers 8", "number of layers 6"),
-    "width": (tensors(fc__weight=lambda t: t[:, :96]), "hidden size 32", "hidden size 64"),
+    "width": (narrower_taps, "hidden size 32", "hidden size 64"),
 }
 
 

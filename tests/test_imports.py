@@ -15,8 +15,9 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
     "version process errors strict_json system_errors locks staging files",
-    "types quantization canonical config bars tally hub precision matrix tensor_writer command",
-    "layout checkpoint ranking linked_folder",
+    "types ranges quantization canonical config bars tally hub precision matrix tensor_writer "
+    "command",
+    "layout checkpoint ranking limits network",
     "sampling grammar prompts registry heads cache speed reliability fingerprint recorded",
     "calibration",
     "calibration_report calibrations",

@@ -42,28 +42,19 @@ def to_drafter_config(
     values = dict(config) | source.nested("dflash_config")
     backbone = source.shape_of_backbone()
     heads = source.heads()
-    depth = source.need("num_target_layers", values)
-    taps = values.get("target_layer_ids") or _spread(depth, backbone["num_layers"])
-    softcap = values.get("final_logit_softcapping") or 0.0
+    softcap = source.number("final_logit_softcapping", values, default=0.0)
     scale = math.sqrt(backbone["hidden_size"]) if softcap else 1.0
     return source.finish(
         **backbone,
-        **source.taps(taps),
+        **source.taps(source.need("target_layer_ids", values)),
         **heads,
         **source.copies(keep_embeddings),
         **read_rope(source),
         **sliding(source, values, backbone["num_layers"], less=1),
-        target_num_layers=depth,
-        block_size=source.need("block_size", values),
+        target_num_layers=source.whole("num_target_layers", values),
+        block_size=source.whole("block_size", values),
         logits_start=1 if heads["head"] == "none" else 0,
         mask_token_id=source.need("mask_token_id", values),
-        softcap=float(softcap),
+        softcap=softcap,
         embedding_scale=scale,
     )
-
-
-def _spread(depth: int, count: int) -> list[int]:
-    """Taps of a config that names none: evenly from layer 1 to the third from the end."""
-    if count == 1:
-        return [depth // 2]
-    return [round(1 + i * (depth - 4) / (count - 1)) for i in range(count)]

@@ -107,8 +107,8 @@ def to_drafter_config(
         block_size=source.whole("block_size"),
         mask_token_id=source.need(_MASK if _MASK in values else "dflash.mask_token_id"),
         logits_start=0 if from_anchor else 1,
-        embedding_scale=source.number("embedding_scale", {"embedding_scale": 1.0} | values),
-        softcap=source.number("final_logit_softcapping", {"final_logit_softcapping": 0.0} | values),
+        embedding_scale=source.number("embedding_scale", default=1.0),
+        softcap=source.number("final_logit_softcapping", default=0.0),
     )
 
 
@@ -146,9 +146,14 @@ def _vocabulary(source: Source, vocab_size: int, keep: bool) -> dict[str, Any]:
 
 
 def _taps(source: Source) -> dict[str, Any]:
-    if "dflash.target_layer_ids" in source.config:
-        return source.taps(source.config["dflash.target_layer_ids"])
-    return source.taps(source.need("target_layers"), shift=-1)
+    early = "dflash.target_layer_ids" in source.config
+    ids = source.need("dflash.target_layer_ids" if early else "target_layers")
+    fc, width = source.shapes.get("fc.weight", ()), None
+    if isinstance(ids, list) and len(fc) == 2 and all(name in source.shapes for name in COPIES):
+        # With tables of its own a drafter need not be as wide as its target, whose width no key
+        # states here; a loaded target is compared with it.
+        width = fc[1] // max(len(ids), 1)
+    return source.taps(ids, shift=0 if early else -1, width=width)
 
 
 def _rope(source: Source, head_dim: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import mlx.core as mx
 from ...canonical import CanonicalConfig
 from ...config import DrafterConfig
 from ...errors import InputError
+from ...ranges import LARGEST, check_within
 
 Config = TypeVar("Config", bound=CanonicalConfig)
 Shapes = Mapping[str, tuple[int, ...]]
@@ -55,26 +56,29 @@ class Source:
             raise InputError(self.path, f"no {key}", f"the {self.name} key {key}")
         return value
 
-    def number(self, key: str, values: Mapping[str, Any] | None = None) -> float:
-        """A number that must be there.
+    def number(
+        self, key: str, values: Mapping[str, Any] | None = None, default: float | None = None
+    ) -> float:
+        """A finite number that must be there, unless it has a default.
 
         Raises:
             InputError: it is missing, or something else.
         """
+        if default is not None and (self.config if values is None else values).get(key) is None:
+            return default
         value = self.need(key, values)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise InputError(self.path, f"{key} {value!r}", "a number")
+        check_within(self.path, key, value, -LARGEST, LARGEST)
         return float(value)
 
-    def whole(self, key: str) -> int:
+    def whole(self, key: str, values: Mapping[str, Any] | None = None) -> int:
         """A positive whole number that must be there.
 
         Raises:
-            InputError: it is missing, or something else.
+            InputError: it is missing, something else, or more than MLX counts.
         """
-        value = self.need(key)
-        if type(value) is not int or value <= 0:
-            raise InputError(self.path, f"{key} {value!r}", "a positive whole number")
+        value = self.need(key, values)
+        if type(value) is not int or not 0 < value < 1 << 31:
+            raise InputError(self.path, f"{key} {value!r}", "a positive whole number below 2**31")
         return value
 
     def nested(self, key: str) -> dict[str, Any]:
@@ -96,26 +100,27 @@ class Source:
         """
         raise InputError(self.path, f"{key} {value!r}", expected)
 
-    def taps(self, ids: object, shift: int = 0) -> dict[str, Any]:
-        """`taps` and `target_hidden_size`, from the ids and the width of `fc`.
+    def taps(self, ids: object, shift: int = 0, width: int | None = None) -> dict[str, Any]:
+        """`taps` and `target_hidden_size`, from the ids, compared with the width of `fc`.
 
         Args:
             ids: as the packaging lists them.
             shift: added to each, to give "output of layer i".
+            width: of a tap; None for the stated one, else that of the drafter's own states.
 
         Raises:
-            InputError: no whole number of columns per tap.
+            InputError: no list of whole numbers, or `fc` is not as wide as so many states.
         """
+        if not isinstance(ids, list) or not ids or any(type(i) is not int for i in ids):
+            raise InputError(self.path, f"taps {ids!r}", "a list of layers")
         fc = self.shapes.get("fc.weight", ())
-        whole = isinstance(ids, list) and bool(ids) and all(type(i) is int for i in ids)
-        if not whole or len(fc) != 2 or fc[1] % len(ids):  # type: ignore[arg-type]
+        if width is None and self.config.get("target_hidden_size") is not None:
+            width = self.whole("target_hidden_size")
+        width = width or (fc[0] if fc else 0)
+        if len(fc) != 2 or fc[1] != len(ids) * width:
             found = f"fc.weight {list(fc)} with taps {ids}"
-            raise InputError(self.where, found, "a whole number of columns per tap")
-        assert isinstance(ids, list)
-        return {
-            "taps": tuple(i + shift for i in ids),
-            "target_hidden_size": fc[1] // len(ids),
-        }
+            raise InputError(self.where, found, f"{len(ids)} x {width} columns, the target's width")
+        return {"taps": tuple(i + shift for i in ids), "target_hidden_size": width}
 
     def shape_of_backbone(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The canonical sizes of a Qwen3-shaped backbone."""
@@ -124,21 +129,21 @@ class Source:
             self.refuse("attention_bias", True, "projections without bias")
         if (act := values.get("hidden_act", "silu")) != "silu":
             self.refuse("hidden_act", act, "'silu'")
-        head_dim, num_heads = (
-            self.need("head_dim", values),
-            self.need("num_attention_heads", values),
-        )
+        head_dim = self.whole("head_dim", values)
+        num_heads = self.whole("num_attention_heads", values)
+        if (layers := self.whole("num_hidden_layers", values)) > len(self.shapes):
+            self.refuse("num_hidden_layers", layers, f"fewer than {len(self.shapes)} tensors")
         queries = self.shapes.get("layers.0.self_attn.q_proj.weight", (0,))[0]
         return {
             "gated_queries": queries == 2 * num_heads * head_dim,
-            "hidden_size": self.need("hidden_size", values),
-            "intermediate_size": self.need("intermediate_size", values),
-            "num_layers": self.need("num_hidden_layers", values),
+            "hidden_size": self.whole("hidden_size", values),
+            "intermediate_size": self.whole("intermediate_size", values),
+            "num_layers": layers,
             "num_heads": num_heads,
-            "num_kv_heads": self.need("num_key_value_heads", values),
+            "num_kv_heads": self.whole("num_key_value_heads", values),
             "head_dim": head_dim,
             "rms_norm_eps": self.number("rms_norm_eps", values),
-            "vocab_size": self.need("vocab_size", values),
+            "vocab_size": self.whole("vocab_size", values),
         }
 
     @property
@@ -189,8 +194,8 @@ class Source:
         return {
             **self.taps(self.need("target_layer_ids", values)),
             **self.copies(keep),
-            "target_num_layers": self.need("num_target_layers", values),
-            "block_size": self.need("block_size", values),
+            "target_num_layers": self.whole("num_target_layers", values),
+            "block_size": self.whole("block_size", values),
             "mask_token_id": self.need("mask_token_id", values),
         }
 

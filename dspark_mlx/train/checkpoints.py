@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint import read_tensors, tensor_names
+from ..checkpoint import read_tensors, tensor_headers
 from ..errors import InputError
 from ..files import read_json, write_json
 from ..staging import staged_folder
@@ -65,7 +65,7 @@ class Checkpoints:
                 (folder / "optimizer").mkdir()
                 write_tensors(folder / "optimizer" / _OPTIMISER, state)
                 for written in (folder, folder / "optimizer"):
-                    tensor_names(written)
+                    tensor_headers(written)
                 content = {"identity": self._identity, "progress": asdict(progress)}
                 write_json(folder / _STATE, content)
         except InputError as error:
