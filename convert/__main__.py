@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +37,27 @@ def main(argv: list[str] | None, hub: Hub | None = None) -> int:
     hub = hub or HfApi()
     if args.upload_repo:
         check_upload(args.upload_repo, hub)
+    finish = None
     if args.card or args.upload_repo:
         # What cannot be read of it is known before the conversion.
         origin = origin_of(args.source, resolve(args.source))
-    print(f"{args.to}: {_converted(args)}")
-    if args.card or args.upload_repo:
-        write_card(args.to, origin, args.upload_repo)
+        name = args.upload_repo or args.to.resolve().name
+        finish = partial(write_card, origin=origin, name=name)
+    print(f"{args.to}: {_converted(args, finish)}")
     if args.upload_repo:
         upload(args.to, args.upload_repo, hub)
         print(f"{args.to}: uploaded to {args.upload_repo}")
     return 0
 
 
-def _converted(args: argparse.Namespace) -> str:
+def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) -> str:
     """Convert; returns what was made, in words."""
     settings: dict[str, Any] = {
         "quantize": args.quantize,
         "q_bits": args.q_bits,
         "q_group_size": args.q_group_size,
         "overwrite": args.overwrite,
+        "finish": finish,
     }
     if args.kind == "target":
         convert_target(args.source, args.to, dtype=args.dtype, **settings)

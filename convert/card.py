@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
+from ..canonical import CanonicalConfig
+from ..config import DrafterConfig, read_config
 from ..errors import InputError
 from ..files import read_json, write_text
 from ..hub import checkpoint_place, hub_name
@@ -58,13 +60,13 @@ def origin_of(source: str, place: Path) -> Origin:
     )
 
 
-def write_card(folder: Path, origin: Origin, repo: str | None = None) -> None:
+def write_card(folder: Path, origin: Origin, name: str) -> None:
     """Write README.md into a converted folder.
 
     Args:
         folder: of a drafter or of a target.
         origin: of what it was made from.
-        repo: the Hub id that it is to have; None names the folder.
+        name: what it is to be called: a Hub id, or the last part of its path.
     """
     config = read_json(folder / "config.json")
     drafter = config.get("format") == PROJECT
@@ -76,8 +78,7 @@ def write_card(folder: Path, origin: Origin, repo: str | None = None) -> None:
         pipeline_tag="text-generation",
         tags=tags,
     )
-    name = repo or folder.resolve().name
-    text = _drafter_text(name, config) if drafter else _target_text(name)
+    text = _drafter_text(name, read_config(config, folder)) if drafter else _target_text(name)
     lines = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name.rsplit('/', 1)[-1]}",
@@ -88,15 +89,17 @@ def write_card(folder: Path, origin: Origin, repo: str | None = None) -> None:
     write_text(folder / "README.md", "\n\n".join(lines) + "\n")
 
 
-def _drafter_text(name: str, config: dict[str, Any]) -> str:
-    target = config["target"]
-    made_for = f"the target {target}" if target else "its target"
-    models = f"--model {target or 'TARGET'} --drafter {name}"
-    most = config["block_size"] - config["logits_start"]
+def _drafter_text(name: str, config: CanonicalConfig) -> str:
+    made_for = f"the target {config.target}" if config.target else "its target"
+    models = f"--model {config.target or 'TARGET'} --drafter {name}"
+    if isinstance(config, DrafterConfig):
+        kind, method = f"A drafter of {config.num_layers} layers for DSpark", "blocks"
+    else:
+        kind, method = "An Eagle3 drafter of one layer for", "chains"
     return (
-        f"A drafter of {config['num_layers']} layers for DSpark speculative decoding on MLX. It was"
-        f" trained for {made_for} and is of use with no other: it proposes blocks of up to {most} "
-        "tokens, which the target verifies, so the output is the target's own.\n\n"
+        f"{kind} speculative decoding on MLX. It was"
+        f" trained for {made_for} and is of use with no other: it proposes {method} of up to "
+        f"{config.gamma} tokens, which the target verifies, so the output is the target's own.\n\n"
         f"{_command(models)}"
     )
 

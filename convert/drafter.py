@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def convert_drafter(
     q_exceptions: dict[str, int | None] | None = None,
     keep_embeddings: bool = False,
     overwrite: bool = False,
+    finish: Callable[[Path], None] | None = None,
     progress: bool = True,
 ) -> CanonicalConfig:
     """Convert a drafter checkpoint folder.
@@ -60,6 +62,8 @@ def convert_drafter(
             keeps those tensors plain. The longest name that fits counts.
         keep_embeddings: keep stored copies of the target's embedding and head.
         overwrite: replace a folder that is there.
+        finish: called with the whole folder before it takes its place; what it raises leaves
+            nothing behind.
         progress: show a progress bar.
 
     Returns:
@@ -109,6 +113,8 @@ def convert_drafter(
             write_calibrations(folder, calibrations)
         if ranking:
             write_ranking(folder, ranking)
+        if finish:
+            finish(folder)
     return config
 
 

@@ -6,6 +6,7 @@ Tensors are written as they are read: memory holds a shard of 512 MB and the lar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
@@ -28,6 +29,7 @@ def convert_target(
     q_group_size: int = 64,
     dtype: str | None = None,
     overwrite: bool = False,
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Convert a target model to an MLX folder, which appears whole or not at all.
 
@@ -44,6 +46,8 @@ def convert_target(
             GGUF file stores its norms in float32, which makes MLX compute in float32: "float16" is
             faster on a GPU. With `quantize` they follow its matrices.
         overwrite: replace an existing `destination`.
+        finish: called with the whole folder before it takes its place; what it raises leaves
+            nothing behind.
 
     Returns:
         `destination`.
@@ -63,4 +67,6 @@ def convert_target(
     write = write_gguf if path.is_file() else write_checkpoint
     with staged_folder(destination, overwrite=overwrite) as staged:
         write(path, staged, quantization, dtype)
+        if finish:
+            finish(staged)
     return destination

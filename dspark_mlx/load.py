@@ -164,7 +164,8 @@ def load_apart(
     check_pair(config, stored.folder, target, folder)
 
     def build(changed: CanonicalConfig) -> Drafter:
-        return _build(replace(stored, config=changed), target, dtype, "full")
+        # Its calibrations are of its own block, which another configuration may make shorter.
+        return _build(replace(stored, config=changed, calibrations=None), target, dtype, "full")
 
     engine = Engine(target, None, FullScheduler())
     return Decoder(engine, folder, target_config, None, precision), config, build

@@ -11,6 +11,8 @@ import pytest
 from pairs import TARGET, golden
 
 from dspark_mlx.builtin import DRAFTER, target_folder
+from dspark_mlx.calibration import identity
+from dspark_mlx.calibrations import Calibrations, write_calibrations
 from dspark_mlx.convert import __main__ as command
 from dspark_mlx.convert.check import Reading, all_taps, readings, sweep, verdict, written
 from dspark_mlx.convert.drafter import convert_drafter
@@ -60,6 +62,19 @@ def test_its_own_reading_accepts_what_the_loop_does(pair):
     expected = sum(one.accepted for one in rounds) / len(rounds)
     assert found[0].accepted == pytest.approx(expected)
     engine.target.close()
+
+
+def test_a_calibrated_drafter_is_checked(tmp_path):
+    """Readings with a shorter block that take the calibration of the longer one."""
+    folder = tmp_path / "drafter"
+    config = convert_drafter(golden("vanilla"), folder, progress=False)
+    write_calibrations(folder, Calibrations({0.0: identity(config.gamma)}))
+    decoder, config, build = load_apart(TARGET, folder, all_taps, "float32")
+    target = decoder.engine.target
+    texts = [(PROMPTS[0], written(target, PROMPTS[0], 16, frozenset()))]
+    found = sweep(target, config, build, texts)
+    target.close()
+    assert len(found) == 12 and {len(reading.counts) for reading in found} == {1}
 
 
 def texts(mean, spread=0.0, number=8, seed=1):
@@ -130,7 +145,7 @@ def test_a_tampered_drafter_is_told(tmp_path, capsys, builtin_target, change, wr
     """
     folder = tmp_path / "drafter"
     shutil.copytree(DRAFTER, folder)
-    (folder / "calibration.json").unlink()
+    assert (folder / "calibration.json").exists()
     config = read_json(folder / "config.json") | change
     (folder / "config.json").write_text(json.dumps(config))
     status = command.main(["check", str(folder), "--target", builtin_target, "-m", "32"])

@@ -10,6 +10,7 @@ from gguf_fixtures import checkpoint as target_checkpoint
 from gguf_writer import write as write_gguf_target
 from huggingface_hub import metadata_load
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+from packaged_eagle3 import EAGLE3
 from pairs import checkpoint
 
 from dspark_mlx.convert.__main__ import main
@@ -82,6 +83,28 @@ def test_a_drafters_card(tmp_path):
     assert "--model owner/target --drafter out" in text
     assert "4 bits in groups of 32" in text and "Converted from `source`" in text
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("name", EAGLE3)
+def test_the_card_of_an_eagle3_drafter(tmp_path, name):
+    """A card that asks for the block of a drafter that has none."""
+    EAGLE3[name](tmp_path / "source")
+    arguments = ["drafter", "--from", str(tmp_path / "source"), "--to", str(tmp_path / "out")]
+    assert main([*arguments, "--card"]) == 0
+    steps = read_json(tmp_path / "out" / "config.json")["steps"]
+    assert f"chains of up to {steps} tokens" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_card_that_cannot_be_written_leaves_no_folder(tmp_path, monkeypatch):
+    """A converted folder without its card, which a second try calls an existing one."""
+
+    def fail(*_):
+        raise InputError("card", "nothing", "a card")
+
+    monkeypatch.setattr("dspark_mlx.convert.card.write_text", fail)
+    with pytest.raises(InputError, match="card"):
+        main(drafter_arguments(tmp_path, "--card"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
 def test_a_targets_card(tmp_path):
