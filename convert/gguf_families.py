@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..ranges import LARGEST, check_within
 from .gguf_header import Header, shortest
+
+_FACTOR = (2.0**-20, 2.0**20)
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,18 @@ class _Settings:
 
     def count(self, key: str, default: int | None = None) -> int:
         value = self.header.metadata.get(f"{self.family}.{key}", default)
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
             found = f"{self.family}.{key} {value!r}"
-            raise InputError(self.header.path, found, "a positive whole number")
+            raise InputError(self.header.path, found, "a positive whole number below 2**31")
         return value
 
-    def real(self, key: str, default: float | None = None) -> float:
-        value = self.header.metadata.get(f"{self.family}.{key}", default)
-        if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
-            found = f"{self.family}.{key} {value!r}"
-            raise InputError(self.header.path, found, "a positive number")
+    def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
+        name = f"{self.family}.{key}"
+        value = self.header.metadata.get(name, default)
+        check_within(self.header.path, name, value, low, high)
+        assert value is not None
         return shortest(value)
 
 
@@ -128,8 +133,8 @@ def target_config(header: Header) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "rms_norm_eps": settings.real("attention.layer_norm_rms_epsilon"),
-        "rope_theta": settings.real("rope.freq_base", 10000.0),
+        "rms_norm_eps": settings.real("attention.layer_norm_rms_epsilon", 1e-12, 1.0),
+        "rope_theta": settings.real("rope.freq_base", 2.0, LARGEST, 10000.0),
         "vocab_size": vocab,
         "max_position_embeddings": settings.count("context_length"),
         "tie_word_embeddings": "output.weight" not in header.tensors,
@@ -151,7 +156,10 @@ def _rope_scaling(settings: _Settings, config: dict[str, Any]) -> dict[str, Any]
         return {}
     if kind not in ("linear", "yarn"):
         raise InputError(header.path, f"rope scaling {kind!r}", "none, linear or yarn")
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": settings.real("rope.scaling.factor")}
+    scaling: dict[str, Any] = {
+        "rope_type": kind,
+        "factor": settings.real("rope.scaling.factor", *_FACTOR),
+    }
     if kind == "yarn":
         original = settings.count("rope.scaling.original_context_length")
         scaling["original_max_position_embeddings"] = original

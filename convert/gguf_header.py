@@ -6,6 +6,7 @@ Formats: the GGUF specification (ggml/docs/gguf.md), versions 2 and 3, little-en
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import re
@@ -35,7 +36,8 @@ TENSOR_TYPES = {
 }
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_SPLIT_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+_SPLIT_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+_LONGEST_ARRAY = 1 << 24  # values; vocabularies have a quarter of a million
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class _Reader:
             return self.string(what)
         if kind == _ARRAY:
             item, count = self.scalar("I", what), self.scalar("Q", what)
+            if count > _LONGEST_ARRAY:
+                raise InputError(
+                    self.path, f"{count} values in {what}", f"{_LONGEST_ARRAY} at most"
+                )
             if item == _STRING:
                 return [self.string(what) for _ in range(count)]
             if item in _SCALARS:
@@ -118,7 +124,8 @@ def read_header(path: Path, judge: Judge | None = None) -> Header:
         InputError: not a whole GGUF file of version 2 or 3, one part of a split file, a tensor
             whose data lies outside the file, or a type of tensor that is not read here.
     """
-    if part := _SPLIT_NAME.search(path.name):
+    part = _SPLIT_NAME.search(path.name)
+    if part and int(part[2]) > 1:
         found = f"part {int(part[1])} of a GGUF split in {int(part[2])}"
         hint = "Join the parts with `llama-gguf-split --merge`."
         raise InputError(path, found, "one whole file", hint)
@@ -141,6 +148,8 @@ def _parse(reader: _Reader, judge: Judge | None) -> Header:
     metadata: dict[str, Any] = {}
     for _ in range(reader.scalar("Q", "the header")):
         key = reader.string("a metadata key")
+        if key in metadata:
+            raise InputError(path, f"two metadata entries {key}", "one")
         metadata[key] = reader.value(reader.scalar("I", key), key)
     rows = [_table_row(reader) for _ in range(tensor_count)]
     if judge is not None:
@@ -156,6 +165,10 @@ def _parse(reader: _Reader, judge: Judge | None) -> Header:
         if name in tensors:
             raise InputError(path, f"two tensors named {name}", "one")
         tensors[name] = TensorInfo(name, shape, type_name, base + offset, size)
+    in_order = sorted(tensors.values(), key=lambda row: row.start)
+    for one, after in itertools.pairwise(in_order):
+        if one.start + one.size > after.start:
+            raise InputError(path, f"{one.name} and {after.name} in one place", "each in its own")
     return Header(path, metadata, tensors)
 
 

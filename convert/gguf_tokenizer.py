@@ -6,12 +6,14 @@ SentencePiece BPE ("llama"). Everything comes from the file; nothing is download
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+from tqdm import tqdm
 
 from ..errors import InputError
 from ..files import write_json
@@ -94,6 +96,8 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path, where: Path, vocab_s
         settings["model_max_length"] = length
     write_json(folder / "tokenizer_config.json", settings)
     if template := metadata.get("tokenizer.chat_template"):
+        if not isinstance(template, str):
+            raise InputError(where, f"tokenizer.chat_template {template!r:.40}", "a text")
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
@@ -120,25 +124,38 @@ def token_ids(metadata: dict[str, Any], where: Path, vocab_size: int) -> dict[st
     return config
 
 
+_NO_ID = (-1, 2**32 - 1)  # as llama.cpp writes that there is none, signed or not
+
+
 def _token_id(metadata: dict[str, Any], name: str, where: Path, size: int) -> int | None:
     value = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    if value is not None and (not isinstance(value, int) or not 0 <= value < size):
+    if type(value) is int and value in _NO_ID:
+        return None
+    if value is not None and (type(value) is not int or not 0 <= value < size):
         raise InputError(where, f"{name} token {value!r}", f"an id from 0 to {size - 1}")
     return value
 
 
 def _listed(metadata: dict[str, Any], name: str, kind: type, where: Path) -> list[Any]:
     values = metadata.get(f"tokenizer.ggml.{name}", [])
+    if kind is float and isinstance(values, list):
+        values = [float(value) if type(value) is int else value for value in values]
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         raise InputError(where, f"other values in tokenizer.ggml.{name}", f"{kind.__name__} values")
     return values
 
 
 def _byte_level_bpe(metadata: dict[str, Any], tokens: list[str], where: Path) -> Tokenizer:
-    name = str(metadata.get("tokenizer.ggml.pre"))
-    if name not in PRE_TOKENIZERS:
+    # Files from before the key was introduced: llama.cpp reads them so, and warns as well.
+    name = metadata.get("tokenizer.ggml.pre", "default")
+    if "tokenizer.ggml.pre" not in metadata:
+        said = f"{where}: no tokenizer.ggml.pre; words are cut as by 'default', GPT-2's way"
+        tqdm.write(said, file=sys.stderr)
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
-        raise InputError(where, f"the pre-tokenizer {name} (tokenizer.ggml.pre)", f"one of {known}")
+        raise InputError(
+            where, f"the pre-tokenizer {name!r} (tokenizer.ggml.pre)", f"one of {known}"
+        )
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = []
     for merge in _listed(metadata, "merges", str, where):

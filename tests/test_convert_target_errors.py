@@ -54,7 +54,14 @@ def spoiled(name: str, value: float, kind: str = "F32") -> dict[str, Any]:
 BAD_METADATA: list[tuple[dict[str, Any], str]] = [
     ({"general.architecture": "gemma3"}, "general.architecture 'gemma3'"),
     ({"llama.block_count": 3}, "9 missing"),
-    ({"llama.block_count": 4_000_000_000}, "4000000000 layers"),
+    ({"llama.block_count": 4_000_000_000}, "block_count 4000000000.*below 2"),
+    ({"llama.block_count": 2_000_000_000}, "2000000000 layers"),
+    ({"llama.rope.freq_base": -1.0}, "freq_base -1.0"),
+    ({"llama.rope.freq_base": math.inf}, "freq_base inf"),
+    ({"some.key": Raw(9, struct.pack("<IQ", 0, 2**25) + b"\0" * 2**25)}, "33554432 values in some.key"),
+    ({"some.key": Raw(9, struct.pack("<IQ", 9, 1))}, "metadata type 9 in some.key"),
+    ({"some.key": Raw(8, struct.pack("<Q", 2**63))}, "ending inside some.key"),
+    ({"tokenizer.chat_template": 7}, "chat_template 7"),
     ({"llama.block_count": None}, "llama.block_count None"),
     ({"llama.block_count": "two"}, "llama.block_count 'two'"),
     ({"llama.embedding_length": 32, "llama.rope.dimension_count": 8}, "token_embd.weight F32"),
@@ -71,7 +78,8 @@ BAD_METADATA: list[tuple[dict[str, Any], str]] = [
     ({"general.name": Raw(8, struct.pack("<Q", 2) + b"\xff\xfe")}, "not UTF-8"),
     ({"tokenizer.ggml.model": "bert"}, "'bert'"),
     ({"tokenizer.ggml.pre": "tekken"}, "tekken.*gpt-2, llama-bpe, qwen2, smollm"),
-    ({"tokenizer.ggml.pre": None}, "pre-tokenizer None"),
+    ({"tokenizer.ggml.pre": 7}, "pre-tokenizer 7"),
+    ({"tokenizer.ggml.eos_token_id": 2**32 - 2}, "eos token 4294967294"),
     ({"tokenizer.ggml.tokens": TOKENS[:-1]}, f"{VOCAB - 1} tokens"),
     ({"tokenizer.ggml.tokens": [*TOKENS[:-1], "hello"]}, rf"\({VOCAB - 1} different\)"),
     ({"tokenizer.ggml.tokens": [7] * VOCAB}, "other values in tokenizer.ggml.tokens"),
@@ -133,7 +141,7 @@ def test_files_that_are_no_gguf_are_refused(tmp_path: Path) -> None:
     ]:
         file.write_bytes(content)
         refused(file, pattern)
-    split = write(tmp_path / "m-00001-of-00003.gguf")
+    split = write(tmp_path / "m-00001-of-00003.GGUF")
     refused(split, "part 1 of a GGUF split in 3")
 
 
@@ -251,3 +259,26 @@ def test_bad_settings_and_places_are_refused(tmp_path: Path) -> None:
         convert_target(write_gguf(file, metadata(), big), tmp_path / "x", dtype="float16")
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["m.gguf", "notes.txt", "out", "second.gguf"]
+
+
+def test_what_llama_cpp_writes_is_taken(tmp_path: Path) -> None:
+    """A whole file named as a part, an upper-case ending, ids that say there is none, numbers of
+    other types, no pre-tokenizer: each was refused."""
+    plain = write(tmp_path / "plain.gguf", **{"tokenizer.ggml.pre": "default"})
+    changes: dict[str, Any] = {
+        "tokenizer.ggml.pre": None,
+        "tokenizer.ggml.padding_token_id": Raw(5, struct.pack("<i", -1)),
+        "tokenizer.ggml.unknown_token_id": 2**32 - 1,
+        "llama.rope.freq_base": 50000,
+        "llama.attention.layer_norm_rms_epsilon": Raw(12, struct.pack("<d", 1e-5)),
+        "llama.context_length": 128.0,
+        "llama.block_count": Raw(10, struct.pack("<Q", 2)),
+    }
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "m-00001-of-00001.GGUF", **changes)
+    made = convert_target(tmp_path / "folder", tmp_path / "out")
+    expected = convert_target(plain, tmp_path / "expected")
+    config, same = (json.loads((f / "config.json").read_text()) for f in (made, expected))
+    assert same.pop("pad_token_id") == 2 and config == same
+    tokenizers = [json.loads((f / "tokenizer.json").read_text()) for f in (made, expected)]
+    assert tokenizers[0] == tokenizers[1]

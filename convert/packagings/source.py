@@ -43,7 +43,7 @@ class Source:
     @property
     def path(self) -> Path:
         """Of config.json, or of a GGUF file, for messages."""
-        return self.where if self.where.suffix == ".gguf" else self.where / "config.json"
+        return self.where if self.where.suffix.lower() == ".gguf" else self.where / "config.json"
 
     def need(self, key: str, values: Mapping[str, Any] | None = None) -> Any:
         """The value of a key that must be there.
