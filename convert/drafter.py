@@ -16,7 +16,7 @@ from ..calibration import identity
 from ..calibrations import Calibrations, read_calibrations, write_calibrations
 from ..canonical import FORMAT, CanonicalConfig
 from ..checkpoint import read_tensors
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import check_apart, write_json
 from ..hub import checkpoint_place
 from ..layout import check_headers, check_values, matrix_shapes
@@ -82,7 +82,7 @@ def convert_drafter(
     )
     if auto_map := raw.get("auto_map"):
         # Executable code beside the weights is never run; the packaging must be known by itself.
-        tqdm.write(f"{source}: ignoring the Python code that auto_map names ({auto_map})")
+        tqdm.write(one_line(f"{source}: ignoring the Python code of auto_map ({auto_map})"))
     tensors = _without_prefixes(tensors, source)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     packaging = find_packaging(raw, shapes, source)

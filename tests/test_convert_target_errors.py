@@ -58,7 +58,10 @@ BAD_METADATA: list[tuple[dict[str, Any], str]] = [
     ({"llama.block_count": 2_000_000_000}, "2000000000 layers"),
     ({"llama.rope.freq_base": -1.0}, "freq_base -1.0"),
     ({"llama.rope.freq_base": math.inf}, "freq_base inf"),
-    ({"some.key": Raw(9, struct.pack("<IQ", 0, 2**25) + b"\0" * 2**25)}, "33554432 values in some.key"),
+    (
+        {"some.key": Raw(9, struct.pack("<IQ", 0, 2**25) + b"\0" * 2**25)},
+        "33554432 values in some.key",
+    ),
     ({"some.key": Raw(9, struct.pack("<IQ", 9, 1))}, "metadata type 9 in some.key"),
     ({"some.key": Raw(8, struct.pack("<Q", 2**63))}, "ending inside some.key"),
     ({"tokenizer.chat_template": 7}, "chat_template 7"),

@@ -55,9 +55,6 @@ def conventions(source: Source) -> dict[str, Any]:
             source.refuse(key, config[key], "none")
     if (act := source.need("hidden_activation")) != "gelu_pytorch_tanh":
         source.refuse("hidden_activation", act, "'gelu_pytorch_tanh'")
-    kinds = set(config.get("layer_types") or ["full_attention"])
-    if kinds != {"full_attention"}:
-        source.refuse("layer_types", sorted(kinds), "full_attention alone")
     shared = bool(config.get("attention_k_eq_v"))
     kv_heads = "num_global_key_value_heads" if shared else "num_key_value_heads"
     head_dim = source.need("global_head_dim")
@@ -66,15 +63,17 @@ def conventions(source: Source) -> dict[str, Any]:
         "head_dim": head_dim,
         "num_key_value_heads": source.need(kv_heads),
     }
+    backbone = source.shape_of_backbone(values)
+    source.layer_types(backbone["num_layers"])
     return {
-        **source.shape_of_backbone(values),
+        **backbone,
         **_rope(source, head_dim),
         "activation": "gelu_tanh",
         "values": "keys" if shared else "projected",
         "attention_scale": 1.0,
         "sandwich_norms": True,
         "layer_scalars": True,
-        "embedding_scale": math.sqrt(source.need("hidden_size")),
+        "embedding_scale": math.sqrt(backbone["hidden_size"]),
         "softcap": source.number("final_logit_softcapping"),
     }
 

@@ -52,11 +52,11 @@ def conventions(source: Source) -> dict[str, Any]:
     Raises:
         InputError: a key is missing, or asks for what these drafters do not have.
     """
-    config = source.config
-    kinds = set(config.get("layer_types") or ["full_attention"])
-    if kinds != {"full_attention"} or config.get("use_sliding_window"):
-        raise InputError(source.path, f"layer_types {sorted(kinds)}", "full_attention alone")
+    backbone = source.shape_of_backbone()
+    source.layer_types(backbone["num_layers"])
+    if source.config.get("use_sliding_window"):
+        source.refuse("use_sliding_window", True, "full_attention alone")
     rope = read_rope(source)
     if "rope_scaling" in rope:
         raise InputError(source.path, "rope type 'yarn'", "'default'")
-    return {**source.shape_of_backbone(), **rope}
+    return {**backbone, **rope}

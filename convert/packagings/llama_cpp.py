@@ -19,7 +19,7 @@ from ...config import DrafterConfig
 from ...errors import InputError
 from ...layout import DRAFT_IDS
 from ..gguf_header import shortest
-from .source import COPIES, Shapes, Source
+from .source import COPIES, FULL, SLIDING, Shapes, Source
 from .windows import read_windows
 
 NAME = "llama.cpp dflash GGUF"
@@ -181,12 +181,13 @@ def _rope(source: Source, head_dim: int) -> dict[str, Any]:
 
 
 def _attention(source: Source, layers: int, *, by_row: bool) -> dict[str, Any]:
-    window = source.config.get("attention.sliding_window", 0)
-    pattern = source.config.get("attention.sliding_window_pattern", [window > 0] * layers)
+    key = "attention.sliding_window"
+    window = source.whole(key) if source.config.get(key) else 0
+    pattern = source.config.get(f"{key}_pattern", [window > 0] * layers)
     flags = isinstance(pattern, list) and all(isinstance(flag, bool) for flag in pattern)
     if not flags or len(pattern) != layers:
-        source.refuse("attention.sliding_window_pattern", pattern, f"{layers} of true or false")
-    kinds = ["sliding_attention" if flag and window else "full_attention" for flag in pattern]
+        source.refuse(f"{key}_pattern", pattern, f"{layers} of true or false")
+    kinds = [SLIDING if flag and window else FULL for flag in pattern]
     values = {"layer_types": kinds, "sliding_window": window}
     causal = source.config.get("attention.causal")
     return read_windows(source, values, layers, causal=causal, by_row=by_row, less=1)

@@ -11,7 +11,11 @@ Recognises: TypeAlias = Callable[[dict[str, Any], Shapes], bool]
 
 
 def _architecture(*names: str) -> Recognises:
-    return lambda config, shapes: bool(set(config.get("architectures") or []) & set(names))
+    def known(config: dict[str, Any], shapes: Shapes) -> bool:
+        found = config.get("architectures")
+        return isinstance(found, list) and any(name in found for name in names)
+
+    return known
 
 
 def _ends(*ends: str) -> Recognises:

@@ -20,6 +20,7 @@ from ...ranges import LARGEST, check_within
 
 Config = TypeVar("Config", bound=CanonicalConfig)
 Shapes = Mapping[str, tuple[int, ...]]
+FULL, SLIDING = "full_attention", "sliding_attention"
 COPIES = ("embed_tokens.weight", "lm_head.weight")
 _DROPPED = ("t2d", "mask_embedding", "verifier_lm_head.weight", "verifier_norm.weight")
 
@@ -91,6 +92,29 @@ class Source:
         if not isinstance(value, dict):
             raise InputError(self.path, f"{key} {value!r}", "an object")
         return value
+
+    def layer_types(
+        self, layers: int, values: Mapping[str, Any] | None = None, known: Sequence[str] = (FULL,)
+    ) -> list[str]:
+        """The kind of each layer; all see everything where the config does not say.
+
+        Args:
+            layers: how many there are.
+            values: with the key; None for the config.
+            known: kinds that are supported.
+
+        Raises:
+            InputError: another kind, or another number of layers.
+        """
+        kinds = (self.config if values is None else values).get("layer_types") or [FULL] * layers
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != layers
+            or any(k not in known for k in kinds)
+        ):
+            alone = " or ".join(known) + " alone" * (len(known) == 1)
+            self.refuse("layer_types", kinds, f"{layers} of {alone}")
+        return kinds
 
     def refuse(self, key: str, value: object, expected: str) -> None:
         """Refuse a convention that is not supported.

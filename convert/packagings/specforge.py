@@ -12,7 +12,7 @@ from typing import Any
 
 from ...config import DrafterConfig
 from .rope import read_rope
-from .source import Shapes, Source
+from .source import SLIDING, Shapes, Source
 from .source import adapt as adapt
 from .source import rename as rename
 from .windows import read_windows
@@ -63,8 +63,8 @@ def sliding(
     if values.get("attention_sink_bias"):
         source.refuse("attention_sink_bias", True, "attention without sinks")
     if values.get("use_swa"):
-        window = source.need("swa_window_size", values)
-        all_sliding = {"layer_types": ["sliding_attention"] * layers, "sliding_window": window}
+        window = source.whole("swa_window_size", values)
+        all_sliding = {"layer_types": [SLIDING] * layers, "sliding_window": window}
         values = values | all_sliding
     causal = values.get("is_causal")
     causal = values.get("causal") if causal is None else causal

@@ -77,8 +77,9 @@ def _logits_start(source: Source) -> int:
     said = source.config.get("sample_from_anchor")
     if isinstance(said, bool):
         return 0 if said else 1
-    methods = source.nested("speculators_config").get("proposal_methods") or [{}]
-    tokens = methods[0].get("speculative_tokens") if isinstance(methods[0], dict) else None
+    methods = source.nested("speculators_config").get("proposal_methods")
+    first = methods[0] if isinstance(methods, list) and methods else None
+    tokens = first.get("speculative_tokens") if isinstance(first, dict) else None
     return 0 if tokens == source.need("block_size") else 1
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import InputError
-from .source import Source
+from .source import FULL, SLIDING, Source
 
 
 def read_windows(
@@ -31,12 +30,9 @@ def read_windows(
     Raises:
         InputError: an unknown kind of layer, another number of them, or no window.
     """
-    kinds = values.get("layer_types") or ["full_attention"] * layers
-    if len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
-        expected = f"{layers} of full_attention or sliding_attention"
-        raise InputError(source.path, f"layer_types {kinds}", expected)
-    sliding = [kind == "sliding_attention" for kind in kinds]
-    window = source.need("sliding_window", values) - less if any(sliding) else 0
+    kinds = source.layer_types(layers, values, (FULL, SLIDING))
+    sliding = [kind == SLIDING for kind in kinds]
+    window = source.whole("sliding_window", values) - less if any(sliding) else 0
     found = {
         "windows": tuple(window if one else 0 for one in sliding),
         "causal": tuple(one if causal is None else causal for one in sliding),
