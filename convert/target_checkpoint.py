@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mlx_lm.utils import MODEL_REMAPPING, load_tokenizer, quantize_model, save_c
 from tqdm import tqdm
 
 from ..checkpoint import check_tokenizer, load_arrays, tensor_headers
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import read_json
 from ..network import REFUSALS, open_network, refusal
 from ..quantization import group_sizes
@@ -117,6 +118,8 @@ def _quantised(
     }
     rows = {path: int(module.weight.shape[-1]) for path, module in layers.items()}
     groups = group_sizes(source, rows, group_size)
+    say_plain(source, rows, groups)
+    # What it does not divide, mlx-lm leaves plain itself.
     if set(groups.values()) == {group_size}:
         return quantize_model(model, config, group_size, bits)
 
@@ -127,6 +130,16 @@ def _quantised(
 
     smallest = min(groups.values())
     return quantize_model(model, config, smallest, bits, quant_predicate=choose)
+
+
+def say_plain(source: Path, rows: Mapping[str, int], groups: Mapping[str, int]) -> None:
+    """Name on standard error what no group size divides."""
+    plain = [f"{name} (rows of {length})" for name, length in rows.items() if name not in groups]
+    if plain:
+        said = (
+            f"{source}: {len(plain)} of {len(rows)} matrices stay plain, as no group size divides"
+        )
+        tqdm.write(one_line(f"{said} their rows: {', '.join(plain)}"), file=sys.stderr)
 
 
 def _cast(model: nn.Module, kind: mx.Dtype) -> None:

@@ -13,6 +13,7 @@ from ..quantization import group_sizes
 from .gguf import GgufTarget, check_finite, open_gguf, quantization_entry
 from .gguf_tokenizer import token_ids, write_tokenizer
 from .shards import ShardWriter
+from .target_checkpoint import say_plain
 
 
 def write_gguf(
@@ -37,6 +38,7 @@ def write_gguf(
     if quantization:
         bits, group_size = quantization["bits"], quantization["group_size"]
         groups = group_sizes(source, target.rows, group_size)
+        say_plain(source, target.rows, groups)
         chosen = {path: (bits, size) for path, size in groups.items()}
         config |= quantization_entry(chosen)
         weights = _requantised(target, groups, bits, kind or target.matrix_type)
