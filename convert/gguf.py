@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import InputError
+from ..ranges import all_finite
 from .gguf_blocks import AFFINE_BITS, GROUP_SIZE, read_affine, read_values
 from .gguf_families import ROPE_DIVISORS, Expected, expected_tensors, family_of, target_config
 from .gguf_header import Header, read_header
@@ -77,7 +78,7 @@ def check_finite(where: Path, name: str, array: mx.array) -> None:
     Raises:
         InputError: NaN or infinity.
     """
-    if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
+    if not all_finite(array):
         raise InputError(where, f"NaN or infinity in {name}", "finite numbers")
 
 

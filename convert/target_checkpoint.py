@@ -136,10 +136,8 @@ def say_plain(source: Path, rows: Mapping[str, int], groups: Mapping[str, int]) 
     """Name on standard error what no group size divides."""
     plain = [f"{name} (rows of {length})" for name, length in rows.items() if name not in groups]
     if plain:
-        said = (
-            f"{source}: {len(plain)} of {len(rows)} matrices stay plain, as no group size divides"
-        )
-        tqdm.write(one_line(f"{said} their rows: {', '.join(plain)}"), file=sys.stderr)
+        said = f"{source}: {len(plain)} of {len(rows)} matrices stay plain, as no group divides"
+        tqdm.write(one_line(f"{said}: {', '.join(plain)}"), file=sys.stderr)
 
 
 def _cast(model: nn.Module, kind: mx.Dtype) -> None:

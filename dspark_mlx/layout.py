@@ -17,6 +17,7 @@ import numpy as np
 from .canonical import CanonicalConfig
 from .config import DrafterConfig, Eagle3Config
 from .errors import InputError
+from .ranges import all_finite
 
 Tensors = Mapping[str, mx.array]
 
@@ -201,7 +202,7 @@ def check_values(config: CanonicalConfig, name: str, tensor: mx.array, where: Pa
     """
     if name == DRAFT_IDS:
         _check_ids(tensor, config.vocab_size, f"{where}: {name}")
-    elif mx.issubdtype(tensor.dtype, mx.floating) and not mx.isfinite(tensor).all().item():
+    elif not all_finite(tensor):
         raise InputError(f"{where}: {name}", "NaN or infinite values", "finite values")
 
 

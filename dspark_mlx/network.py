@@ -22,7 +22,7 @@ from .checkpoint import TensorHeader, tensor_headers
 from .errors import InputError
 from .files import read_json
 from .limits import check_sizes
-from .ranges import check_numbers
+from .ranges import all_finite, check_numbers
 
 # What Python, MLX, mlx-lm and transformers raise for a checkpoint that contradicts itself.
 REFUSALS = (
@@ -95,11 +95,9 @@ def evaluate(model: nn.Module, folder: Path) -> None:
     """
     try:
         for name, array in tree_flatten(model.parameters()):
-            if mx.issubdtype(array.dtype, mx.floating):
-                if not mx.isfinite(array).all().item():
-                    raise InputError(folder, f"NaN or infinity in {name}", "finite numbers")
-            else:
-                mx.eval(array)
+            mx.eval(array)
+            if not all_finite(array):
+                raise InputError(folder, f"NaN or infinity in {name}", "finite numbers")
     except RuntimeError as error:
         raise refusal(folder, error) from error
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from .errors import InputError
 
 LARGEST = 3.4028234663852886e38
@@ -32,6 +34,15 @@ def check_within(where: Path | str, name: str, value: object, low: float, high: 
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high:  # type: ignore[operator]
         raise InputError(where, f"{name} {value!r}", f"a number from {low:g} to {high:g}")
+
+
+def all_finite(array: mx.array) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; integers never do."""
+    if not mx.issubdtype(array.dtype, mx.floating):
+        return True
+    # A sum that is finite has finite parts alone, and takes a fraction of looking at each; one
+    # that is not may just be too large for its type.
+    return bool(mx.isfinite(array.sum()).item()) or bool(mx.isfinite(array).all().item())
 
 
 def check_numbers(where: Path | str, config: Mapping[str, Any]) -> None:

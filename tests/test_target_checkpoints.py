@@ -19,6 +19,7 @@ from dspark_mlx.convert.target_checkpoint import say_plain
 from dspark_mlx.errors import InputError
 from dspark_mlx.network import evaluate, open_network
 from dspark_mlx.quantization import group_sizes
+from dspark_mlx.ranges import all_finite
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 NARROW = "model.layers.0.mlp.up_proj.weight"
@@ -196,3 +197,10 @@ def test_nothing_that_could_be_quantised_is_refused():
     with pytest.raises(InputError, match="rows a of 48, b of 100; expected rows that 64 or 32"):
         group_sizes("model", {"a": 48, "b": 100}, 64)
     assert group_sizes("model", {"a": 48, "b": 128, "c": 96}, 64) == {"b": 64, "c": 32}
+
+
+def test_finite_numbers_whose_sum_is_too_large_are_finite():
+    """Weights refused for the sum that was only a shortcut."""
+    assert all_finite(mx.full((64,), 60000.0, dtype=mx.float16))
+    assert all_finite(mx.array([1, 2])) and all_finite(mx.array([-1e38] * 9))
+    assert not any(all_finite(mx.array([1.0, bad, -bad])) for bad in (math.nan, math.inf))
