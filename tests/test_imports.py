@@ -16,8 +16,10 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 LEVELS = (
     "version process errors strict_json system_errors locks staging files",
     "types ranges quantization canonical config bars tally hub precision matrix tensor_writer "
-    "command",
-    "layout checkpoint ranking limits network",
+    "command numbers foreign template_budget detokenizer",
+    "layout checkpoint ranking limits network messages chat_template tokenizer_files end_tokens "
+    "positions",
+    "tokenizer",
     "sampling grammar prompts registry heads cache speed reliability fingerprint recorded",
     "calibration",
     "calibration_report calibrations",
