@@ -17,14 +17,16 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
-from mlx_lm.utils import MODEL_REMAPPING, load_tokenizer, quantize_model, save_config
+from mlx_lm.utils import MODEL_REMAPPING, quantize_model, save_config
 from tqdm import tqdm
 
-from ..checkpoint import check_tokenizer, load_arrays, tensor_headers
+from ..checkpoint import load_arrays, tensor_headers
 from ..errors import InputError, one_line
 from ..files import read_json
 from ..network import REFUSALS, open_network, refusal
 from ..quantization import group_sizes
+from ..tokenizer import Tokenizer
+from ..tokenizer_files import check_tokenizer
 from .gguf import check_finite
 from .shards import ShardWriter
 
@@ -83,8 +85,7 @@ def _write(
     source: Path, staged: Path, quantization: Mapping[str, int] | None, dtype: str | None
 ) -> None:
     model, config = open_network(source)
-    ends = config.get("eos_token_id")
-    tokenizer = load_tokenizer(source, {"trust_remote_code": False}, eos_token_ids=ends)
+    tokenizer = Tokenizer.load(source)
     # As `mlx_lm.convert` chooses where nothing is asked for.
     stated = config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     kind = str(dtype or stated)
@@ -101,7 +102,7 @@ def _write(
         writer.add(name, weights.pop(name))
     writer.close()
     save_config(config, staged / "config.json", keep_vision_config=tower)
-    tokenizer.save_pretrained(staged)
+    tokenizer.wrapped.save_pretrained(staged)
     if (generation := source / "generation_config.json").exists():
         shutil.copy(generation, staged)
 

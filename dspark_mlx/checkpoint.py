@@ -18,7 +18,6 @@ from .files import read_json
 INDEX = "model.safetensors.index.json"
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "*.tiktoken")
 _SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)\.safetensors")
 _LONGEST_SIDE = 2**31 - 1  # MLX counts in int32
 
@@ -36,16 +35,6 @@ class TensorHeader:
     path: Path
     dtype: str
     shape: tuple[int, ...]
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Refuse a folder without a tokenizer, for which transformers would make an empty one up.
-
-    Raises:
-        InputError: none of the files that hold a vocabulary is there.
-    """
-    if not any(file for pattern in _TOKENIZERS for file in folder.glob(pattern)):
-        raise InputError(folder, "no tokenizer", f"one of {', '.join(_TOKENIZERS)}")
 
 
 def weight_files(folder: Path) -> list[Path]:

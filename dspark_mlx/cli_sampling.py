@@ -97,7 +97,7 @@ def with_special_tokens(settings: dict[str, Any], decoder: Decoder) -> dict[str,
     if not settings["xtc_probability"]:
         return settings
     lines = decoder.tokenizer.encode("\n", add_special_tokens=False)
-    return {**settings, "xtc_special_tokens": tuple(sorted(decoder.end_tokens | set(lines)))}
+    return {**settings, "xtc_special_tokens": tuple(sorted(decoder.stop_tokens | set(lines)))}
 
 
 def read_json_argument(flag: str, text: str) -> Any:

@@ -7,18 +7,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mlx_lm.utils import load_tokenizer
-
-from .checkpoint import check_tokenizer
+from .end_tokens import end_tokens
 from .engine import Engine, make_engine
 from .errors import InputError
 from .grammar import JsonSchema
+from .numbers import listed, plain, shown, token_ids
+from .positions import max_length, said_when_cut
 from .request import Request, Settings, check_prompt
 from .rounds import Progress, rounds
 from .sampling.make import make_sampler
 from .schedulers import Scheduler
 from .speed import SpeedProfile
 from .stream import stream
+from .tokenizer import Tokenizer
+from .tokenizer_files import has_tokenizer
 from .types import Chunk, Round
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class Decoder:
         self._config = config
         self._drafter_folder = drafter_folder
         self._precision = precision
-        self._tokenizer: Any = None
+        self._tokenizer: Tokenizer | None = None
 
     @property
     def engine(self) -> Engine:
@@ -77,42 +79,41 @@ class Decoder:
         return self._precision
 
     @property
-    def tokenizer(self) -> Any:
-        """The target's tokenizer (mlx-lm's wrapper), loaded when first needed."""
+    def tokenizer(self) -> Tokenizer:
+        """The target's tokenizer, loaded when first needed.
+
+        Raises:
+            InputError: see `Tokenizer.load`.
+        """
         if self._tokenizer is None:
-            check_tokenizer(self._folder)
-            self._tokenizer = load_tokenizer(
-                self._folder, eos_token_ids=self._config.get("eos_token_id")
-            )
+            self._tokenizer = Tokenizer.load(self._folder, self._configured_ends)
         return self._tokenizer
 
     @property
     def stop_tokens(self) -> frozenset[int]:
-        """The target's own end tokens, from its config."""
-        ids = self._config.get("eos_token_id")
-        if ids is None:
-            ids = self._text_config.get("eos_token_id")
-        if ids is None:
-            return frozenset()
-        return frozenset([ids] if isinstance(ids, int) else ids)
+        """The ids that end a text: all that the target's configs and its tokenizer name.
+
+        A folder without a tokenizer has its configs' alone.
+
+        Raises:
+            InputError: see `end_tokens.end_tokens` and `Tokenizer.load`.
+        """
+        if self._tokenizer is None and not has_tokenizer(self._folder):
+            return self._configured_ends
+        return self._configured_ends | self.tokenizer.end_tokens
 
     @property
-    def end_tokens(self) -> frozenset[int]:
-        """What ends a text: the stop tokens and those that the tokenizer calls its ends."""
-        return self.stop_tokens | set(self.tokenizer.eos_token_ids)
+    def _configured_ends(self) -> frozenset[int]:
+        return end_tokens(self._folder, self._config, self._engine.target.vocab_size)
 
     @property
     def max_length(self) -> int | None:
-        """Positions the target was made for; None when its config does not say."""
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            value = self._config.get(key, self._text_config.get(key))
-            if isinstance(value, int):
-                return value
-        return None
+        """Positions the target was made for; None when its config does not say.
 
-    @property
-    def _text_config(self) -> dict[str, Any]:
-        return self._config.get("text_config") or {}
+        Raises:
+            InputError: see `positions.max_length`.
+        """
+        return max_length(self._folder, self._config)
 
     def plain(self) -> Decoder:
         """The same target decoding without the drafter, through the same loop."""
@@ -150,7 +151,7 @@ class Decoder:
             InputError: see `grammar.JsonSchema`.
         """
         vocabulary = self._engine.target.vocab_size
-        return JsonSchema(schema, self.tokenizer._tokenizer, vocabulary, self.end_tokens)
+        return JsonSchema(schema, self.tokenizer.hugging_face, vocabulary, self.stop_tokens)
 
     def encode(self, prompt: Prompt, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a prompt.
@@ -162,22 +163,19 @@ class Decoder:
                 leaves that to mlx-lm.
 
         Raises:
-            InputError: messages for a target without a chat template, or another type.
+            InputError: messages that the chat template does not take, or another type.
         """
         if isinstance(prompt, str):
-            bos = self.tokenizer.bos_token
-            special = bos is None or not prompt.startswith(bos)
-            return list(self.tokenizer.encode(prompt, add_special_tokens=special))
-        if not isinstance(prompt, Sequence):
+            return self.tokenizer.encode_prompt(prompt)
+        taken = listed(prompt)
+        if not isinstance(taken, Sequence) or isinstance(taken, bytes | bytearray | memoryview):
             found = type(prompt).__name__
             raise InputError("prompt", found, "a string, a list of messages or of token ids")
-        if prompt and isinstance(prompt[0], dict):
-            if not self.tokenizer.has_chat_template:
-                raise InputError(self._folder, "no chat template", "one, for chat messages")
-            switch = {} if thinking is None else {"enable_thinking": thinking}
-            ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **switch)
+        if taken and not _is_number(taken[0]):
+            switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+            ids = self.tokenizer.apply_chat_template(taken, add_generation_prompt=True, **switch)
             return list(ids)
-        return list(prompt)  # type: ignore[arg-type]
+        return token_ids("prompt", taken, self._engine.target.vocab_size)
 
     def rounds(
         self,
@@ -191,9 +189,9 @@ class Decoder:
         """Decode token ids, one `Round` at a time; needs no tokenizer.
 
         Args:
-            prompt_ids: at least one token id.
+            prompt_ids: at least one token id; a list or an array of NumPy or MLX.
             max_tokens: tokens to generate at most; never one more, and never past the positions
-                the target was made for.
+                the target was made for (a text that these cut short warns of it).
             stop_tokens: ids that end the request and are its last token; None means the target's
                 own end tokens.
             progress: called with prompt tokens processed and in all.
@@ -206,10 +204,9 @@ class Decoder:
             InputError: at once, for a prompt or setting that cannot be used.
         """
         request = Request.make(max_tokens, (), settings)
-        stops = self.stop_tokens if stop_tokens is None else stop_tokens
-        if not isinstance(stops, Collection) or not all(isinstance(t, int) for t in stops):
-            raise InputError("stop_tokens", repr(stops), "a collection of token ids")
-        return self._rounds(prompt_ids, request, stops, progress)
+        stops = self._stops(stop_tokens)
+        ids = token_ids("prompt", prompt_ids, self._engine.target.vocab_size)
+        return self._rounds(ids, request, stops, progress)
 
     def stream(
         self,
@@ -234,10 +231,10 @@ class Decoder:
         """
         request = Request.make(max_tokens, _strings(stop), settings)
         ids = self.encode(prompt)
-        stops = self.end_tokens
+        stops = self.stop_tokens
         return stream(
             self._rounds(ids, request, stops, progress),
-            self.tokenizer.detokenizer,
+            self.tokenizer.detokenizer_after(ids),
             prompt_tokens=len(ids),
             max_tokens=self._max_tokens(ids, request),
             stop_tokens=stops,
@@ -255,25 +252,39 @@ class Decoder:
         vocabulary = self._engine.target.vocab_size
         check_prompt(ids, vocabulary, self.max_length)
         request.sampling.check_tokens(vocabulary)
-        return rounds(
+        limit = self._max_tokens(ids, request)
+        made = rounds(
             self._engine,
             ids,
-            max_tokens=self._max_tokens(ids, request),
+            max_tokens=limit,
             stop_tokens=stop_tokens,
             sampler=make_sampler(request.sampling, vocabulary, len(ids), request.sample),
             prefill_step_size=request.prefill_step_size,
             progress=progress,
         )
+        if limit == request.max_tokens:
+            return made
+        return said_when_cut(made, limit, request.max_tokens, stop_tokens)
+
+    def _stops(self, stop_tokens: Collection[int] | None) -> frozenset[int]:
+        if stop_tokens is None:
+            return self.stop_tokens
+        return frozenset(token_ids("stop_tokens", stop_tokens))
 
     def _max_tokens(self, ids: Sequence[int], request: Request) -> int:
-        if self.max_length is None:
+        positions = self.max_length
+        if positions is None:
             return request.max_tokens
-        return min(request.max_tokens, self.max_length - len(ids))
+        return min(request.max_tokens, positions - len(ids))
 
 
 def _strings(stop: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(stop, str):
         return (stop,)
     if not isinstance(stop, Collection):
-        raise InputError("stop", repr(stop), "a string or several")
+        raise InputError("stop", shown(stop), "a string or several")
     return tuple(stop)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(plain(value), int | float)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from .errors import InputError
-from .sampling.settings import LogitsProcessor, Sampling, whole
+from .messages import check_text
+from .numbers import plain, shown, token_ids, whole
+from .sampling.settings import LogitsProcessor, Sampling
 
 
 class Settings(TypedDict, total=False):
@@ -85,7 +87,8 @@ class Request:
         names = {f.name for f in dataclasses.fields(Sampling)}
         sampling = Sampling(**{name: value for name, value in settings.items() if name in names})
         others = {name: value for name, value in settings.items() if name not in names}
-        request = cls(sampling, max_tokens, stop, **others)
+        others = {name: plain(value) for name, value in others.items()}
+        request = cls(sampling, plain(max_tokens), stop, **others)
         request.check()
         return request
 
@@ -101,7 +104,8 @@ class Request:
         self.sampling.check()
         for string in self.stop:
             if not isinstance(string, str) or not string:
-                raise InputError("stop", repr(string), "non-empty strings")
+                raise InputError("stop", shown(string), "non-empty strings")
+            check_text("stop", string)
         if self.sample and self.sampling.temperature == 0:
             raise InputError("sample", self.sample, "0 where temperature is 0: all are the same")
 
@@ -119,10 +123,7 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, max_length: int | None)
     """
     if not prompt:
         raise InputError("prompt", "no tokens", "at least one token")
-    for position, token in enumerate(prompt):
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            found = f"{token!r} at position {position}"
-            raise InputError("prompt", found, f"token ids from 0 to {vocab_size - 1}")
+    token_ids("prompt", prompt, vocab_size)
     if max_length is not None and len(prompt) >= max_length:
         found = f"{len(prompt)} tokens"
         raise InputError("prompt", found, f"fewer than the target's {max_length} positions")

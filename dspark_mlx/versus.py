@@ -137,7 +137,7 @@ def compare(
     """
     target = decoder.engine.target
     tokens = [token for done in rounds for token in done.tokens]
-    stops = decoder.end_tokens
+    stops = decoder.stop_tokens
     names = Settings.__annotations__
     asked = {name: value for name, value in settings.items() if name in names}
     request = Request.make(len(tokens), (), asked)

@@ -175,7 +175,7 @@ def test_a_stop_token_ends_a_sampled_request(pair):
 BAD = [
     ({"xtc_probability": 1.5}, "xtc_probability", "from 0 to 1"),
     ({"xtc_threshold": 0.7}, "xtc_threshold", "from 0 to 0.5"),
-    ({"repetition_penalty": 0}, "repetition_penalty", "above 0"),
+    ({"repetition_penalty": -1}, "repetition_penalty", "0, or from 1e-6"),
     ({"repetition_context_size": 0}, "repetition_context_size", "1 or more"),
     ({"presence_penalty": math.nan}, "presence_penalty", "finite"),
     ({"frequency_penalty": math.inf}, "frequency_penalty", "finite"),

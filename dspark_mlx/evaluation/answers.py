@@ -9,9 +9,9 @@ from typing import Any
 from ..decoder import Decoder
 from ..errors import InputError
 from ..interleaved import Run, Turn, take_turn
+from ..numbers import whole
 from ..request import Request
 from ..sampling.heat import heat
-from ..sampling.settings import whole
 from ..versus import Row, make_row
 from .sweep import Text, judge, visited
 from .tasks import Task
@@ -161,7 +161,7 @@ def _conversation(
         answer = _answer(decoders, (task, number, index), prompt, settings, before + index)
         yield answer
         said = next(iter(answer.runs.values()))[0].tokens[: settings.max_tokens]
-        kept = [token for token in said if token not in first.end_tokens]
+        kept = [token for token in said if token not in first.stop_tokens]
         messages.append({"role": "assistant", "content": first.tokenizer.decode(kept)})
 
 
@@ -180,7 +180,7 @@ def _answer(
             prompt,
             settings.max_tokens,
             {**settings.sampling, "seed": seed + repeat},
-            sides[0].end_tokens,
+            sides[0].stop_tokens,
             plain=settings.plain,
             whole=True,
         )
@@ -218,4 +218,4 @@ def _judged(
     if settings.greedy:
         return (judge(decoder, prompt, runs[0].tokens),)
     rounds = [done for run in runs for done in run.rounds]
-    return tuple((block,) for block in visited(rounds, decoder.end_tokens))
+    return tuple((block,) for block in visited(rounds, decoder.stop_tokens))

@@ -55,7 +55,7 @@ def summarise(
 
 def _score(name: str, decoder: Decoder, task: str, found: Sequence[Answer]) -> Score:
     assert decoder.engine.drafter is not None
-    counts = count(_rounds(name, found), decoder.engine.drafter.config.gamma, decoder.end_tokens)
+    counts = count(_rounds(name, found), decoder.engine.drafter.config.gamma, decoder.stop_tokens)
     rounds = max(counts.rounds, 1)
     return Score(
         drafter=name,
@@ -98,7 +98,7 @@ def _average(
 def _pooled(name: str, decoder: Decoder, found: Sequence[Answer]) -> dict[str, Any]:
     """What is of all rounds together: slots, bins and speed."""
     assert decoder.engine.drafter is not None
-    blocks = visited(_rounds(name, found), decoder.end_tokens)
+    blocks = visited(_rounds(name, found), decoder.stop_tokens)
     calibration = decoder.engine.drafter.calibrations.at(found[0].temperature)
     return {
         "slots": _slots(blocks, calibration),

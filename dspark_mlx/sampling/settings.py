@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import mlx.core as mx
 
 from ..errors import InputError
+from ..numbers import plain, shown, token_ids, whole, within
 
 LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
 """mlx-lm's: all tokens so far, int32 `[n]`, and logits `[1, vocabulary]` to new logits.
@@ -32,15 +33,15 @@ class Sampling:
 
     Attributes:
         temperature: 0 takes the likeliest token.
-        top_p: keep the likeliest tokens that hold this share of the probability; 1 is off.
+        top_p: keep the likeliest tokens that hold this share of the probability; 0 and 1 are off.
         top_k: keep the likeliest k; 0 is off.
         min_p: keep tokens at least this share as likely as the likeliest; 0 is off.
         min_tokens_to_keep: tokens that min-p keeps at least.
         xtc_probability: how often XTC drops all tokens above its threshold but the last.
         xtc_threshold: see there.
         xtc_special_tokens: ids that XTC never drops.
-        repetition_penalty: divides positive logits of recent tokens, multiplies negative ones; 1 is
-            off.
+        repetition_penalty: divides positive logits of recent tokens, multiplies negative ones; 0
+            and 1 are off.
         presence_penalty: subtracted from the logits of recent tokens.
         frequency_penalty: likewise, as often as each occurred.
         repetition_context_size, presence_context_size, frequency_context_size: tokens, the
@@ -83,6 +84,23 @@ class Sampling:
     reproducible: bool = False
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        # NumPy's and MLX's numbers are taken for Python's, and mlx-lm's ways of switching off.
+        for field_ in dataclasses.fields(self):
+            value = plain(getattr(self, field_.name))
+            off = _OFF.get(field_.name)
+            if off is not None and (value is None or value == 0) and not isinstance(value, bool):
+                value = off
+            object.__setattr__(self, field_.name, value)
+        if self.logit_bias is None:
+            object.__setattr__(self, "logit_bias", {})
+        if isinstance(self.logit_bias, Mapping):
+            bias = {plain(token): plain(value) for token, value in self.logit_bias.items()}
+            object.__setattr__(self, "logit_bias", bias)
+        for name in ("banned_tokens", "xtc_special_tokens"):
+            tokens = () if getattr(self, name) is None else getattr(self, name)
+            object.__setattr__(self, name, tuple(token_ids(name, tokens)))
+
     def check(self) -> None:
         """Refuse settings that mean nothing or contradict each other.
 
@@ -100,15 +118,15 @@ class Sampling:
         if self.draft_temperature is not None:
             within("draft_temperature", self.draft_temperature, *_RANGES["temperature"])
         if self.verification not in VERIFICATIONS:
-            raise InputError("verification", repr(self.verification), " or ".join(VERIFICATIONS))
+            raise InputError("verification", shown(self.verification), " or ".join(VERIFICATIONS))
         if not isinstance(self.reproducible, bool):
-            raise InputError("reproducible", repr(self.reproducible), "True or False")
+            raise InputError("reproducible", shown(self.reproducible), "True or False")
         if not isinstance(self.logits_processors, Sequence):
-            found = repr(self.logits_processors)
+            found = shown(self.logits_processors)
             raise InputError("logits_processors", found, "a list of functions")
         for processor in self.logits_processors:
             if not callable(processor) and not hasattr(processor, "start"):
-                raise InputError("logits_processors", repr(processor), "functions")
+                raise InputError("logits_processors", shown(processor), "functions")
         self._check_bias()
         self._check_contradictions()
 
@@ -129,15 +147,10 @@ class Sampling:
 
     def _check_bias(self) -> None:
         if not isinstance(self.logit_bias, Mapping):
-            raise InputError("logit_bias", repr(self.logit_bias), "token ids with numbers")
-        for name in ("logit_bias", "banned_tokens", "xtc_special_tokens"):
-            tokens = getattr(self, name)
-            if not isinstance(tokens, Collection) or isinstance(tokens, str):
-                raise InputError(name, repr(tokens), "a collection of token ids")
-            for token in tokens:
-                whole(name, token, 0)
+            raise InputError("logit_bias", shown(self.logit_bias), "token ids with numbers")
         for token, bias in self.logit_bias.items():
-            within(f"logit_bias of token {token}", bias, lambda b: True, "finite")
+            whole("logit_bias", token, 0)
+            within(f"logit_bias of token {token}", bias, *_FLOAT32)
 
     def _check_contradictions(self) -> None:
         both = set(self.logit_bias) & set(self.banned_tokens)
@@ -157,28 +170,18 @@ class Sampling:
 
 
 _CONTEXT_SIZES = ("repetition_context_size", "presence_context_size", "frequency_context_size")
-_ANY = (lambda x: True, "finite")
+# Far from where sums of float32 overflow.
+_FLOAT32 = (lambda x: abs(x) <= 1e30, "finite, from -1e30 to 1e30")
+# What switches a setting off here, where mlx-lm also takes 0 or None.
+_OFF = {"top_p": 1.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     # Beyond these, float32 cannot hold what a temperature makes of a logit.
     "temperature": (lambda t: t == 0 or 1e-4 <= t <= 1e4, "0 or more, and 1e-4 to 1e4 if not 0"),
-    "top_p": (lambda p: 0 < p <= 1, "above 0 and at most 1"),
-    "min_p": (lambda p: 0 <= p < 1, "from 0 to below 1"),
+    "top_p": (lambda p: 0 < p <= 1, "from 0 to 1"),
+    "min_p": (lambda p: 0 <= p <= 1, "from 0 to 1"),
     "xtc_probability": (lambda p: 0 <= p <= 1, "from 0 to 1"),
     "xtc_threshold": (lambda t: 0 <= t <= 0.5, "from 0 to 0.5"),
-    "repetition_penalty": (lambda r: r > 0, "above 0"),
-    "presence_penalty": _ANY,
-    "frequency_penalty": _ANY,
+    "repetition_penalty": (lambda r: 1e-6 <= r <= 1e6, "0, or from 1e-6 to 1e6"),
+    "presence_penalty": _FLOAT32,
+    "frequency_penalty": _FLOAT32,
 }
-
-
-def whole(name: str, value: object, least: int) -> None:
-    """Refuse what is not a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(name, repr(value), f"a whole number, {least} or more")
-
-
-def within(name: str, value: Any, inside: Callable[[float], bool], expected: str) -> None:
-    """Refuse what is not a finite number that is `inside`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(value) < math.inf or not inside(value):
-        raise InputError(name, repr(value), f"a number, {expected}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
 from ..decoder import Decoder, Messages
 from ..errors import InputError
 
@@ -34,7 +32,7 @@ class Template:
             hint = "Conversations are written in the target's own template: use a chat model."
             raise InputError(self._folder, "no chat template", "one", hint)
         self.knows_thinking = "enable_thinking" in str(self._tokenizer.chat_template)
-        self.answer_stops = decoder.stop_tokens | set(self._tokenizer.eos_token_ids)
+        self.answer_stops = decoder.stop_tokens
         self.user_stops = self.answer_stops | self._turn_end()
         self._alternates = self._wants_answers()
 
@@ -93,7 +91,7 @@ class Template:
         """Whether the template refuses one user turn after the other."""
         try:
             self._render([{"role": "user", "content": _MARK}] * 2, None)
-        except TemplateError:
+        except InputError:
             return True
         return False
 

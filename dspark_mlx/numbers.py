@@ -1,0 +1,108 @@
+"""Numbers as callers have them: Python's, NumPy's, MLX's; taken for what they are, or refused."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, SupportsIndex
+
+from .errors import InputError
+
+_MOST = (1 << 63) - 1
+_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """How a value is named in an error: one line, cut where it is long."""
+    # Python refuses to print integers of thousands of digits.
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "an integer of more than 77 digits"
+    text = " ".join(ascii(value).split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def plain(value: Any) -> Any:
+    """A NumPy or MLX integer or float as Python's; every other value as it is."""
+    # True is no number here, whoever's it is.
+    if isinstance(value, bool | str | bytes | bytearray) or "bool" in str(_dtype(value)):
+        return value
+    if getattr(value, "ndim", 0) != 0:
+        return value
+    if isinstance(value, SupportsIndex):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass  # an array of MLX or NumPy that holds a float
+    if hasattr(value, "__float__") and not isinstance(value, int):
+        return float(value)
+    return value
+
+
+def _dtype(value: object) -> object:
+    return getattr(value, "dtype", "")
+
+
+def whole(name: str, value: object, least: int, most: int = _MOST) -> int:
+    """The value as an integer.
+
+    Raises:
+        InputError: not a whole number from `least` to `most`.
+    """
+    number = plain(value)
+    if not _is_int(number) or not least <= number <= most:
+        above = f", {most} or less" if _is_int(number) and number > most else ""
+        raise InputError(name, shown(value), f"a whole number, {least} or more{above}")
+    return int(number)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def within(name: str, value: Any, inside: Callable[[float], bool], expected: str) -> float:
+    """The value as an integer or a float.
+
+    Raises:
+        InputError: not a finite number that is `inside`; `expected` says what is.
+    """
+    number = plain(value)
+    taken = isinstance(number, int | float) and not isinstance(number, bool)
+    if not taken or not abs(number) < math.inf or not inside(number):
+        raise InputError(name, shown(value), f"a number, {expected}")
+    assert isinstance(number, int | float)
+    return number
+
+
+def listed(value: Any) -> Any:
+    """An array of one dimension as a list of Python numbers; every other value as it is."""
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+        return value.tolist()
+    return value
+
+
+def token_ids(name: str, value: Any, size: int | None = None) -> list[int]:
+    """Token ids as Python integers.
+
+    Args:
+        name: of what they are, for errors.
+        value: a collection of ids: integers of Python, NumPy or MLX, or an array of them.
+        size: ids are below it; None where it is not known yet.
+
+    Raises:
+        InputError: another kind of value, or an id out of range.
+    """
+    ids = listed(value)
+    if not isinstance(ids, Collection) or isinstance(ids, str | bytes | bytearray | memoryview):
+        raise InputError(name, shown(value), "a collection of token ids")
+    ordered: Sequence[Any] = list(ids)
+    upper = "0 or more" if size is None else f"from 0 to {size - 1}"
+    most = _MOST if size is None else size - 1
+    taken = []
+    for position, each in enumerate(ordered):
+        token = plain(each)
+        if not _is_int(token) or not 0 <= token <= most:
+            found = f"{shown(each)} at position {position}"
+            raise InputError(name, found, f"token ids {upper}")
+        taken.append(token)
+    return taken
