@@ -19,6 +19,7 @@ from typing import Any
 
 import mlx_lm.chat_templates
 import mlx_lm.tool_parsers
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from .errors import InputError
 from .files import read_json
@@ -53,7 +54,7 @@ def check_tokenizer(folder: Path) -> None:
         raise InputError(folder, "no tokenizer", f"one of {', '.join(_VOCABULARIES)}")
     path = folder / _CONFIG
     config = read_json(path) if path.exists() else {}
-    if config.get("auto_map") is not None:
+    if config.get("auto_map") is not None and not _is_known(config.get("tokenizer_class")):
         found = f'"auto_map": {shown(config["auto_map"])}, code of its own'
         hint = "Code from a checkpoint is never run."
         raise InputError(path, found, "a tokenizer that transformers implements", hint)
@@ -62,6 +63,11 @@ def check_tokenizer(folder: Path) -> None:
         if config.get(key) not in (None, *known):
             found = f'"{key}": {shown(config[key])}'
             raise InputError(path, found, f"one of mlx-lm's: {', '.join(known)}")
+
+
+def _is_known(name: object) -> bool:
+    """Whether transformers has the class; then a checkpoint's own one is not needed."""
+    return isinstance(name, str) and tokenizer_class_from_name(name) is not None
 
 
 @contextlib.contextmanager

@@ -64,9 +64,11 @@ def written(decoder: Decoder, wish: list[int], **settings: Any) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
+OWN = {"tokenizer_class": "Own"}
 CODE = [
-    ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.Own", None]}}, "auto_map"),
-    ("tokenizer_config.json", {"auto_map": ["a/b--own.Own", None]}, "auto_map"),
+    ("tokenizer_config.json", OWN | {"auto_map": {"AutoTokenizer": ["own.Own", None]}}, "auto_map"),
+    ("tokenizer_config.json", OWN | {"auto_map": ["a/b--own.Own", None]}, "auto_map"),
+    ("tokenizer_config.json", {"tokenizer_class": None, "auto_map": ["own.Own"]}, "auto_map"),
     ("tokenizer_config.json", {"tool_parser_type": "../../x"}, "tool_parser_type"),
     ("tokenizer_config.json", {"chat_template_type": "os"}, "chat_template_type"),
 ]
@@ -84,9 +86,12 @@ def test_code_from_a_checkpoint_is_refused_by_its_key(decoder, tmp_path, name, c
 
 
 def test_code_beside_a_known_model_is_not_read(decoder, tmp_path):
-    """config.json's auto_map, which published models of known types have, run or refused."""
+    """auto_map beside classes that mlx-lm and transformers have themselves, followed or refused."""
     change = {"auto_map": {"AutoConfig": "own.Own", "AutoTokenizer": "own.Own"}}
     folder = edited(decoder, tmp_path / "code", "config.json", change)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["own.Own", "own.Own"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "own.py").write_text("raise SystemExit('the code ran')")
     assert Tokenizer.load(folder).encode("ab") == ids("ab")
 
