@@ -222,7 +222,6 @@ def drop_tensor(folder: Path) -> None:
         ({}, put_nan, "NaN or infinity in model.norm.weight"),
         ({}, drop_tensor, "mlx-lm cannot load.*model.norm.weight"),
         ({"hidden_size": 32}, spoil_nothing, "mlx-lm cannot load"),
-        ({"max_position_embeddings": None}, spoil_nothing, "cannot load.*max_position"),
         ({}, lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         ({}, lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot load.*pars"),
     ],
