@@ -54,6 +54,7 @@ class Backbone:
         kv = weights.qkv.slice(config.query_size, weights.qkv.out_features)
         self._context_kv = _all_layers(kv)
         self._qkv = [weights.qkv[i] for i in range(config.num_layers)]
+        mx.eval(arrays_of([self._context_kv, self._qkv]))
         self._kinds = [config.attention_of(i) for i in range(config.num_layers)]
 
     def context_rows(self, features: mx.array) -> list[mx.array]:
@@ -110,6 +111,4 @@ def _all_layers(stack: Matrix) -> Matrix:
     """
     if not stack.quantised:
         return stack
-    flat = Matrix.concatenate([stack[i] for i in range(stack.weight.shape[0])])
-    mx.eval(arrays_of(flat))
-    return flat
+    return Matrix.concatenate([stack[i] for i in range(stack.weight.shape[0])])

@@ -54,6 +54,8 @@ def _drop_rotating(cache: RotatingKVCache, drop: int) -> None:
     cache.values = cache.values[..., :-drop, :]
     cache.offset -= drop
     cache._idx -= drop
+    # The next round may be computed by another thread.
+    mx.async_eval(cache.keys, cache.values)
 
 
 def cache_arrays(caches: list[Any]) -> list[mx.array]:

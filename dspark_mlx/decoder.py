@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -33,7 +34,9 @@ Prompt: TypeAlias = str | Messages | Sequence[int]
 class Decoder:
     """A target and its drafter, ready to decode.
 
-    Made by `load`. One request runs at a time.
+    Made by `load`. Requests may overlap, in one thread or in several: those of one target take
+    turns, a round each. One request's rounds may be asked for by different threads, one after the
+    other.
 
     Args:
         engine: target, drafter and scheduler.
@@ -57,6 +60,7 @@ class Decoder:
         self._drafter_folder = drafter_folder
         self._precision = precision
         self._tokenizer: Tokenizer | None = None
+        self._said_not_finite = False
 
     @property
     def engine(self) -> Engine:
@@ -261,6 +265,7 @@ class Decoder:
             sampler=make_sampler(request.sampling, vocabulary, len(ids), request.sample),
             prefill_step_size=request.prefill_step_size,
             progress=progress,
+            not_finite=self._say_not_finite,
         )
         if limit == request.max_tokens:
             return made
@@ -270,6 +275,12 @@ class Decoder:
         if stop_tokens is None:
             return self.stop_tokens
         return frozenset(token_ids("stop_tokens", stop_tokens))
+
+    def _say_not_finite(self) -> None:
+        if not self._said_not_finite:
+            self._said_not_finite = True
+            story = "drafts that are not finite (NaN or infinite) are rejected; the text is right"
+            warnings.warn(f"{self._drafter_folder or 'drafter'}: {story}", stacklevel=3)
 
     def _max_tokens(self, ids: Sequence[int], request: Request) -> int:
         positions = self.max_length

@@ -19,41 +19,56 @@ from .types import Draft
 from .vocabulary import DraftVocabulary
 
 
+@dataclass(frozen=True)
+class Pending:
+    """Features of committed tokens.
+
+    Attributes:
+        taps: one `[rows or more, target_hidden]` a tap.
+        tokens: those that the features belong to, int `[rows or more]`.
+        rows: how many of both count.
+    """
+
+    taps: tuple[mx.array, ...]
+    tokens: mx.array
+    rows: int
+
+
 @dataclass
 class DrafterContext:
     """Tap features of the committed tokens before the anchor, as each layer's cached K/V.
 
     Features that arrived since the last draft wait in `pending`, so that one product projects them
-    and one write per layer takes them and the block's rows together. `tokens` are those that the
-    pending rows belong to. `vocabulary` is the request's draft vocabulary, None for the whole one;
-    `temperatures` are those of its confidences, float32 `[gamma]`.
+    and one write per layer takes them and the block's rows together. They wait as the forward left
+    them, evaluated, since the next draft may be made by another thread. `vocabulary` is the
+    request's draft vocabulary, None for the whole one; `temperatures` are those of its confidences,
+    float32 `[gamma]`.
     """
 
     caches: list[KVCache]
     temperatures: mx.array
     vocabulary: DraftVocabulary | None = None
-    pending: list[mx.array] = field(default_factory=list)
-    tokens: list[mx.array] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
 
     @property
     def length(self) -> int:
         """Committed positions covered, the pending ones included."""
-        return self.caches[0].offset + sum(rows.shape[0] for rows in self.pending)
+        return self.caches[0].offset + sum(waiting.rows for waiting in self.pending)
 
-    def add(self, taps: Sequence[mx.array], tokens: mx.array) -> None:
+    def add(self, taps: Sequence[mx.array], tokens: mx.array, rows: int | None) -> None:
         """Append committed tokens, see `Drafter.extend`."""
-        self.pending.append(mx.concatenate(list(taps), axis=-1))
-        self.tokens.append(tokens)
+        self.pending.append(Pending(tuple(taps), tokens, tokens.size if rows is None else rows))
 
     def take(self) -> tuple[mx.array, mx.array] | None:
         """The pending features `[rows, taps * target_hidden]` and tokens `[rows]`, given away."""
         if not self.pending:
             return None
-        pending, tokens = self.pending, self.tokens
-        self.pending, self.tokens = [], []
+        pending, self.pending = self.pending, []
+        features = [mx.concatenate([tap[: p.rows] for tap in p.taps], axis=-1) for p in pending]
+        tokens = [p.tokens[: p.rows] for p in pending]
         if len(pending) == 1:
-            return pending[0], tokens[0]
-        return mx.concatenate(pending), mx.concatenate(tokens)
+            return features[0], tokens[0]
+        return mx.concatenate(features), mx.concatenate(tokens)
 
     def trim(self, rows: int) -> None:
         """Take back the last rows that a draft or a flush moved into the cache."""
@@ -68,7 +83,7 @@ class DrafterContext:
     def arrays(self) -> list[mx.array]:
         """Everything it holds on the device."""
         kept = [a for c in self.caches if c.keys is not None for a in (c.keys, c.values)]
-        return kept + self.pending + self.tokens
+        return kept + [a for p in self.pending for a in (*p.taps, p.tokens)]
 
 
 class Drafter(Protocol):
@@ -98,13 +113,20 @@ class Drafter(Protocol):
         """
         ...
 
-    def extend(self, context: DrafterContext, taps: Sequence[mx.array], tokens: mx.array) -> None:
+    def extend(
+        self,
+        context: DrafterContext,
+        taps: Sequence[mx.array],
+        tokens: mx.array,
+        rows: int | None = None,
+    ) -> None:
         """Append committed tokens and their features.
 
         Args:
             context: changed in place.
             taps: one `[rows, target_hidden]` per tap, in the configuration's order.
             tokens: those that were run through the target there, int `[rows]`.
+            rows: how many of them were committed; None for all.
         """
         ...
 

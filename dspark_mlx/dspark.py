@@ -47,6 +47,7 @@ class DSparkDrafter:
         self._output = output
         self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
         self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
+        mx.eval(self._masks)
 
     @property
     def vocabulary_size(self) -> int:
@@ -60,9 +61,15 @@ class DSparkDrafter:
         temperatures = mx.array(calibration.temperatures)
         return DrafterContext(caches, temperatures, self._output.vocabulary(prompt))
 
-    def extend(self, context: DrafterContext, taps: Sequence[mx.array], tokens: mx.array) -> None:
+    def extend(
+        self,
+        context: DrafterContext,
+        taps: Sequence[mx.array],
+        tokens: mx.array,
+        rows: int | None = None,
+    ) -> None:
         """See `Drafter.extend`."""
-        context.add(taps, tokens)
+        context.add(taps, tokens, rows)
 
     def flush(self, context: DrafterContext) -> None:
         """See `Drafter.flush`."""

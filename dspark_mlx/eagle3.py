@@ -21,9 +21,9 @@ from mlx_lm.models.cache import KVCache
 from .calibration import identity
 from .calibrations import Calibrations
 from .config import Eagle3Config
-from .drafter import DrafterContext
+from .drafter import DrafterContext, Pending
 from .layers import Layer, LayerParts
-from .matrix import Matrix
+from .matrix import Matrix, arrays_of
 from .sampling import Pick
 from .types import Draft
 from .vocabulary import Output
@@ -81,6 +81,7 @@ class Eagle3Drafter:
         self._output = output
         self._parts = LayerParts(config)
         self._kv = weights.qkv.slice(config.query_size, weights.qkv.out_features)
+        mx.eval(arrays_of(self._kv))
         self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
 
     @property
@@ -93,9 +94,15 @@ class Eagle3Drafter:
         temperatures = mx.array(self.calibrations.at(temperature).temperatures)
         return DrafterContext([KVCache()], temperatures, self._output.vocabulary(prompt))
 
-    def extend(self, context: DrafterContext, taps: Sequence[mx.array], tokens: mx.array) -> None:
+    def extend(
+        self,
+        context: DrafterContext,
+        taps: Sequence[mx.array],
+        tokens: mx.array,
+        rows: int | None = None,
+    ) -> None:
         """See `Drafter.extend`."""
-        context.add(taps, tokens)
+        context.add(taps, tokens, rows)
 
     def flush(self, context: DrafterContext) -> None:
         """See `Drafter.flush`; the newest row stays, for the token after it is not known."""
@@ -179,5 +186,5 @@ class Eagle3Drafter:
 
 def _keep_newest(context: DrafterContext, features: mx.array, tokens: mx.array) -> None:
     # A copy, or it would hold the memory of the rows before it.
-    context.pending = [mx.contiguous(features[-1:])]
-    context.tokens = [mx.contiguous(tokens[-1:])]
+    newest, token = mx.contiguous(features[-1:]), mx.contiguous(tokens[-1:])
+    context.pending = [Pending((newest,), token, 1)]

@@ -87,6 +87,12 @@ class State:
     parked: int = 0
     ahead: Flight | None = None
 
+    def close(self) -> None:
+        """Wait for what was launched ahead: nothing of a request runs on after it."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None:
+            mx.eval(ahead.packed.array)
+
     @property
     def place(self) -> Place:
         """Where the next forward stands."""

@@ -23,6 +23,7 @@ from .errors import InputError
 from .files import read_json
 from .folders import StoredDrafter, read_drafter, target_folder
 from .hub import find_config
+from .matrix import arrays_of
 from .network import evaluate, open_network
 from .precision import apply_precision, choose_precision
 from .profiles import Pair, has_profile, obtain
@@ -31,7 +32,7 @@ from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
 from .schedulers.make import make_scheduler, needs_profile
 from .targets.pair import check_pair
-from .targets.tap import Target, check_taps, probe_logits
+from .targets.tap import Target, check_logits, check_taps, probe_logits
 from .vocabulary import Setting, parse_setting
 
 
@@ -84,10 +85,11 @@ def load(
     source = stored.folder if stored else None
     network, target_config = _load_target(folder, dtype)
     new_caches(network, folder)
+    untapped = probe_logits(network)
+    check_logits(untapped, folder)
     if stored is None:
         target, built = Target(network, (), folder), None
     else:
-        untapped = probe_logits(network)
         target = Target(network, stored.config.taps, folder)
         check_taps(network, target, untapped, folder)
         check_pair(stored.config, stored.folder, target, folder)
@@ -123,15 +125,16 @@ def load_beside(
     dtype = None if decoder.precision == "stored" else getattr(mx, decoder.precision)
     stored = read_drafter(drafter)
     check_pair(stored.config, stored.folder, shared, folder)
-    with shared.untapped():
-        untapped = probe_logits(shared.model)
-    target = shared.sharing(stored.config.taps, folder)
-    check_taps(shared.model, target, untapped, folder)
-    built = _build(stored, target, dtype, draft_vocabulary)
-    beside = decoder.with_engine(Engine(target, built, FullScheduler()), stored.folder)
-    if isinstance(scheduler, str):
-        return _scheduled(beside, scheduler)
-    return beside.with_scheduler(scheduler)
+    with shared.turns:
+        with shared.untapped():
+            untapped = probe_logits(shared.model)
+        target = shared.sharing(stored.config.taps, folder)
+        check_taps(shared.model, target, untapped, folder)
+        built = _build(stored, target, dtype, draft_vocabulary)
+        beside = decoder.with_engine(Engine(target, built, FullScheduler()), stored.folder)
+        if isinstance(scheduler, str):
+            return _scheduled(beside, scheduler)
+        return beside.with_scheduler(scheduler)
 
 
 def load_apart(
@@ -223,6 +226,9 @@ def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, dict[
     model, config = open_network(folder)
     apply_precision(model, dtype)
     evaluate(model, folder)
+    # What a model keeps beside its parameters, as rope frequencies, is evaluated too: what is not
+    # belongs to this thread.
+    mx.eval(arrays_of(model))
     return model, config
 
 

@@ -141,11 +141,13 @@ def alike(parts: Sequence[Matrix]) -> bool:
 
 
 def arrays_of(value: object) -> list[mx.array]:
-    """Every array inside nested dataclasses, tuples and lists."""
+    """Every array inside nested dataclasses, tuples, lists and dicts, which modules are."""
     if isinstance(value, mx.array):
         return [value]
     if dataclasses.is_dataclass(value):
         value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list | tuple):
         return [array for item in value for array in arrays_of(item)]
     return []

@@ -23,7 +23,7 @@ from .engine import Engine
 from .errors import InputError
 from .recorded import RecordedRound
 from .rounds import rounds
-from .sampling import Pick, greedy
+from .sampling import Pick, finite_drafts, greedy
 from .sampling.base import Chooser
 from .sampling.hindsight import Hindsight, target_logprobs
 from .sampling.make import make_sampler
@@ -156,8 +156,10 @@ def judged_drafts(
     """
     gamma = drafter.config.gamma
     for i, (draft, _) in enumerate(_drafts(drafter, prompt, text, taps, lambda i: greedy)):
-        mx.eval([a for a in (draft.tokens, draft.confidence_logits) if a is not None])
+        finite = finite_drafts(draft, gamma)
+        mx.eval([a for a in (draft.tokens, draft.confidence_logits, finite) if a is not None])
         equal = np.array(draft.tokens) == np.array(text[i + 1 : i + 1 + gamma])
+        equal &= np.array(finite)
         yield draft, int(np.cumprod(equal).sum())
 
 

@@ -5,20 +5,23 @@ Token ids only; knows nothing of text. Plain decoding is the same loop with noth
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.generate import wired_limit
 
 from .cache import cache_arrays, new_caches
 from .engine import Engine, State
 from .errors import InputError
 from .sampling import Sampler
+from .sampling.packing import without_nan
 from .schedulers import schedule
-from .types import Round, Verdict
+from .targets.tap import not_finite_error
+from .targets.turns import WIRED
+from .types import Fault, Round, Verdict
 from .verify import land, launch
 
 Progress = Callable[[int, int], None]
@@ -34,8 +37,12 @@ def rounds(
     sampler: Sampler,
     prefill_step_size: int = 2048,
     progress: Progress | None = None,
+    not_finite: Callable[[], None] = lambda: None,
 ) -> Iterator[Round]:
     """Decode, one `Round` at a time; closing the iterator frees the request's caches.
+
+    Rounds may be asked for by different threads, one after the other. Requests of one target take
+    turns, a round each, whichever threads they are asked for by.
 
     Args:
         engine: target, drafter and scheduler.
@@ -45,16 +52,22 @@ def rounds(
         sampler: the request's rule for choosing tokens, fresh.
         prefill_step_size: prompt tokens per prefill forward.
         progress: called during the prefill.
+        not_finite: called in every round whose drafts or confidences are not finite; such drafts
+            are rejected, and such confidences are 0.
+
+    Raises:
+        InputError: the target's logits are not finite, or a logits processor's, or a logits
+            processor leaves no token.
     """
     target, drafter = engine.target, engine.drafter
     context = drafter.new_context(prompt, sampler.temperature) if drafter else None
     policy = engine.scheduler.start(drafter.config.gamma if drafter else 0, sampler.temperature)
     state = State(new_caches(target.model, "target"), context, policy, sampler)
     remaining, stop = max_tokens, frozenset(stop_tokens)
-    with wired_limit(target.model):
+    with WIRED.use(target.model), contextlib.closing(state):
         started = perf_counter()
         verdict = _prefill(engine, state, prompt, prefill_step_size, progress)
-        _check_possible(verdict, len(verdict.tokens))
+        _check_faults(engine, verdict, len(prompt), 1)
         seconds = perf_counter() - started
         done = Round(verdict.tokens, prefill=True, seconds=seconds, logprobs=verdict.logprobs)
         while True:
@@ -63,7 +76,10 @@ def rounds(
             if remaining == 0 or done.tokens[-1] in stop:
                 return
             draw = _drafted_round if _drafts(engine, state, remaining) else _plain_round
-            done = draw(engine, state, remaining, stop)
+            with target.turns:
+                done, finite = draw(engine, state, remaining, stop)
+            if not finite:
+                not_finite()
             policy.learn(done)
 
 
@@ -81,16 +97,18 @@ def _prefill(
         if progress:
             progress(start, len(prompt))
         chunk = tokens[start : min(start + step, body)]
-        _, taps = engine.target(chunk, state.caches)
-        if engine.drafter and state.context:
-            engine.drafter.extend(state.context, taps, chunk)
-            engine.drafter.flush(state.context)
-            mx.eval(state.context.arrays())
-        mx.eval(cache_arrays(state.caches))
-        mx.clear_cache()
+        with engine.target.turns:
+            _, taps = engine.target(chunk, state.caches)
+            if engine.drafter and state.context:
+                engine.drafter.extend(state.context, taps, chunk)
+                engine.drafter.flush(state.context)
+                mx.eval(state.context.arrays())
+            mx.eval(cache_arrays(state.caches))
+            mx.clear_cache()
     state.position, state.anchor = body, tokens[body:]
     state.prefix = tokens if state.sampler.needs_prefix else None
-    verdict, _ = land(engine, state, launch(engine, state))
+    with engine.target.turns:
+        verdict, _ = land(engine, state, launch(engine, state))
     if progress:
         progress(len(prompt), len(prompt))
     return verdict
@@ -106,8 +124,14 @@ def _drafts(engine: Engine, state: State, remaining: int) -> bool:
     return state.parked == 0
 
 
-def _drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
-    """Draft, schedule, verify, commit: one host synchronisation, two if confidence decides."""
+def _drafted_round(
+    engine: Engine, state: State, remaining: int, stop: frozenset[int]
+) -> tuple[Round, bool]:
+    """Draft, schedule, verify, commit: one host synchronisation, two if confidence decides.
+
+    Returns:
+        The round, and whether the drafter's numbers were finite.
+    """
     drafter, policy = engine.drafter, state.policy
     assert drafter is not None and state.context is not None
     gamma = drafter.config.gamma
@@ -119,7 +143,7 @@ def _drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset
     if policy.reads_confidence:
         assert draft.confidence is not None  # checked when the engine was made
         mx.async_eval(draft.tokens, draft.confidence)
-        confidence = np.array(draft.confidence).tolist()
+        confidence = without_nan(np.array(draft.confidence).tolist())
     else:
         # The device drafts while Python builds the verify forward. Only the block's wide part is
         # launched: a launch returns late on the CPU backend, once little of it is left to run. A
@@ -127,6 +151,7 @@ def _drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset
         mx.async_eval(draft.base_logits)
     limit = min(gamma, remaining - 1)
     scheduled = schedule(policy, confidence, limit, state.sampler.deterministic)
+    position = state.position + 1
     flight = launch(engine, state, draft, scheduled)
     verdict, committing = land(engine, state, flight)
     done = Round(
@@ -141,29 +166,48 @@ def _drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset
     )
     done = _cut(done, stop)
     # Behind a token that ends the text a processor may well leave nothing.
-    _check_possible(verdict, len(done.tokens))
-    return done
+    _check_faults(engine, verdict, position, len(done.tokens))
+    return done, verdict.drafts_finite
 
 
-def _plain_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
+def _plain_round(
+    engine: Engine, state: State, remaining: int, stop: frozenset[int]
+) -> tuple[Round, bool]:
     """One token; the next step starts before this one is read where it is plain as well."""
-    started = perf_counter()
+    started, position = perf_counter(), state.position + 1
     flight = state.ahead or launch(engine, state)
     state.ahead = None
     state.parked = max(state.parked - 1, 0)
     if remaining > 1 and (engine.drafter is None or state.parked):
         state.ahead = launch(engine, state, after=flight)
     verdict, committing = land(engine, state, flight)
-    _check_possible(verdict, 1)
+    _check_faults(engine, verdict, position, 1)
     seconds = perf_counter() - started
-    return Round(
+    done = Round(
         verdict.tokens, seconds=seconds, host_seconds=committing, logprobs=verdict.logprobs
     )
+    return done, verdict.drafts_finite
 
 
-def _check_possible(verdict: Verdict, kept: int) -> None:
-    if not verdict.possible and kept == len(verdict.tokens):
-        raise InputError("logits_processors", "no token left to choose", "at least one")
+def _check_faults(engine: Engine, verdict: Verdict, position: int, kept: int) -> None:
+    """Refuse tokens that were chosen from numbers that nothing can be chosen from.
+
+    Args:
+        engine: whose target is named.
+        verdict: of the round.
+        position: of its first token in the request, the prompt's included.
+        kept: tokens of it that are committed.
+    """
+    for row, fault in enumerate(verdict.faults[:kept]):
+        if not fault:
+            continue
+        at = f"for the token at position {position + row}"
+        if fault == Fault.TARGET:
+            raise not_finite_error(engine.target.where, at)
+        if fault == Fault.PROCESSOR:
+            found = f"NaN or +inf {at}, of finite logits"
+            raise InputError("logits_processors", found, "finite numbers, or -inf")
+        raise InputError("logits_processors", f"no token left to choose {at}", "at least one")
 
 
 def _cut(done: Round, stop: frozenset[int]) -> Round:

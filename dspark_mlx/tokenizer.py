@@ -3,6 +3,7 @@ mlx-lm's wrapper of them. What they raise comes out as an `InputError` of one li
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,8 @@ class Tokenizer:
     def __init__(self, folder: Path, wrapped: Any) -> None:
         self._folder = folder
         self.wrapped = wrapped
+        # Encoding changes settings inside a fast tokenizer, which refuses two threads at once.
+        self._lock = threading.RLock()
 
     @classmethod
     def load(cls, folder: Path, end_tokens: Collection[int] = ()) -> Tokenizer:
@@ -98,7 +101,10 @@ class Tokenizer:
             InputError: text that is no Unicode, or that the tokenizer cannot take.
         """
         check_text("text", text)
-        with Refusing(self._folder, "a tokenizer that cannot encode", "one that takes any text"):
+        refusing = Refusing(
+            self._folder, "a tokenizer that cannot encode", "one that takes any text"
+        )
+        with self._lock, refusing:
             return list(self.hugging_face.encode(text, add_special_tokens=add_special_tokens))
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -135,7 +141,10 @@ class Tokenizer:
             InputError: no token ids, or ids that the tokenizer cannot decode.
         """
         known = [token for token in token_ids("ids", ids) if token in self._known]
-        with Refusing(self._folder, "a tokenizer that cannot decode", "one that decodes its ids"):
+        refusing = Refusing(
+            self._folder, "a tokenizer that cannot decode", "one that decodes its ids"
+        )
+        with self._lock, refusing:
             return str(self.hugging_face.decode(known, **options))
 
     @cached_property

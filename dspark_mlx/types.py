@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import mlx.core as mx
+
+
+class Fault(IntEnum):
+    """Why no token can be chosen from a row of logits; 0 where one can."""
+
+    TARGET = 1
+    """The target's logits are NaN, infinite, or all -inf."""
+    PROCESSOR = 2
+    """The target's are fine, and a logits processor made NaN or +inf of them."""
+    NOTHING_LEFT = 3
+    """The logits processors left no token."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +75,17 @@ class Verdict:
         tokens: the committed tokens: the accepted ones, then the correction or the bonus.
         confidence: survival odds of each drafted token; empty without a confidence head.
         logprobs: of the committed tokens; empty unless asked for.
-        possible: False where the logits processors left nothing to choose the last token from.
+        faults: what is wrong with the row that each committed token was chosen from, 0 for nothing.
+        drafts_finite: False where the logits of a verified draft are not finite, or a confidence is
+            NaN.
     """
 
     accepted: int
     tokens: tuple[int, ...]
     confidence: tuple[float, ...]
     logprobs: tuple[TokenLogProb, ...] = ()
-    possible: bool = True
+    faults: tuple[int, ...] = ()
+    drafts_finite: bool = True
 
 
 @dataclass(frozen=True)

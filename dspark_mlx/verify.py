@@ -32,8 +32,8 @@ def launch(
     place, anchor = state.place, state.anchor
     if after is not None:
         anchor, before = after.last, after.place.prefix
-        prefix = None if before is None else mx.concatenate([before, anchor])
-        place = Place(after.place.position + 1, prefix)
+        longer = None if before is None else mx.concatenate([before, anchor])
+        place = Place(after.place.position + 1, longer)
     tokens = anchor
     if draft is not None:
         rows = engine.rows(scheduled + 1, place.position)
@@ -46,8 +46,12 @@ def launch(
     judgement = state.sampler.judge(logits[: scheduled + 1], place, draft)
     packed = pack(judgement, draft, scheduled)
     build_seconds = perf_counter() - started
-    # The prefix is evaluated too, or its concatenations would pile up where nothing reads it.
-    mx.async_eval([a for a in (packed.array, judgement.last, place.prefix) if a is not None])
+    # All that outlives the round is evaluated with it: another thread may go on with the request,
+    # and what nothing reads would pile up.
+    held = state.context.arrays() if draft is not None and state.context else []
+    prefix = [] if place.prefix is None else [place.prefix]
+    kept = [*taps, *prefix, *state.sampler.kept, *held]
+    mx.async_eval([packed.array, judgement.last, *kept])
     return Flight(place, tokens, judgement.last, taps, packed, build_seconds)
 
 
@@ -62,8 +66,8 @@ def land(engine: Engine, state: State, flight: Flight) -> tuple[Verdict, float]:
     if flight.place.prefix is not None:
         new = mx.array(list(verdict.tokens), dtype=mx.int32)
         state.prefix = mx.concatenate([flight.place.prefix, new])
+        mx.async_eval(state.prefix)
     if engine.drafter and state.context:
-        taps = [tap[:kept] for tap in flight.taps]
-        engine.drafter.extend(state.context, taps, flight.tokens[:kept])
+        engine.drafter.extend(state.context, flight.taps, flight.tokens, kept)
         state.context.commit(verdict.tokens)
     return verdict, flight.build_seconds + perf_counter() - started

@@ -69,15 +69,17 @@ class Common:
     def of(matrix: Matrix, size: int, ranking: Sequence[int] = ()) -> Common:
         """The first `size` of a ranking, and the lowest ids where it is too short; evaluated."""
         if not ranking:
-            members = range(size)
-            return Common(mx.arange(size), members, matrix, matrix.slice(0, size))
-        chosen = dict.fromkeys(ranking[:size])
-        missing = (i for i in range(matrix.out_features) if i not in chosen)
-        chosen.update(dict.fromkeys(islice(missing, size - len(chosen))))
-        ids = mx.array(sorted(chosen), dtype=mx.int32)
-        rows = matrix.take(ids)
-        mx.eval(arrays_of(rows))
-        return Common(ids, frozenset(chosen), matrix, rows)
+            ids, rows = mx.arange(size), matrix.slice(0, size)
+            members: Container[int] = range(size)
+        else:
+            chosen = dict.fromkeys(ranking[:size])
+            missing = (i for i in range(matrix.out_features) if i not in chosen)
+            chosen.update(dict.fromkeys(islice(missing, size - len(chosen))))
+            ids, members = mx.array(sorted(chosen), dtype=mx.int32), frozenset(chosen)
+            rows = matrix.take(ids)
+        common = Common(ids, members, matrix, rows)
+        mx.eval(arrays_of(common))
+        return common
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ class DraftVocabulary:
             # Small enough to copy, which spares the block's steps a second product each.
             head = replace(head, w2=head.w2.take(ids))  # type: ignore[type-var]
         first, rest = self._common.rows, self._common.matrix.take(seen)
+        # It is kept for later rounds, which another thread may compute.
+        mx.async_eval(arrays_of([ids, head, rest]))
 
         def logits(hidden: mx.array) -> mx.array:
             return mx.concatenate([first(hidden), rest(hidden)], axis=-1)

@@ -60,14 +60,16 @@ class Judgement:
     Attributes:
         accepted: drafted tokens that survive, int32 `[1]`; None where nothing was drafted.
         last: the correction, or the bonus, int32 `[1]`.
-        possible: whether the logits processors left a token in the row that `last` was chosen
-            from, bool `[1]`; None without processors.
+        faults: a `types.Fault`, or 0, for each row, int32 `[rows]`.
+        finite: whether the drafter's logits are, for each verified slot, bool `[scheduled]`; None
+            where nothing was.
         logprobs: None unless asked for.
     """
 
     accepted: mx.array | None
     last: mx.array
-    possible: mx.array | None = None
+    faults: mx.array
+    finite: mx.array | None = None
     logprobs: LogProbs | None = None
 
 
@@ -89,6 +91,14 @@ class Sampler(Protocol):
         """Whether `Place.prefix` is read."""
         ...
 
+    @property
+    def kept(self) -> list[mx.array]:
+        """What it keeps on the device from round to round.
+
+        It is evaluated with every round: an array that is not belongs to the thread that made it.
+        """
+        ...
+
     def propose(self, place: Place, gamma: int) -> Pick:
         """Begin a round that drafts `gamma` slots."""
         ...
@@ -103,6 +113,19 @@ class Sampler(Protocol):
             draft: the block whose first `scheduled` tokens were verified; None for a plain step.
         """
         ...
+
+
+def finite_rows(logits: mx.array) -> mx.array:
+    """Whether a token can be chosen from each row: `[rows, vocabulary]` to bool `[rows]`.
+
+    A row may have -inf, but not alone. MLX's maximum is NaN where anything is, on every backend.
+    """
+    return mx.isfinite(logits.max(axis=-1))
+
+
+def finite_drafts(draft: Draft, scheduled: int) -> mx.array:
+    """Whether the drafter's logits are finite in each of the first slots, bool `[scheduled]`."""
+    return finite_rows(draft.logits[:scheduled])
 
 
 def likeliest(logits: mx.array) -> mx.array:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from . import Judgement, LogProbs, Place
+from ..types import Fault
+from . import Judgement, LogProbs, Place, finite_rows
 from .heat import heat
 from .settings import LogitsProcessor, Sampling
 from .transform import Filters, normalise, process
@@ -20,12 +21,12 @@ class Rows:
     Attributes:
         processed: logits after the processors, float32 `[rows, V]`.
         weights: log-weights after filters and temperature, float32 `[rows, V]`.
-        alive: whether the processors left a token, bool `[rows]`; None without processors.
+        faults: see `Judgement`.
     """
 
     processed: mx.array
     weights: mx.array
-    alive: mx.array | None
+    faults: mx.array
 
 
 class Chooser:
@@ -60,16 +61,22 @@ class Chooser:
         self, logits: mx.array, place: Place, block: mx.array | None, coins: mx.array | None
     ) -> Rows:
         """What the target says at every row."""
+        broken = mx.logical_not(finite_rows(logits))
+        faults = broken.astype(mx.int32)
         if self._target is None and not self._processors and self._top is None:
-            return Rows(logits, logits, None)
-        processed, alive = process(self._processors, logits, place.prefix, block), None
+            return Rows(logits, logits, faults)
+        processed = process(self._processors, logits, place.prefix, block)
         if self._processors:
+            most = processed.max(axis=-1)
+            own = mx.where(mx.isfinite(most), 0, Fault.PROCESSOR)
+            own = mx.where(most == -mx.inf, Fault.NOTHING_LEFT, own)
+            faults = mx.where(broken, Fault.TARGET, own).astype(mx.int32)
             # A row may have nothing left behind a token that ends the text, or is not allowed. Such
             # rows are judged as if there were no processors, since nothing of them is committed.
-            alive = processed.max(axis=-1) > -mx.inf
-            processed = mx.where(alive[:, None], processed, logits.astype(mx.float32))
+            empty = (faults == Fault.NOTHING_LEFT)[:, None]
+            processed = mx.where(empty, logits.astype(mx.float32), processed)
         weights = self._target(processed, coins) if self._target else processed
-        return Rows(processed, weights, alive)
+        return Rows(processed, weights, faults)
 
     def draft_weights(
         self,
@@ -106,20 +113,22 @@ class Chooser:
         return self._draft(logits.astype(mx.float32), coins, ids)
 
     def judgement(
-        self, rows: Rows, block: mx.array | None, accepted: mx.array | None, last: mx.array
+        self,
+        rows: Rows,
+        block: mx.array | None,
+        accepted: mx.array | None,
+        last: mx.array,
+        finite: mx.array | None,
     ) -> Judgement:
         """What a rule decided, with what was asked for beside it.
 
         Args:
             rows: of the verify forward.
             block: drafted tokens that were verified, int32 `[rows - 1]`; None for a plain step.
-            accepted, last: see `Judgement`.
+            accepted, last, finite: see `Judgement`.
         """
-        possible = rows.alive
-        if possible is not None and accepted is not None:
-            possible = possible[accepted]
         report = self._report(rows.processed, block, accepted, last)
-        return Judgement(accepted, last, possible, report)
+        return Judgement(accepted, last, rows.faults, finite, report)
 
     def _report(
         self,

@@ -3,7 +3,8 @@
 Greedy decoding is this rule. With Gumbel noise g that belongs to the position it samples: the
 target's choice argmax(log p + g) has the target's distribution, and is the same with and without
 drafts. The drafter adds the same g, so both tend to choose alike: with probability
-(1 - TV) / (1 + TV) at least, TV the distance of p and q. No schedule can change the output.
+(1 - TV) / (1 + TV) at least, TV the distance of p and q. No schedule can change the output. A draft
+from logits that are not finite is never accepted, even where it is the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ..types import Draft
-from . import Judgement, Pick, Place, greedy, likeliest
+from . import Judgement, Pick, Place, finite_drafts, greedy, likeliest
 from .base import Chooser
 from .noise import Noise, gumbel
 
@@ -47,6 +48,11 @@ class Equality:
         """See `Sampler.needs_prefix`."""
         return self._chooser.needs_prefix
 
+    @property
+    def kept(self) -> list[mx.array]:
+        """See `Sampler.kept`."""
+        return self._noise.kept if self._noise else []
+
     def propose(self, place: Place, gamma: int) -> Pick:
         """See `Sampler.propose`."""
         if self._noise is None and not self._chooser.needs_prefix:
@@ -74,13 +80,15 @@ class Equality:
         noise, coins = self._at(place.position, rows)
         judged = self._chooser.target_weights(logits, place, block, coins)
         choices = likeliest(judged.weights if noise is None else judged.weights + noise)
-        accepted, last = None, choices
-        if block is not None and block.size:
-            accepted = mx.cumprod(block == choices[:-1]).sum(keepdims=True).astype(mx.int32)
+        accepted, last, finite = None, choices, None
+        if draft is not None and block is not None and block.size:
+            finite = finite_drafts(draft, block.size)
+            kept = mx.logical_and(block == choices[:-1], finite)
+            accepted = mx.cumprod(kept).sum(keepdims=True).astype(mx.int32)
             last = choices[accepted]
         elif block is not None:
             accepted = mx.zeros((1,), dtype=mx.int32)
-        return self._chooser.judgement(judged, block, accepted, last)
+        return self._chooser.judgement(judged, block, accepted, last, finite)
 
     def _at(self, position: int, rows: int) -> tuple[mx.array | None, mx.array | None]:
         """Noise `[rows, vocabulary]` and XTC's coins of the tokens after `position`."""

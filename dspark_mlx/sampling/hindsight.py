@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from . import Place, likeliest
+from . import Place, finite_rows, likeliest
 from .base import Chooser
 from .noise import gumbel
 from .transform import normalise
@@ -74,7 +74,10 @@ class Hindsight:
         row, token = self._p[slot], self._text[slot]
         vocabulary = row.shape[-1]
         weights = self._chooser.draft_weights(logits, Place(0), drawn, ids, vocabulary, None)
-        q = mx.exp(normalise(weights.astype(mx.float32)))
+        weights = weights.astype(mx.float32)
+        finite = finite_rows(logits) & finite_rows(weights)
+        # A slot that is not finite is never kept, as if it had no odds.
+        q = mx.where(finite[:, None], mx.exp(normalise(weights)), 0.0)
         p, column, there = row, token, mx.ones((1,), dtype=mx.bool_)
         if ids is not None:
             p, column = mx.take(row, ids, axis=-1), likeliest((ids == token)[None])

@@ -25,6 +25,11 @@ class Noise:
         self._key = self._make(0)
         self._chunks: dict[int, mx.array] = {}
 
+    @property
+    def kept(self) -> list[mx.array]:
+        """See `Sampler.kept`."""
+        return [self._key, *self._chunks.values()]
+
     def fresh(self, count: int) -> list[mx.array]:
         """Keys that were never given out before."""
         keys = mx.random.split(self._key, count + 1)

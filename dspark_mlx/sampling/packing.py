@@ -19,7 +19,7 @@ class Packed:
 
     Attributes:
         array: int32 `[sum of sizes]`.
-        sizes: of accepted, last, possible, block, confidence, chosen, and top ids and values.
+        sizes: of accepted, last, faults, finite, block, confidence, chosen, and top ids and values.
     """
 
     array: mx.array
@@ -38,7 +38,8 @@ def pack(judgement: Judgement, draft: Draft | None, scheduled: int) -> Packed:
     parts = [
         judgement.accepted,
         judgement.last,
-        None if judgement.possible is None else judgement.possible.astype(mx.int32),
+        judgement.faults,
+        None if judgement.finite is None else judgement.finite.astype(mx.int32),
         draft.tokens[:scheduled] if draft else None,
         draft.confidence if draft else None,
         reported.chosen if reported else None,
@@ -46,15 +47,16 @@ def pack(judgement: Judgement, draft: Draft | None, scheduled: int) -> Packed:
         reported.values.flatten() if reported else None,
     ]
     present = [part.view(mx.int32) for part in parts if part is not None and part.size]
-    array = present[0] if len(present) == 1 else mx.concatenate(present)
-    return Packed(array, tuple(0 if part is None else part.size for part in parts))
+    return Packed(
+        mx.concatenate(present), tuple(0 if part is None else part.size for part in parts)
+    )
 
 
 def unpack(packed: Packed) -> Verdict:
     """Wait for a packed round."""
     values = np.array(packed.array)
     parts = np.split(values, np.cumsum(packed.sizes)[:-1])
-    accepted, last, possible, block, confidence, chosen, ids, tops = parts
+    accepted, last, faults, finite, block, confidence, chosen, ids, tops = parts
     count = int(accepted[0]) if accepted.size else 0
     tokens = (*block[:count].tolist(), *last.tolist())
     logprobs: tuple[TokenLogProb, ...] = ()
@@ -67,8 +69,16 @@ def unpack(packed: Packed) -> Verdict:
                 tokens, floats[:rows], _tops(ids, tops, chosen.size)[:rows], strict=True
             )
         )
-    odds = tuple(confidence.view(np.float32).tolist())
-    return Verdict(count, tokens, odds, logprobs, not possible.size or bool(possible[0]))
+    odds = confidence.view(np.float32).tolist()
+    known = without_nan(odds)
+    drafts_finite = known == odds and bool(finite.all())
+    bad = tuple(faults[: len(tokens)].tolist())
+    return Verdict(count, tokens, tuple(known), logprobs, bad, drafts_finite)
+
+
+def without_nan(confidence: list[float]) -> list[float]:
+    """Confidences, 0 where they are NaN: nothing is known in favour of such a draft."""
+    return [c if c == c else 0.0 for c in confidence]
 
 
 def _tops(

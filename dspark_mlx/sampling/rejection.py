@@ -9,6 +9,9 @@ largest n that draws below h_n = s_n / (s_n + 1 - a_n), s_n = sum(max(a_n p_{n+1
 below a_n at the block's end; the next token comes from max(a_n p_{n+1} - q_{n+1}, 0). On average it
 never accepts less. The proof goes by the tree of prefixes and asks of each only whether the block
 ends there, so it holds for every schedule that does not see the token it judges.
+
+A block ends before the first slot whose p or q is not finite, as if no more had been scheduled:
+both are known before the slot's token is. The next token then comes from p alone.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ..types import Draft
-from . import Judgement, Pick, Place, likeliest
+from . import Judgement, Pick, Place, finite_drafts, likeliest
 from .base import Chooser
 from .noise import Noise, gumbel
 from .transform import normalise
@@ -63,6 +66,11 @@ class Rejection:
         """See `Sampler.needs_prefix`."""
         return self._chooser.needs_prefix
 
+    @property
+    def kept(self) -> list[mx.array]:
+        """See `Sampler.kept`."""
+        return self._noise.kept
+
     def propose(self, place: Place, gamma: int) -> Pick:
         """See `Sampler.propose`."""
         coin_key, draft_key = self._noise.fresh(2)
@@ -96,35 +104,59 @@ class Rejection:
         coins = None if coins is None else coins[: scheduled + 1]
         judged = self._chooser.target_weights(logits, place, block, coins)
         p = normalise(judged.weights)
-        accepted, row = None, p
+        accepted, row, finite = None, p, None
         if draft is not None:
             accepted = mx.zeros((1,), dtype=mx.int32)
             row = p[:1]
         if draft is not None and scheduled:
             assert draft.weights is not None and draft.columns is not None
-            q = normalise(draft.weights[:scheduled])
+            weights = draft.weights[:scheduled]
+            sums = mx.logsumexp(weights, axis=-1, keepdims=True)
+            q, finite = weights - sums, finite_drafts(draft, scheduled)
+            sound = finite & mx.isfinite(sums.squeeze(-1)) & (judged.faults[:-1] == 0)
+            # The slots before the first that is not.
+            sound = mx.cumprod(sound).astype(mx.bool_)
             drawn = mx.take_along_axis(q, draft.columns[:scheduled, None], axis=-1)
             ratios = mx.take_along_axis(p[:-1], draft.tokens[:scheduled, None], axis=-1) - drawn
             uniform = mx.random.uniform(shape=(scheduled,), key=accept_key)
             rule = _keep_block if self._block else _keep_tokens
-            accepted, scale = rule(ratios.squeeze(-1), p, q, draft.ids, uniform)
-            row = _residual(p, q, draft.ids, accepted, scale)
+            ratios = mx.where(sound, ratios.squeeze(-1), -mx.inf)
+            accepted, scale = rule(ratios, p, q, draft.ids, uniform, sound)
+            row = _residual(p, q, draft.ids, accepted, scale, sound.sum())
         last = likeliest(row + gumbel(last_key[None], self._vocabulary))
-        return self._chooser.judgement(judged, block, accepted, last)
+        return self._chooser.judgement(judged, block, accepted, last, finite)
 
 
 def _keep_tokens(
-    ratios: mx.array, p: mx.array, q: mx.array, ids: mx.array | None, uniform: mx.array
+    ratios: mx.array,
+    p: mx.array,
+    q: mx.array,
+    ids: mx.array | None,
+    uniform: mx.array,
+    sound: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """Accepted count, int32 `[1]`, and the residual's weight of p, float32 `[1, 1]`."""
+    """Accepted count, int32 `[1]`, and the residual's weight of p, float32 `[1, 1]`.
+
+    Args:
+        ratios: log p_k(x_k) / q_k(x_k), float32 `[scheduled]`; -inf where the slot is not sound.
+        p, q: log-probabilities, float32 `[scheduled + 1, V]` and `[scheduled, size]`.
+        ids: see `Draft`.
+        uniform: coins in [0, 1), float32 `[scheduled]`.
+        sound: whether p and q are finite in the slot and all before it, bool `[scheduled]`.
+    """
     kept = mx.log(uniform) < ratios
     return mx.cumprod(kept).sum(keepdims=True).astype(mx.int32), mx.ones((1, 1))
 
 
 def _keep_block(
-    ratios: mx.array, p: mx.array, q: mx.array, ids: mx.array | None, uniform: mx.array
+    ratios: mx.array,
+    p: mx.array,
+    q: mx.array,
+    ids: mx.array | None,
+    uniform: mx.array,
+    sound: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """As `_keep_tokens`; `ratios` are log p_k(x_k) / q_k(x_k), float32 `[scheduled]`."""
+    """See `_keep_tokens`."""
     # a_k = min(a_{k-1} r_k, 1) for all k at once: the log of a walk reflected at 0.
     walk = mx.cumsum(ratios)
     odds = mx.exp(walk - mx.maximum(mx.cummax(walk), 0))
@@ -137,23 +169,30 @@ def _keep_block(
             # No draft can propose what is outside the draft vocabulary: there q is 0.
             surplus = surplus + odds[:-1] * mx.maximum(1 - inside.sum(axis=-1), 0)
         below = surplus + 1 - odds[:-1]
-        keep = mx.concatenate([mx.where(below > 0, surplus / below, 1), keep])
-    counts = mx.where(uniform < keep, mx.arange(1, ratios.size + 1), 0)
+        inside_odds = mx.where(below > 0, surplus / below, 1)
+        # The block ends where the next slot is not sound.
+        keep = mx.concatenate([mx.where(sound[1:], inside_odds, odds[:-1]), keep])
+    counts = mx.where((uniform < keep) & sound, mx.arange(1, ratios.size + 1), 0)
     accepted = counts.max(keepdims=True).astype(mx.int32)
     return accepted, mx.concatenate([mx.ones((1,)), odds])[accepted][None]
 
 
 def _residual(
-    p: mx.array, q: mx.array, ids: mx.array | None, accepted: mx.array, scale: mx.array
+    p: mx.array,
+    q: mx.array,
+    ids: mx.array | None,
+    accepted: mx.array,
+    scale: mx.array,
+    end: mx.array,
 ) -> mx.array:
     """Log-weights `[1, V]` of the token after the accepted ones: max(scale p - q, 0), or p.
 
-    p where nothing was drafted there; also where rounding leaves nothing, which it can only do
-    where p and q are equal but for rounding.
+    p at the block's end, `end` slots from its start; also where rounding leaves nothing, which it
+    can only do where p and q are equal but for rounding.
     """
     scheduled = q.shape[0]
     target = p[accepted]
-    rejected = (accepted < scheduled)[:, None]
+    rejected = (accepted < end)[:, None]
     drafted = mx.where(rejected, mx.exp(q[mx.minimum(accepted, scheduled - 1)]), 0)
     weights = mx.where(rejected, scale, 1) * mx.exp(target)
     if ids is None:

@@ -16,6 +16,8 @@ import mlx.nn as nn
 
 from ..errors import InputError
 from ..matrix import Matrix
+from ..sampling import finite_rows
+from .turns import Turns
 
 _EMBEDDING_NAMES = ("embed_tokens", "wte", "embed_in", "tok_embeddings", "embeddings", "embedding")
 _HEAD_NAMES = ("lm_head", "embed_out", "output")
@@ -32,6 +34,8 @@ class Target:
         where: names the model in errors.
 
     Attributes:
+        where: see above.
+        turns: held by whoever runs or changes the model, shared by all targets of it.
         num_layers: depth. hidden_size: width of a tap. vocab_size: rows of the embedding.
 
     Raises:
@@ -41,6 +45,8 @@ class Target:
 
     def __init__(self, model: nn.Module, taps: Iterable[int], where: object) -> None:
         self.model = model
+        self.where = where
+        self.turns = Turns()
         self._layers: Sequence[nn.Module] = model.layers
         self._embedding = _find_embedding(model, where)
         own_head = _find_head(model, self._embedding)
@@ -68,10 +74,11 @@ class Target:
         other = copy.copy(self)
         other._taps = tuple(taps)
         other._check(where)
-        self.close()
-        self._tapped.clear()
-        self._every.update(other._taps)
-        self._attach(where)
+        with self.turns:
+            self.close()
+            self._tapped.clear()
+            self._every.update(other._taps)
+            self._attach(where)
         return other
 
     def __call__(self, tokens: mx.array, caches: list[Any]) -> tuple[mx.array, list[mx.array]]:
@@ -79,9 +86,14 @@ class Target:
 
         Returns:
             Logits `[rows, vocabulary]` and, tap by tap in the order given, `[rows, hidden]`.
+
+        Raises:
+            InputError: the target was closed.
         """
-        logits = self.model(tokens[None], cache=caches)
-        return logits.squeeze(0), [tap.squeeze(0) for tap in self._take()]
+        with self.turns:
+            logits = self.model(tokens[None], cache=caches)
+            taps = self._take()
+        return logits.squeeze(0), [tap.squeeze(0) for tap in taps]
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Rows of the embedding table as stored: int `[n]` to `[n, hidden]`, no scaling."""
@@ -103,14 +115,15 @@ class Target:
         Raises:
             InputError: the model's forward does not call its output matrix.
         """
-        module, original = self._head_module, type(self._head_module)
         recorded: list[mx.array] = []
-        module.__class__ = _recording_head(original, self._tied, recorded)
-        try:
-            self.model(tokens)
-        finally:
-            module.__class__ = original
-        taps = [self._recorded.pop(tap) for tap in self._taps]
+        with self.turns:
+            module, original = self._head_module, type(self._head_module)
+            module.__class__ = _recording_head(original, self._tied, recorded)
+            try:
+                self.model(tokens)
+            finally:
+                module.__class__ = original
+            taps = self._take()
         if len(recorded) != 1:
             found = f"a forward that calls its output matrix {len(recorded)} times"
             raise InputError(type(self.model).__module__, found, "once")
@@ -133,23 +146,27 @@ class Target:
         return self.embed(mx.array([0])).dtype
 
     def close(self) -> None:
-        """Give the layers their own classes back."""
-        for layer, original, _ in self._tapped:
-            layer.__class__ = original
-        self._recorded.clear()
+        """Give the layers their own classes back; requests still running end with an error."""
+        with self.turns:
+            for layer, original, _ in self._tapped:
+                layer.__class__ = original
+            self._recorded.clear()
 
     @contextlib.contextmanager
     def untapped(self) -> Iterator[None]:
-        """The bare model for the length of the block."""
-        self.close()
-        try:
-            yield
-        finally:
-            for layer, _, tapped in self._tapped:
-                layer.__class__ = tapped
+        """The bare model for the length of the block, in which other threads wait for it."""
+        with self.turns:
+            self.close()
+            try:
+                yield
+            finally:
+                for layer, _, tapped in self._tapped:
+                    layer.__class__ = tapped
 
     def _take(self) -> list[mx.array]:
         """What the last forward recorded of its own taps; nothing of others is kept alive."""
+        if not self._recorded.keys() >= set(self._taps):
+            raise InputError(self.where, "a target that was closed", "one that is open")
         recorded = [self._recorded[tap] for tap in self._taps]
         self._recorded.clear()
         return recorded
@@ -211,10 +228,12 @@ def check_taps(model: nn.Module, target: Target, untapped: mx.array, where: obje
         where: names the model in errors.
 
     Raises:
-        InputError: logits differ in any bit, or a tap has another shape.
+        InputError: logits are not finite or differ in any bit, or a tap has another shape.
     """
-    logits = probe_logits(model)
-    recorded = target._take()
+    check_logits(untapped, where)
+    with target.turns:
+        logits = probe_logits(model)
+        recorded = target._take()
     if not mx.array_equal(logits, untapped).item():
         raise InputError(where, "other logits when its layers are tapped", "the same, bit by bit")
     shape = (1, PROBE.size, target.hidden_size)
@@ -230,6 +249,27 @@ PROBE = mx.array([[0, 1, 2, 3, 5]])
 def probe_logits(model: nn.Module) -> mx.array:
     """Logits of a few fixed tokens, without a cache."""
     return model(PROBE)
+
+
+def check_logits(logits: mx.array, where: object) -> None:
+    """Refuse a model that nothing can be decoded with.
+
+    Args:
+        logits: see `probe_logits`.
+        where: names the model in errors.
+
+    Raises:
+        InputError: a row is NaN, infinite, or all -inf.
+    """
+    if not finite_rows(logits).all().item():
+        raise not_finite_error(where, "for a few fixed tokens")
+
+
+def not_finite_error(where: object, tokens: str) -> InputError:
+    """The error of a model whose logits are not finite for these tokens."""
+    found = f"logits that are not finite {tokens}"
+    hint = "Weights may be damaged, or overflow in their precision; float32 holds more."
+    return InputError(where, found, "finite numbers", hint)
 
 
 def _find_embedding(model: nn.Module, where: object) -> Any:
