@@ -76,8 +76,14 @@ def toy_config(target: Target, head: str, gamma: int) -> CanonicalConfig:
     )
 
 
-def toy_engine(target: Target, scheduler, head: str = "vanilla", gamma: int = 4) -> Engine:
-    """The target with a random drafter of another opinion."""
+def toy_engine(
+    target: Target,
+    scheduler,
+    head: str = "vanilla",
+    gamma: int = 4,
+    change: Callable[[dict[str, mx.array]], None] = lambda tensors: None,
+) -> Engine:
+    """The target with a random drafter of another opinion; `change` is made to its tensors."""
     config = toy_config(target, head, gamma)
     rng = np.random.default_rng(7)
     shapes = {f"{name}.weight": shape for name, shape in matrix_shapes(config).items()}
@@ -89,6 +95,7 @@ def toy_engine(target: Target, scheduler, head: str = "vanilla", gamma: int = 4)
         if "norm" in name:
             # Small final rows: a drafter less sure than the target, so that some drafts survive.
             tensors[name] = mx.ones_like(value) * (0.5 if name.startswith("norm") else 1.0)
+    change(tensors)
     drafter = assemble(
         config,
         {name: value.astype(target.dtype) for name, value in tensors.items()},
