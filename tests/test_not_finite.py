@@ -309,16 +309,20 @@ def test_a_processors_own_minus_infinity_is_legal(target):
     assert len(found) == 30 and all(token % 2 for token in found)
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(np.nan, "NaN or infinity in .*mlp.down_proj.weight"), (3e38, "logits that are not finite")],
+)
 @pytest.mark.parametrize("drafter", [False, "vanilla"])
-def test_a_damaged_target_is_refused_at_load(tmp_path, drafter):
-    """Taps blamed for other logits, because NaN does not equal itself."""
+def test_a_damaged_target_is_refused_at_load(tmp_path, drafter, value, found):
+    """Taps blamed for other logits, because NaN does not equal itself; weights that overflow."""
     folder = tmp_path / "damaged"
     shutil.copytree(TARGET, folder)
     tensors = read_tensors(folder)
     name = "model.layers.1.mlp.down_proj.weight"
-    tensors[name][0, 0] = np.nan
+    tensors[name][0] = value
     mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "mlx"})
-    with pytest.raises(InputError, match="damaged: found logits that are not finite"):
+    with pytest.raises(InputError, match=f"damaged: found {found}"):
         load(folder, drafter and golden(drafter), "full")
 
 
