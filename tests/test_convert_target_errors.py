@@ -223,7 +223,11 @@ def drop_tensor(folder: Path) -> None:
         ({}, drop_tensor, "mlx-lm cannot load.*model.norm.weight"),
         ({"hidden_size": 32}, spoil_nothing, "mlx-lm cannot load"),
         ({}, lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
-        ({}, lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer.json: found text that is not JSON"),
+        (
+            {},
+            lambda folder: (folder / "tokenizer.json").write_text("{"),
+            "tokenizer.json: found text that is not JSON",
+        ),
     ],
 )
 def test_bad_checkpoints_are_refused(
