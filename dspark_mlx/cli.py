@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any, Literal
 
 from tqdm import tqdm
 
+from . import blas
 from .cli_sampling import add_sampling_flags, sampling_settings
 from .decoder import Decoder
 from .load import load
@@ -85,15 +87,23 @@ def request_settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
 
 
 def load_decoder(args: argparse.Namespace) -> Decoder:
-    """The decoder that the model flags name."""
+    """The decoder that the model flags name; what makes it slow here is said."""
     drafter: str | Literal[False] | None = False if args.no_drafter else args.drafter
-    return load(
+    decoder = load(
         args.model,
         drafter,
         args.scheduler,
         precision=args.precision,
         draft_vocabulary=args.draft_vocabulary,
     )
+    advise(decoder)
+    return decoder
+
+
+def advise(decoder: Decoder) -> None:
+    """Say on standard error what makes a decoder slow here, if anything does."""
+    if (advice := blas.advice(decoder.precision)) is not None:
+        print(f"note: {advice}", file=sys.stderr)
 
 
 class PrefillBar:

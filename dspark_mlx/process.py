@@ -40,7 +40,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 def _is_command() -> bool:
     # While `python -m` looks for the module, Python has "-m" in its place among the arguments.
     names = (re.fullmatch(r"(-\w*m)?dspark_mlx(\.[\w.]+)?", each) for each in sys.orig_argv[1:])
-    return sys.argv[0] == "-m" and any(names)
+    script = re.search(r"(^|[/\\])(dspark_mlx\.\w+|dspark-mlx-lm)$", sys.argv[0])
+    return bool(script) or (sys.argv[0] == "-m" and any(names))
 
 
 def _open_streams() -> None:

@@ -14,7 +14,7 @@ import dspark_mlx
 PACKAGE = Path(dspark_mlx.__file__).parent
 # A module imports from its own level and the ones before it; a new module needs a line here.
 LEVELS = (
-    "version process errors strict_json system_errors locks staging files",
+    "version process errors installation blas strict_json system_errors locks staging files",
     "types ranges quantization canonical config bars tally hub precision matrix tensor_writer "
     "command numbers foreign template_budget detokenizer",
     "layout checkpoint ranking limits network messages chat_template tokenizer_files end_tokens "
@@ -37,7 +37,7 @@ LEVELS = (
     "folders",
     "load",
     "__init__ cli_sampling cli",
-    "models bench chat evaluate generate server train profile calibrate convert.__main__",
+    "models bench chat evaluate generate server train profile calibrate convert.__main__ __main__",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 MAY_IMPORT_CONVERT = {"folders", "builtin"}

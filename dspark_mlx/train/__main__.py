@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 from tqdm import tqdm
 
-from .. import command
+from .. import cli, command
 from ..bars import counting
 from ..decoder import Decoder
 from ..load import load
@@ -45,6 +45,7 @@ def main(argv: list[str] | None) -> int:
     if args.plot:
         check_path(args.plot)
     decoder = load(args.model, False, precision=args.precision)
+    cli.advise(decoder)
     if args.start:
         start = published_drafter(decoder, args.start)
     else:
