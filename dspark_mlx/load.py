@@ -24,6 +24,7 @@ from .files import read_json
 from .folders import StoredDrafter, read_drafter, target_folder
 from .hub import find_config
 from .matrix import arrays_of
+from .measure import LIMIT
 from .network import evaluate, open_network
 from .precision import apply_precision, choose_precision
 from .profiles import Pair, has_profile, obtain
@@ -181,10 +182,12 @@ def _scheduled(decoder: Decoder, name: str) -> Decoder:
         return decoder
     profile, pair = None, Pair.of(decoder)
     if needs_profile(name) or (name == "auto" and has_profile(pair.key())):
-        with counting("Measuring speed", "pass", delay=1.0) as progress:
+        label = f"Measuring speed, {LIMIT:.0f} s at most"
+        with counting(label, "pass", delay=1.0) as progress:
             obtained = obtain(pair, progress=progress)
-        if obtained.rejected:
-            warnings.warn(f"{obtained.rejected} {obtained.story}", stacklevel=3)
+        if obtained.rejected or not obtained.kept:
+            said = [obtained.rejected] if obtained.rejected else []
+            warnings.warn(" ".join([*said, obtained.story]), stacklevel=3)
         profile = obtained.profile
     has_confidence = drafter.config.has_confidence
     scheduler = make_scheduler(name, profile, drafter.calibrations, has_confidence)

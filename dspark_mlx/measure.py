@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
+from time import perf_counter
 
 import mlx.core as mx
 import numpy as np
@@ -22,9 +23,13 @@ from .timing import PLAIN_STEPS, Session, Times, take_turns
 CONTEXTS = (64, 512, 2048)
 BATCHES = (2, 4)
 
+LIMIT = 30.0
+"""Seconds that a measurement takes at most, or a pass over one context more."""
+
 _MORE_WIDTHS = 3
 _FILL_SECONDS = 5.0
 _BATCH_SECONDS = 1.0
+_FEWEST = 3
 
 
 def measure(
@@ -36,12 +41,14 @@ def measure(
     contexts: Iterable[int] = CONTEXTS,
     repeats: int = 9,
     max_length: int | None = None,
+    limit: float = LIMIT,
 ) -> SpeedProfile:
     """Measure verify forwards of widths 1..gamma+3, drafts and plain steps.
 
     Takes seconds: after 2.5 of them a context ends with what it has, at least 3 passes. On a slow
     machine the longer contexts come out shorter than asked, see `Session.fill`, and batches are
-    left out. With rotating caches a context grows while it is timed, and stands for its mean.
+    left out; after `limit` nothing new begins but one pass over the first context. With rotating
+    caches a context grows while it is timed, and stands for its mean.
 
     Args:
         engine: target and drafter; its scheduler is not used.
@@ -50,6 +57,7 @@ def measure(
         contexts: cache lengths; those beyond `max_length` are moved before it.
         repeats: passes at most.
         max_length: positions the target was made for.
+        limit: seconds.
 
     Raises:
         InputError: the engine has no drafter.
@@ -61,23 +69,30 @@ def measure(
     room = (repeats + 1) * (len(widths) + PLAIN_STEPS + 1) + len(widths)
     lengths = _within(contexts, max_length, room)
     steps = _Steps(progress, repeats, (len(lengths) + 1) * repeats)
-    reached, times, several = [], list[Times](), Times()
+    reached, times, several, added = [], list[Times](), Times(), Times()
+    until = perf_counter() + limit
     with wired_limit(engine.target.model):
         session = Session(engine)
         for i, length in enumerate(lengths):
-            filled = session.fill(length, _FILL_SECONDS)
-            times.append(take_turns(session.points(widths), repeats, steps.next_phase()))
+            if times and perf_counter() > until:
+                break
+            filled = session.fill(length, min(_FILL_SECONDS, until - perf_counter()))
+            points = session.points(widths)
+            times.append(take_turns(points, repeats, steps.next_phase(), until=until))
             reached.append((filled + session.length) // 2)
             if i == len(lengths) // 2 and _pass_seconds(times[i]) < _BATCH_SECONDS:
+                points = session.batches(BATCHES, widths)
+                # The longer contexts matter more.
+                third = perf_counter() + (until - perf_counter()) / 3
                 # The target's taps expect one request; nobody reads them here.
                 with engine.target.untapped():
-                    several = take_turns(
-                        session.batches(BATCHES, widths), repeats, steps.next_phase()
-                    )
-        added = take_turns(session.sampling(), repeats, seconds=0.5)
+                    several = take_turns(points, repeats, steps.next_phase(), until=third)
+        if perf_counter() < until:
+            added = take_turns(session.sampling(), repeats, seconds=0.5, until=until)
     mx.clear_cache()
     verify = tuple(_row(t, "verify", widths, _median) for t in times)
     batches = {n: _row(several, str(n), widths, _median) for n in BATCHES} if several else {}
+    middle = len(lengths) // 2
     return SpeedProfile(
         name=name,
         key=key,
@@ -86,9 +101,9 @@ def measure(
         verify=verify,
         draft=tuple(_median(t["draft", 0]) for t in times),
         plain=tuple(_median(t["plain", 0]) for t in times),
-        batches={1: verify[len(verify) // 2], **batches} if batches else {},
+        batches={1: verify[middle], **batches} if batches else {},
         verify_spread=tuple(_row(t, "verify", widths, _spread) for t in times),
-        sampling=_added(added, engine.drafter.config.gamma),
+        sampling=_added(added, engine.drafter.config.gamma) if added else (0.0, 0.0, 0.0),
     )
 
 
@@ -157,6 +172,8 @@ def _median(seconds: list[float]) -> float:
 
 
 def _spread(seconds: list[float]) -> float:
-    """The quartiles' distance over the median."""
+    """The quartiles' distance over the median; 1 where there are too few to have any."""
+    if len(seconds) < _FEWEST:
+        return 1.0
     low, middle, high = np.percentile(seconds, (25, 50, 75))
     return float((high - low) / middle)

@@ -12,8 +12,11 @@ from .bars import counting
 from .errors import InputError
 from .files import check_output
 from .plots import speed as speed_plot
-from .profiles import Obtained, Pair, adopt, obtain
+from .profiles import Obtained, Pair, adopt, forget, obtain
 from .speed import read_profile, table, write_profile
+
+# Who asks for a measurement waits longer for a good one than who starts to decode.
+_LIMIT = 120.0
 
 
 def main(argv: list[str] | None) -> int:
@@ -27,6 +30,9 @@ def main(argv: list[str] | None) -> int:
         check_output("--export", args.export)
     given = read_profile(args.import_file) if args.import_file else None
     pair = _pair(args)
+    if args.forget:
+        _print_forgotten(pair, forget(pair), args.json)
+        return 0
     obtained = adopt(pair, given, args.import_file) if given else _obtain(pair, args.remeasure)
     if args.plot:
         speed_plot.plot(obtained.profile, args.plot)
@@ -41,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     cli.add_model_flags(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--remeasure", action="store_true", help="measure even if one is stored")
+    source.add_argument("--forget", action="store_true", help="remove the stored one, and end")
     source.add_argument(
         "--import",
         dest="import_file",
@@ -64,13 +71,22 @@ def _pair(args: argparse.Namespace) -> Pair:
 
 def _obtain(pair: Pair, remeasure: bool) -> Obtained:
     # Drawn after a moment only: a stored profile is there before.
-    with counting("Measuring", "pass", delay=1.0) as progress:
-        return obtain(pair, remeasure=remeasure, progress=progress)
+    with counting(f"Measuring, {_LIMIT:.0f} s at most", "pass", delay=1.0) as progress:
+        return obtain(pair, remeasure=remeasure, progress=progress, limit=_LIMIT)
+
+
+def _print_forgotten(pair: Pair, path: Path | None, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"removed": str(path) if path else None}))
+    elif path:
+        print(f"Removed {path}, the profile of {pair.name}.")
+    else:
+        print(f"No profile of {pair.name} is stored.")
 
 
 def _print(obtained: Obtained, as_json: bool) -> None:
     if as_json:
-        report = {"measured": obtained.measured, "story": obtained.story}
+        report = {"measured": obtained.measured, "stored": obtained.kept, "story": obtained.story}
         report |= {"rejected": obtained.rejected, "profile": obtained.profile.to_dict()}
         print(json.dumps(report))
         return

@@ -13,11 +13,13 @@ from .engine import Engine
 from .errors import InputError
 from .files import cache_folder
 from .fingerprint import fingerprint
-from .measure import measure, spot
+from .measure import LIMIT, measure, spot
 from .rounds import Progress
 from .speed import SpeedProfile, read_profile, write_profile
 from .system_errors import writing
 
+# A profile is trusted within 30 %, see `difference`: repeats that differ by as much say nothing.
+_NOISY = 0.3
 _RATIO = 1.3
 _FACTOR = 2.0
 
@@ -77,12 +79,14 @@ class Obtained:
         measured: False when it was found in the store.
         story: what was done and why, one sentence.
         rejected: what is wrong with the stored one, or with the store; None when nothing is.
+        kept: whether the next run will find it.
     """
 
     profile: SpeedProfile
     measured: bool
     story: str
     rejected: str | None = None
+    kept: bool = True
 
 
 def profile_path(key: str) -> Path:
@@ -174,13 +178,38 @@ def difference(
     return None
 
 
-def obtain(pair: Pair, *, remeasure: bool = False, progress: Progress | None = None) -> Obtained:
+def forget(pair: Pair) -> Path | None:
+    """Remove the pair's stored profile; returns which file, None when there is none.
+
+    Raises:
+        InputError: it cannot be removed.
+    """
+    path = profile_path(pair.key())
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        found = f"no way to remove it ({error.strerror})"
+        raise InputError(path, found, "a file in a writable folder") from error
+    return path
+
+
+def obtain(
+    pair: Pair,
+    *,
+    remeasure: bool = False,
+    progress: Progress | None = None,
+    limit: float = LIMIT,
+) -> Obtained:
     """The pair's stored profile if a spot check agrees with it; else it is measured and stored.
+
+    A measurement whose repeats differ too much is for this run only, and a stored one stays.
 
     Args:
         pair: what is asked for.
         remeasure: do not look for a stored one.
-        progress: see `measure`.
+        progress, limit: see `measure`.
 
     Raises:
         InputError: folders that cannot be read.
@@ -192,13 +221,20 @@ def obtain(pair: Pair, *, remeasure: bool = False, progress: Progress | None = N
         if found and reason is None:
             return Obtained(found, False, f"Found in {profile_path(key)}.")
         rejected = f"{profile_path(key)}: {reason}." if reason else rejected
-    profile = measure(pair.engine, pair.name, key, progress, max_length=pair.max_length)
+    length = pair.max_length
+    profile = measure(pair.engine, pair.name, key, progress, max_length=length, limit=limit)
+    if profile.noise > _NOISY:
+        story = (
+            f"Measured for this run only: the machine is too busy or slow (repeats of one forward "
+            f"differ by {profile.noise:.0%}). Later: python -m dspark_mlx.profile --remeasure"
+        )
+        return Obtained(profile, True, story, rejected, kept=False)
     try:
         story = f"Measured and stored in {store(profile)}."
     except InputError as error:
         # A read-only home must not keep anyone from decoding.
-        story = f"Measured, not stored: {error}"
         rejected = rejected or "Speed profiles cannot be kept here."
+        return Obtained(profile, True, f"Measured, not stored: {error}", rejected, kept=False)
     return Obtained(profile, True, story, rejected)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,7 +59,8 @@ class SpeedProfile:
             cheaper than a verify forward of width 1.
         batches: number of requests to `[width - 1]`, a forward of all of them at the middle
             context; empty where the target's caches do not take several.
-        verify_spread: as `verify`, the quartiles' distance over the median.
+        verify_spread: as `verify`, the quartiles' distance over the median; 1 where it was measured
+            too few times to know.
         sampling: what sampling adds to a draft, to a forward's first row and to each further one;
             zeros where it was not measured.
     """
@@ -79,6 +81,11 @@ class SpeedProfile:
     def widths(self) -> int:
         """The largest width measured; all from 1 on are."""
         return len(self.verify[0])
+
+    @property
+    def noise(self) -> float:
+        """How much repeats of one forward differ: a context's median spread, of the worst one."""
+        return max(statistics.median(row) for row in self.verify_spread)
 
     @cached_property
     def sampled(self) -> SpeedProfile:

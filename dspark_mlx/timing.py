@@ -6,6 +6,7 @@ a while slows all of them alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from time import perf_counter
@@ -42,11 +43,12 @@ def take_turns(
     done: Callable[[int], None] = lambda passes: None,
     seconds: float = 2.5,
     least: int = 3,
+    until: float = math.inf,
 ) -> Times:
     """Seconds of every point, one from each pass over all of them.
 
-    The first pass warms up and does not count, unless it alone takes longer than `seconds`: what
-    it compiles is then little of it.
+    The first pass warms up and does not count, unless it alone takes longer than `seconds` or goes
+    beyond `until`: what it compiles is then little of it.
 
     Args:
         points: run in their order.
@@ -54,13 +56,16 @@ def take_turns(
         done: called with their number after each.
         seconds: time after which no pass begins,
         least: once so many have been made.
+        until: `perf_counter` after which no pass begins but the first, however few were made.
     """
     started = perf_counter()
     first = {point: run() for point, run in points.items()}
-    passes = int(perf_counter() - started > seconds)
+    passes = int(perf_counter() > min(started + seconds, until))
     times = {point: [taken] * passes for point, taken in first.items()}
     started = started if passes else perf_counter()
-    while passes < repeats and (passes < least or perf_counter() - started < seconds):
+    while passes < repeats and perf_counter() < (
+        until if passes < least else min(started + seconds, until)
+    ):
         for point, run in points.items():
             times[point].append(run())
         passes += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 
 import mlx.core as mx
 import pytest
@@ -14,6 +15,7 @@ from tiny_models import tiny
 from dspark_mlx import profile as command
 from dspark_mlx import profiles
 from dspark_mlx.cache import new_caches
+from dspark_mlx.decoder import Decoder
 from dspark_mlx.engine import Engine
 from dspark_mlx.errors import InputError
 from dspark_mlx.measure import measure
@@ -45,11 +47,12 @@ def quick(monkeypatch, decoder):
     """The store's functions with a measurement that takes no time, and how often it was made."""
     gamma, made = decoder.engine.drafter.config.gamma, []
     row = tuple(1.0 + 0.1 * width for width in range(gamma + 3))
+    steady = tuple(0.05 for _ in row)
 
-    def quick_measure(engine, name, key, progress=None, *, max_length=None) -> SpeedProfile:
+    def quick_measure(engine, name, key, progress=None, *, max_length=None, limit) -> SpeedProfile:
         made.append(key)
-        rows = (row, row)
-        return profile(name=name, key=key, verify=rows, batches={}, verify_spread=rows)
+        spread = (steady, steady)
+        return profile(name=name, key=key, verify=(row, row), batches={}, verify_spread=spread)
 
     monkeypatch.setattr(profiles, "measure", quick_measure)
     measured = (row[0], row[gamma], 5.0)
@@ -76,6 +79,15 @@ def test_batches_are_left_out_where_they_would_take_minutes(decoder, monkeypatch
     """Five of six minutes on a CPU without a fast BLAS library."""
     monkeypatch.setattr("dspark_mlx.measure._BATCH_SECONDS", 0.0)
     assert measure(decoder.engine, "a pair", "k", contexts=(8,), repeats=1).batches == {}
+
+
+def test_a_measurement_ends_with_what_it_has(decoder):
+    """Minutes of measuring at a start on a busy machine."""
+    found = measure(decoder.engine, "a pair", "k", **FAST, limit=0.0)
+    assert found.contexts == (8,) and found.widths == decoder.engine.drafter.config.gamma + 3
+    assert found.batches == {} and found.sampling == (0.0, 0.0, 0.0)
+    assert found.noise == 1.0, "one pass says nothing of what it is worth"
+    assert SpeedProfile.from_dict(json.loads(json.dumps(found.to_dict())), "here") == found
 
 
 def test_measuring_changes_nothing(decoder):
@@ -167,6 +179,7 @@ def test_slow_points_end_early():
     take_turns(points, 9, counts.append, seconds=0.0)
     assert len(calls) == 3 and counts == [2, 3]
     assert take_turns(points, 9, seconds=0.0, least=1) == {("verify", 1): [1.0]}
+    assert take_turns(points, 9, until=0.0) == {("verify", 1): [1.0]}, "less than the least"
 
 
 def test_without_a_drafter_there_is_nothing_to_measure(decoder):
@@ -182,6 +195,35 @@ def test_a_profile_is_measured_once(tiny_pair, quick):
     assert first.profile == second.profile and first.rejected is second.rejected is None
     assert str(profile_path(tiny_pair.key())) in second.story
     assert obtain(tiny_pair, remeasure=True).measured and len(quick) == 2
+
+
+def test_a_noisy_measurement_is_said_and_not_kept(tiny_pair, quick, monkeypatch):
+    """Another program's burst of work as the truth of every later run."""
+    obtain(tiny_pair)
+    kept = stored(tiny_pair.key())
+    steady = profiles.measure
+
+    def noisy(*args, **settings):
+        calm, busy = kept[0].verify_spread[0], tuple(0.5 for _ in kept[0].verify[0])
+        changes = {"draft": (9.0, 9.0), "verify_spread": (calm, busy)}
+        return dataclasses.replace(steady(*args, **settings), **changes)
+
+    monkeypatch.setattr(profiles, "measure", noisy)
+    obtained = obtain(tiny_pair, remeasure=True)
+    assert obtained.measured and not obtained.kept and obtained.profile.draft == (9.0, 9.0)
+    assert "for this run only" in obtained.story and "50%" in obtained.story
+    assert stored(tiny_pair.key()) == kept, "the old one is as good as it was"
+
+
+def test_a_noisy_measurement_is_said_where_a_pair_is_loaded(tiny_pair, quick, monkeypatch):
+    """Silence about a measurement that every start makes again."""
+    monkeypatch.setattr(profiles, "_NOISY", 0.01)
+    decoder = Decoder(tiny_pair.engine, TARGET, {}, tiny_pair.drafter, "float32")
+    # The name dspark_mlx.load is the function's.
+    scheduled = sys.modules["dspark_mlx.load"]._scheduled
+    with pytest.warns(UserWarning, match="for this run only"):
+        assert scheduled(decoder, "expected").engine.profile.draft == (5.0, 10.0)
+    assert not profile_path(tiny_pair.key()).exists()
 
 
 @pytest.mark.parametrize(
@@ -210,7 +252,7 @@ def test_a_folder_that_cannot_be_written_costs_only_the_store(tiny_pair, quick, 
     """No decoding in a container with a read-only home."""
     cache_home.write_text("a file where the folder should be")
     obtained = obtain(tiny_pair)
-    assert obtained.measured and "not stored" in obtained.story
+    assert obtained.measured and "not stored" in obtained.story and not obtained.kept
 
 
 @pytest.mark.parametrize(
@@ -286,6 +328,24 @@ def test_the_command_measures_then_finds(tiny_pair, quick, monkeypatch, capsys, 
     assert "Imported" in capsys.readouterr().err
     assert command.main(["--remeasure"]) == 0
     assert len(quick) == 2
+
+
+def test_forget_removes_this_pairs_profile(tiny_pair, quick, monkeypatch, capsys):
+    """A profile that can only be got rid of by who knows where it lies; another pair's removed."""
+    monkeypatch.setattr(command, "_pair", lambda args: tiny_pair)
+    obtain(tiny_pair)
+    path, other = profile_path(tiny_pair.key()), profile_path("other")
+    other.write_text("another pair's")
+    assert command.main(["--forget"]) == 0
+    assert f"Removed {path}" in capsys.readouterr().out
+    assert not path.exists() and other.exists()
+    assert command.main(["--forget"]) == 0
+    assert "No profile of" in capsys.readouterr().out
+    assert command.main(["--forget", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"removed": None}
+    path.mkdir()
+    with pytest.raises(InputError, match="no way to remove it"):
+        command.main(["--forget"])
 
 
 @pytest.mark.parametrize(
