@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from pairs import TARGET
 from training_toys import PROMPT, SMALL, one_text_twice, same
@@ -124,6 +127,23 @@ def test_a_finished_run_does_nothing_more(target, corpus, start, tmp_path):
     again = Run(target, corpus, start, SMALL, tmp_path / "run").go()
     same(again.tensors, ended.tensors)
     assert log(tmp_path / "run") == before
+
+
+def test_more_steps_go_on_with_a_finished_run(target, corpus, start, tmp_path):
+    """A finished run that cannot be trained further, or that does so at a rate of 0; steps taken
+    back, after which the log would tell of a run that never was."""
+    first = dataclasses.replace(SMALL, recipe=Recipe(6, 2e-3))
+    ended = Run(target, corpus, start, first, tmp_path / "run").go()
+    more = Run(target, corpus, start, SMALL, tmp_path / "run")
+    assert more.progress.step == 6
+    same({n: more._learner.parameters[n] for n in more._learner.parameters}, ended.tensors)
+    result = more.go()
+    assert (result.ended, result.progress.step) == ("done", 12)
+    rates = {int(row[1]): float(row[3]) for row in log(tmp_path / "run") if row[0] == "held-out"}
+    assert rates[6] == pytest.approx(first.recipe.rate(5), rel=1e-3)
+    assert rates[8] == pytest.approx(SMALL.recipe.rate(7), rel=1e-3)
+    with pytest.raises(InputError, match=r"steps 12.*steps 6"):
+        Run(target, corpus, start, first, tmp_path / "run")
 
 
 def test_layers_computed_again_give_the_same_run(target, corpus, start, tmp_path):
@@ -244,7 +264,43 @@ def test_a_damaged_checkpoint_is_refused(target, corpus, start, tmp_path, file, 
         path.write_bytes(path.read_bytes()[:-100])
     else:
         path.unlink()
-    with pytest.raises(InputError, match="step-0000012"):
+    older = tmp_path / "run" / "checkpoints" / "step-0000006"
+    with pytest.raises(InputError, match="step-0000012") as error:
+        Run(target, corpus, start, SMALL, tmp_path / "run")
+    assert f"{older} is whole: remove {path.parents[len(Path(file).parts) - 1]}" in str(error.value)
+    assert "\n" not in str(error.value)
+    (older / "state.json").write_text("{}")
+    with pytest.raises(InputError, match="No older one is whole"):
+        Run(target, corpus, start, SMALL, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"progress": {"step": 12}},
+        {"progress": [12]},
+        {"progress": {"step": "12", "best": 0, "best_step": 0, "bad": 0, "seconds": 0}},
+        {"progress": {"step": 12, "best": math.nan, "best_step": 0, "bad": 0, "seconds": 0}},
+        {"identity": None},
+    ],
+)
+def test_a_state_that_says_nonsense_is_refused(target, corpus, start, tmp_path, damage):
+    """A traceback, or a run that goes on from nowhere."""
+    Run(target, corpus, start, SMALL, tmp_path / "run").go()
+    path = tmp_path / "run" / "checkpoints" / "step-0000012" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(InputError, match=r"state\.json.*step-0000006 is whole"):
+        Run(target, corpus, start, SMALL, tmp_path / "run")
+
+
+def test_a_checkpoint_without_some_weights_is_refused(target, corpus, start, tmp_path):
+    """The first weights gone on with where a tensor was lost."""
+    Run(target, corpus, start, SMALL, tmp_path / "run").go()
+    path = tmp_path / "run" / "checkpoints" / "step-0000012" / "model.safetensors"
+    tensors = mx.load(str(path))
+    kept = {name: value for name, value in tensors.items() if name != "fc.weight"}
+    mx.save_safetensors(str(path), {n: mx.array(np.array(v)) for n, v in kept.items()})
+    with pytest.raises(InputError, match=r"fc\.weight missing.*step-0000006 is whole"):
         Run(target, corpus, start, SMALL, tmp_path / "run")
 
 

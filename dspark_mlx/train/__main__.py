@@ -104,8 +104,8 @@ def _tell(args: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 
 def _train(args: argparse.Namespace, run: Run) -> Result:
-    if run.progress.step:
-        _say(f"{args.to}: going on after step {run.progress.step}")
+    if done := run.progress.step:
+        _say(f"{args.to}: going on after step {done} of {args.steps}")
     with _interruptible() as stopped:
         return run.go(lambda: bool(stopped))
 

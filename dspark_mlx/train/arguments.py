@@ -98,7 +98,13 @@ def _add_design(group: Any) -> None:
 
 def _add_recipe(group: Any) -> None:
     add = group.add_argument
-    add("--steps", type=int, default=2000, help="in all (default: 2000)")
+    add(
+        "--steps",
+        type=int,
+        default=2000,
+        help="in all; more than before go on with a finished run, at the rate that so many steps "
+        "have there (default: 2000)",
+    )
     add("--learning-rate", type=float, help="its peak (default: 6e-4, with --from 1e-4)")
     add("--batch-tokens", type=int, default=8192, help="of a batch (default: 8192)")
     add("--accumulate", type=int, default=1, help="batches a step (default: 1)")

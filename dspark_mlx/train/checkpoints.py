@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
@@ -15,8 +16,12 @@ from ..files import read_json, write_json
 from ..staging import staged_folder
 from ..tensor_writer import write_tensors
 
+Arrays: TypeAlias = dict[str, mx.array]
+
 KEPT = 2
 """Newest checkpoints that are kept, beside the best."""
+_STEPS = "settings.recipe.steps"
+"""The one part of a run's identity that may change: it may grow."""
 _WEIGHTS, _OPTIMISER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -37,6 +42,10 @@ class Progress:
     seconds: float = 0.0
 
 
+class _OtherRunError(InputError):
+    """A checkpoint that is whole, and of a run with other settings or data."""
+
+
 class Checkpoints:
     """The checkpoints in a folder.
 
@@ -49,9 +58,7 @@ class Checkpoints:
         self._folder = folder
         self._identity = identity
 
-    def save(
-        self, progress: Progress, parameters: dict[str, mx.array], state: dict[str, mx.array]
-    ) -> None:
+    def save(self, progress: Progress, parameters: Arrays, state: Arrays) -> None:
         """Write a checkpoint, then remove those that are neither new nor the best.
 
         Raises:
@@ -79,36 +86,65 @@ class Checkpoints:
             if path not in keep:
                 shutil.rmtree(path)
 
-    def load(self) -> tuple[Progress, dict[str, mx.array], dict[str, mx.array]] | None:
+    def load(self, parameters: Arrays, state: Arrays) -> tuple[Progress, Arrays, Arrays] | None:
         """The newest checkpoint: progress, parameters and optimiser state; None without any.
 
+        Args:
+            parameters, state: what the run begins with: a checkpoint has arrays of these names and
+                shapes.
+
         Raises:
-            InputError: it is damaged, or of a run with other settings or data.
+            InputError: it is damaged, and an older one that is whole is named; or it is of a run
+                with other settings or data (but for more steps than it was begun with).
         """
-        path = self._newest()
-        if path is None:
+        newest = self._newest()
+        if newest is None:
             return None
+        try:
+            return self._read(newest, parameters, state)
+        except _OtherRunError:
+            raise
+        except InputError as error:
+            hint = "No older one is whole: choose another folder to begin anew."
+            for path in reversed(self._all()[:-1]):
+                if self._is_whole(path, parameters, state):
+                    hint = f"{path} is whole: remove {newest} to go on from there."
+                    break
+            raise InputError(error.where, error.found, error.expected, hint) from error
+
+    def _read(
+        self, path: Path, parameters: Arrays, state: Arrays
+    ) -> tuple[Progress, Arrays, Arrays]:
         content = read_json(path / _STATE)
         if set(content) != {"identity", "progress"}:
             found = f"keys {', '.join(sorted(content))}"
             raise InputError(path / _STATE, found, "identity and progress")
+        for name, value in content.items():
+            if not isinstance(value, dict):
+                raise InputError(path / _STATE, f"{name} {value!r}", "an object")
         self._check_identity(path, content["identity"])
-        try:
-            progress = Progress(**content["progress"])
-        except TypeError as error:
-            raise InputError(path / _STATE, error, "a run's progress") from error
-        return progress, read_tensors(path), read_tensors(path / "optimizer")
+        progress = _progress(content["progress"], path)
+        return progress, _arrays(path, parameters), _arrays(path / "optimizer", state)
 
-    def weights(self, step: int) -> dict[str, mx.array]:
+    def _is_whole(self, path: Path, parameters: Arrays, state: Arrays) -> bool:
+        try:
+            self._read(path, parameters, state)
+        except InputError:
+            return False
+        return True
+
+    def weights(self, step: int) -> Arrays:
         """The parameters of the checkpoint of a step."""
         return read_tensors(self._path(step))
 
     def _check_identity(self, path: Path, found: dict[str, Any]) -> None:
         there, wanted = _flat(found), _flat(self._identity)
         for name in sorted({*there, *wanted}):
+            if name == _STEPS and name in there and _at_most(there[name], wanted[name]):
+                continue
             if there.get(name) != wanted.get(name):
                 hint = "Go on with the settings it was begun with, or choose another folder."
-                raise InputError(
+                raise _OtherRunError(
                     path, f"{name} {there.get(name)!r}", f"{name} {wanted.get(name)!r}", hint
                 )
 
@@ -120,6 +156,34 @@ class Checkpoints:
 
     def _newest(self) -> Path | None:
         return next(reversed(self._all()), None)
+
+
+def _at_most(steps: object, limit: int) -> bool:
+    return type(steps) is int and steps <= limit
+
+
+def _progress(values: dict[str, Any], path: Path) -> Progress:
+    """Where the run of a checkpoint's folder is."""
+    fields = {name: type(value) for name, value in asdict(Progress()).items()}
+    if set(values) != set(fields):
+        raise InputError(path / _STATE, f"progress of {', '.join(values)}", ", ".join(fields))
+    for name, kind in fields.items():
+        value = values[name]
+        if type(value) not in (int, kind) or not 0 <= value < math.inf:
+            raise InputError(path / _STATE, f"{name} {value!r}", f"{kind.__name__} of 0 or more")
+    return Progress(**values)
+
+
+def _arrays(folder: Path, like: Arrays) -> Arrays:
+    """A folder's tensors, which have the names and shapes of others."""
+    tensors = read_tensors(folder)
+    shapes = {name: list(array.shape) for name, array in tensors.items()}
+    for name in sorted({*tensors, *like}):
+        expected = list(like[name].shape) if name in like else None
+        if shapes.get(name) != expected:
+            found = f"{name} {shapes.get(name, 'missing')}"
+            raise InputError(folder, found, f"{name} {expected or 'left out'}")
+    return tensors
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -75,7 +75,9 @@ class Run:
         corpus: the texts.
         start: see `Start`.
         settings: see `Settings`.
-        folder: gets `log.csv` and `checkpoints/`; a run that is there already is gone on with.
+        folder: gets `log.csv` and `checkpoints/`; a run that is there already is gone on with. With
+            more steps than it was begun with, a finished one goes on, too: from where it is, its
+            learning rate is that of a run of so many steps, so it rises before it falls to 0 again.
         report: called with every line of the log.
 
     Attributes:
@@ -129,7 +131,8 @@ class Run:
         self._checkpoints = Checkpoints(folder / "checkpoints", identity)
         self.progress = Progress()
         self._begun = False
-        if (saved := self._checkpoints.load()) is not None:
+        saved = self._checkpoints.load(self._learner.parameters, self._learner.state())
+        if saved is not None:
             self.progress, parameters, state = saved
             self._learner.restore(parameters, state)
             self._begun = True
