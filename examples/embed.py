@@ -1,58 +1,64 @@
-"""An agent loop that embeds the decoder: the model may call tools until it answers.
+"""An agent that embeds the decoder: the model calls a tool, and its result ends in the answer.
 
-Run it with `python examples/embed.py "What is 17 * 23?"`. The built-in model is small; any other
+Run it with `python examples/embed.py "What is 17 * 23?"`; it needs the extra `grammar`. The
+built-in model is small, so a JSON schema keeps its call to one that the tool takes. Any other
 target works the same, with load("path/to/target", "path/to/drafter").
 """
 
 from __future__ import annotations
 
-import re
+import json
 import sys
+from typing import Any
 
 import dspark_mlx
 
-SYSTEM = (
-    "You are a careful assistant. To compute something, write one line CALC: followed by the "
-    "arithmetic expression and stop. You are then told its value. Answer in one sentence."
-)
-MAX_STEPS = 3
+SYSTEM = "Write the calculation that the user asks for as JSON."
+EXAMPLES = {
+    "What is 12 plus 30?": {"left": 12, "operator": "+", "right": 30},
+    "How much is 7 times 8?": {"left": 7, "operator": "*", "right": 8},
+    "What is 50 - 6?": {"left": 50, "operator": "-", "right": 6},
+}
+NUMBER = {"type": "integer", "minimum": 0, "maximum": 99999}
+CALL = {
+    "type": "object",
+    "properties": {"left": NUMBER, "operator": {"enum": ["+", "-", "*"]}, "right": NUMBER},
+    "required": ["left", "operator", "right"],
+    "additionalProperties": False,
+}
 
 
-def calculate(expression: str) -> str:
-    """Evaluate arithmetic on two integers; anything else is refused in words the model can read."""
-    match = re.fullmatch(r"\s*(-?\d+)\s*([-+*/])\s*(-?\d+)\s*", expression)
-    if not match:
-        return "not an expression of two integers"
-    left, operator, right = int(match[1]), match[2], int(match[3])
-    if operator == "/" and right == 0:
-        return "undefined"
-    results = {"+": left + right, "-": left - right, "*": left * right}
-    return str(results[operator] if operator in results else left / right)
+def calculate(left: int, operator: str, right: int) -> int:
+    """The tool."""
+    return {"+": left + right, "-": left - right, "*": left * right}[operator]
+
+
+def tool_call(decoder: dspark_mlx.Decoder, question: str) -> dict[str, Any]:
+    """What the model wants calculated: JSON that follows the schema, streamed as it comes."""
+    messages = [{"role": "system", "content": SYSTEM}]
+    for asked, call in EXAMPLES.items():
+        messages += [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": json.dumps(call)},
+        ]
+    messages.append({"role": "user", "content": question})
+    text = ""
+    schema = decoder.json_schema(CALL)
+    for chunk in decoder.stream(messages, max_tokens=64, logits_processors=(schema,)):
+        print(chunk.text, end="", flush=True)
+        text += chunk.text
+    print(f"  [{chunk.statistics.accepted_length:.1f} tokens a round]")
+    call = json.loads(text)
+    assert isinstance(call, dict)
+    return call
 
 
 def main() -> None:
-    """Stream the model's turns and feed tool results back."""
+    """Ask, call the tool, and say its result."""
     question = " ".join(sys.argv[1:]) or "What is 17 * 23?"
     decoder = dspark_mlx.load()
-    messages = [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": question},
-    ]
-    for _ in range(MAX_STEPS):
-        answer = ""
-        for chunk in decoder.stream(messages, max_tokens=128):
-            print(chunk.text, end="", flush=True)
-            answer += chunk.text
-        print(f"\n  [{chunk.generation_tps:.0f} tokens/s]")
-        call = re.search(r"CALC:(.*)", answer)
-        if not call:
-            break
-        result = calculate(call[1])
-        print(f"  [tool: {result}]")
-        messages += [
-            {"role": "assistant", "content": answer},
-            {"role": "user", "content": f"The value is {result}."},
-        ]
+    call = tool_call(decoder, question)
+    print(f"{question} {call['left']} {call['operator']} {call['right']} = {calculate(**call)}")
 
 
 if __name__ == "__main__":

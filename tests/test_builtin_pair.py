@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,27 @@ def prompts() -> list[str]:
 def assert_equal_or_tie(decoder, prompt, left, right) -> None:
     difference = first_difference(decoder.engine.target, prompt, left, right)
     assert difference is None or difference.margin < TIE, difference
+
+
+def test_the_first_run_of_the_readme_answers_rightly(decoder):
+    """A wrong answer as the first thing that a newcomer sees."""
+    readme = (DATA.parent.parent / "README.md").read_text(encoding="utf-8")
+    prompt = "Write a Python function that reverses a string."
+    assert f'generate --prompt "{prompt}" --stats' in readme
+    chunks = decoder.stream([{"role": "user", "content": prompt}], max_tokens=256)
+    text = "".join(chunk.text for chunk in chunks)
+    assert "return input_str[::-1]" in text
+
+
+def test_the_embedding_example_calls_its_tool():
+    """An example whose tool is never called, or with other numbers than were asked for."""
+    pytest.importorskip("llguidance")
+    script = DATA.parent.parent / "examples" / "embed.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "What is 17 * 23?"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("17 * 23 = 391\n")
 
 
 def test_reference_outputs_are_reproduced(decoder):
