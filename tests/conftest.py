@@ -11,6 +11,11 @@ from training_toys import begun, greedy_texts
 from dspark_mlx.targets.tap import Target
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-seed", type=int, default=0, help="of the damaged inputs (default: 0)")
+    parser.addoption("--fuzz-cases", type=int, default=2000, help="so many (default: 2000)")
+
+
 @pytest.fixture(autouse=True)
 def cache_home(monkeypatch, tmp_path):
     """No test reads or fills the user's cache folder."""

@@ -1,0 +1,76 @@
+"""Damaged configs, weights, GGUF, tokenizer and JSON files, and odd arguments, by the thousand.
+
+pytest -m slow tests/fuzz --fuzz-seed S --fuzz-cases N. A case that fails is run again alone:
+PYTHONPATH=tests python -m fuzz.worker STOCK --seed S --first NUMBER --keep FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+_SHOWN = 40
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
+
+
+def worker(stock: Path, *flags: object) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(TESTS), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-m", "fuzz.worker", str(stock), *map(str, flags)]
+    return subprocess.Popen(
+        command, env=os.environ | one, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+
+
+def reports(stock: Path, seed: int, cases: int) -> list[dict]:
+    """Run the first cases of a seed on all cores; what became of each."""
+    made = worker(stock, "--seed", seed, "--count", 0)
+    assert made.wait() == 0
+    count = min(os.cpu_count() or 1, cases)
+    workers = []
+    for first in range(count):
+        share = len(range(first, cases, count))
+        flags = ("--first", first, "--every", count, "--count", share)
+        workers.append(worker(stock, "--seed", seed, *flags))
+    lines = [line for each in workers for line in each.communicate()[0].splitlines()]
+    assert [each.returncode for each in workers] == [0] * count
+    return [json.loads(line) for line in lines]
+
+
+def summary(found: list[dict], seed: int) -> str:
+    """The faults by kind and place, a case of each with its damage."""
+    classes = defaultdict(list)
+    for report in found:
+        fault = report["fault"]
+        classes[fault["kind"], fault["where"]].append(report)
+    lines = []
+    for (kind, where), same in sorted(classes.items(), key=lambda item: -len(item[1])):
+        first = same[0]
+        lines += [
+            f"{len(same)} x {kind} {where}",
+            f"    --fuzz-seed {seed}, case {first['case']}: {first['command']}",
+            f"    {first['damage']}",
+            f"    {first['fault']['message']}",
+        ]
+    return "\n".join(lines[: 4 * _SHOWN])
+
+
+@pytest.mark.slow
+def test_damaged_input_is_used_or_refused_in_one_line(request, tmp_path):
+    """Tracebacks, messages of several lines, memory or time without end, files left behind."""
+    seed, cases = (request.config.getoption(f"--fuzz-{name}") for name in ("seed", "cases"))
+    run = reports(tmp_path / "stock", seed, cases)
+    assert len(run) == cases
+    found = [report for report in run if report["fault"]]
+    assert not found, f"{len(found)} of {cases} cases:\n{summary(found, seed)}"
+    # A fuzzer whose every case is refused tries little.
+    assert sum(report["status"] == 0 for report in run) > cases / 5
