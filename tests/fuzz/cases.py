@@ -15,6 +15,7 @@ from . import (
     gguf_edits,
     json_edits,
     odd,
+    requests,
     safetensors_edits,
     template_edits,
 )
@@ -171,11 +172,18 @@ def _own_files(rng: Random, place: Place) -> tuple[Call, str]:
 
 
 def _arguments(rng: Random, place: Place) -> tuple[Call, str]:
-    made = call(rng.choice([name for name in NAMES if name != "fit further"]))
+    made = call(rng.choice([x for x in NAMES if x not in ("fit further", "request")]))
     words = argument_edits.damage(rng, made.arguments, parser(made.command, made.arguments))
     # Things to be mistaken for others.
     place.fill(Call("", [], ("target", "drafter", "prompts.jsonl")))
     return made, words
+
+
+def _request(rng: Random, place: Place) -> tuple[Call, str]:
+    made = call("request")
+    made.arguments = [f"{rng.random()}"]
+    prompt, settings = requests.draw(Random(made.arguments[0]))
+    return made, f"prompt {odd.shown(prompt)}, {settings!r}"
 
 
 _KINDS: dict[Callable[[Random, Place], tuple[Call, str]], int] = {
@@ -187,6 +195,7 @@ _KINDS: dict[Callable[[Random, Place], tuple[Call, str]], int] = {
     _template: 6,
     _own_files: 14,
     _arguments: 16,
+    _request: 6,
 }
 
 

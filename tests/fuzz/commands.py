@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 
 from .stock import TRAINING
 
-MODULES = {
-    name: f"dspark_mlx.{name}"
-    for name in ("generate", "chat", "bench", "evaluate", "profile", "calibrate", "models")
-} | {name: f"dspark_mlx.{name}.__main__" for name in ("train", "convert")}
+MODULES = (
+    {
+        name: f"dspark_mlx.{name}"
+        for name in ("generate", "chat", "bench", "evaluate", "profile", "calibrate", "models")
+    }
+    | {name: f"dspark_mlx.{name}.__main__" for name in ("train", "convert")}
+    | {"request": "fuzz.requests"}
+)
 
 
 @dataclass
@@ -48,6 +52,7 @@ _WAYS = {
         f"{_PAIR} --prompt abc --logit-bias bias.json",
         ("target", "drafter", "bias.json"),
     ),
+    "request": _Way("request", ""),
     "chat": _Way("chat", _PAIR),
     "bench": _Way(
         "bench",
@@ -118,7 +123,7 @@ def call(name: str) -> Call:
 
 def parser(command: str, arguments: list[str]) -> argparse.ArgumentParser | None:
     """The parser of the flags that these arguments may have; None for a command without flags."""
-    if command == "models":
+    if command in ("models", "request"):
         return None
     if command == "train":
         return importlib.import_module("dspark_mlx.train.arguments").parser()

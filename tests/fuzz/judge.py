@@ -14,7 +14,7 @@ LONGEST = 1000
 """Characters of a message."""
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _OURS = re.compile(r"(?:dspark_mlx|convert)/(?!.*site-packages).*\.py$")
-_BAR = re.compile(r"\d+%\||\d+\w*(?:/\S+)? \[\d\d:")
+_BAR = re.compile(r"\d%\|| \[\d\d:\d\d")
 """A progress bar of tqdm."""
 _CHAT = ("/reset starts over", "no command ")
 
@@ -114,7 +114,7 @@ def _left(call: Call, outcome: Outcome, before: Tree, after: Tree, aside: Path) 
     if changed and "--overwrite" not in call.arguments:
         return Fault("inputs changed", "", ", ".join(changed[:5]))
     new = [path for path in after if path not in before]
-    halves = [path for path in new if re.search(r"(^|/)\..*|\.(partial|old|tmp)$", path)]
+    halves = [path for path in new if re.search(r"(^|/)\.|\.(partial|old|tmp)$", path)]
     halves += [f"cache/{p}" for p in tree(aside / "cache") if p.endswith((".partial", ".old"))]
     # MLX keeps compiled kernels in its own folder there.
     halves += [f"tmp/{path}" for path in tree(aside / "tmp") if path != "mlx"]
