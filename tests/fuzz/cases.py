@@ -67,9 +67,18 @@ def make(rng: Random, place: Place) -> Case:
     kind = rng.choices(kinds, [_KINDS[kind] for kind in kinds])[0]
     made, words = kind(rng, place)
     place.fill(made)
-    if made.command == "chat" and not made.stdin:
+    if made.command == "chat":
         made.stdin = _said(rng)
     return Case(made, words)
+
+
+def undamaged(place: Place, number: int) -> Case:
+    """One of the commands as it works; they are numbered from 0 to `len(NAMES) - 1`."""
+    made = call(NAMES[number])
+    if made.command == "chat":
+        made.stdin = b"abc\n"
+    place.fill(made)
+    return Case(made, f"nothing ({NAMES[number]})")
 
 
 def _target_config(rng: Random, place: Place) -> tuple[Call, str]:

@@ -52,7 +52,7 @@ _WAYS = {
         f"{_PAIR} --prompt abc --logit-bias bias.json",
         ("target", "drafter", "bias.json"),
     ),
-    "request": _Way("request", ""),
+    "request": _Way("request", "undamaged"),
     "chat": _Way("chat", _PAIR),
     "bench": _Way(
         "bench",

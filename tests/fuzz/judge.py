@@ -16,7 +16,11 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _OURS = re.compile(r"(?:dspark_mlx|convert)/(?!.*site-packages).*\.py$")
 _BAR = re.compile(r"\d%\|| \[\d\d:\d\d")
 """A progress bar of tqdm."""
-_CHAT = ("/reset starts over", "no command ")
+# What is said beside the error, by command.
+_NEWS = {
+    "chat": re.compile(r"/reset starts over|no command "),
+    "train": re.compile(r"step \d+: |.*: going on after step "),
+}
 
 Tree = dict[str, str]
 """Path to what is there: a digest, "folder" or where a link leads."""
@@ -91,8 +95,8 @@ def _where(said: str) -> str:
 def _message(call: Call, said: str) -> str:
     """What is wrong with the message of a refusal."""
     lines = [line for line in re.split(r"[\n\r]", said) if line.strip() and not _BAR.search(line)]
-    if call.command == "chat":
-        lines = [line for line in lines if not line.startswith(_CHAT)]
+    if news := _NEWS.get(call.command):
+        lines = [line for line in lines if not news.match(line)]
     if lines and lines[0].startswith("usage: "):
         # argparse shows its flags first; its error is the last line.
         lines = [line for line in lines if re.match(r"\S.*: error: ", line)] or lines

@@ -13,6 +13,7 @@ import numpy as np
 
 from dspark_mlx.load import load
 from dspark_mlx.request import Settings
+from dspark_mlx.sampling.settings import Sampling
 
 from . import odd
 
@@ -39,16 +40,21 @@ _VALUES: tuple[Any, ...] = (
 
 
 def draw(rng: Random) -> tuple[Any, dict[str, Any]]:
-    """A prompt and its settings."""
+    """A prompt and its settings, of which most are what no request can have."""
     settings: dict[str, Any] = {"max_tokens": 4}
     if rng.random() < 0.3:
         settings |= {"temperature": 0.8, "seed": 1}
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
-        settings[rng.choice(_NAMES)] = rng.choice(_VALUES) if rng.random() < 0.4 else _plain(rng)
+        name = rng.choice(_NAMES)
+        settings[name] = _setting(rng, name)
     return rng.choice(_PROMPTS) if rng.random() < 0.5 else [3, 4, 5], settings
 
 
-def _plain(rng: Random) -> Any:
+def _setting(rng: Random, name: str) -> Any:
+    if rng.random() < 0.3:
+        return rng.choice(_VALUES)
+    if rng.random() < 0.5:
+        return odd.near(rng, getattr(Sampling(), name, 3))
     value = odd.value(rng)
     return str(value) if isinstance(value, odd.Raw) else value
 
@@ -56,7 +62,8 @@ def _plain(rng: Random) -> Any:
 def main(argv: list[str] | None) -> int:
     """Stream the request of the seed that is the first argument."""
     seed = (argv or sys.argv[1:])[0]
-    prompt, settings = draw(Random(seed))
+    plain = ("abc", {"max_tokens": 4})
+    prompt, settings = plain if seed == "undamaged" else draw(Random(seed))
     for chunk in load("target", "drafter").stream(prompt, **settings):
         assert chunk.token >= 0
     return 0

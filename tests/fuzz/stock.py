@@ -49,9 +49,12 @@ def make(folder: Path) -> None:
     _drafters(folder / "drafters")
     _gguf(folder / "gguf")
     _files(folder / "files")
-    arguments = ["--model", str(folder / "targets" / "llama"), "--to", str(folder / "run")]
+    # Under the name that it has in the cases, which the run remembers.
+    target = shutil.copytree(folder / "targets" / "llama", folder / "target")
+    arguments = ["--model", str(target), "--to", str(folder / "run"), *TRAINING.split()]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        train([*arguments, *TRAINING.split()])
+        train(arguments)
+    shutil.rmtree(target)
 
 
 def _targets(folder: Path) -> None:

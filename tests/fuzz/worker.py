@@ -20,7 +20,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from . import judge, process, stock
-from .cases import Place, make
+from .cases import NAMES, Place, make, undamaged
 
 
 def main() -> None:
@@ -31,13 +31,16 @@ def main() -> None:
     add("--first", type=int, default=0)
     add("--count", type=int, default=1)
     add("--every", type=int, default=1, help="other workers run the cases between")
+    add("--undamaged", action="store_true", help="instead, each command as it works")
     add("--keep", type=Path, help="an empty folder, for the last case's files")
     args = parser.parse_args()
     process.prepare()
     if not args.stock.exists():
         _make_stock(args.stock)
-    for number in range(args.first, args.first + args.count * args.every, args.every):
-        print(json.dumps(case(args.seed, number, args.stock.resolve(), args.keep)), flush=True)
+    numbers = range(args.first, args.first + args.count * args.every, args.every)
+    for number in range(len(NAMES)) if args.undamaged else numbers:
+        seed = None if args.undamaged else args.seed
+        print(json.dumps(case(seed, number, args.stock.resolve(), args.keep)), flush=True)
 
 
 def _make_stock(folder: Path) -> None:
@@ -50,13 +53,15 @@ def _make_stock(folder: Path) -> None:
         sys.exit("the undamaged inputs could not be made")
 
 
-def case(seed: int, number: int, stocked: Path, keep: Path | None = None) -> dict[str, Any]:
-    """Run one case; what it was and what is wrong."""
+def case(seed: int | None, number: int, stocked: Path, keep: Path | None) -> dict[str, Any]:
+    """Run one case; what it was and what is wrong. Without a seed nothing is damaged."""
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-")).resolve()
     folder, aside = scratch / "work", scratch / "aside"
     folder.mkdir()
     try:
-        made = make(Random(f"{seed} {number}"), Place(folder, stocked))
+        place = Place(folder, stocked)
+        damaged = seed is not None
+        made = make(Random(f"{seed} {number}"), place) if damaged else undamaged(place, number)
         if keep:
             shutil.copytree(folder, keep / "work", symlinks=True, dirs_exist_ok=True)
         before = judge.tree(folder)
