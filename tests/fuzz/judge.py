@@ -12,7 +12,7 @@ from .process import Outcome
 
 LONGEST = 1000
 """Characters of a message."""
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+_FRAME = re.compile(r'File "([^"]+)", line (\d+),? in (\S+)')
 _OURS = re.compile(r"(?:dspark_mlx|convert)/(?!.*site-packages).*\.py$")
 _BAR = re.compile(r"\d%\|| \[\d\d:\d\d")
 """A progress bar of tqdm."""
@@ -62,10 +62,9 @@ def fault(call: Call, outcome: Outcome, before: Tree, after: Tree, aside: Path) 
         aside: see `process.run`.
     """
     said = outcome.stderr.decode("utf-8", "replace")
-    if outcome.bound:
-        return Fault(outcome.bound, _where(said), said[-300:])
-    if outcome.status < 0:
-        return Fault(f"killed by signal {-outcome.status}", _where(said), said[-300:])
+    if outcome.bound or outcome.status < 0:
+        kind = outcome.bound or f"killed by signal {-outcome.status}"
+        return Fault(kind, _where(said), said.partition('  File "')[0][-300:])
     if "Traceback (most recent call last)" in said:
         last = said.rpartition("Traceback (most recent call last):")[2]
         lines = [x for x in re.split(r"[\n\r]", last) if x[:1].strip() and not _BAR.search(x)]
@@ -86,7 +85,8 @@ def _where(said: str) -> str:
     ours = [f for f in frames if _OURS.search(f[0]) and "site-packages" not in f[0]]
     if not ours:
         return ""
-    path, line, function = ours[-1]
+    # A killed process shows its newest frame first.
+    path, line, function = ours[0 if "(most recent call first)" in said else -1]
     parts = Path(path).parts
     start = max(i for i, part in enumerate(parts) if part in ("dspark_mlx", "convert"))
     return f"{'/'.join(parts[start:])}:{line} {function}"

@@ -7,6 +7,7 @@ works in the child. Linux alone: Metal does not survive a fork, and memory is re
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import io
 import os
@@ -86,19 +87,20 @@ def run(call: Call, folder: Path, aside: Path) -> Outcome:
     base = _resident(os.getpid())
     child = os.fork()
     if child == 0:
+        status = 70
         try:
             _enter(folder, aside, streams)
             status = _command(call)
         finally:
             # Never back into the parent's code, whatever happened.
-            os._exit(status if "status" in locals() else 70)
+            os._exit(status)
     bound = _watch(child, base)
     _, state, usage = os.wait4(child, 0)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(state)
     if status == -signal.SIGXCPU:
-        bound = f"more than {SECONDS} s"
+        bound = bound or f"more than {SECONDS} s"
     peak = 1024 * usage.ru_maxrss - base
     if peak > BYTES:
         bound = bound or f"{peak >> 20} MB"
@@ -119,14 +121,21 @@ def _watch(child: int, base: int) -> str:
     try:
         while not select.select([handle], [], [], 0.05)[0]:
             if _resident(child) > base + BYTES:
-                os.kill(child, signal.SIGKILL)
+                _end(child)
                 return f"more than {BYTES >> 20} MB"
             if time.monotonic() > until:
-                os.kill(child, signal.SIGKILL)
+                _end(child)
                 return f"no end after {_WAIT} s"
     finally:
         os.close(handle)
     return ""
+
+
+def _end(child: int) -> None:
+    """End a process, which is given a moment to say where it is."""
+    os.kill(child, signal.SIGXCPU)
+    time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
 
 
 def _resident(process: int) -> int:
@@ -152,6 +161,9 @@ def _enter(folder: Path, aside: Path, streams: list[Path]) -> None:
     sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8")
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    # A process that is killed says where it was.
+    faulthandler.enable(all_threads=False)
+    faulthandler.register(signal.SIGXCPU, all_threads=False, chain=True)
 
 
 def _command(call: Call) -> int:
