@@ -39,11 +39,11 @@ class Place:
     """The folder that a case runs in, filled with copies of the undamaged inputs.
 
     Args:
-        folder: empty. stock: see `stock.make`.
+        folder: empty. cache: the user's cache folder. stock: see `stock.make`.
     """
 
-    def __init__(self, folder: Path, stock: Path) -> None:
-        self.folder, self.stock = folder, stock
+    def __init__(self, folder: Path, cache: Path, stock: Path) -> None:
+        self.folder, self.cache, self.stock = folder, cache, stock
         self._there: set[str] = set()
 
     def put(self, name: str, source: str) -> Path:
@@ -162,6 +162,7 @@ _OWN = {
     "turns.jsonl": ("evaluate", "train"),
     "rounds.jsonl": ("fit", "replay"),
     "profile.json": ("profile", "replay"),
+    "stored profile": ("generate", "sampled", "profile"),
     "schema.json": ("schema",) * 3,
     "bias.json": ("bias",) * 2,
     "run": ("go on",) * 3,
@@ -172,6 +173,9 @@ def _own_files(rng: Random, place: Place) -> tuple[Call, str]:
     name = rng.choice(list(_OWN))
     if name in ("calibration.json", "frequent_tokens.json"):
         path = place.put("drafter", "drafters/canonical") / name
+    elif name == "stored profile":
+        shutil.copytree(place.stock / "cache", place.cache)
+        path = next(place.cache.rglob("*.json"))
     elif name == "run":
         path = rng.choice(sorted(p for p in place.put("run", "run").rglob("*") if p.is_file()))
     else:

@@ -26,6 +26,7 @@ from packaged import PACKAGED
 from tiny_models import config_of, tiny
 
 from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.profile import main as profile
 from dspark_mlx.train.__main__ import main as train
 
 WIDTH, DEPTH = 32, 6
@@ -42,7 +43,7 @@ TRAINING = (
 
 
 def make(folder: Path) -> None:
-    """Write everything below `folder`."""
+    """Write everything below `folder`; its `cache` has to be the user's cache folder."""
     for name in ("targets", "drafters", "gguf", "files"):
         (folder / name).mkdir(parents=True)
     _targets(folder / "targets")
@@ -52,8 +53,10 @@ def make(folder: Path) -> None:
     # Under the name that it has in the cases, which the run remembers.
     target = shutil.copytree(folder / "targets" / "llama", folder / "target")
     arguments = ["--model", str(target), "--to", str(folder / "run"), *TRAINING.split()]
+    pair = ["--model", str(target), "--drafter", str(folder / "drafters" / "canonical")]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train(arguments)
+        profile(pair)
     shutil.rmtree(target)
 
 

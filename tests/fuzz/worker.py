@@ -47,6 +47,7 @@ def _make_stock(folder: Path) -> None:
     """In a child: nothing is computed in this process."""
     child = os.fork()
     if child == 0:
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         stock.make(folder)
         os._exit(0)
     if os.waitpid(child, 0)[1]:
@@ -59,7 +60,7 @@ def case(seed: int | None, number: int, stocked: Path, keep: Path | None) -> dic
     folder, aside = scratch / "work", scratch / "aside"
     folder.mkdir()
     try:
-        place = Place(folder, stocked)
+        place = Place(folder, aside / "cache", stocked)
         damaged = seed is not None
         made = make(Random(f"{seed} {number}"), place) if damaged else undamaged(place, number)
         if keep:
