@@ -61,12 +61,12 @@ _WAYS = {
     ),
     "replay": _Way(
         "bench",
-        "--replay rounds.jsonl --profile profile.json",
+        "--model target --replay rounds.jsonl --profile profile.json",
         ("rounds.jsonl", "profile.json"),
     ),
     "replay calibrated": _Way(
         "bench",
-        "--replay rounds.jsonl --profile profile.json --calibration drafter",
+        "--model target --replay rounds.jsonl --profile profile.json --calibration drafter",
         ("rounds.jsonl", "profile.json", "drafter"),
     ),
     "evaluate": _Way(
@@ -77,7 +77,11 @@ _WAYS = {
         "--model target --drafter drafter --import profile.json --export out.json",
         ("target", "drafter", "profile.json"),
     ),
-    "fit": _Way("calibrate", "--rounds rounds.jsonl --to drafter", ("rounds.jsonl", "drafter")),
+    "fit": _Way(
+        "calibrate",
+        "--model target --rounds rounds.jsonl --to drafter",
+        ("rounds.jsonl", "drafter"),
+    ),
     "calibrate": _Way(
         "calibrate",
         "--model target --drafter drafter --prompts prompts.jsonl --max-tokens 80 --temp 0 --json",
