@@ -12,6 +12,7 @@ import importlib
 import io
 import os
 import resource
+import runpy
 import select
 import signal
 import sys
@@ -168,12 +169,12 @@ def _enter(folder: Path, aside: Path, streams: list[Path]) -> None:
 
 def _command(call: Call) -> int:
     """What the interpreter does with a command: its exit status, or a traceback and 1."""
-    from dspark_mlx import cli
-
-    module = importlib.import_module(MODULES[call.command])
-    sys.argv = [module.__file__ or call.command, *call.arguments]
+    module = MODULES[call.command]
+    # As `python -m` does; run a second time under its name, it would warn of the first.
+    sys.modules.pop(module, None)
+    sys.argv = [module, *call.arguments]
     try:
-        cli.run(module.main)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dspark_mlx import cli
 from dspark_mlx.load import load
 from dspark_mlx.request import Settings
 from dspark_mlx.sampling.settings import Sampling
@@ -67,3 +68,7 @@ def main(argv: list[str] | None) -> int:
     for chunk in load("target", "drafter").stream(prompt, **settings):
         assert chunk.token >= 0
     return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -61,16 +61,6 @@ def test_the_place_is_the_packages_own(tmp_path):
     assert judged(tmp_path, 1, said, {}).where == "dspark_mlx/load.py:7 load"
 
 
-def main(argv):
-    """The command of the tests below."""
-    if "memory" in sys.argv:
-        held = bytearray(process.BYTES + (1 << 26))
-        held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
-    while "time" in sys.argv:
-        pass
-    return 0
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 @pytest.mark.parametrize(
     ("what", "bound"),
@@ -78,7 +68,7 @@ def main(argv):
 )
 def test_bounds_are_kept(tmp_path, monkeypatch, what, bound):
     """Cases that take everything, and end the machine before they are judged."""
-    monkeypatch.setitem(commands.MODULES, "hungry", __name__)
+    monkeypatch.setitem(commands.MODULES, "hungry", "fuzz.hungry")
     monkeypatch.setattr(process, "SECONDS", 1)
     monkeypatch.setattr(process, "BYTES", 1 << 27)
     (tmp_path / "work").mkdir()
