@@ -36,7 +36,9 @@ def worker(stock: Path, *flags: object) -> list[dict]:
     path = os.pathsep.join([str(TESTS), str(ROOT), os.environ.get("PYTHONPATH", "")])
     one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, "-m", "fuzz.worker", str(stock), *map(str, flags)]
-    done = subprocess.run(command, env=os.environ | one, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env=os.environ | one, stdout=subprocess.PIPE, text=True, cwd=TESTS
+    )
     assert done.returncode == 0
     return [json.loads(line) for line in done.stdout.splitlines()]
 
