@@ -82,8 +82,10 @@ def _value(rng: Random, action: argparse.Action) -> str:
         return str(rng.choice(list(action.choices)))
     if action.type in (int, float) and rng.random() < 0.8:
         number = rng.choice(odd.NUMBERS)
-        if action.dest in _WORK and isinstance(number, int) and number > 3:
-            number = 3
+        if action.dest in _WORK:
+            number = min(number, 3) if isinstance(number, int) else number
+        elif rng.random() < 0.4 and isinstance(action.default, int | float):
+            number = odd.near(rng, action.default)
         return str(int(number) if action.type is int and isinstance(number, bool) else number)
     return _word(rng)
 

@@ -29,7 +29,7 @@ def edit(rng: Random, data: Any) -> str:
         return "nothing to change"
     old = container[key]
     kind = rng.random()
-    if kind < 0.45:
+    if kind < 0.3:
         container[key] = odd.value(rng)
         return f"{path} = {odd.shown(container[key])}"
     if kind < 0.7:

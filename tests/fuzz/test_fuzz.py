@@ -88,4 +88,4 @@ def test_damaged_input_is_used_or_refused_in_one_line(request, stock):
     found = [report for report in run if report["fault"]]
     assert not found, f"{len(found)} of {cases} cases:\n{summary(found, seed)}"
     # A fuzzer whose every case is refused tries little.
-    assert sum(report["status"] == 0 for report in run) > cases / 5
+    assert sum(report["status"] == 0 for report in run) > cases / 8
