@@ -79,10 +79,11 @@ def test_every_command_works_undamaged(stock):
     assert [r for r in run if r["fault"]] + failed == []
 
 
-@pytest.mark.slow
-def test_damaged_input_is_used_or_refused_in_one_line(request, stock):
+@pytest.mark.parametrize("few", [40, pytest.param(None, marks=pytest.mark.slow)])
+def test_damaged_input_is_used_or_refused_in_one_line(request, stock, few):
     """Tracebacks, messages of several lines, memory or time without end, files left behind."""
-    seed, cases = (request.config.getoption(f"--fuzz-{name}") for name in ("seed", "cases"))
+    seed = request.config.getoption("--fuzz-seed")
+    cases = few or request.config.getoption("--fuzz-cases")
     run = reports(stock, seed, cases)
     assert len(run) == cases
     found = [report for report in run if report["fault"]]
