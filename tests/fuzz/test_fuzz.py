@@ -24,11 +24,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and read
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory):
-    """The undamaged inputs."""
+def undamaged(tmp_path_factory):
+    """The folder of undamaged inputs, and what every command made of them."""
     folder = tmp_path_factory.mktemp("fuzz") / "stock"
-    worker(folder, "--count", 0)
-    return folder
+    return folder, worker(folder, "--undamaged")
 
 
 def worker(stock: Path, *flags: object) -> list[dict]:
@@ -45,7 +44,7 @@ def worker(stock: Path, *flags: object) -> list[dict]:
 
 def reports(stock: Path, seed: int, cases: int) -> list[dict]:
     """Run the first cases of a seed on all cores."""
-    count = min(os.cpu_count() or 1, cases)
+    count = min(os.cpu_count() or 1, 1 + cases // 100)
     shares = [len(range(first, cases, count)) for first in range(count)]
     flags = [("--first", i, "--every", count, "--count", n) for i, n in enumerate(shares)]
     with ThreadPoolExecutor(count) as pool:
@@ -71,20 +70,20 @@ def summary(found: list[dict], seed: int) -> str:
     return "\n".join(lines[: 4 * _SHOWN])
 
 
-def test_every_command_works_undamaged(stock):
+def test_every_command_works_undamaged(undamaged):
     """Cases that are refused for another reason than their damage."""
-    run = worker(stock, "--undamaged")
+    _, run = undamaged
     # A random drafter fits no target well: `convert check` may say so.
     failed = [r for r in run if r["status"] and not r["command"].startswith("convert check")]
     assert [r for r in run if r["fault"]] + failed == []
 
 
 @pytest.mark.parametrize("few", [40, pytest.param(None, marks=pytest.mark.slow)])
-def test_damaged_input_is_used_or_refused_in_one_line(request, stock, few):
+def test_damaged_input_is_used_or_refused_in_one_line(request, undamaged, few):
     """Tracebacks, messages of several lines, memory or time without end, files left behind."""
     seed = request.config.getoption("--fuzz-seed")
     cases = few or request.config.getoption("--fuzz-cases")
-    run = reports(stock, seed, cases)
+    run = reports(undamaged[0], seed, cases)
     assert len(run) == cases
     found = [report for report in run if report["fault"]]
     assert not found, f"{len(found)} of {cases} cases:\n{summary(found, seed)}"
