@@ -97,10 +97,6 @@ def _message(call: Call, said: str) -> str:
     lines = [line for line in re.split(r"[\n\r]", said) if line.strip() and not _BAR.search(line)]
     if news := _NEWS.get(call.command):
         lines = [line for line in lines if not news.match(line)]
-    if lines and lines[0].startswith("usage: "):
-        # argparse shows its flags first; its error is the last line.
-        lines = [line for line in lines if re.match(r"\S.*: error: ", line)] or lines
-        return "" if len(lines) == 1 else "argparse: several lines"
     if len(lines) != 1:
         return f"{'several' if lines else 'no'} lines"
     if not lines[0].startswith("error: "):

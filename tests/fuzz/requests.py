@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dspark_mlx import cli
+from dspark_mlx import command
 from dspark_mlx.load import load
 from dspark_mlx.request import Settings
 from dspark_mlx.sampling.settings import Sampling
@@ -71,4 +71,4 @@ def main(argv: list[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

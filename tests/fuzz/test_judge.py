@@ -10,23 +10,20 @@ from . import commands, judge, process
 from .commands import Call
 
 CALL = Call("generate", [], ())
-USAGE = "usage: generate [-h] --prompt\n        [--more]\ngenerate: error: no --prompt\n"
 BAR = "Converting:  50%|#####     | 1/2 [00:00<00:00, 9.1tensor/s]\r       \r"
 SAID = {
     "": (0, "", {}),
     "one line": (2, "error: config.json: found x; expected y.\n", {}),
     "after a bar": (2, f"{BAR}error: config.json: found x; expected y.\n", {}),
-    "usage": (2, USAGE, {}),
     "an output": (0, "", {"out": "folder"}),
 }
 FAULTS = {
     "traceback: KeyError": (1, "Traceback (most recent call last):\n  File\nKeyError: 'a'\n", {}),
     "exit status 1": (1, "error: x\n", {}),
-    "several lines": (2, "error: found a\nb\n", {}),
+    "several lines": (2, "usage: generate [-h]\ngenerate: error: no --prompt\n", {}),
     "no lines": (2, "", {}),
     "no error:": (2, "found x\n", {}),
     "long message": (2, f"error: {'x' * 2000}\n", {}),
-    "argparse: several lines": (2, USAGE + "generate: error: again\n", {}),
     "killed by signal 11": (-11, "", {}),
     "inputs changed": (0, "", {"target": "other"}),
     "left behind": (0, "", {".out.1234.partial": "folder"}),
