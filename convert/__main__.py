@@ -10,13 +10,13 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from .. import command
-from ..bars import counting
 from ..bench import SAMPLE
+from ..benchmark.prompts import read_prompts
+from ..checkpoint.hub import resolve
 from ..errors import InputError
-from ..hub import resolve
 from ..load import load_apart, open_target
-from ..prompts import read_prompts
+from ..progress import counting
+from ..terminal import command
 from .card import origin_of, write_card
 from .check import all_taps, longest_block, sweep, verdict, written
 from .drafter import convert_drafter

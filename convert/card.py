@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
-from ..canonical import CanonicalConfig
-from ..config import DrafterConfig, read_config
+from ..checkpoint.base_config import CanonicalConfig
+from ..checkpoint.hub import checkpoint_place, hub_name
+from ..drafters.methods import DrafterConfig, read_config
 from ..errors import InputError
-from ..files import read_json, write_text
-from ..hub import checkpoint_place, hub_name
-from .gguf_header import read_header
+from ..system.files import read_json, write_text
+from .gguf.header import read_header
 
 PROJECT = "dspark_mlx"
 _INSTALL = "pip install dspark-mlx-lm"

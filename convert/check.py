@@ -16,10 +16,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..canonical import CanonicalConfig
-from ..compare import plain_run
-from ..drafter import Drafter
-from ..recording import features, judged_drafts
+from ..benchmark.plain import plain_run
+from ..checkpoint.base_config import CanonicalConfig
+from ..drafters.base import Drafter
+from ..replay.record import features, judged_drafts
 from ..targets.tap import Target
 
 SHIFTS = (-1, 0, 1)

@@ -12,22 +12,26 @@ from typing import Any
 import mlx.core as mx
 from tqdm import tqdm
 
-from ..calibration import identity
-from ..calibrations import Calibrations, read_calibrations, write_calibrations
-from ..canonical import FORMAT, CanonicalConfig
-from ..checkpoint import read_tensors
-from ..errors import InputError, one_line
-from ..files import check_apart, write_json
-from ..hub import checkpoint_place
-from ..layout import check_headers, check_values, matrix_shapes
-from ..quantization import (
+from ..calibration.by_temperature import (
+    Calibrations,
+    read_calibrations,
+    write_calibrations,
+)
+from ..calibration.sts import identity
+from ..checkpoint.base_config import FORMAT, CanonicalConfig
+from ..checkpoint.frequent_tokens import read_ranking, write_ranking
+from ..checkpoint.hub import checkpoint_place
+from ..checkpoint.layout import check_headers, check_values, matrix_shapes
+from ..checkpoint.quantization import (
     NEVER_QUANTISED,
     Quantization,
     check_quantization,
     choose_quantization,
 )
-from ..ranking import read_ranking, write_ranking
-from ..staging import staged_folder
+from ..checkpoint.safetensors import read_tensors
+from ..errors import InputError, one_line
+from ..system.files import check_apart, write_json
+from ..system.staging import staged_folder
 from .packagings import find_packaging, refuse_unsupported
 from .packagings.source import canonical_name
 from .published import StoredMatrix, Tensor, read_published

@@ -13,16 +13,16 @@ from typing import Any
 import mlx.core as mx
 from tqdm import tqdm
 
-from ..assemble import Stored
-from ..calibrations import read_calibrations
-from ..canonical import CanonicalConfig
-from ..checkpoint import read_tensors
-from ..config import DrafterConfig, read_config
+from ..calibration.by_temperature import read_calibrations
+from ..checkpoint.base_config import CanonicalConfig
+from ..checkpoint.layout import check_headers, check_values
+from ..checkpoint.safetensors import read_tensors
+from ..drafters.assemble import Stored
+from ..drafters.methods import DrafterConfig, read_config
 from ..errors import InputError
-from ..files import check_apart, read_json, write_json
-from ..layout import check_headers, check_values
-from ..staging import staged_folder
-from ..targets.pair import check_pair
+from ..system.files import check_apart, read_json, write_json
+from ..system.staging import staged_folder
+from ..targets.compatibility import check_pair
 from ..targets.tap import Target
 from .packagings.deepspec_qwen3 import ARCHITECTURE
 from .shards import ShardWriter

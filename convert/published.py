@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from ..checkpoint import read_tensors
-from ..files import read_json
-from ..ranges import check_numbers
-from .gguf_blocks import AFFINE_BITS, GROUP_SIZE, read_affine, read_values
-from .gguf_header import Judge, TensorInfo, read_header
-from .mlx_quantised import MlxMatrix, grouped
+from ..checkpoint.number_ranges import check_numbers
+from ..checkpoint.safetensors import read_tensors
+from ..system.files import read_json
+from .gguf.blocks import AFFINE_BITS, GROUP_SIZE, read_affine, read_values
+from .gguf.header import Judge, TensorInfo, read_header
+from .mlx_quantized import MlxMatrix, grouped
 
 # llama.cpp leaves this bias out where there is none.
 _BIAS, _BIASED = "conf_proj.bias", "conf_proj.weight"

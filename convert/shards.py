@@ -6,8 +6,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..files import write_json
-from ..tensor_writer import write_tensors
+from ..checkpoint.tensor_writer import write_tensors
+from ..system.files import write_json
 
 SHARD_BYTES = 512 << 20
 """A shard is written once it holds this much; the last tensor may take it past."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 
+from ..checkpoint.hub import checkpoint_place, resolve
+from ..checkpoint.quantization import GROUP_SIZES, QUANTISED_BITS
 from ..errors import InputError
-from ..files import check_apart
-from ..hub import checkpoint_place, resolve
-from ..quantization import GROUP_SIZES, QUANTISED_BITS
-from ..staging import staged_folder
+from ..system.files import check_apart
+from ..system.staging import staged_folder
 from .target_checkpoint import write_checkpoint
 from .target_gguf import write_gguf
 

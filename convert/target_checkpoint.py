@@ -20,14 +20,14 @@ from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 from mlx_lm.utils import MODEL_REMAPPING, quantize_model, save_config
 from tqdm import tqdm
 
-from ..checkpoint import load_arrays, tensor_headers
+from ..checkpoint.quantization import group_sizes
+from ..checkpoint.safetensors import load_arrays, tensor_headers
 from ..errors import InputError, one_line
-from ..files import read_json
-from ..network import REFUSALS, open_network, refusal
-from ..quantization import group_sizes
-from ..tokenizer import Tokenizer
-from ..tokenizer_files import check_tokenizer
-from .gguf import check_finite
+from ..system.files import read_json
+from ..targets.network import REFUSALS, open_network, refusal
+from ..text.tokenizer import Tokenizer
+from ..text.tokenizer_files import check_tokenizer
+from .gguf.reader import check_finite
 from .shards import ShardWriter
 
 

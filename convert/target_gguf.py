@@ -9,9 +9,9 @@ import mlx.core as mx
 from mlx_lm.utils import save_config
 from tqdm import tqdm
 
-from ..quantization import group_sizes
-from .gguf import GgufTarget, check_finite, open_gguf, quantization_entry
-from .gguf_tokenizer import token_ids, write_tokenizer
+from ..checkpoint.quantization import group_sizes
+from .gguf.reader import GgufTarget, check_finite, open_gguf, quantization_entry
+from .gguf.tokenizer import token_ids, write_tokenizer
 from .shards import ShardWriter
 from .target_checkpoint import say_plain
 

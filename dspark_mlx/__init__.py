@@ -2,11 +2,11 @@
 
 from pathlib import Path as _Path
 
-from . import process  # noqa: F401 - before the imports that take seconds
 from .decoder import Decoder
 from .errors import InputError
-from .installation import check_installation as _check_installation
 from .load import load
+from .system import process  # noqa: F401 - before the imports that take seconds
+from .system.installation import check_installation as _check_installation
 from .types import Chunk, Round, Statistics
 from .version import __version__
 

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from importlib import import_module
 
-from . import command
+from .terminal import command
 from .version import __version__
 
 COMMANDS = {

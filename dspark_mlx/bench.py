@@ -12,15 +12,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import cli, command
-from .cli_sampling import add_sampling_flags, sampling_settings, with_special_tokens
+from .benchmark.comparison import Row, measure, speedups, table
+from .benchmark.overhead import round_overhead
+from .benchmark.prompts import read_prompts
+from .engine.request import Request
 from .errors import InputError
-from .overhead import round_overhead
-from .prompts import read_prompts
-from .replay_report import SHIPPED
-from .replay_report import report as replay_report
-from .request import Request
-from .versus import Row, measure, speedups, table
+from .replay.report import SHIPPED
+from .replay.report import report as replay_report
+from .terminal import command, flags
+from .terminal.sampling_flags import (
+    add_sampling_flags,
+    sampling_settings,
+    with_special_tokens,
+)
 
 SAMPLE = Path(__file__).parent / "data" / "bench_prompts.jsonl"
 
@@ -45,7 +49,7 @@ def main(argv: list[str] | None) -> int:
     settings = sampling_settings(args)
     Request.make(args.max_tokens, (), settings)
     overhead = round_overhead(layers=5)
-    decoder = cli.load_decoder(args)
+    decoder = flags.load_decoder(args)
     settings = with_special_tokens(settings, decoder)
     if decoder.engine.drafter is None:
         raise InputError("--no-drafter", "nothing to compare", "a drafter")
@@ -61,7 +65,7 @@ def main(argv: list[str] | None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(prog="python -m dspark_mlx.bench", description=__doc__)
-    cli.add_model_flags(parser)
+    flags.add_model_flags(parser)
     add = parser.add_argument
     add("--max-tokens", "-m", type=int, default=96, help="tokens per prompt (default: 96)")
     add("--repeats", type=int, default=3, help="runs of each side per prompt (default: 3)")

@@ -10,19 +10,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import cli, command
-from .bars import counting
-from .calibration import Calibration, fit
-from .calibration_report import SlotReport, report, table
-from .calibrations import Calibrations, write_calibrations
+from .benchmark.prompts import read_prompts
+from .calibration.by_temperature import Calibrations, write_calibrations
+from .calibration.report import SlotReport, report, table
+from .calibration.sts import Calibration, fit
 from .decoder import Decoder
 from .errors import InputError
-from .files import check_output
 from .plots import check_path, reliability
-from .prompts import read_prompts
-from .recorded import RecordedRound, arrays, by_temperature, read_rounds, write_rounds
-from .recording import record
+from .progress import counting
+from .replay.record import record
+from .replay.recorded import (
+    RecordedRound,
+    arrays,
+    by_temperature,
+    read_rounds,
+    write_rounds,
+)
 from .sampling.settings import Sampling
+from .system.files import check_output
+from .terminal import command, flags
 
 MIN_ROUNDS = 200
 TEMPERATURES = (0.0, 0.7, 1.0)
@@ -113,7 +119,7 @@ def _plot(fits: Sequence[_Fit], path: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(prog="python -m dspark_mlx.calibrate", description=__doc__)
-    cli.add_model_flags(parser)
+    flags.add_model_flags(parser)
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -197,7 +203,7 @@ def _check_any(rounds: Sequence[RecordedRound], prompts: Path) -> None:
 def _load(args: argparse.Namespace) -> Decoder:
     # Another scheduler would look for a speed profile, which nothing here needs.
     args.scheduler = "full"
-    decoder = cli.load_decoder(args)
+    decoder = flags.load_decoder(args)
     drafter = decoder.engine.drafter
     if drafter is None or not drafter.config.has_confidence:
         found = "a drafter without a confidence head"

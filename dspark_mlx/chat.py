@@ -6,12 +6,12 @@ import argparse
 import sys
 from typing import Any
 
-from . import cli, command
-from .cli_sampling import with_special_tokens
 from .decoder import Decoder
 from .errors import InputError
-from .show import DraftPainter, statistics_line
-from .strict_json import check_text
+from .system.strict_json import check_text
+from .terminal import command, flags
+from .terminal.draft_painter import DraftPainter, statistics_line
+from .terminal.sampling_flags import with_special_tokens
 from .types import Chunk
 
 HELP = "/reset starts over, /help shows this, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer."
@@ -20,8 +20,8 @@ HELP = "/reset starts over, /help shows this, /exit (or Ctrl-D) leaves; Ctrl-C s
 def main(argv: list[str] | None) -> int:
     """Parse, then talk until the end of the input."""
     args = _parser().parse_args(argv)
-    settings = cli.request_settings(args)
-    decoder = cli.load_decoder(args)
+    settings = flags.request_settings(args)
+    decoder = flags.load_decoder(args)
     settings = with_special_tokens(settings, decoder)
     if not decoder.tokenizer.has_chat_template:
         raise InputError(args.model, "no chat template", "a target made for conversation")
@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
         prog="python -m dspark_mlx.chat", description="Chat with DSpark speculative decoding."
     )
-    cli.add_model_flags(parser)
-    cli.add_request_flags(parser)
+    flags.add_model_flags(parser)
+    flags.add_request_flags(parser)
     add = parser.add_argument
     add("--show-drafts", action="store_true", help="colour accepted drafts by round")
     add("--stats", action="store_true", help="a line of statistics after each answer")
@@ -79,7 +79,7 @@ def _turn(
     chunk: Chunk | None = None
     try:
         check_text(line, "this line")
-        for chunk in decoder.stream(messages, progress=cli.PrefillBar(), **settings):
+        for chunk in decoder.stream(messages, progress=flags.PrefillBar(), **settings):
             text += chunk.text
             print(painter.paint(chunk) if painter else chunk.text, end="", flush=True)
     except KeyboardInterrupt:

@@ -8,20 +8,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .end_tokens import end_tokens
-from .engine import Engine, make_engine
+from .engine.request import Request, Settings, check_prompt
+from .engine.rounds import Progress, rounds
+from .engine.state import Engine, make_engine
+from .engine.stream import stream
 from .errors import InputError
-from .grammar import JsonSchema
 from .numbers import listed, plain, shown, token_ids
-from .positions import max_length, said_when_cut
-from .request import Request, Settings, check_prompt
-from .rounds import Progress, rounds
+from .sampling.json_schema import JsonSchema
 from .sampling.make import make_sampler
 from .schedulers import Scheduler
-from .speed import SpeedProfile
-from .stream import stream
-from .tokenizer import Tokenizer
-from .tokenizer_files import has_tokenizer
+from .schedulers.speed_profile import SpeedProfile
+from .targets.positions import max_length, said_when_cut
+from .text.end_tokens import end_tokens
+from .text.tokenizer import Tokenizer
+from .text.tokenizer_files import has_tokenizer
 from .types import Chunk, Round
 
 if TYPE_CHECKING:

@@ -9,20 +9,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import cli, command
-from .bars import counting
-from .cli_sampling import add_sampling_flags, sampling_settings, with_special_tokens
 from .decoder import Decoder
 from .errors import InputError
 from .evaluation import EvaluationSettings, Task, read_tasks
 from .evaluation.answers import Answer, LeftOut, answers
-from .evaluation.figures import draw
+from .evaluation.draw import draw
 from .evaluation.records import Evaluation
 from .evaluation.summary import summarise
 from .evaluation.table import text
 from .evaluation.tasks import NAMES
 from .load import load_beside
 from .plots import check_folder
+from .progress import counting
+from .terminal import command, flags
+from .terminal.sampling_flags import (
+    add_sampling_flags,
+    sampling_settings,
+    with_special_tokens,
+)
 
 
 def main(argv: list[str] | None) -> int:
@@ -60,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Accepted length, acceptance by position, confidence and speed of drafters on "
         "benchmark tasks.",
     )
-    cli.add_model_flags(parser, scheduler="full")
+    flags.add_model_flags(parser, scheduler="full")
     add = parser.add_argument
     add(
         "--compare",
@@ -121,7 +125,7 @@ def _decoders(args: argparse.Namespace) -> dict[str, Decoder]:
         raise InputError("--compare", f"{twice[0]} twice", "every drafter once")
     if args.drafter in args.compare:
         raise InputError("--compare", f"{args.drafter} twice", "another than --drafter")
-    first = cli.load_decoder(args)
+    first = flags.load_decoder(args)
     others = [
         load_beside(first, drafter, args.scheduler, draft_vocabulary=args.draft_vocabulary)
         for drafter in args.compare

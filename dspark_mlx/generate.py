@@ -8,25 +8,25 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import cli, command
-from .cli_sampling import read_json_argument, with_special_tokens
+from .benchmark.comparison import compare
 from .decoder import Decoder, Prompt
 from .errors import InputError
-from .show import DraftPainter, statistics_line
+from .terminal import command, flags
+from .terminal.draft_painter import DraftPainter, statistics_line
+from .terminal.sampling_flags import read_json_argument, with_special_tokens
 from .types import Chunk, Round
-from .versus import compare
 
 
 def main(argv: list[str] | None) -> int:
     """Parse, generate, print; returns the exit status."""
     args = _parser().parse_args(argv)
     prompt_text = _read_prompt(args.prompt)
-    settings = cli.request_settings(args, logprobs=args.logprobs)
+    settings = flags.request_settings(args, logprobs=args.logprobs)
     _check(args)
     schema = None
     if args.json_schema is not None:
         schema = read_json_argument("--json-schema", args.json_schema)
-    decoder = cli.load_decoder(args)
+    decoder = flags.load_decoder(args)
     settings = with_special_tokens(settings, decoder)
     prompt = _prompt(decoder, prompt_text, args)
     if schema is not None:
@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompt", "-p", required=True, help="the user's message; - reads standard input"
     )
-    cli.add_model_flags(parser)
-    cli.add_request_flags(parser)
+    flags.add_model_flags(parser)
+    flags.add_request_flags(parser)
     add = parser.add_argument
     add("--ignore-chat-template", action="store_true", help="encode the prompt as it is")
     add("--samples", type=int, default=1, help="so many independent texts (default: 1)")
@@ -109,7 +109,7 @@ def _generate(
     painter = DraftPainter(sys.stdout.isatty()) if args.show_drafts else None
     output = Output()
     chunks = decoder.stream(
-        prompt, progress=cli.PrefillBar(), on_round=output.rounds.append, **settings
+        prompt, progress=flags.PrefillBar(), on_round=output.rounds.append, **settings
     )
     try:
         for chunk in chunks:

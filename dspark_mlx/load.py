@@ -11,30 +11,30 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import builtin
-from .assemble import assemble
-from .bars import counting
-from .cache import new_caches
-from .canonical import CanonicalConfig
+from .caches import new_caches
+from .checkpoint.base_config import CanonicalConfig
+from .checkpoint.hub import find_config
+from .checkpoint.linear import arrays_of
+from .checkpoint.precision import apply_precision, choose_precision
 from .decoder import Decoder
-from .drafter import Drafter
-from .engine import Engine
+from .drafters.assemble import assemble
+from .drafters.base import Drafter
+from .drafters.vocabulary import Setting, parse_setting
+from .engine.state import Engine
 from .errors import InputError
-from .files import read_json
-from .folders import StoredDrafter, read_drafter, target_folder
-from .hub import find_config
-from .matrix import arrays_of
-from .measure import LIMIT
-from .network import evaluate, open_network
-from .precision import apply_precision, choose_precision
-from .profiles import Pair, has_profile, obtain
-from .registry import find_pair, names_of
+from .pairs import builtin
+from .pairs.registry import find_pair, names_of
+from .pairs.stored import StoredDrafter, read_drafter, target_folder
+from .profiling.measure import LIMIT
+from .profiling.store import Pair, has_profile, obtain
+from .progress import counting
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
 from .schedulers.make import make_scheduler, needs_profile
-from .targets.pair import check_pair
+from .system.files import read_json
+from .targets.compatibility import check_pair
+from .targets.network import evaluate, open_network
 from .targets.tap import Target, check_logits, check_taps, probe_logits
-from .vocabulary import Setting, parse_setting
 
 
 def load(

@@ -7,8 +7,9 @@ import json
 
 from huggingface_hub import try_to_load_from_cache
 
-from . import builtin, command
-from .registry import published_pairs
+from .pairs import builtin
+from .pairs.registry import published_pairs
+from .terminal import command
 
 
 def main(argv: list[str] | None) -> int:

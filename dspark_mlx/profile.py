@@ -7,13 +7,14 @@ import json
 import sys
 from pathlib import Path
 
-from . import cli, command, plots
-from .bars import counting
+from . import plots
 from .errors import InputError
-from .files import check_output
 from .plots import speed as speed_plot
-from .profiles import Obtained, Pair, adopt, forget, obtain
-from .speed import read_profile, table, write_profile
+from .profiling.store import Obtained, Pair, adopt, forget, obtain
+from .progress import counting
+from .schedulers.speed_profile import read_profile, table, write_profile
+from .system.files import check_output
+from .terminal import command, flags
 
 # Who asks for a measurement waits longer for a good one than who starts to decode.
 _LIMIT = 120.0
@@ -44,7 +45,7 @@ def main(argv: list[str] | None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(prog="python -m dspark_mlx.profile", description=__doc__)
-    cli.add_model_flags(parser)
+    flags.add_model_flags(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--remeasure", action="store_true", help="measure even if one is stored")
     source.add_argument("--forget", action="store_true", help="remove the stored one, and end")
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 def _pair(args: argparse.Namespace) -> Pair:
     # Another scheduler could itself look for a profile while the pair is loaded.
     args.scheduler = "full"
-    decoder = cli.load_decoder(args)
+    decoder = flags.load_decoder(args)
     return Pair.of(decoder)
 
 

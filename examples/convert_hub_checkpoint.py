@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 import dspark_mlx
+from dspark_mlx.checkpoint.hub import resolve
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.convert.target import convert_target
-from dspark_mlx.hub import resolve
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from tiny_models import VOCAB, tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from dspark_mlx.decoder import Decoder
-from dspark_mlx.engine import Engine
+from dspark_mlx.engine.state import Engine
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.targets.tap import Target
 

@@ -6,7 +6,7 @@ import json
 
 import mlx.core as mx
 
-from dspark_mlx.files import read_json
+from dspark_mlx.system.files import read_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

@@ -13,7 +13,7 @@ import numpy as np
 from gguf_writer import Raw, dequantise, quantise, write_gguf
 from safetensors.numpy import load_file, save_file
 
-from dspark_mlx.files import read_json
+from dspark_mlx.system.files import read_json
 
 NAMES = {
     "embed_tokens": "token_embd",

@@ -12,8 +12,8 @@ from gguf_writer import VOCAB, llama, metadata
 from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model, load_model
 
-from dspark_mlx.convert.gguf import open_gguf
-from dspark_mlx.convert.gguf_tokenizer import write_tokenizer
+from dspark_mlx.convert.gguf.reader import open_gguf
+from dspark_mlx.convert.gguf.tokenizer import write_tokenizer
 
 
 def load_gguf(path: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:

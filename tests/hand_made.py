@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dspark_mlx.speed import SpeedProfile
+from dspark_mlx.schedulers.speed_profile import SpeedProfile
 
 
 def hand_made_profile(

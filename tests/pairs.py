@@ -8,11 +8,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from dspark_mlx.assemble import assemble
-from dspark_mlx.checkpoint import read_tensors
+from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.decoder import Decoder
-from dspark_mlx.engine import make_engine
+from dspark_mlx.drafters.assemble import assemble
+from dspark_mlx.engine.state import make_engine
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.targets.tap import Target
 

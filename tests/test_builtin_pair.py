@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import dspark_mlx
-from dspark_mlx.compare import first_difference, plain_run
+from dspark_mlx.benchmark.plain import first_difference, plain_run
 
 DATA = Path(__file__).parent / "data"
 TIE = 1e-3

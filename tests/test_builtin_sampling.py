@@ -9,7 +9,7 @@ import pytest
 
 import dspark_mlx
 from dspark_mlx.bench import SAMPLE
-from dspark_mlx.prompts import read_prompts
+from dspark_mlx.benchmark.prompts import read_prompts
 
 pytestmark = pytest.mark.slow
 SCHEMA = {

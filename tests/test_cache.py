@@ -8,7 +8,7 @@ from mlx_lm.models import mamba
 from mlx_lm.models.cache import ArraysCache, ChunkedKVCache, KVCache, RotatingKVCache
 from tiny_models import random_tokens, tiny
 
-from dspark_mlx.cache import cache_arrays, commit, new_caches
+from dspark_mlx.caches import cache_arrays, commit, new_caches
 from dspark_mlx.errors import InputError
 
 WINDOW = 8

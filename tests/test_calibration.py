@@ -11,13 +11,18 @@ import pytest
 from pairs import TARGET, golden
 
 from dspark_mlx import calibrate
-from dspark_mlx.calibration import FLAT, GRID, Calibration, fit, identity
-from dspark_mlx.calibration_report import report, table
-from dspark_mlx.calibrations import FILE, Calibrations, read_calibrations, write_calibrations
+from dspark_mlx.calibration.by_temperature import (
+    FILE,
+    Calibrations,
+    read_calibrations,
+    write_calibrations,
+)
+from dspark_mlx.calibration.metrics import auc, ece
+from dspark_mlx.calibration.report import report, table
+from dspark_mlx.calibration.sts import FLAT, GRID, Calibration, fit, identity
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.recorded import RecordedRound, write_rounds
-from dspark_mlx.reliability import auc, ece
+from dspark_mlx.replay.recorded import RecordedRound, write_rounds
 
 DISTORTION = (2.5, 0.5, 1.8, 0.6)
 

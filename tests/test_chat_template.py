@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from dspark_mlx.chat_template import Refusal, render
-from dspark_mlx.template_budget import OverBudget
+from dspark_mlx.text.chat_template import Refusal, render
+from dspark_mlx.text.template_budget import OverBudget
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"x": ["a", "<b>"]}}}]
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": "ü"}}}

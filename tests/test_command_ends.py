@@ -17,7 +17,8 @@ import bare
 import pytest
 from worded import worded_target
 
-from dspark_mlx import InputError, chat, command
+from dspark_mlx import InputError, chat
+from dspark_mlx.terminal import command
 
 RUN = "from dspark_mlx import command, process\ncommand.run(main)\n"
 TALKS = "def main(argv):\n    print('text ' * 9)\n    return 0\n"
@@ -200,7 +201,7 @@ def interrupted(read: int, delay: float, *flags: str) -> tuple[int, list[str]]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([*call, *flags], **pipes)
     for line in process.stderr:
-        if "dspark_mlx.process" in line:
+        if "dspark_mlx.system.process" in line:
             break
     for _ in range(read):
         process.stderr.readline()

@@ -17,7 +17,7 @@ from packaged_parts import DEEPSPEC, HEAD_KEYS, backbone
 from safetensors.numpy import save_file
 
 from dspark_mlx.convert.shards import ShardWriter
-from dspark_mlx.files import read_json
+from dspark_mlx.system.files import read_json
 
 MIB = 1 << 20
 

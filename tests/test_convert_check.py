@@ -10,16 +10,23 @@ import numpy as np
 import pytest
 from pairs import TARGET, golden
 
-from dspark_mlx.builtin import DRAFTER, target_folder
-from dspark_mlx.calibration import identity
-from dspark_mlx.calibrations import Calibrations, write_calibrations
+from dspark_mlx.calibration.by_temperature import Calibrations, write_calibrations
+from dspark_mlx.calibration.sts import identity
 from dspark_mlx.convert import __main__ as command
-from dspark_mlx.convert.check import Reading, all_taps, readings, sweep, verdict, written
+from dspark_mlx.convert.check import (
+    Reading,
+    all_taps,
+    readings,
+    sweep,
+    verdict,
+    written,
+)
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import read_json
 from dspark_mlx.load import load_apart
-from dspark_mlx.recording import record
+from dspark_mlx.pairs.builtin import DRAFTER, target_folder
+from dspark_mlx.replay.record import record
+from dspark_mlx.system.files import read_json
 
 
 def reading(shift, start, interleaved, counts=()) -> Reading:

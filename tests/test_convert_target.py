@@ -33,7 +33,7 @@ from mlx_lm.models.llama import Model
 from mlx_lm.utils import dequantize_model, load_model, load_tokenizer
 
 from dspark_mlx.convert import target as target_module
-from dspark_mlx.convert.gguf import unpermute
+from dspark_mlx.convert.gguf.reader import unpermute
 from dspark_mlx.convert.target import convert_target
 
 

@@ -26,7 +26,7 @@ from gguf_writer import (
     write_gguf,
 )
 
-from dspark_mlx.convert.gguf_header import read_header
+from dspark_mlx.convert.gguf.header import read_header
 from dspark_mlx.convert.target import convert_target
 from dspark_mlx.errors import InputError
 

@@ -11,13 +11,15 @@ from mlx_lm.utils import load_model, quantize_model
 from pairs import DRAFTERS, TARGET, tokens_of, traces
 
 from dspark_mlx import InputError
-from dspark_mlx.heads import correct
-from dspark_mlx.heads.vanilla import VanillaHead
-from dspark_mlx.matrix import Matrix
-from dspark_mlx.ranking import rank_tokens, read_ranking, write_ranking
-from dspark_mlx.sampling import greedy
-from dspark_mlx.targets.tap import Target
-from dspark_mlx.vocabulary import (
+from dspark_mlx.checkpoint.frequent_tokens import (
+    rank_tokens,
+    read_ranking,
+    write_ranking,
+)
+from dspark_mlx.checkpoint.linear import Matrix
+from dspark_mlx.drafters.heads import correct
+from dspark_mlx.drafters.heads.vanilla import VanillaHead
+from dspark_mlx.drafters.vocabulary import (
     LEAST,
     Common,
     DraftVocabulary,
@@ -25,6 +27,8 @@ from dspark_mlx.vocabulary import (
     choose_size,
     parse_setting,
 )
+from dspark_mlx.sampling import greedy
+from dspark_mlx.targets.tap import Target
 
 VOCAB, SIZE, HIDDEN, RANK = 200, 50, 64, 32
 

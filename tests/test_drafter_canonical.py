@@ -8,13 +8,17 @@ from edits import CONFIG, WEIGHTS, config, cut, nan, tensors
 from pairs import TARGET, checkpoint
 
 import dspark_mlx
-from dspark_mlx.calibration import identity
-from dspark_mlx.calibrations import Calibrations, read_calibrations, write_calibrations
-from dspark_mlx.config import DrafterConfig
+from dspark_mlx.calibration.by_temperature import (
+    Calibrations,
+    read_calibrations,
+    write_calibrations,
+)
+from dspark_mlx.calibration.sts import identity
+from dspark_mlx.checkpoint.frequent_tokens import read_ranking, write_ranking
 from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.drafters.methods import DrafterConfig
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import read_json
-from dspark_mlx.ranking import read_ranking, write_ranking
+from dspark_mlx.system.files import read_json
 
 CANONICAL = {
     "unknown key": (config(extra=1), ("unknown keys extra", "format's keys only")),

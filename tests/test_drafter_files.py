@@ -9,11 +9,11 @@ import pytest
 from pairs import DRAFTERS, TARGET, checkpoint, golden, tokens_of, traces
 
 import dspark_mlx
-from dspark_mlx.config import DrafterConfig
+from dspark_mlx.checkpoint.quantization import QUANTISED_BITS
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.files import read_json
-from dspark_mlx.quantization import QUANTISED_BITS
+from dspark_mlx.drafters.methods import DrafterConfig
 from dspark_mlx.sampling import greedy
+from dspark_mlx.system.files import read_json
 
 WEIGHTS = "model.safetensors"
 COPIES = {"embed_tokens.weight", "lm_head.weight"}

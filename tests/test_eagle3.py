@@ -12,17 +12,17 @@ from numpy_eagle3 import reference
 from packaged_eagle3 import EAGLE3, STEPS, TAPS
 from packaged_parts import HIDDEN, TARGET_DEPTH, VOCAB
 
-from dspark_mlx.assemble import assemble
-from dspark_mlx.checkpoint import read_tensors
-from dspark_mlx.config import DrafterConfig, Eagle3Config, read_config
+from dspark_mlx.checkpoint.layout import check_tensors
+from dspark_mlx.checkpoint.linear import Matrix
+from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.convert.packagings import PACKAGINGS
-from dspark_mlx.eagle3 import Eagle3Drafter
+from dspark_mlx.drafters.assemble import assemble
+from dspark_mlx.drafters.eagle3 import Eagle3Drafter
+from dspark_mlx.drafters.methods import DrafterConfig, Eagle3Config, read_config
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import read_json
-from dspark_mlx.layout import check_tensors
-from dspark_mlx.matrix import Matrix
 from dspark_mlx.sampling import greedy
+from dspark_mlx.system.files import read_json
 
 ROUNDS = (7, 10, 11)
 

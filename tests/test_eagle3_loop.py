@@ -18,15 +18,15 @@ from pairs import GOLDEN, tokens_of
 
 import dspark_mlx
 from dspark_mlx import bench
-from dspark_mlx.calibration import identity
-from dspark_mlx.compare import plain_run
+from dspark_mlx.benchmark.plain import plain_run
+from dspark_mlx.calibration.sts import identity
 from dspark_mlx.convert import __main__ as convert
 from dspark_mlx.convert.check import all_taps, readings, sweep
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
 from dspark_mlx.load import load_apart
-from dspark_mlx.measure import measure
-from dspark_mlx.recording import features
+from dspark_mlx.profiling.measure import measure
+from dspark_mlx.replay.record import features
 from dspark_mlx.schedulers.make import make_scheduler
 
 TARGETS = {family: GOLDEN / f"target_{family}" for family in EAGLE3}

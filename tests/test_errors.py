@@ -7,10 +7,10 @@ import math
 import pytest
 from pairs import golden
 
-from dspark_mlx.config import read_config
 from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import read_json
+from dspark_mlx.system.files import read_json
 
 
 def test_a_message_is_one_printable_line_and_not_long():

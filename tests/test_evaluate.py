@@ -8,9 +8,10 @@ import pytest
 from pairs import golden, traces
 from worded import worded_target, write_task
 
-from dspark_mlx import InputError, cli, command, evaluate
-from dspark_mlx.builtin import DRAFTER
+from dspark_mlx import InputError, evaluate
 from dspark_mlx.evaluation.answers import answers
+from dspark_mlx.pairs.builtin import DRAFTER
+from dspark_mlx.terminal import command, flags
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_unusable_flags_are_refused_before_loading(flags, more, where, found, mo
         raise AssertionError("loaded")
 
     if more[0] != "--scheduler":
-        monkeypatch.setattr(cli, "load_decoder", late)
+        monkeypatch.setattr(flags, "load_decoder", late)
     with pytest.raises(InputError) as refused:
         evaluate.main([*flags, *more])
     assert refused.value.where == where and found in refused.value.found

@@ -11,13 +11,13 @@ from worded import END, worded_target, words
 
 import dspark_mlx
 from dspark_mlx import InputError
+from dspark_mlx.calibration.metrics import ece
 from dspark_mlx.evaluation import EvaluationSettings, Task, evaluate
 from dspark_mlx.evaluation.answers import Answer, LeftOut, answers
 from dspark_mlx.evaluation.records import AVERAGE
 from dspark_mlx.evaluation.summary import summarise
 from dspark_mlx.evaluation.table import text
 from dspark_mlx.load import load_beside
-from dspark_mlx.reliability import ece
 
 NEW_TOKENS = 64
 FAST = EvaluationSettings(max_tokens=12, plain=False, sweep=False)

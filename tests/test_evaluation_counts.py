@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pairs import traces
 
+from dspark_mlx.benchmark.turns import decode
 from dspark_mlx.evaluation.counts import count
 from dspark_mlx.evaluation.sweep import Block, judge, sweep, visited
-from dspark_mlx.interleaved import decode
 from dspark_mlx.schedulers.threshold import ThresholdScheduler
 from dspark_mlx.types import Round
 

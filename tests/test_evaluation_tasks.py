@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from worded import write_task
 
-from dspark_mlx import InputError, hub
+from dspark_mlx import InputError
+from dspark_mlx.checkpoint import hub
 from dspark_mlx.evaluation import read_tasks
 from dspark_mlx.evaluation.tasks import NAMES, SHIPPED
 

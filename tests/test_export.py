@@ -10,12 +10,16 @@ from edits import CONFIG, WEIGHTS, config, nan, tensors
 from pairs import DRAFTERS, TARGET, checkpoint, tokens_of, traces
 
 import dspark_mlx
-from dspark_mlx.calibration import identity
-from dspark_mlx.calibrations import Calibrations, read_calibrations, write_calibrations
+from dspark_mlx.calibration.by_temperature import (
+    Calibrations,
+    read_calibrations,
+    write_calibrations,
+)
+from dspark_mlx.calibration.sts import identity
 from dspark_mlx.convert import __main__ as command
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import read_json
+from dspark_mlx.system.files import read_json
 
 KEYS = {
     "architectures",

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from gguf_writer import Raw, dequantise, quantise, write_gguf
 
-from dspark_mlx.convert.gguf_blocks import AFFINE_BITS, GROUP_SIZE, read_affine, read_values
-from dspark_mlx.convert.gguf_header import TENSOR_TYPES, read_header
+from dspark_mlx.convert.gguf.blocks import (
+    AFFINE_BITS,
+    GROUP_SIZE,
+    read_affine,
+    read_values,
+)
+from dspark_mlx.convert.gguf.header import TENSOR_TYPES, read_header
 
 BY_NAME = {name: (number, *sizes) for number, (name, *sizes) in TENSOR_TYPES.items()}
 

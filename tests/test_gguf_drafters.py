@@ -16,7 +16,7 @@ from test_packagings import Case, close
 import dspark_mlx
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import read_json
+from dspark_mlx.system.files import read_json
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
 BITS = {"Q8_0": 8, "Q4_0": 4, "Q4_1": 4}

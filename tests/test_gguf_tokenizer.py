@@ -10,7 +10,7 @@ import sentencepiece
 from gguf_writer import VOCAB, metadata
 from mlx_lm.utils import load_tokenizer
 
-from dspark_mlx.convert.gguf_tokenizer import PRE_TOKENIZERS, token_ids, write_tokenizer
+from dspark_mlx.convert.gguf.tokenizer import PRE_TOKENIZERS, token_ids, write_tokenizer
 
 
 def tokenizer_of(tmp_path: Path, **changes: Any) -> Any:

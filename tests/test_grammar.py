@@ -11,8 +11,8 @@ from toys import PROMPT, toy_engine, toy_target
 from transformers import PreTrainedTokenizerFast
 
 from dspark_mlx import InputError
-from dspark_mlx.grammar import JsonSchema
-from dspark_mlx.rounds import rounds
+from dspark_mlx.engine.rounds import rounds
+from dspark_mlx.sampling.json_schema import JsonSchema
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler

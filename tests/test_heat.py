@@ -6,9 +6,9 @@ import pytest
 from hand_made import hand_made_profile
 from pairs import traces
 
-from dspark_mlx.calibration import identity
-from dspark_mlx.calibrations import Calibrations
-from dspark_mlx.sampling.heat import heat
+from dspark_mlx.calibration.by_temperature import Calibrations
+from dspark_mlx.calibration.sts import identity
+from dspark_mlx.sampling.effective_temperature import heat
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.expected import ExpectedScheduler

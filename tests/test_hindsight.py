@@ -11,9 +11,9 @@ import pytest
 from pairs import traces
 from toys import PROMPT, toy_engine, toy_target
 
-from dspark_mlx.recorded import arrays, by_temperature, read_rounds, write_rounds
-from dspark_mlx.recording import record
-from dspark_mlx.rounds import rounds
+from dspark_mlx.engine.rounds import rounds
+from dspark_mlx.replay.record import record
+from dspark_mlx.replay.recorded import arrays, by_temperature, read_rounds, write_rounds
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
@@ -80,8 +80,8 @@ def test_rounds_in_hindsight_are_those_of_the_loop(engine, settings):
 
 def test_a_pair_that_agrees_accepts_everything(engine, monkeypatch):
     """Odds that rounding takes above 1 or below it; a division by an odds of zero."""
-    monkeypatch.setattr("dspark_mlx.sampling.base.Chooser.draft_weights", _target_rows)
-    monkeypatch.setattr("dspark_mlx.recording.target_logprobs", _uniform)
+    monkeypatch.setattr("dspark_mlx.sampling.chooser.Chooser.draft_weights", _target_rows)
+    monkeypatch.setattr("dspark_mlx.replay.record.target_logprobs", _uniform)
     recorded = record(engine, [("t", PROMPT)] * 3, 4, (), sampling=HOT)
     assert all(r.accepted == GAMMA for r in recorded)
     assert np.allclose([r.chances for r in recorded], 1.0, atol=1e-5)

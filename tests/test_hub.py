@@ -18,9 +18,9 @@ from huggingface_hub import errors
 from pairs import checkpoint
 
 import dspark_mlx
+from dspark_mlx.checkpoint.hub import checkpoint_place, hub_name, resolve
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.hub import checkpoint_place, hub_name, resolve
 
 REPO = "owner/name"
 NO_IDS = (
@@ -55,7 +55,7 @@ LARGE = 24 << 20  # huggingface-hub writes 10 MiB at a time
 RESOLVE = """
 import json, sys
 from dspark_mlx.errors import InputError
-from dspark_mlx.hub import resolve
+from dspark_mlx.checkpoint.hub import resolve
 for line in sys.stdin:
     try:
         answer = {"path": str(resolve(line.strip()))}
@@ -177,7 +177,7 @@ def test_what_is_missing_is_found_out_before_a_large_target_is_fetched(tmp_path)
 def test_what_is_no_id_asks_nobody(name, monkeypatch):
     """A mistyped path that is looked for in the Hub, whose library refuses it in its own way."""
     for ask in ("snapshot_download", "hf_hub_download"):
-        monkeypatch.setattr(f"dspark_mlx.hub.{ask}", None)
+        monkeypatch.setattr(f"dspark_mlx.checkpoint.hub.{ask}", None)
     with pytest.raises(InputError, match="no such file or folder; expected a path, or a Hub id"):
         resolve(name)
     with pytest.raises(InputError, match="no such file or folder; expected a path, or a Hub id"):
@@ -206,7 +206,7 @@ def test_a_download_that_fails_says_why_in_one_line(error, found, monkeypatch):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("dspark_mlx.hub.snapshot_download", fail)
+    monkeypatch.setattr("dspark_mlx.checkpoint.hub.snapshot_download", fail)
     with pytest.raises(InputError, match=found) as refused:
         resolve("owner/name")
     assert "\n" not in str(refused.value)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pairs import traces
 
+from dspark_mlx.benchmark.comparison import measure
+from dspark_mlx.benchmark.turns import decode, take_turn
 from dspark_mlx.errors import InputError
-from dspark_mlx.interleaved import decode, take_turn
-from dspark_mlx.versus import measure
 
 NEW_TOKENS, STOP = 64, [1]
 

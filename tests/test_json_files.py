@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from dspark_mlx.cli_sampling import read_json_argument
+from dspark_mlx.benchmark.prompts import read_prompts
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import read_json, read_json_lines, untagged
-from dspark_mlx.prompts import read_prompts
+from dspark_mlx.system.files import read_json, read_json_lines, untagged
+from dspark_mlx.terminal.sampling_flags import read_json_argument
 
 GOOD = json.dumps({"task": "t", "prompt": "hello"})
 

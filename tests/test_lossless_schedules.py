@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hand_made import hand_made_profile
 
-from dspark_mlx.calibration import Calibration, identity
-from dspark_mlx.calibrations import Calibrations
+from dspark_mlx.calibration.by_temperature import Calibrations
+from dspark_mlx.calibration.sts import Calibration, identity
 from dspark_mlx.schedulers import Policy, schedule
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler

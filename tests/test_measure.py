@@ -13,17 +13,26 @@ from test_speed_profile import profile
 from tiny_models import tiny
 
 from dspark_mlx import profile as command
-from dspark_mlx import profiles
-from dspark_mlx.cache import new_caches
+from dspark_mlx.caches import new_caches
 from dspark_mlx.decoder import Decoder
-from dspark_mlx.engine import Engine
+from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError
-from dspark_mlx.measure import measure
-from dspark_mlx.profiles import Pair, adopt, difference, obtain, profile_path, stale, store, stored
+from dspark_mlx.profiling import store
+from dspark_mlx.profiling.measure import measure
+from dspark_mlx.profiling.store import (
+    Pair,
+    adopt,
+    difference,
+    obtain,
+    profile_path,
+    stale,
+    store,
+    stored,
+)
+from dspark_mlx.profiling.timing import Session, take_turns
 from dspark_mlx.schedulers.full import FullScheduler
-from dspark_mlx.speed import SpeedProfile
+from dspark_mlx.schedulers.speed_profile import SpeedProfile
 from dspark_mlx.targets.tap import Target
-from dspark_mlx.timing import Session, take_turns
 
 FAST = {"contexts": (8, 24, 40), "repeats": 3}
 SLIDING = {
@@ -54,9 +63,9 @@ def quick(monkeypatch, decoder):
         spread = (steady, steady)
         return profile(name=name, key=key, verify=(row, row), batches={}, verify_spread=spread)
 
-    monkeypatch.setattr(profiles, "measure", quick_measure)
+    monkeypatch.setattr(store, "measure", quick_measure)
     measured = (row[0], row[gamma], 5.0)
-    monkeypatch.setattr(profiles, "spot", lambda engine, context, repeats: measured)
+    monkeypatch.setattr(store, "spot", lambda engine, context, repeats: measured)
     return made
 
 
@@ -77,7 +86,7 @@ def test_a_measured_profile_has_every_number(decoder):
 
 def test_batches_are_left_out_where_they_would_take_minutes(decoder, monkeypatch):
     """Five of six minutes on a CPU without a fast BLAS library."""
-    monkeypatch.setattr("dspark_mlx.measure._BATCH_SECONDS", 0.0)
+    monkeypatch.setattr("dspark_mlx.profiling.measure._BATCH_SECONDS", 0.0)
     assert measure(decoder.engine, "a pair", "k", contexts=(8,), repeats=1).batches == {}
 
 
@@ -201,14 +210,14 @@ def test_a_noisy_measurement_is_said_and_not_kept(tiny_pair, quick, monkeypatch)
     """Another program's burst of work as the truth of every later run."""
     obtain(tiny_pair)
     kept = stored(tiny_pair.key())
-    steady = profiles.measure
+    steady = store.measure
 
     def noisy(*args, **settings):
         calm, busy = kept[0].verify_spread[0], tuple(0.5 for _ in kept[0].verify[0])
         changes = {"draft": (9.0, 9.0), "verify_spread": (calm, busy)}
         return dataclasses.replace(steady(*args, **settings), **changes)
 
-    monkeypatch.setattr(profiles, "measure", noisy)
+    monkeypatch.setattr(store, "measure", noisy)
     obtained = obtain(tiny_pair, remeasure=True)
     assert obtained.measured and not obtained.kept and obtained.profile.draft == (9.0, 9.0)
     assert "for this run only" in obtained.story and "50%" in obtained.story
@@ -217,7 +226,7 @@ def test_a_noisy_measurement_is_said_and_not_kept(tiny_pair, quick, monkeypatch)
 
 def test_a_noisy_measurement_is_said_where_a_pair_is_loaded(tiny_pair, quick, monkeypatch):
     """Silence about a measurement that every start makes again."""
-    monkeypatch.setattr(profiles, "_NOISY", 0.01)
+    monkeypatch.setattr(store, "_NOISY", 0.01)
     decoder = Decoder(tiny_pair.engine, TARGET, {}, tiny_pair.drafter, "float32")
     # The name dspark_mlx.load is the function's.
     scheduled = sys.modules["dspark_mlx.load"]._scheduled
@@ -279,7 +288,7 @@ def test_what_counts_as_stale(numbers, named):
 def test_one_bad_look_is_not_enough(decoder, monkeypatch):
     """A profile thrown away because of another program's burst of work."""
     looks = [(60.0, 60.0, 60.0), (6.5, 13.9, 5.0)]
-    monkeypatch.setattr(profiles, "spot", lambda *args: looks.pop(0))
+    monkeypatch.setattr(store, "spot", lambda *args: looks.pop(0))
     assert stale(profile(), decoder.engine) is None and looks == []
 
 

@@ -10,12 +10,12 @@ import mlx.core as mx
 import pytest
 from pairs import checkpoint
 
-from dspark_mlx.checkpoint import read_tensors
-from dspark_mlx.config import read_config
+from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import read_json
-from dspark_mlx.folders import read_drafter
+from dspark_mlx.pairs.stored import read_drafter
+from dspark_mlx.system.files import read_json
 
 MODES = (("affine", 4, 64), ("affine", 8, 32), ("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16))
 OWN = "layers.0.mlp.up_proj"

@@ -17,14 +17,14 @@ from reference_settings import reference
 from tiny_models import tiny
 from toys import PROMPT, exact, misfit, sampled, toy_engine, toy_target
 
-from dspark_mlx.checkpoint import read_tensors
+from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.decoder import Decoder
-from dspark_mlx.engine import Engine
+from dspark_mlx.engine.rounds import rounds
+from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError
 from dspark_mlx.load import load
-from dspark_mlx.recording import judged_drafts
-from dspark_mlx.rounds import rounds
-from dspark_mlx.sampling.base import Chooser
+from dspark_mlx.replay.record import judged_drafts
+from dspark_mlx.sampling.chooser import Chooser
 from dspark_mlx.sampling.hindsight import Hindsight
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling

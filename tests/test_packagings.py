@@ -13,16 +13,16 @@ from numpy_drafter import reference
 from packaged import PACKAGED
 from packaged_parts import MASK, TAPS, TARGET_DEPTH, VOCAB
 
-from dspark_mlx.assemble import assemble
-from dspark_mlx.calibrations import read_calibrations
-from dspark_mlx.checkpoint import read_tensors
-from dspark_mlx.config import DrafterConfig
+from dspark_mlx.calibration.by_temperature import read_calibrations
+from dspark_mlx.checkpoint.layout import check_tensors
+from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.convert.packagings import PACKAGINGS
+from dspark_mlx.drafters.assemble import assemble
+from dspark_mlx.drafters.methods import DrafterConfig
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import read_json
-from dspark_mlx.layout import check_tensors
 from dspark_mlx.sampling import greedy
+from dspark_mlx.system.files import read_json
 
 ANCHOR = 9
 ROWS = 13

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from dspark_mlx.config import DrafterConfig, Eagle3Config
-from dspark_mlx.layout import stored_shapes
+from dspark_mlx.checkpoint.layout import stored_shapes
+from dspark_mlx.drafters.methods import DrafterConfig, Eagle3Config
 
 
 def shaped(hidden, inner, heads, kv_heads, head_dim, vocab, taps, **others) -> DrafterConfig:

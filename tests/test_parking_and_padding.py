@@ -6,7 +6,7 @@ import pytest
 from hand_made import hand_made_profile
 from pairs import tokens_of, traces
 
-from dspark_mlx.calibration import identity
+from dspark_mlx.calibration.sts import identity
 from dspark_mlx.schedulers.make import make_scheduler
 
 # Seven rows cost more than eight, one more than two: nearly every width is run padded.

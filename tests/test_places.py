@@ -15,7 +15,7 @@ import dspark_mlx
 from dspark_mlx import InputError
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.convert.target import convert_target
-from dspark_mlx.files import cache_folder
+from dspark_mlx.system.files import cache_folder
 
 PROMPT = [5, 6, 7]
 

@@ -10,8 +10,8 @@ import pytest
 from pairs import tokens_of, traces
 
 from dspark_mlx.errors import InputError
-from dspark_mlx.recorded import RecordedRound, arrays, read_rounds, write_rounds
-from dspark_mlx.recording import record
+from dspark_mlx.replay.record import record
+from dspark_mlx.replay.recorded import RecordedRound, arrays, read_rounds, write_rounds
 
 TOKENS = 40
 ROUNDS = [

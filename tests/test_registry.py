@@ -10,10 +10,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from pairs import TARGET
 
 import dspark_mlx
-from dspark_mlx import hub, models
+from dspark_mlx import models
+from dspark_mlx.checkpoint import hub
 from dspark_mlx.convert.packagings import PACKAGINGS
 from dspark_mlx.errors import InputError
-from dspark_mlx.registry import find_pair, names_of, published_pairs
+from dspark_mlx.pairs.registry import find_pair, names_of, published_pairs
 
 QWEN_8B = "deepseek-ai/dspark_qwen3_8b_block7"
 

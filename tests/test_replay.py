@@ -11,16 +11,16 @@ from hand_made import hand_made_profile
 from pairs import traces
 
 from dspark_mlx import InputError, bench
-from dspark_mlx.calibration import fit, identity
-from dspark_mlx.calibrations import Calibrations
-from dspark_mlx.recorded import RecordedRound, arrays, write_rounds
-from dspark_mlx.recording import record
-from dspark_mlx.replay import Text, best_fixed, oracle, replay, texts, total
-from dspark_mlx.replay_report import SHIPPED, find_profile, report
+from dspark_mlx.calibration.by_temperature import Calibrations
+from dspark_mlx.calibration.sts import fit, identity
+from dspark_mlx.replay.record import record
+from dspark_mlx.replay.recorded import RecordedRound, arrays, write_rounds
+from dspark_mlx.replay.report import SHIPPED, find_profile, report
+from dspark_mlx.replay.simulate import Text, best_fixed, oracle, replay, texts, total
 from dspark_mlx.schedulers.fixed import FixedScheduler
 from dspark_mlx.schedulers.make import make_scheduler
+from dspark_mlx.schedulers.speed_profile import read_profile
 from dspark_mlx.schedulers.threshold import ThresholdScheduler
-from dspark_mlx.speed import read_profile
 
 PROFILES = sorted(path.stem for path in SHIPPED.glob("*.json"))
 COSTS = hand_made_profile(verify=(10, 12, 14, 16, 18, 20), draft=3, plain=9)

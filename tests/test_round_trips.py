@@ -12,12 +12,12 @@ from packaged import PACKAGED
 from safetensors.numpy import load_file
 
 import dspark_mlx
-from dspark_mlx.builtin import DRAFTER, target_folder
-from dspark_mlx.checkpoint import read_tensors
-from dspark_mlx.config import DrafterConfig
+from dspark_mlx.checkpoint.layout import check_tensors, stored_shapes
+from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.files import read_json
-from dspark_mlx.layout import check_tensors, stored_shapes
+from dspark_mlx.drafters.methods import DrafterConfig
+from dspark_mlx.pairs.builtin import DRAFTER, target_folder
+from dspark_mlx.system.files import read_json
 
 PROMPTS = Path(__file__).parent / "data" / "evaluation_prompts.jsonl"
 

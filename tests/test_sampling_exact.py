@@ -15,7 +15,7 @@ from hand_made import hand_made_profile
 from reference_settings import no_repeats, reference
 from toys import PROMPT, exact, misfit, sampled, toy_engine, toy_target
 
-from dspark_mlx.calibration import Calibration
+from dspark_mlx.calibration.sts import Calibration
 from dspark_mlx.sampling import rejection
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling

@@ -12,7 +12,7 @@ from pairs import tokens_of, traces, with_scheduler
 from reference_settings import no_repeats
 
 from dspark_mlx import InputError
-from dspark_mlx.cache import new_caches
+from dspark_mlx.caches import new_caches
 
 SETTINGS = {"temperature": 0.9, "top_p": 0.95, "seed": 5}
 

@@ -8,7 +8,7 @@ import pytest
 from reference_settings import no_repeats, reference, softmax
 
 from dspark_mlx.sampling import Place
-from dspark_mlx.sampling.base import Chooser
+from dspark_mlx.sampling.chooser import Chooser
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.sampling.transform import make_processors
 

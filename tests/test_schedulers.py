@@ -10,8 +10,8 @@ import pytest
 from hand_made import hand_made_profile
 
 from dspark_mlx import InputError
-from dspark_mlx.calibration import Calibration, identity
-from dspark_mlx.calibrations import Calibrations
+from dspark_mlx.calibration.by_temperature import Calibrations
+from dspark_mlx.calibration.sts import Calibration, identity
 from dspark_mlx.schedulers import schedule
 from dspark_mlx.schedulers.belief import Belief
 from dspark_mlx.schedulers.make import NAMES, make_scheduler, needs_profile

@@ -10,12 +10,17 @@ import shutil
 import pytest
 from pairs import TARGET, golden
 
-from dspark_mlx.calibration import Calibration
+from dspark_mlx.calibration.sts import Calibration
+from dspark_mlx.checkpoint.fingerprint import fingerprint
 from dspark_mlx.errors import InputError
-from dspark_mlx.fingerprint import fingerprint
 from dspark_mlx.plots.speed import plot
 from dspark_mlx.schedulers.make import make_scheduler
-from dspark_mlx.speed import SpeedProfile, read_profile, table, write_profile
+from dspark_mlx.schedulers.speed_profile import (
+    SpeedProfile,
+    read_profile,
+    table,
+    write_profile,
+)
 
 JAGGED = (6.5, 8.0, 9.5, 11.0, 12.5, 15.0, 16.6, 13.9)
 

@@ -15,18 +15,18 @@ import mlx.core as mx
 import pytest
 from pairs import checkpoint
 
+from dspark_mlx.checkpoint.hub import resolve
+from dspark_mlx.checkpoint.tensor_writer import write_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import write_bytes, write_text
-from dspark_mlx.hub import resolve
-from dspark_mlx.locks import take_turns
-from dspark_mlx.staging import made_once, scratch_folder, staged_folder
-from dspark_mlx.tensor_writer import write_tensors
+from dspark_mlx.system.files import write_bytes, write_text
+from dspark_mlx.system.locks import take_turns
+from dspark_mlx.system.staging import made_once, scratch_folder, staged_folder
 
 IMPORTS = """
 from pathlib import Path
-from dspark_mlx.files import write_text
-from dspark_mlx.staging import made_once, scratch_folder, staged_folder
+from dspark_mlx.system.files import write_text
+from dspark_mlx.system.staging import made_once, scratch_folder, staged_folder
 path = Path(sys.argv[1])
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from dspark_mlx import __main__ as commands
-from dspark_mlx import blas, builtin, cli, installation
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import sha256
+from dspark_mlx.pairs import builtin
+from dspark_mlx.system import installation
+from dspark_mlx.system.files import sha256
+from dspark_mlx.terminal import blas, flags
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,7 +57,7 @@ def test_the_dispatcher_lists_and_runs_every_command(capsys):
 
 def test_a_console_script_is_a_command(tmp_path):
     """Ctrl-C while MLX is imported answered with a traceback, as it is for anything else."""
-    code = "import sys; sys.argv = [{!r}]; from dspark_mlx.process import _is_command; "
+    code = "import sys; sys.argv = [{!r}]; from dspark_mlx.system.process import _is_command; "
     code += "print(_is_command())"
     for script, expected in {
         "/bin/dspark_mlx.generate": "True",
@@ -129,7 +131,7 @@ def test_a_target_that_cannot_be_fetched_is_one_line(published, monkeypatch, tmp
 def test_a_clone_is_the_package_from_the_folder_around_it(tmp_path):
     """An empty namespace package without load, which Python finds before an editable install."""
     (tmp_path / "dspark_mlx").symlink_to(ROOT)
-    code = "import dspark_mlx, dspark_mlx.heads; print(dspark_mlx.load.__module__)"
+    code = "import dspark_mlx, dspark_mlx.drafters.heads; print(dspark_mlx.load.__module__)"
     assert python(code, tmp_path) == "dspark_mlx.load"
     code = "import dspark_mlx.version as v; print(v.__file__)"
     assert Path(python(code, tmp_path)).resolve() == ROOT / "dspark_mlx" / "version.py"
@@ -163,7 +165,7 @@ def test_a_slow_blas_library_is_said_with_the_command(monkeypatch, capsys):
     monkeypatch.setattr(blas.mx, "default_device", lambda: blas.mx.Device(blas.mx.cpu))
     monkeypatch.setattr(blas, "is_reference_blas", lambda: True)
     monkeypatch.setattr(blas, "find_library", lambda name: None)
-    cli.advise(Loaded())
+    flags.advise(Loaded())
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1
     assert "apt-get install libopenblas0-pthread && export LD_PRELOAD=libopenblas" in shown.err
@@ -171,7 +173,7 @@ def test_a_slow_blas_library_is_said_with_the_command(monkeypatch, capsys):
     assert blas.advice("float32").endswith(": export LD_PRELOAD=libopenblas.so.7")
     assert blas.advice("stored") is None and blas.advice("bfloat16") is None
     monkeypatch.setattr(blas, "is_reference_blas", lambda: False)
-    cli.advise(Loaded())
+    flags.advise(Loaded())
     assert capsys.readouterr().err == ""
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from pairs import traces
 
-from dspark_mlx.stream import StopStrings, stream
+from dspark_mlx.engine.stream import StopStrings, stream
 from dspark_mlx.types import Round
 
 END = 99

@@ -14,12 +14,12 @@ import pytest
 from gguf_fixtures import checkpoint
 from packaged import PACKAGED
 
+from dspark_mlx.checkpoint.number_ranges import all_finite
+from dspark_mlx.checkpoint.quantization import group_sizes
 from dspark_mlx.convert.target import convert_target
 from dspark_mlx.convert.target_checkpoint import say_plain
 from dspark_mlx.errors import InputError
-from dspark_mlx.network import evaluate, open_network
-from dspark_mlx.quantization import group_sizes
-from dspark_mlx.ranges import all_finite
+from dspark_mlx.targets.network import evaluate, open_network
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 NARROW = "model.layers.0.mlp.up_proj.weight"

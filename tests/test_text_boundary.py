@@ -15,16 +15,16 @@ from chat_toys import ANSWER, CHARACTERS, END, TEMPLATE, USER, chat_decoder
 from tiny_models import VOCAB, tiny
 
 from dspark_mlx.decoder import Decoder
-from dspark_mlx.detokenizer import Detokenizer
-from dspark_mlx.end_tokens import end_tokens
-from dspark_mlx.engine import Engine
+from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError
-from dspark_mlx.positions import max_length
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.sampling.transform import Filters, plain_sampler
 from dspark_mlx.schedulers.full import FullScheduler
+from dspark_mlx.targets.positions import max_length
 from dspark_mlx.targets.tap import Target
-from dspark_mlx.tokenizer import Tokenizer
+from dspark_mlx.text.detokenizer import Detokenizer
+from dspark_mlx.text.end_tokens import end_tokens
+from dspark_mlx.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

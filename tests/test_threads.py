@@ -22,10 +22,10 @@ from pairs import DRAFTERS, TARGET, golden, tokens_of
 from tiny_models import FAMILIES, tiny
 from toys import PROMPT, toy_engine, toy_target
 
+from dspark_mlx.checkpoint.linear import arrays_of
 from dspark_mlx.decoder import Decoder
 from dspark_mlx.errors import InputError
 from dspark_mlx.load import load, load_beside
-from dspark_mlx.matrix import arrays_of
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.targets import turns

@@ -12,8 +12,8 @@ from toys import HORIZON, PROMPT, exact, misfit, toy_target
 
 import dspark_mlx
 from dspark_mlx.errors import InputError
-from dspark_mlx.train.batch_decode import Job, batch_decode, choose
-from dspark_mlx.train.padded import batch_caches
+from dspark_mlx.train.data.batch_decode import Job, batch_decode, choose
+from dspark_mlx.train.data.padded_cache import batch_caches
 
 LENGTHS = (1, 9, 4, 30, 2, 17, 9)
 
@@ -41,7 +41,7 @@ def test_a_greedy_row_is_what_it_is_alone(family, monkeypatch):
     limits = [40, 3, 60, 20, 35, 1, 8]
     jobs = [Job(p, n, 0.0) for p, n in zip(prompts(), limits, strict=True)]
     for rows, rounded in ((7, False), (3, False), (7, True)):
-        monkeypatch.setattr("dspark_mlx.train.batch_decode._plans_shapes", lambda r=rounded: r)
+        monkeypatch.setattr("dspark_mlx.train.data.batch_decode._plans_shapes", lambda r=rounded: r)
         written = batch_decode(model, jobs, (), mx.random.key(0), rows)
         for job, text in zip(jobs, written, strict=True):
             assert text == greedy_alone(model, job.prompt, job.max_tokens)
@@ -79,7 +79,7 @@ def test_stop_tokens_end_rows_of_their_own():
 
 def test_prompts_of_one_token(monkeypatch):
     """No prefill at all: caches that nothing was written to, yet with rows to drop."""
-    monkeypatch.setattr("dspark_mlx.train.batch_decode._plans_shapes", lambda: True)
+    monkeypatch.setattr("dspark_mlx.train.data.batch_decode._plans_shapes", lambda: True)
     for family in ("llama", "gemma3_text"):
         model = tiny(family)
         jobs = [Job([token], 5, 0.0) for token in (3, 8, 20)]
@@ -109,7 +109,7 @@ def test_padding_sees_itself(family):
 
 def test_long_prompts_are_read_in_parts(monkeypatch):
     """A prefill that loses or repeats a column where its parts meet."""
-    monkeypatch.setattr("dspark_mlx.train.batch_decode._PREFILL", 28)
+    monkeypatch.setattr("dspark_mlx.train.data.batch_decode._PREFILL", 28)
     model = tiny("llama")
     jobs = [Job(p, 10, 0.0) for p in prompts()]
     written = batch_decode(model, jobs, (), mx.random.key(0))

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from dspark_mlx.errors import InputError
-from dspark_mlx.train.batches import (
+from dspark_mlx.train.data.corpus import Corpus
+from dspark_mlx.train.step.batches import (
     Batches,
     BatchSettings,
     anchor_candidates,
     split,
     supervised_slots,
 )
-from dspark_mlx.train.corpus import Corpus
 
 GAMMA = 4
 SETTINGS = BatchSettings(tokens=64, max_length=24, anchors_every=4, bucket=8, seed=3)

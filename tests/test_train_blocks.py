@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from pairs import DRAFTERS, golden
 
-from dspark_mlx.assemble import Stored, assemble
-from dspark_mlx.checkpoint import read_tensors
-from dspark_mlx.config import Attention
+from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.drafters.assemble import Stored, assemble
+from dspark_mlx.drafters.methods import Attention
 from dspark_mlx.sampling import greedy
-from dspark_mlx.train.blocks import TrainingBlocks, anchor_mask, block_hidden
+from dspark_mlx.train.step.blocks import TrainingBlocks, anchor_mask, block_hidden
 
 LENGTH = 12
 ANCHORS = (1, 4, 5, 11)

@@ -17,10 +17,10 @@ from tiny_models import config_of, tiny
 
 import dspark_mlx
 from dspark_mlx import InputError
-from dspark_mlx.ranking import read_ranking
+from dspark_mlx.checkpoint.frequent_tokens import read_ranking
 from dspark_mlx.train import memory
 from dspark_mlx.train.__main__ import main
-from dspark_mlx.train.store import Store, load_all
+from dspark_mlx.train.data.store import Store, load_all
 
 
 def flags(text: str) -> list[str]:

@@ -12,16 +12,16 @@ import pytest
 from chat_toys import ANSWER, CHARACTERS, END, LENGTH, TEMPLATE, THINKING, USER, chat_decoder
 
 from dspark_mlx.errors import InputError
-from dspark_mlx.train import conversations
-from dspark_mlx.train.batch_decode import batch_decode
-from dspark_mlx.train.budget import unit
-from dspark_mlx.train.conversations import open_store, write_conversations
-from dspark_mlx.train.corpus import KEYS
-from dspark_mlx.train.duplicates import Seen, exact_keys, near_keys
-from dspark_mlx.train.plan import Plan
-from dspark_mlx.train.prompt_files import read_turns
-from dspark_mlx.train.store import Store, load_all
-from dspark_mlx.train.templates import Template
+from dspark_mlx.train.data import conversations
+from dspark_mlx.train.data.batch_decode import batch_decode
+from dspark_mlx.train.data.budget import unit
+from dspark_mlx.train.data.conversations import open_store, write_conversations
+from dspark_mlx.train.data.corpus import KEYS
+from dspark_mlx.train.data.duplicates import Seen, exact_keys, near_keys
+from dspark_mlx.train.data.plan import Plan
+from dspark_mlx.train.data.prompt_files import read_turns
+from dspark_mlx.train.data.store import Store, load_all
+from dspark_mlx.train.data.templates import Template
 
 PROMPTS = (
     ("what is this?", "and that?"),

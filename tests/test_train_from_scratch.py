@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from pairs import TARGET, golden, make_decoder
 
-from dspark_mlx.assemble import assemble
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.decoder import Decoder
-from dspark_mlx.engine import make_engine
+from dspark_mlx.drafters.assemble import assemble
+from dspark_mlx.engine.state import make_engine
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.targets.tap import Target
-from dspark_mlx.train.batch_decode import Job, batch_decode
-from dspark_mlx.train.batches import BatchSettings
-from dspark_mlx.train.corpus import Corpus
-from dspark_mlx.train.design import first_weights
-from dspark_mlx.train.learner import Recipe
-from dspark_mlx.train.objective import Objective
+from dspark_mlx.train.data.batch_decode import Job, batch_decode
+from dspark_mlx.train.data.corpus import Corpus
+from dspark_mlx.train.new_drafter import first_weights
 from dspark_mlx.train.run import Run, Start
 from dspark_mlx.train.settings import Settings
+from dspark_mlx.train.step.batches import BatchSettings
+from dspark_mlx.train.step.learner import Recipe
+from dspark_mlx.train.step.objective import Objective
 
 TEXTS, JUDGED, PROMPT, ANSWER, STOP = 5000, 60, 10, 64, 1
 LENGTH = PROMPT + ANSWER

@@ -12,13 +12,13 @@ import pytest
 from numpy_drafter import _backbone, _markov_bias, _plan, load
 from pairs import golden
 
-from dspark_mlx.checkpoint import read_tensors
+from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.train.network import FROZEN, Features, Network, TrainingBatch
-from dspark_mlx.train.objective import Objective
-from dspark_mlx.train.target import readout
-from dspark_mlx.train.watched import Watched
+from dspark_mlx.train.step.features import readout
+from dspark_mlx.train.step.metrics import Watched
+from dspark_mlx.train.step.network import FROZEN, Features, Network, TrainingBatch
+from dspark_mlx.train.step.objective import Objective
 
 LENGTH = 14
 ANCHORS = ((0, 3, 4, 9), (2, 12, 0, 0))

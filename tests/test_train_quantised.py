@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from training_toys import SMALL, one_text_twice, same
 
-from dspark_mlx.checkpoint import read_tensors
+from dspark_mlx.checkpoint.layout import matrix_shapes
+from dspark_mlx.checkpoint.quantization import choose_quantization
+from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.folders import read_drafter
-from dspark_mlx.layout import matrix_shapes
-from dspark_mlx.quantization import choose_quantization
-from dspark_mlx.train.finish import write_drafter
-from dspark_mlx.train.learner import Recipe
-from dspark_mlx.train.rounded import rounded
+from dspark_mlx.pairs.stored import read_drafter
+from dspark_mlx.train.publish import write_drafter
 from dspark_mlx.train.run import Run
+from dspark_mlx.train.step.learner import Recipe
+from dspark_mlx.train.step.qat import rounded
 
 BITS, GROUP = 2, 32
 AWARE = dataclasses.replace(SMALL, qat_bits=BITS, qat_group_size=GROUP)

@@ -16,15 +16,15 @@ import pytest
 from pairs import TARGET
 from training_toys import PROMPT, SMALL, one_text_twice, same
 
-from dspark_mlx.assemble import assemble
-from dspark_mlx.checkpoint import read_tensors
+from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.decoder import Decoder
-from dspark_mlx.engine import make_engine
+from dspark_mlx.drafters.assemble import assemble
+from dspark_mlx.engine.state import make_engine
 from dspark_mlx.errors import InputError
 from dspark_mlx.schedulers.make import make_scheduler
-from dspark_mlx.train.batches import BatchSettings
-from dspark_mlx.train.learner import Recipe
 from dspark_mlx.train.run import Run
+from dspark_mlx.train.step.batches import BatchSettings
+from dspark_mlx.train.step.learner import Recipe
 
 
 def checkpoints(folder):

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dspark_mlx.errors import InputError
-from dspark_mlx.train.corpus import KEYS, Conversation
-from dspark_mlx.train.store import Header, Store, load_all
+from dspark_mlx.train.data.corpus import KEYS, Conversation
+from dspark_mlx.train.data.store import Header, Store, load_all
 
 HEADER = Header(300, "toy", "abc", 7, {"share": 0.5, "temperatures": [[0.0, 1]]})
 

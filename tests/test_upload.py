@@ -16,7 +16,7 @@ from pairs import checkpoint
 from dspark_mlx.convert.__main__ import main
 from dspark_mlx.convert.card import origin_of
 from dspark_mlx.errors import InputError
-from dspark_mlx.files import read_json
+from dspark_mlx.system.files import read_json
 
 
 class StubHub:

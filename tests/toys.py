@@ -9,12 +9,12 @@ import mlx.core as mx
 import numpy as np
 from tiny_models import tiny
 
-from dspark_mlx.assemble import assemble
-from dspark_mlx.canonical import CanonicalConfig
-from dspark_mlx.config import DrafterConfig, Eagle3Config
-from dspark_mlx.engine import Engine
-from dspark_mlx.layout import matrix_shapes, vector_shapes
-from dspark_mlx.rounds import rounds
+from dspark_mlx.checkpoint.base_config import CanonicalConfig
+from dspark_mlx.checkpoint.layout import matrix_shapes, vector_shapes
+from dspark_mlx.drafters.assemble import assemble
+from dspark_mlx.drafters.methods import DrafterConfig, Eagle3Config
+from dspark_mlx.engine.rounds import rounds
+from dspark_mlx.engine.state import Engine
 from dspark_mlx.sampling import Sampler
 from dspark_mlx.targets.tap import Target
 

@@ -7,13 +7,13 @@ import numpy as np
 from pairs import golden
 
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.train.batch_decode import Job, batch_decode
-from dspark_mlx.train.batches import BatchSettings
-from dspark_mlx.train.corpus import Corpus
-from dspark_mlx.train.design import first_weights
-from dspark_mlx.train.learner import Recipe
+from dspark_mlx.train.data.batch_decode import Job, batch_decode
+from dspark_mlx.train.data.corpus import Corpus
+from dspark_mlx.train.new_drafter import first_weights
 from dspark_mlx.train.run import Start
 from dspark_mlx.train.settings import Settings
+from dspark_mlx.train.step.batches import BatchSettings
+from dspark_mlx.train.step.learner import Recipe
 
 PROMPT, ANSWER = 4, 28
 SMALL = Settings(

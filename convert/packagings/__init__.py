@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from ...canonical import CanonicalConfig
+from ...checkpoint.base_config import CanonicalConfig
 from ...errors import InputError
 from . import (
+    canonical,
     deepspec_eagle3,
     deepspec_gemma4,
     deepspec_qwen3,
     dflash,
     lfm2,
     llama_cpp,
-    own,
     qwen35,
     specforge,
     speculators,
@@ -64,7 +64,7 @@ PACKAGINGS: tuple[Packaging, ...] = (
     dflash,
     qwen35,
     llama_cpp,
-    own,
+    canonical,
 )
 
 

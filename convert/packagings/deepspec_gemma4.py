@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ...config import DrafterConfig
+from ...drafters.methods import DrafterConfig
 from .source import Shapes, Source, is_named
 from .source import adapt as adapt
 from .source import rename as rename

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...config import DrafterConfig
+from ...drafters.methods import DrafterConfig
 from ...errors import InputError
 from .rope import read_rope
 from .source import Shapes, Source, is_named

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...config import DrafterConfig
+from ...drafters.methods import DrafterConfig
 from .rope import read_rope
 from .source import Shapes, Source, is_named
 from .source import adapt as adapt

@@ -14,11 +14,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...canonical import CanonicalConfig
-from ...config import DrafterConfig
+from ...checkpoint.base_config import CanonicalConfig
+from ...checkpoint.layout import DRAFT_IDS
+from ...drafters.methods import DrafterConfig
 from ...errors import InputError
-from ...layout import DRAFT_IDS
-from ..gguf_header import shortest
+from ..gguf.header import shortest
 from .source import COPIES, FULL, SLIDING, Shapes, Source
 from .windows import read_windows
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...config import DrafterConfig
+from ...drafters.methods import DrafterConfig
 from .rope import read_rope
 from .source import Shapes, Source, is_named
 from .source import rename as rename

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ...canonical import CanonicalConfig
-from ...config import DrafterConfig
+from ...checkpoint.base_config import CanonicalConfig
+from ...checkpoint.number_ranges import LARGEST, check_within
+from ...drafters.methods import DrafterConfig
 from ...errors import InputError
-from ...ranges import LARGEST, check_within
 
 Config = TypeVar("Config", bound=CanonicalConfig)
 Shapes = Mapping[str, tuple[int, ...]]

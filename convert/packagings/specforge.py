@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...config import DrafterConfig
+from ...drafters.methods import DrafterConfig
 from .rope import read_rope
 from .source import SLIDING, Shapes, Source
 from .source import adapt as adapt

@@ -13,9 +13,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...config import DrafterConfig
+from ...checkpoint.layout import DRAFT_IDS
+from ...drafters.methods import DrafterConfig
 from ...errors import InputError
-from ...layout import DRAFT_IDS
 from .rope import read_rope
 from .source import Shapes, Source
 from .source import rename as rename

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..benchmark.comparison import Row, make_row
+from ..benchmark.turns import Run, Turn, take_turn
 from ..decoder import Decoder
+from ..engine.request import Request
 from ..errors import InputError
-from ..interleaved import Run, Turn, take_turn
 from ..numbers import whole
-from ..request import Request
-from ..sampling.heat import heat
-from ..versus import Row, make_row
+from ..sampling.effective_temperature import heat
 from .sweep import Text, judge, visited
 from .tasks import Task
 

@@ -6,7 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from ..calibration_report import SlotReport
+from ..calibration.report import SlotReport
 from .answers import EvaluationSettings, LeftOut
 from .sweep import Point
 

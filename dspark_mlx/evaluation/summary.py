@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration import Calibration
-from ..calibration_report import SlotReport
-from ..calibration_report import report as slot_report
+from ..benchmark.comparison import Row, speedups
+from ..calibration.metrics import bin_counts
+from ..calibration.report import SlotReport
+from ..calibration.report import report as slot_report
+from ..calibration.sts import Calibration
 from ..decoder import Decoder
-from ..reliability import bin_counts
 from ..types import Round
-from ..versus import Row, speedups
 from .answers import Answer, EvaluationSettings, LeftOut, count_turns
 from .counts import count
 from .records import AVERAGE, Bin, Evaluation, Score, Speed

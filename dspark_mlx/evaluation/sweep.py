@@ -14,7 +14,7 @@ import numpy as np
 from mlx_lm.generate import wired_limit
 
 from ..decoder import Decoder
-from ..recording import features, judged_drafts
+from ..replay.record import features, judged_drafts
 from ..schedulers import schedule
 from ..schedulers.threshold import ThresholdScheduler
 from ..types import Round

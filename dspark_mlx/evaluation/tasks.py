@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.hub import resolve
 from ..errors import InputError
-from ..files import read_json_lines
-from ..hub import resolve
+from ..system.files import read_json_lines
 
 NAMES = (
     "gsm8k",

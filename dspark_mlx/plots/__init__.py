@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import InputError
-from ..files import check_output, write_bytes
+from ..system.files import check_output, write_bytes
 
 Styles: TypeAlias = Mapping[str, dict[str, Any]]
 """By name of a curve, see `curve_styles`."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration import Calibration, check_logits, identity, survives
-from ..calibration_report import report
-from ..reliability import bin_counts
+from ..calibration.metrics import bin_counts
+from ..calibration.report import report
+from ..calibration.sts import Calibration, check_logits, identity, survives
 from . import check_path, new_figure, save
 
 BEFORE, AFTER = "tab:orange", "tab:blue"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..speed import SpeedProfile
+from ..schedulers.speed_profile import SpeedProfile
 from . import new_figure, save
 
 _MARK = 0.3

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from ..types import Draft
 from . import Judgement, Pick, Place, finite_drafts, greedy, likeliest
-from .base import Chooser
+from .chooser import Chooser
 from .noise import Noise, gumbel
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from . import Place, finite_rows, likeliest
-from .base import Chooser
+from .chooser import Chooser
 from .noise import gumbel
 from .transform import normalise
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import Sampler
-from .base import Chooser
+from .chooser import Chooser
 from .equality import Equality
 from .noise import Noise
 from .rejection import Rejection

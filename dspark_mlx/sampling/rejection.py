@@ -22,7 +22,7 @@ import mlx.core as mx
 
 from ..types import Draft
 from . import Judgement, Pick, Place, finite_drafts, likeliest
-from .base import Chooser
+from .chooser import Chooser
 from .noise import Noise, gumbel
 from .transform import normalise
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..calibration import Calibration
+from ..calibration.sts import Calibration
 from ..types import Round
 
 _PRIOR_ROUNDS = 6.0

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..calibration import Calibration
-from ..calibrations import Calibrations
-from ..speed import Costs, SpeedProfile
+from ..calibration.by_temperature import Calibrations
+from ..calibration.sts import Calibration
 from ..types import Round
 from .belief import Belief
 from .pace import Pace, best_length, highest_rate, long_run_rate
+from .speed_profile import Costs, SpeedProfile
 
 _LEAST_GAIN = 1.05
 # Costs change slowly with the context.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ..calibration import Calibration
-from ..calibrations import Calibrations
+from ..calibration.by_temperature import Calibrations
+from ..calibration.sts import Calibration
 from ..errors import InputError
-from ..speed import SpeedProfile
 from . import Scheduler
 from .expected import ExpectedScheduler
 from .fixed import FixedScheduler
 from .full import FullScheduler
 from .lagged import LaggedScheduler
 from .prefix import PrefixScheduler
+from .speed_profile import SpeedProfile
 from .threshold import ThresholdScheduler
 
 NAMES = ("auto", "expected", "lagged", "prefix", "full", "fixed:N", "threshold:VALUE")

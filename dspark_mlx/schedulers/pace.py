@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 
-from ..speed import Costs
+from .speed_profile import Costs
 
 # Chosen by replaying rounds of training prompts on all shipped profiles.
 _KEPT = 0.93

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
 
-from ..speed import Costs, SpeedProfile
 from ..types import Round
+from .speed_profile import Costs, SpeedProfile
 
 
 def prefix_lengths(

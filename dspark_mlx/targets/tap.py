@@ -14,8 +14,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..checkpoint.linear import Matrix
 from ..errors import InputError
-from ..matrix import Matrix
 from ..sampling import finite_rows
 from .turns import Turns
 

@@ -14,24 +14,24 @@ from typing import Any
 import mlx.core as mx
 from tqdm import tqdm
 
-from .. import cli, command
-from ..bars import counting
+from ..checkpoint.frequent_tokens import rank_tokens
 from ..decoder import Decoder
 from ..load import load
 from ..plots import check_path
-from ..ranking import rank_tokens
+from ..progress import counting
+from ..terminal import command, flags
 from .arguments import design_of, parser, plan_of, settings_of
-from .budget import unit
-from .conversations import open_store, write_conversations
-from .corpus import Corpus
-from .finish import calibrate, prompts_of, write_card, write_drafter
-from .journal import Entry
+from .data.budget import unit
+from .data.conversations import open_store, write_conversations
+from .data.corpus import Corpus
+from .data.store import Store, check_same_target, load_all
+from .log import Entry
 from .memory import check_memory
-from .origin import new_drafter, published_drafter, tapped
 from .plot import plot
+from .publish import calibrate, prompts_of, write_card, write_drafter
 from .run import Result, Run
 from .settings import Settings
-from .store import Store, check_same_target, load_all
+from .start import new_drafter, published_drafter, tapped
 
 _PROMPTS = 32
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None) -> int:
     if args.plot:
         check_path(args.plot)
     decoder = load(args.model, False, precision=args.precision)
-    cli.advise(decoder)
+    flags.advise(decoder)
     if args.start:
         start = published_drafter(decoder, args.start)
     else:

@@ -8,17 +8,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import command
-from ..config import HEADS
+from ..checkpoint.precision import NAMES as PRECISIONS
+from ..drafters.methods import HEADS
 from ..errors import InputError
-from ..precision import NAMES as PRECISIONS
-from .batches import BatchSettings
-from .design import Design
-from .learner import Recipe
-from .objective import Objective
-from .plan import Plan
-from .prompt_files import read_turns
+from ..terminal import command
+from .data.plan import Plan
+from .data.prompt_files import read_turns
+from .new_drafter import Design
 from .settings import Settings
+from .step.batches import BatchSettings
+from .step.learner import Recipe
+from .step.objective import Objective
 
 _DTYPES = ("bfloat16", "float16", "float32")
 

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from ..checkpoint import read_tensors, tensor_headers
+from ..checkpoint.safetensors import read_tensors, tensor_headers
+from ..checkpoint.tensor_writer import write_tensors
 from ..errors import InputError
-from ..files import read_json, write_json
-from ..staging import staged_folder
-from ..tensor_writer import write_tensors
+from ..system.files import read_json, write_json
+from ..system.staging import staged_folder
 
 Arrays: TypeAlias = dict[str, mx.array]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from ..errors import InputError
-from .network import FROZEN
 from .settings import Settings
+from .step.network import FROZEN
 
 _COPIES = 5
 """Float32 arrays a weight: itself, its gradient, two moments, and the step's copy of it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..plots import new_figure, save
-from .journal import read_journal
+from .log import read_journal
 
 
 def plot(journal: Path, path: Path) -> None:

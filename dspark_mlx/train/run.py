@@ -12,18 +12,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..config import DrafterConfig
+from ..drafters.methods import DrafterConfig
 from ..errors import InputError
 from ..targets.tap import Target
-from .batches import Batches, split
 from .checkpoints import Checkpoints, Progress
-from .corpus import Corpus
-from .journal import Entry, Journal
-from .learner import Learner
-from .network import FROZEN, Network
+from .data.corpus import Corpus
+from .log import Entry, Journal
 from .settings import Settings
-from .target import readout
-from .watched import Watched
+from .step.batches import Batches, split
+from .step.features import readout
+from .step.learner import Learner
+from .step.metrics import Watched
+from .step.network import FROZEN, Network
 
 LOG_EVERY = 10
 _JUDGED = 32

@@ -6,13 +6,17 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import DrafterConfig
+from ..checkpoint.layout import matrix_shapes
+from ..checkpoint.quantization import (
+    Quantization,
+    check_quantization,
+    choose_quantization,
+)
+from ..drafters.methods import DrafterConfig
 from ..errors import InputError
-from ..layout import matrix_shapes
-from ..quantization import Quantization, check_quantization, choose_quantization
-from .batches import BatchSettings
-from .learner import Recipe
-from .objective import Objective
+from .step.batches import BatchSettings
+from .step.learner import Recipe
+from .step.objective import Objective
 
 _ROWS = 1 << 26
 """Logits that exist at once, unless said otherwise: 256 MB in float32."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dspark_mlx import command
+from dspark_mlx.engine.request import Settings
 from dspark_mlx.load import load
-from dspark_mlx.request import Settings
 from dspark_mlx.sampling.settings import Sampling
+from dspark_mlx.terminal import command
 
 from . import odd
 

@@ -1,0 +1,159 @@
+"""Read a target's GGUF file into an mlx-lm config and mlx-lm weights, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ...checkpoint.number_ranges import all_finite
+from ...errors import InputError
+from .blocks import AFFINE_BITS, GROUP_SIZE, read_affine, read_values
+from .families import (
+    ROPE_DIVISORS,
+    Expected,
+    expected_tensors,
+    family_of,
+    target_config,
+)
+from .header import Header, read_header
+
+
+@dataclass(frozen=True)
+class GgufTarget:
+    """A checked file of a family that is read here; no tensor is read yet.
+
+    Attributes:
+        header: of the file.
+        config: mlx-lm's, with "quantization" where a tensor is quantised.
+    """
+
+    header: Header
+    config: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(expected_tensors(self.config))
+
+    def weights(self, *, dequantise: bool = False) -> Iterator[tuple[str, mx.array]]:
+        """Names as mlx-lm has them, and arrays; a quantised tensor gives three.
+
+        Q4_0, Q4_1 and Q8_0 stay as stored, in MLX's affine layout (groups of 32); F32, F16 and
+        BF16 stay plain; Q2_K, Q4_K and Q6_K become float16.
+
+        Args:
+            dequantise: give what is quantised in any way as float32 instead.
+
+        Raises:
+            InputError: NaN or infinity.
+        """
+        for name, goal in expected_tensors(self.config).items():
+            row = self.header.tensors[name]
+            stem, part = name.rsplit(".", 1)
+            if row.type in AFFINE_BITS and not dequantise:
+                words, scales, biases = read_affine(self.header.path, row)
+                parts = {"weight": words, "scales": scales, "biases": biases}
+            else:
+                values = read_values(self.header.path, row)
+                halved = row.type.endswith("_K") and not dequantise
+                parts = {part: values.astype(mx.float16) if halved else values}
+            for part, array in parts.items():
+                check_finite(self.header.path, f"{stem}.{part}", array)
+                placed = unpermute(array, goal.heads) if goal.heads else array
+                yield f"{goal.path}.{part}", placed
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Length of the rows of every matrix, by path."""
+        goals = expected_tensors(self.config).values()
+        return {goal.path: goal.shape[1] for goal in goals if len(goal.shape) == 2}
+
+    @property
+    def matrix_type(self) -> mx.Dtype:
+        """Of the first matrix: of its scales where it is quantised."""
+        kind = self.header.tensors["token_embd.weight"].type
+        return {"F32": mx.float32, "BF16": mx.bfloat16}.get(kind, mx.float16)
+
+
+def check_finite(where: Path, name: str, array: mx.array) -> None:
+    """Refuse a tensor that is not made of numbers.
+
+    Raises:
+        InputError: NaN or infinity.
+    """
+    if not all_finite(array):
+        raise InputError(where, f"NaN or infinity in {name}", "finite numbers")
+
+
+def open_gguf(path: Path) -> GgufTarget:
+    """Read and check the header of a target's GGUF file.
+
+    Raises:
+        InputError: the file is damaged, of another architecture or another shape, or holds a
+            tensor that is missing or unknown.
+    """
+    header = read_header(path, lambda metadata, shapes: _judge(metadata, path))
+    config = target_config(header)
+    expected = expected_tensors(config)
+    _check_table(header, expected)
+    stored = {
+        goal.path: (AFFINE_BITS[header.tensors[name].type], GROUP_SIZE)
+        for name, goal in expected.items()
+        if header.tensors[name].type in AFFINE_BITS
+    }
+    return GgufTarget(header, config | quantization_entry(stored))
+
+
+def unpermute(rows: mx.array, heads: int) -> mx.array:
+    """Undo the row order that GGUF gives a llama's attn_q and attn_k.
+
+    The file orders each head's rows for rotary pairs (0, 1), (2, 3), ...; mlx-lm's llama rotates
+    pairs (i, i + head_dim / 2). Source: `LlamaModel.permute` in llama.cpp's convert_hf_to_gguf.py.
+
+    Args:
+        rows: (heads * head_dim, ...): a weight, its scales or its biases, or a bias.
+        heads: the heads in `rows`.
+    """
+    half = rows.shape[0] // heads // 2
+    return rows.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _judge(metadata: dict[str, Any], path: Path) -> None:
+    family_of(metadata, path)
+
+
+def _check_table(header: Header, expected: dict[str, Expected]) -> None:
+    ignored = {ROPE_DIVISORS} if header.metadata["general.architecture"] == "llama" else set()
+    found = header.tensors.keys() - ignored
+    if found != expected.keys():
+        missing, extra = sorted(expected.keys() - found), sorted(found - expected.keys())
+        text = f"{len(extra)} unknown tensors {extra[:4]}, {len(missing)} missing {missing[:4]}"
+        raise InputError(header.path, text, f"the {len(expected)} tensors of this model")
+    for name, goal in expected.items():
+        row = header.tensors[name]
+        plain = len(goal.shape) == 1
+        wrong = row.type not in ("F32", "F16", "BF16") if plain else row.type in ("I32", "I64")
+        if row.shape != goal.shape or wrong:
+            kind = "F32, F16 or BF16" if plain else "any floating type"
+            raise InputError(header.path, f"{name} {row.type} {row.shape}", f"{kind} {goal.shape}")
+
+
+def quantization_entry(chosen: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """The "quantization" of a config by path: what most tensors have, then each that differs.
+
+    Args:
+        chosen: bits and group size of each quantised tensor.
+    """
+    if not chosen:
+        return {}
+    usual = Counter(chosen.values()).most_common(1)[0][0]
+    entries = {
+        path: {"group_size": size, "bits": bits, "mode": "affine"}
+        for path, (bits, size) in chosen.items()
+    }
+    differing = {path: entry for path, entry in entries.items() if chosen[path] != usual}
+    whole = {"group_size": usual[1], "bits": usual[0], "mode": "affine"}
+    return {"quantization": {**whole, **differing}}

@@ -1,0 +1,146 @@
+"""Matrices that mlx-lm's `nn.quantize` packed, in a drafter of any published packaging.
+
+Such a folder has `scales` (and for the affine mode `biases`) beside a packed `weight`, and an entry
+"quantization" in its config: group size, bits and mode, of all and of single modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoint.base_config import FORMAT
+from ..checkpoint.quantization import check_quantization
+from ..errors import InputError
+
+# Bits and group sizes of the modes whose scales are bytes (mlx.core.quantize).
+_FLOATING = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
+
+
+@dataclass(frozen=True)
+class MlxMatrix:
+    """A packed matrix.
+
+    Attributes:
+        parts: packed words uint32, scales, and for the affine mode biases.
+        columns: unpacked.
+        mode: of `mlx.core.quantize`.
+        stored_bits: bits a weight.
+        group_size: weights that share a scale.
+    """
+
+    parts: tuple[mx.array, ...]
+    columns: int
+    mode: str
+    stored_bits: int
+    group_size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`[out, in]`, unpacked."""
+        return (self.parts[0].shape[0], self.columns)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Of its values."""
+        return self.scale_type if self.bits else mx.bfloat16
+
+    @property
+    def scale_type(self) -> mx.Dtype:
+        """Of its scales."""
+        return self.parts[1].dtype
+
+    @property
+    def bits(self) -> int:
+        """Bits a weight where it stays as it is, which the canonical folder can hold; else 0."""
+        return self.stored_bits if self.mode == "affine" else 0
+
+    def values(self) -> mx.array:
+        """Its values, float32 of affine scales; of the other modes bfloat16, which is exact."""
+        group_size, bits = self.group_size, self.stored_bits
+        words, *rest = self.parts
+        if self.mode == "affine":
+            scales, biases = (part.astype(mx.float32) for part in rest)
+            return mx.dequantize(words, scales, biases, group_size=group_size, bits=bits)
+        scales, mode = rest[0], self.mode
+        return mx.dequantize(
+            words, scales, group_size=group_size, bits=bits, mode=mode, dtype=mx.bfloat16
+        )
+
+    def packed(self) -> tuple[mx.array, ...]:
+        """Its words, scales and biases as they are."""
+        return self.parts
+
+
+def grouped(
+    config: Mapping[str, Any], tensors: Mapping[str, mx.array], where: Path
+) -> dict[str, mx.array | MlxMatrix]:
+    """The tensors of a folder, with each packed matrix as one.
+
+    Args:
+        config: config.json.
+        tensors: by name.
+        where: the folder.
+
+    Raises:
+        InputError: packed tensors of which the config does not say how, or says it wrongly.
+    """
+    if config.get("format") == FORMAT:
+        return dict(tensors)
+    found: dict[str, mx.array | MlxMatrix] = {}
+    packed = {
+        name.removesuffix(".scales")
+        for name in tensors
+        if name.endswith(".scales") and f"{name.removesuffix('.scales')}.weight" in tensors
+    }
+    for name, tensor in tensors.items():
+        module, _, part = name.rpartition(".")
+        if module not in packed or part not in ("weight", "scales", "biases"):
+            found[name] = tensor
+        elif part == "weight":
+            found[name] = _matrix(module, config, tensors, where)
+    return found
+
+
+def _matrix(
+    module: str, config: Mapping[str, Any], tensors: Mapping[str, mx.array], where: Path
+) -> MlxMatrix:
+    mode, bits, group_size = _settings(module, config, where / "config.json")
+    kinds = ("weight", "scales", "biases")
+    parts = tuple(t for k in kinds if (t := tensors.get(f"{module}.{k}")) is not None)
+    if len(parts) != (3 if mode == "affine" else 2):
+        found = f"{len(parts) - 1} of scales and biases of {module}"
+        raise InputError(where, found, f"those of the mode {mode}")
+    words = parts[0]
+    columns = words.shape[-1] * 32 // bits
+    shape = (*words.shape[:1], columns // group_size)
+    wanted = mx.floating if mode == "affine" else mx.uint8
+    typed = words.dtype == mx.uint32 and all(mx.issubdtype(s.dtype, wanted) for s in parts[1:])
+    whole = words.ndim == 2 and columns % group_size == 0 and words.shape[-1] * 32 % bits == 0
+    if not (whole and typed and all(part.shape == shape for part in parts[1:])):
+        found = ", ".join(f"{part.dtype} {list(part.shape)}" for part in parts)
+        expected = f"{mode} words, scales and biases of {bits} bits in groups of {group_size}"
+        raise InputError(f"{where}: {module}", found.replace("mlx.core.", ""), expected)
+    return MlxMatrix(parts, columns, mode, bits, group_size)
+
+
+def _settings(module: str, config: Mapping[str, Any], where: Path) -> tuple[str, int, int]:
+    """Mode, bits and group size of a module."""
+    whole = config.get("quantization") or config.get("quantization_config")
+    own = whole.get(module, whole) if isinstance(whole, dict) else None
+    if not isinstance(own, dict):
+        raise InputError(where, f"no quantization for {module}", "bits, group_size and mode of it")
+    mode, bits, group_size = own.get("mode", "affine"), own.get("bits"), own.get("group_size")
+    if mode == "affine":
+        check_quantization(f"{where}: {module}", bits, group_size)
+        return mode, int(str(bits)), int(str(group_size))
+    if not isinstance(mode, str) or mode not in _FLOATING:
+        raise InputError(where, f"mode {mode!r} of {module}", f"affine, {', '.join(_FLOATING)}")
+    if (bits, group_size) != _FLOATING[mode]:
+        found = f"{bits!r} bits in groups of {group_size!r} for {module}"
+        raise InputError(where, found, f"{mode}'s {_FLOATING[mode]}")
+    return mode, *_FLOATING[mode]

@@ -1,0 +1,47 @@
+"""A folder in the canonical format itself, as training writes it: to be quantised or uploaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ...checkpoint.base_config import FORMAT, CanonicalConfig
+from ...drafters.methods import read_config
+from ...errors import InputError
+from .source import Shapes
+
+NAME = "dspark_mlx"
+
+
+def matches(config: dict[str, Any], shapes: Shapes) -> bool:
+    """By the format's name."""
+    return config.get("format") == FORMAT
+
+
+def to_drafter_config(
+    config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+) -> CanonicalConfig:
+    """The configuration as it is.
+
+    Raises:
+        InputError: see `read_config`; or the weights are quantised.
+    """
+    found = read_config(config, where / "config.json")
+    if found.quantization is not None:
+        bits = f"weights of {found.quantization.bits} bits"
+        hint = "Quantising twice loses more: begin with what it was made from."
+        raise InputError(where, bits, "plain weights", hint)
+    return found
+
+
+def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
+    """Every tensor keeps its name."""
+    return {name: name for name in names}
+
+
+def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
+    """Every tensor stays as it is."""
+    return tensor

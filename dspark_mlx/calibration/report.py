@@ -1,0 +1,68 @@
+"""A calibration judged slot by slot: ECE and AUC of the survival, before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .metrics import auc, ece
+from .sts import Calibration, check_logits, identity, survives
+
+
+@dataclass(frozen=True)
+class SlotReport:
+    """Survival of one slot, as the raw confidences (before) and the calibrated ones (after) see it.
+
+    Attributes:
+        slot: from 1 to gamma.
+        ece_before, ece_after: expected calibration error.
+        auc_before, auc_after: area under the ROC curve; nan when every label is the same.
+        predicted_before, predicted_after: mean predicted survival.
+        observed: share of the blocks whose first `slot` tokens the target takes, or its chance.
+    """
+
+    slot: int
+    ece_before: float
+    ece_after: float
+    auc_before: float
+    auc_after: float
+    predicted_before: float
+    predicted_after: float
+    observed: float
+
+
+def report(
+    logits: npt.ArrayLike, accepted: npt.ArrayLike, calibration: Calibration
+) -> list[SlotReport]:
+    """Before and after, slot by slot; arguments as for `fit`."""
+    labels = survives(accepted, check_logits(logits, calibration.gamma))
+    before = identity(calibration.gamma).survival(logits)
+    after = calibration.survival(logits)
+    return [
+        SlotReport(
+            slot=k + 1,
+            ece_before=ece(before[:, k], labels[:, k]),
+            ece_after=ece(after[:, k], labels[:, k]),
+            auc_before=auc(before[:, k], labels[:, k]),
+            auc_after=auc(after[:, k], labels[:, k]),
+            predicted_before=float(before[:, k].mean()),
+            predicted_after=float(after[:, k].mean()),
+            observed=float(labels[:, k].mean()),
+        )
+        for k in range(calibration.gamma)
+    ]
+
+
+def table(rows: list[SlotReport]) -> str:
+    """The report as text: a line per slot, then the means over the slots."""
+    fields = [field.name for field in dataclasses.fields(SlotReport)][1:]
+    values = np.array([[getattr(row, name) for name in fields] for row in rows])
+    names = [str(row.slot) for row in rows]
+    head = f"{'':4}{'ECE':^18}{'AUC':^18}{'mean survival':^27}"
+    lines = [head.rstrip(), f"{'slot':4}" + f"{'before':>9}{'after':>9}" * 3 + f"{'observed':>9}"]
+    for name, line in zip([*names, "mean"], [*values, values.mean(axis=0)], strict=True):
+        lines.append(f"{name:4}" + "".join(f"{value:9.3f}" for value in line))
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Checkpoint folders: configurations, tensors, quantisation, the Hub."""

@@ -1,0 +1,259 @@
+"""What every drafter's canonical configuration has, and the strict reading of one.
+
+Each method has its own class below this one, in `config`. Every convention is explicit: a converter
+writes it, everything else reads it, and no other place knows a packaging's habits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from ..errors import InputError
+from ..system.files import untagged
+from .number_ranges import LARGEST, check_within
+from .quantization import Quantization, read_quantization
+
+FORMAT = "dspark_mlx"
+FORMAT_VERSION = 1
+ACTIVATIONS = ("silu", "gelu_tanh")
+VALUES = ("projected", "keys")
+
+# A layer's float16 arithmetic: beyond these a scale is 0 or infinite where a Mac computes.
+_SCALES = (2.0**-14, 65504.0)
+# YaRN's numbers: context lengths and factors, turns, and weights of the attention's scale.
+_YARN = {
+    "factor": (2.0**-20, 2.0**20),
+    "original_max_position_embeddings": (1.0, 2.0**40),
+    "beta_fast": (2.0**-20, 2.0**20),
+    "beta_slow": (2.0**-20, 2.0**20),
+    "mscale": (0.0, 2.0**10),
+    "mscale_all_dim": (0.0, 2.0**10),
+}
+_PARTIAL = {"partial_rotary_factor": (2.0**-20, 1.0)}
+_NEEDED = {*_PARTIAL, "factor", "original_max_position_embeddings"}
+ROPE_NUMBERS = {"yarn": _YARN, "proportional": _PARTIAL}
+MOST_TOKENS = 256
+"""Tokens of the longest block; published ones have 16, and no tensor shows how many."""
+
+Config = TypeVar("Config", bound="CanonicalConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanonicalConfig:
+    """What drafters of all methods have: their pair, the sizes and conventions of their layers.
+
+    Attributes:
+        METHOD: as the folder names it.
+        hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim: of a layer.
+        rms_norm_eps: of every norm.
+        vocab_size: rows of the target's head.
+        target_hidden_size: width of one tap.
+        target_num_layers: depth of the target it was trained on; 0 where it does not say.
+        taps: target layers whose output it reads, ascending; -1 is the embedding output.
+        rope_theta: base of the rotary embedding.
+        owns_embedding, owns_head: True where the folder stores its own copy instead of sharing the
+            target's.
+        target: id or name of the target it was trained for, for messages only.
+        quantization: of the stored weights; None for plain ones.
+        rope_dims: dimensions of a head that are rotated, from its start; 0 for all.
+        rope_interleaved: True where pairs are neighbours, False where they are half a head apart.
+        rope_scaling: what mlx-lm's `initialize_rope` takes ("yarn" or "proportional"); None for
+            none.
+        gated_queries: True where the query projection has each head's output gate behind it.
+        values: "projected", or "keys" where the unrotated key projection is the value, normed
+            without weights.
+        attention_scale: of the scores; 0 for head_dim ** -0.5.
+        sandwich_norms: True where the sublayers' outputs are normed as well.
+        layer_scalars: True where each layer's output is multiplied by a stored number.
+        activation: of the gated MLP, one of ACTIVATIONS.
+        embedding_scale: multiplies the embeddings.
+        softcap: cap of the base logits, before a sequential bias; 0 for none.
+        draft_vocab_size: tokens that it can propose; 0 for the whole vocabulary. Otherwise the
+            tensor `d2t` holds their ids.
+    """
+
+    METHOD: ClassVar[str]
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    vocab_size: int
+    target_hidden_size: int
+    target_num_layers: int
+    taps: tuple[int, ...]
+    rope_theta: float
+    owns_embedding: bool
+    owns_head: bool
+    target: str
+    quantization: Quantization | None = None
+    rope_dims: int = 0
+    rope_interleaved: bool = False
+    rope_scaling: dict[str, Any] | None = None
+    gated_queries: bool = False
+    values: str = "projected"
+    attention_scale: float = 0.0
+    sandwich_norms: bool = False
+    layer_scalars: bool = False
+    activation: str = "silu"
+    embedding_scale: float = 1.0
+    softcap: float = 0.0
+    draft_vocab_size: int = 0
+
+    @property
+    def gamma(self) -> int:
+        """Tokens proposed per round."""
+        raise NotImplementedError
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether it says how likely its tokens are to survive."""
+        return False
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        raise NotImplementedError
+
+    @property
+    def output_size(self) -> int:
+        """Tokens that it can propose."""
+        return self.draft_vocab_size or self.vocab_size
+
+    @property
+    def query_size(self) -> int:
+        """Features of a layer's query projection, gates included."""
+        return self.num_heads * self.head_dim * (2 if self.gated_queries else 1)
+
+    def alternatives(self) -> dict[str, tuple[Any, ...]]:
+        """Fields whose wrong value raises nothing and only accepts less, and what each may be."""
+        return {"rope_interleaved": (False, True)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of config.json."""
+        values = dataclasses.asdict(self)
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION, "method": self.METHOD}
+        return head | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls: type[Config], data: dict[str, Any], where: Path | str) -> Config:
+        """Read config.json strictly; `where` names it in errors.
+
+        Raises:
+            InputError: another format, version or method, a key missing, unknown, of the wrong type
+                or outside its range.
+        """
+        values = untagged(where, data, FORMAT, FORMAT_VERSION)
+        if (method := method_of(data)) != cls.METHOD:
+            raise InputError(where, f"method {method!r}", repr(cls.METHOD))
+        values.pop("method", None)
+        fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+        if missing := sorted(required - set(values)):
+            raise InputError(where, f"no {', '.join(missing)}", "every key of the format")
+        if unknown := sorted(set(values) - set(fields)):
+            raise InputError(where, f"unknown keys {', '.join(unknown)}", "the format's keys only")
+        for name, value in values.items():
+            _check_type(where, name, value, fields[name])
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if (quantization := values.get("quantization")) is not None:
+            values["quantization"] = read_quantization(where, quantization)
+        config = cls(**values)
+        config._check(where)
+        return config
+
+    def _check(self, where: Path | str) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            InputError: the first of them.
+        """
+        self._check_positive(
+            where,
+            "hidden_size intermediate_size num_heads num_kv_heads head_dim vocab_size "
+            "target_hidden_size",
+        )
+        self._check_within(where, "rms_norm_eps", 1e-12, 1.0)
+        self._check_within(where, "rope_theta", 2.0, LARGEST)
+        self._check_within(where, "embedding_scale", *_SCALES)
+        for name in ("attention_scale", "softcap"):
+            if getattr(self, name) != 0:
+                self._check_within(where, name, *_SCALES)
+        self._check_rope(where)
+        if self.num_heads % self.num_kv_heads:
+            found = f"num_heads {self.num_heads} with num_kv_heads {self.num_kv_heads}"
+            raise InputError(where, found, "a whole number of query heads per K/V head")
+        if self.head_dim % 2:
+            raise InputError(where, f"head_dim {self.head_dim}", "an even number")
+        if self.target_num_layers < 0:
+            found = f"target_num_layers {self.target_num_layers}"
+            raise InputError(where, found, "0 where it is not known, or more")
+        last = self.target_num_layers - 1 if self.target_num_layers else 1 << 30
+        ascending = all(a < b for a, b in zip(self.taps, self.taps[1:], strict=False))
+        if not self.taps or not ascending or self.taps[0] < -1 or self.taps[-1] > last:
+            raise InputError(where, f"taps {list(self.taps)}", f"ascending layers in -1..{last}")
+        if not 0 <= self.rope_dims <= self.head_dim or self.rope_dims % 2:
+            found = f"rope_dims {self.rope_dims} of head_dim {self.head_dim}"
+            raise InputError(where, found, "an even part of the head")
+        if self.activation not in ACTIVATIONS or self.values not in VALUES:
+            found = f"activation {self.activation!r}, values {self.values!r}"
+            raise InputError(where, found, f"one of {ACTIVATIONS}, one of {VALUES}")
+        if not 0 <= self.draft_vocab_size < self.vocab_size:
+            found = f"draft_vocab_size {self.draft_vocab_size}"
+            raise InputError(where, found, f"less than the vocabulary of {self.vocab_size}")
+        if self.draft_vocab_size and not self.owns_head:
+            raise InputError(where, "a draft vocabulary without a head", "a head of its own")
+
+    def _check_rope(self, where: Path | str) -> None:
+        if self.rope_scaling is None:
+            return
+        kind = self.rope_scaling.get("rope_type")
+        ranges = ROPE_NUMBERS.get(kind) if isinstance(kind, str) else None
+        if ranges is None:
+            raise InputError(where, f"rope_scaling {kind!r}", f"one of {', '.join(ROPE_NUMBERS)}")
+        found = self.rope_scaling.keys() - {"rope_type"}
+        if found - ranges.keys() or (_NEEDED & ranges.keys()) - found:
+            expected = f"of the keys {', '.join(ranges)} the first ones"
+            raise InputError(where, f"rope_scaling of {', '.join(sorted(found))}", expected)
+        for name in found:
+            value = self.rope_scaling[name]
+            check_within(where, f"rope_scaling {name}", value, *ranges[name])
+
+    def _check_within(self, where: Path | str, name: str, low: float, high: float) -> None:
+        check_within(where, name, getattr(self, name), low, high)
+
+    def _check_positive(self, where: Path | str, names: str) -> None:
+        for name in names.split():
+            if getattr(self, name) <= 0:
+                raise InputError(where, f"{name} {getattr(self, name)}", "a positive number")
+
+
+def method_of(data: dict[str, Any]) -> object:
+    """The method that a config.json names; folders of before there were several say nothing."""
+    return data.get("method", "dspark")
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+    "tuple[int, ...]": (list,),
+    "tuple[bool, ...]": (list,),
+    "dict[str, Any] | None": (dict, type(None)),
+    "Quantization | None": (dict, type(None)),
+}
+
+
+def _check_type(where: Path | str, name: str, value: object, annotation: str) -> None:
+    allowed = _TYPES[annotation]
+    wrong_bool = isinstance(value, bool) and bool not in allowed
+    item_type = bool if annotation == "tuple[bool, ...]" else int
+    wrong_item = isinstance(value, list) and not all(type(item) is item_type for item in value)
+    if wrong_bool or wrong_item or not isinstance(value, allowed):
+        raise InputError(where, f"{name} {value!r}", f"a value of type {annotation}")

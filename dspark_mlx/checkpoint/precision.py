@@ -1,0 +1,36 @@
+"""In which type weights are held: as stored, or dequantised where the backend is faster so."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.utils import dequantize_model
+
+from ..errors import InputError
+
+NAMES = ("auto", "stored", "float32", "bfloat16", "float16")
+
+
+def choose_precision(name: str) -> str:
+    """What to hold weights in: "stored", or the name of the type to dequantise to.
+
+    "auto" is float32 on MLX's CPU backend, where quantised and bfloat16 products are many times
+    slower than float32 ones, and "stored" on a GPU, where decoding is bound by reading weights.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in NAMES:
+        raise InputError("precision", repr(name), f"one of {', '.join(NAMES)}")
+    if name == "auto":
+        return "float32" if mx.default_device().type == mx.DeviceType.cpu else "stored"
+    return name
+
+
+def apply_precision(model: nn.Module, dtype: mx.Dtype | None) -> None:
+    """Hold a lazily loaded model's weights in `dtype` (None: as stored); none is read yet."""
+    if dtype is not None:
+        # Scales are cast first, so that weights are rebuilt in float32 arithmetic.
+        model.set_dtype(mx.float32)
+        dequantize_model(model)
+        model.set_dtype(dtype)

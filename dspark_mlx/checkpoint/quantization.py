@@ -1,0 +1,143 @@
+"""How a drafter's stored weights are quantised: MLX's affine kind, with exceptions by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+QUANTISED_BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+# The chance of survival is one dot product: its 0.1 % of the weights are worth keeping exact.
+NEVER_QUANTISED = frozenset({"confidence_head.proj"})
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Affine quantisation of the stored weights, as MLX has it.
+
+    Attributes:
+        bits: bits per weight.
+        group_size: weights that share a scale and a bias.
+        exceptions: tensor name (without `.weight`) to its own `{"bits", "group_size"}`, or to None
+            where the tensor is stored as it is.
+    """
+
+    bits: int
+    group_size: int
+    exceptions: dict[str, dict[str, int] | None] = dataclasses.field(default_factory=dict)
+
+    def of(self, name: str) -> tuple[int, int] | None:
+        """(bits, group size) of the tensor `name`, or None where it is not quantised."""
+        entry: dict[str, int] | None = {"bits": self.bits, "group_size": self.group_size}
+        entry = self.exceptions.get(name, entry)
+        return None if entry is None else (entry["bits"], entry["group_size"])
+
+    def of_tensor(self, name: str, dimensions: int) -> tuple[int, int] | None:
+        """The same by a plain tensor's whole name; only matrices are quantised."""
+        matrix = dimensions == 2 and name.endswith(".weight")
+        return self.of(name.removesuffix(".weight")) if matrix else None
+
+
+def read_quantization(where: Path | str, data: dict[str, Any]) -> Quantization:
+    """Read it strictly; `where` names it in errors.
+
+    Raises:
+        InputError: other keys, or bits and group sizes that MLX lacks.
+    """
+    if set(data) != {"bits", "group_size", "exceptions"}:
+        raise InputError(where, f"quantization {sorted(data)}", "bits, group_size, exceptions")
+    exceptions = data["exceptions"]
+    if not isinstance(exceptions, dict):
+        raise InputError(where, f"quantization exceptions {exceptions!r}", "an object")
+    check_quantization(where, data["bits"], data["group_size"])
+    for name, entry in exceptions.items():
+        if entry is None:
+            continue
+        if not isinstance(entry, dict) or set(entry) != {"bits", "group_size"}:
+            found = f"quantization exception {name}: {entry!r}"
+            raise InputError(where, found, "null, or an object of bits and group_size")
+        check_quantization(where, entry["bits"], entry["group_size"])
+    return Quantization(data["bits"], data["group_size"], exceptions)
+
+
+def group_sizes(where: Path | str, rows: Mapping[str, int], asked: int) -> dict[str, int]:
+    """The group size of each matrix: the largest up to `asked` that divides its rows.
+
+    Args:
+        where: names the checkpoint in errors.
+        rows: name of each matrix, and the length of its rows.
+        asked: weights that share a scale.
+
+    Returns:
+        By name; what no group size divides is left out and stays plain.
+
+    Raises:
+        InputError: every matrix would be left out.
+    """
+    fitting = [size for size in sorted(GROUP_SIZES, reverse=True) if size <= asked]
+    found = {
+        name: next((size for size in fitting if not length % size), 0)
+        for name, length in rows.items()
+    }
+    found = {name: size for name, size in found.items() if size}
+    if rows and not found:
+        lengths = ", ".join(f"{name} of {length}" for name, length in rows.items())
+        expected = f"rows that {' or '.join(map(str, fitting))} divides, to be quantised"
+        raise InputError(where, f"rows {lengths}", expected)
+    return found
+
+
+def choose_quantization(
+    matrices: Mapping[str, tuple[int, int]],
+    bits: int,
+    group_size: int,
+    by_part: Mapping[str, int | None] | None = None,
+    where: Path | str = "quantisation",
+) -> Quantization:
+    """Which of a drafter's matrices are quantised, and how.
+
+    Args:
+        matrices: name and `[out, in]` of each, see `layout.matrix_shapes`.
+        bits: bits per weight.
+        group_size: weights that share a scale, or fewer, see `group_sizes`.
+        by_part: bits by name or by part of one, None for plain; the longest part that fits counts.
+        where: names the drafter in errors.
+
+    Raises:
+        InputError: a part that fits no name, or nothing that could be quantised.
+    """
+    by_part = by_part or {}
+    for part in by_part:
+        if not any(part in name for name in matrices):
+            raise InputError("quantisation exception", part, f"part of {', '.join(matrices)}")
+    chosen: dict[str, int] = {}
+    for name in matrices.keys() - NEVER_QUANTISED:
+        fitting = [part for part in by_part if part in name]
+        own = by_part[max(fitting, key=len)] if fitting else bits
+        if own is not None:
+            chosen[name] = own
+    groups = group_sizes(where, {name: matrices[name][1] for name in chosen}, group_size)
+    exceptions: dict[str, dict[str, int] | None] = {}
+    for name in matrices:
+        if name not in groups:
+            exceptions[name] = None
+        elif (chosen[name], groups[name]) != (bits, group_size):
+            exceptions[name] = {"bits": chosen[name], "group_size": groups[name]}
+    return Quantization(bits, group_size, exceptions)
+
+
+def check_quantization(where: Path | str, bits: object, group_size: object) -> None:
+    """Refuse bits and group sizes that MLX's affine quantisation lacks.
+
+    Raises:
+        InputError: `bits` or `group_size` is none of the supported ones.
+    """
+    if bits not in QUANTISED_BITS:
+        raise InputError(where, f"{bits} bits", f"one of {QUANTISED_BITS}")
+    if group_size not in GROUP_SIZES:
+        raise InputError(where, f"group size {group_size}", f"one of {GROUP_SIZES}")

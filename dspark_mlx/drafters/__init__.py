@@ -1,0 +1,1 @@
+"""Drafters: one file or folder a method, behind `base.Drafter`."""

@@ -1,0 +1,114 @@
+"""The parallel backbone's forward: context K/V and the block's rows, layer by layer.
+
+Built from small parts that the canonical configuration chooses; it knows no packaging and no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from ...checkpoint.linear import Matrix, arrays_of
+from ..layers import Layer, LayerParts
+from ..methods import DrafterConfig
+from ..rotary import block_mask
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The backbone's weights, fused as they are used.
+
+    Attributes:
+        fc: projection of the concatenated taps, `[hidden, taps * target_hidden]`.
+        context_norm: norm after it.
+        qkv: every layer's query (and its gate's), key and value rows, a stack
+            `[layers, features, hidden]`; without value rows where the values are the keys.
+        layers: the rest of each layer.
+        norm: the final norm.
+    """
+
+    fc: Matrix
+    context_norm: mx.array
+    qkv: Matrix
+    layers: tuple[Layer, ...]
+    norm: mx.array
+
+
+class Backbone:
+    """See the module.
+
+    Args:
+        config: the canonical configuration.
+        weights: the fused weights.
+        dtype: of the arithmetic.
+    """
+
+    def __init__(self, config: DrafterConfig, weights: Weights, dtype: mx.Dtype) -> None:
+        self._config = config
+        self._weights = weights
+        self._dtype = dtype
+        self._parts = LayerParts(config)
+        kv = weights.qkv.slice(config.query_size, weights.qkv.out_features)
+        self._context_kv = _all_layers(kv)
+        self._qkv = [weights.qkv[i] for i in range(config.num_layers)]
+        mx.eval(arrays_of([self._context_kv, self._qkv]))
+        self._kinds = [config.attention_of(i) for i in range(config.num_layers)]
+
+    def context_rows(self, features: mx.array) -> list[mx.array]:
+        """K/V of all layers for tap features, `[rows, kv features]` a layer.
+
+        Args:
+            features: the concatenated taps, `[rows, taps * target_hidden]`.
+        """
+        weights, eps = self._weights, self._config.rms_norm_eps
+        projected = weights.fc(features.astype(self._dtype))
+        rows = self._context_kv(mx.fast.rms_norm(projected, weights.context_norm, eps))
+        if rows.ndim == 2:
+            return list(mx.split(rows, self._config.num_layers, axis=-1))
+        return [layer.squeeze(0) for layer in mx.split(rows, self._config.num_layers)]
+
+    def extend(self, caches: Sequence[KVCache], rows: Sequence[mx.array]) -> None:
+        """Append `context_rows` to the layers' caches."""
+        for layer, cache, added in zip(self._weights.layers, caches, rows, strict=True):
+            self._parts.write(layer, cache, added)
+
+    def block(
+        self, caches: Sequence[KVCache], x: mx.array, added: Sequence[mx.array] | None
+    ) -> mx.array:
+        """The block's rows after the final norm, `[rows, hidden]`.
+
+        Args:
+            caches: the context's, a layer each; as long afterwards as the context with `added`.
+            x: the block's embeddings, `[rows, hidden]`.
+            added: `context_rows` of features not written yet; None without any.
+        """
+        config, parts, rows = self._config, self._parts, x.shape[0]
+        eps = config.rms_norm_eps
+        x = parts.embedded(x, self._dtype)
+        start = caches[0].offset + (added[0].shape[0] if added else 0)
+        masks = {kind: block_mask(kind, start, rows) for kind in set(self._kinds)}
+        for i, layer in enumerate(self._weights.layers):
+            normed = mx.fast.rms_norm(x, layer.input_norm, eps)
+            queries, kv = mx.split(self._qkv[i](normed), [config.query_size], axis=-1)
+            if added is not None:
+                kv = mx.concatenate([added[i], kv])
+            keys, values = parts.write(layer, caches[i], kv)
+            # The block's rows stay for this forward only; the next write goes over them.
+            caches[i].trim(rows)
+            attended = parts.attend(layer, queries, keys, values, start, masks[self._kinds[i]])
+            x = parts.finish(layer, x, attended)
+        return mx.fast.rms_norm(x, self._weights.norm, eps)
+
+
+def _all_layers(stack: Matrix) -> Matrix:
+    """One product for the context K/V of all layers: the stack's own memory, as a view.
+
+    Quantised stacks are laid side by side instead, a small copy: MLX's CUDA backend has no product
+    of many rows with a quantised stack.
+    """
+    if not stack.quantised:
+        return stack
+    return Matrix.concatenate([stack[i] for i in range(stack.weight.shape[0])])

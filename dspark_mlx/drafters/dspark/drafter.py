@@ -1,0 +1,124 @@
+"""DSpark's drafter, and DFlash's: parallel backbone, sequential head, confidence head -> Draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from ...calibration.by_temperature import Calibrations
+from ...calibration.sts import identity
+from ...sampling import Pick
+from ...types import Draft
+from ..base import DrafterContext
+from ..heads import correct
+from ..heads.confidence import ConfidenceHead
+from ..methods import DrafterConfig
+from ..vocabulary import Output
+from .backbone import Backbone
+
+
+class DSparkDrafter:
+    """A drafter bound to its target's embedding and head, see `drafter.Drafter`.
+
+    Args:
+        config: the canonical configuration.
+        backbone: the parallel backbone.
+        confidence: the confidence head; None without one.
+        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
+        output: how hidden rows are read out, with the sequential head.
+        calibrations: of the confidence head; None takes it as it is.
+    """
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        backbone: Backbone,
+        confidence: ConfidenceHead | None,
+        embed: Callable[[mx.array], mx.array],
+        output: Output,
+        calibrations: Calibrations | None = None,
+    ) -> None:
+        self.config = config
+        self._backbone = backbone
+        self._confidence = confidence
+        self._embed = embed
+        self._output = output
+        self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
+        self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
+        mx.eval(self._masks)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See `Drafter.vocabulary_size`."""
+        return self._output.size or self.config.output_size
+
+    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
+        """See `Drafter.new_context`."""
+        caches = [KVCache() for _ in range(self.config.num_layers)]
+        calibration = self.calibrations.at(temperature)
+        temperatures = mx.array(calibration.temperatures)
+        return DrafterContext(caches, temperatures, self._output.vocabulary(prompt))
+
+    def extend(
+        self,
+        context: DrafterContext,
+        taps: Sequence[mx.array],
+        tokens: mx.array,
+        rows: int | None = None,
+    ) -> None:
+        """See `Drafter.extend`."""
+        context.add(taps, tokens, rows)
+
+    def flush(self, context: DrafterContext) -> None:
+        """See `Drafter.flush`."""
+        rows = self._take_pending(context)
+        if rows is not None:
+            self._backbone.extend(context.caches, rows)
+
+    def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
+        """See `Drafter.draft`."""
+        hidden = self._block(context, anchor)[self.config.logits_start :]
+        readout = self._output.readout(context.vocabulary)
+        base, gamma = readout.logits(hidden), self.config.gamma
+        tokens: list[mx.array] = []
+        columns, logits, weights, embeddings = [], [], [], []
+        previous, state = anchor, None
+        rows = zip(mx.split(base, gamma), mx.split(hidden, gamma), strict=True)
+        for row, hidden_row in rows:
+            if readout.head is not None:
+                row, embedding, state = correct(readout.head, row, previous, hidden_row, state)
+                embeddings.append(embedding)
+            column, weight = pick(row, readout.ids, tokens)
+            previous = readout.tokens(column)
+            tokens.append(previous)
+            columns.append(column)
+            logits.append(row)
+            if weight is not None:
+                weights.append(weight)
+        odds = confidence = None
+        if self._confidence is not None:
+            odds = self._confidence(hidden, mx.concatenate(embeddings) if embeddings else None)
+            confidence = mx.sigmoid(odds / context.temperatures)
+        return Draft(
+            mx.concatenate(tokens),
+            mx.concatenate(logits),
+            odds,
+            confidence,
+            hidden,
+            base,
+            readout.ids,
+            mx.concatenate(columns),
+            mx.concatenate(weights) if weights else None,
+        )
+
+    def _block(self, context: DrafterContext, anchor: mx.array) -> mx.array:
+        x = self._embed(mx.concatenate([anchor, self._masks]))
+        return self._backbone.block(context.caches, x, self._take_pending(context))
+
+    def _take_pending(self, context: DrafterContext) -> list[mx.array] | None:
+        """Context K/V of all layers for the pending features."""
+        # The tokens are not needed: the features say what the target made of them.
+        pending = context.take()
+        return None if pending is None else self._backbone.context_rows(pending[0])

@@ -1,0 +1,190 @@
+"""Eagle3's drafter: one layer that writes a token at a time, on features of the target.
+
+A row pairs what the target made of a token, the feature at position i, with the token at i + 1, and
+predicts the one at i + 2; it is rotated by i. The first token of a block is read from the newest
+feature and the anchor, each next one from the row before it, whose own state stands for the feature
+that the target has not made yet. Nothing of that stays: once tokens are committed, their rows are
+written from the target's features.
+
+There is one layer, so a committed row's K/V follows from its feature and token alone, and no
+attention is run for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from ..calibration.by_temperature import Calibrations
+from ..calibration.sts import identity
+from ..checkpoint.linear import Matrix, arrays_of
+from ..sampling import Pick
+from ..types import Draft
+from .base import DrafterContext, Pending
+from .layers import Layer, LayerParts
+from .methods import Eagle3Config
+from .vocabulary import Output
+
+
+@dataclass(frozen=True)
+class Eagle3Weights:
+    """The drafter's weights, fused as they are used.
+
+    Attributes:
+        fc: projection of the concatenated taps, `[hidden, taps * target_hidden]`.
+        feature_norm: of the layer's second half of input, the feature.
+        qkv: query, key and value rows, `[features, 2 * hidden]`; without value rows where the
+            values are the keys.
+        layer: the rest of the layer; its `input_norm` is of the first half, the embedding.
+        norm: the final norm.
+    """
+
+    fc: Matrix
+    feature_norm: mx.array
+    qkv: Matrix
+    layer: Layer
+    norm: mx.array
+
+
+class Eagle3Drafter:
+    """A drafter bound to its target's embedding and head, see `drafter.Drafter`.
+
+    The newest feature waits in the context for its token, the anchor: it is never in the cache but
+    while a block is drafted.
+
+    Args:
+        config: the canonical configuration.
+        weights: the fused weights.
+        dtype: of the arithmetic.
+        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
+        output: how hidden rows are read out.
+        calibrations: there is no confidence to calibrate, but schedulers that learn acceptance
+            start from them; None starts from nothing.
+    """
+
+    def __init__(
+        self,
+        config: Eagle3Config,
+        weights: Eagle3Weights,
+        dtype: mx.Dtype,
+        embed: Callable[[mx.array], mx.array],
+        output: Output,
+        calibrations: Calibrations | None = None,
+    ) -> None:
+        self.config = config
+        self._weights = weights
+        self._dtype = dtype
+        self._embed = embed
+        self._output = output
+        self._parts = LayerParts(config)
+        self._kv = weights.qkv.slice(config.query_size, weights.qkv.out_features)
+        mx.eval(arrays_of(self._kv))
+        self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See `Drafter.vocabulary_size`."""
+        return self._output.size or self.config.output_size
+
+    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
+        """See `Drafter.new_context`."""
+        temperatures = mx.array(self.calibrations.at(temperature).temperatures)
+        return DrafterContext([KVCache()], temperatures, self._output.vocabulary(prompt))
+
+    def extend(
+        self,
+        context: DrafterContext,
+        taps: Sequence[mx.array],
+        tokens: mx.array,
+        rows: int | None = None,
+    ) -> None:
+        """See `Drafter.extend`."""
+        context.add(taps, tokens, rows)
+
+    def flush(self, context: DrafterContext) -> None:
+        """See `Drafter.flush`; the newest row stays, for the token after it is not known."""
+        pending = context.take()
+        if pending is None:
+            return
+        features, tokens = pending
+        if tokens.size > 1:
+            rows = self._inputs(self._features(features[:-1]), tokens[1:])
+            self._parts.write(self._weights.layer, context.caches[0], self._kv(rows))
+        _keep_newest(context, features, tokens)
+
+    def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
+        """See `Drafter.draft`; at least one token's features must have come."""
+        pending = context.take()
+        assert pending is not None, "features of a committed token come before a draft"
+        features, tokens = pending
+        _keep_newest(context, features, tokens)
+        readout = self._output.readout(context.vocabulary)
+        cache, gamma = context.caches[0], self.config.gamma
+        state = self._step(cache, self._features(features), mx.concatenate([tokens[1:], anchor]))
+        drawn: list[mx.array] = []
+        columns, hidden, logits, weights = [], [], [], []
+        for slot in range(gamma):
+            if slot:
+                state = self._step(cache, state, drawn[-1])
+            normed = mx.fast.rms_norm(state, self._weights.norm, self.config.rms_norm_eps)
+            row = readout.logits(normed)
+            column, weight = pick(row, readout.ids, drawn)
+            drawn.append(readout.tokens(column))
+            columns.append(column)
+            hidden.append(normed)
+            logits.append(row)
+            if weight is not None:
+                weights.append(weight)
+        # The newest row, and those of the block after it.
+        context.trim(gamma)
+        block = mx.concatenate(logits)
+        return Draft(
+            mx.concatenate(drawn),
+            block,
+            None,
+            None,
+            mx.concatenate(hidden),
+            block,
+            readout.ids,
+            mx.concatenate(columns),
+            mx.concatenate(weights) if weights else None,
+        )
+
+    def _features(self, taps: mx.array) -> mx.array:
+        """The fused features, `[rows, hidden]`, of the concatenated taps."""
+        return self._weights.fc(taps.astype(self._dtype))
+
+    def _inputs(self, features: mx.array, tokens: mx.array) -> mx.array:
+        """The attention's input, `[rows, 2 * hidden]`: the next token's embedding, the feature."""
+        weights, eps = self._weights, self.config.rms_norm_eps
+        embedded = self._parts.embedded(self._embed(tokens), self._dtype)
+        halves = [
+            mx.fast.rms_norm(embedded, weights.layer.input_norm, eps),
+            mx.fast.rms_norm(features, weights.feature_norm, eps),
+        ]
+        return mx.concatenate(halves, axis=-1)
+
+    def _step(self, cache: KVCache, features: mx.array, tokens: mx.array) -> mx.array:
+        """Write rows at the cache's end; returns the last one's output, `[1, hidden]`.
+
+        Args:
+            cache: of everything before.
+            features: fused features, or the output of the row before, `[rows, hidden]`.
+            tokens: the token after each, int `[rows]`.
+        """
+        layer = self._weights.layer
+        projected = self._weights.qkv(self._inputs(features, tokens))
+        queries, kv = mx.split(projected, [self.config.query_size], axis=-1)
+        keys, values = self._parts.write(layer, cache, kv)
+        # The last row sees all others: no mask.
+        attended = self._parts.attend(layer, queries[-1:], keys, values, cache.offset - 1, None)
+        return self._parts.finish(layer, features[-1:], attended)
+
+
+def _keep_newest(context: DrafterContext, features: mx.array, tokens: mx.array) -> None:
+    # A copy, or it would hold the memory of the rows before it.
+    newest, token = mx.contiguous(features[-1:]), mx.contiguous(tokens[-1:])
+    context.pending = [Pending((newest,), token, 1)]

@@ -1,0 +1,39 @@
+"""The confidence head: the odds that a drafted token survives, given that its prefix did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ...checkpoint.linear import Matrix
+
+
+@dataclass(frozen=True)
+class ConfidenceHead:
+    """Paper section 3.2.1: c_k = sigmoid(w . [h_k ; W1[x_{k-1}]] + b).
+
+    Attributes:
+        weight: w, `[1, hidden]` or `[1, hidden + rank]`.
+        bias: b, `[1]`.
+        reads_embedding: True when the previous token's embedding is part of the input.
+    """
+
+    weight: Matrix
+    bias: mx.array
+    reads_embedding: bool
+
+    def __call__(self, hidden: mx.array, embeddings: mx.array | None) -> mx.array:
+        """Log-odds for all rows of a block.
+
+        Args:
+            hidden: `[gamma, hidden]`.
+            embeddings: W1 of the token before each row, `[gamma, rank]`; None without a head.
+
+        Returns:
+            float32 `[gamma]`.
+        """
+        if self.reads_embedding:
+            assert embeddings is not None  # the config guarantees a head
+            hidden = mx.concatenate([hidden, embeddings], axis=-1)
+        return self.weight.add_to(self.bias, hidden).squeeze(-1).astype(mx.float32)

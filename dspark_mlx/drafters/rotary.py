@@ -1,0 +1,54 @@
+"""Positions: the drafter's rotary embedding, and what a block's rows may attend to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+from mlx_lm.models.rope_utils import initialize_rope
+
+from ..checkpoint.base_config import CanonicalConfig
+from .methods import Attention
+
+Rope = Callable[[mx.array, int | mx.array], mx.array]
+"""Rotates `[1, heads, rows, head_dim]`, whose first row is at the given position."""
+
+
+def make_rope(config: CanonicalConfig) -> Rope:
+    """The rotary embedding of a configuration; the scaled kinds are mlx-lm's."""
+    dims, theta = config.rope_dims or config.head_dim, config.rope_theta
+    interleaved = config.rope_interleaved
+    if config.rope_scaling:
+        scaled = initialize_rope(dims, theta, interleaved, dict(config.rope_scaling))
+        return lambda x, offset: scaled(x, offset=offset)
+
+    def plain(x: mx.array, offset: int | mx.array) -> mx.array:
+        return mx.fast.rope(x, dims, traditional=interleaved, base=theta, scale=1.0, offset=offset)
+
+    return plain
+
+
+def block_mask(kind: Attention, context: int, rows: int) -> mx.array | None:
+    """Which columns [context, block] each of the block's rows attends to, bool `[rows, columns]`.
+
+    Args:
+        kind: of the layer.
+        context: committed rows before the anchor, whose position this is.
+        rows: of the block.
+
+    Returns:
+        None where every row attends to everything.
+    """
+    windowed = kind.window and context + (rows - 1 if kind.by_row else 0) > kind.window
+    if not kind.causal and not windowed:
+        return None
+    columns = mx.arange(context + rows)[None]
+    row = mx.arange(rows)[:, None]
+    mask = mx.ones((rows, context + rows), dtype=mx.bool_)
+    if windowed:
+        # Measured from the anchor for all rows alike, or from each row's own position.
+        first = context - kind.window + (row if kind.by_row else 0)
+        mask = mask & ((columns >= first) | (columns >= context))
+    if kind.causal:
+        mask = mask & (columns <= context + row)
+    return mask

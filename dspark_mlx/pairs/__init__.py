@@ -1,0 +1,1 @@
+"""Which drafter belongs to which target, and where both are on disk."""

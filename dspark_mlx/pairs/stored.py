@@ -1,0 +1,89 @@
+"""From names to folders on this machine, converted where they are not in the canonical format."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.convert.target import convert_target
+
+from ..calibration.by_temperature import Calibrations, read_calibrations
+from ..checkpoint.base_config import FORMAT, CanonicalConfig
+from ..checkpoint.frequent_tokens import read_ranking
+from ..checkpoint.hub import checkpoint_place, is_gguf, resolve
+from ..checkpoint.layout import check_tensors
+from ..checkpoint.safetensors import read_tensors
+from ..drafters.methods import read_config
+from ..system.files import cache_folder, read_json
+from ..system.staging import made_once
+
+
+@dataclass(frozen=True)
+class StoredDrafter:
+    """What a drafter's folder holds.
+
+    Attributes:
+        folder: where it is.
+        config: its configuration.
+        tensors: its checked tensors.
+        calibrations: of its confidence head; None without any.
+        ranking: the target's tokens, the most frequent first; empty where nobody counted.
+    """
+
+    folder: Path
+    config: CanonicalConfig
+    tensors: dict[str, mx.array]
+    calibrations: Calibrations | None
+    ranking: tuple[int, ...]
+
+
+def read_drafter(drafter: str | Path) -> StoredDrafter:
+    """A drafter's folder, checked.
+
+    Args:
+        drafter: a folder (converted on the fly where it is not yet) or Hub id.
+
+    Raises:
+        InputError: see `load`.
+    """
+    folder = _drafter_folder(drafter)
+    config = read_config(read_json(folder / "config.json"), folder / "config.json")
+    tensors = read_tensors(folder)
+    check_tensors(config, tensors, folder)
+    calibrations = read_calibrations(folder, config.gamma)
+    ranking = read_ranking(folder, config.vocab_size)
+    return StoredDrafter(folder, config, tensors, calibrations, ranking)
+
+
+def target_folder(model: str | Path) -> Path:
+    """The folder of a target, see `load`; a GGUF file's is made once and kept.
+
+    Raises:
+        InputError: no such place, or a file that cannot be converted.
+    """
+    path = checkpoint_place(resolve(model))
+    if is_gguf(path):
+        return _converted(path, "targets", lambda to: convert_target(path, to))
+    return path
+
+
+def _drafter_folder(drafter: str | Path) -> Path:
+    path = checkpoint_place(resolve(drafter))
+    if path.is_dir() and read_json(path / "config.json").get("format") == FORMAT:
+        return path
+    return _converted(path, "drafters", lambda to: convert_drafter(path, to))
+
+
+def _converted(source: Path, kind: str, convert: Callable[[Path], object]) -> Path:
+    """The converted form of `source` in the cache folder, made when it is not there yet."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    # A changed file is another key, so a stale conversion is never used.
+    key = hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+    folder = cache_folder() / kind / f"{source.stem}-{key}"
+    return made_once(folder, convert)

@@ -1,0 +1,179 @@
+"""Measuring a speed profile: what is timed at which cache lengths, and the medians of it.
+
+Caches are the measurement's own; the engine is as it was after.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from time import perf_counter
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import wired_limit
+
+from ..checkpoint.fingerprint import device_name
+from ..engine.rounds import Progress
+from ..engine.state import Engine
+from ..errors import InputError
+from ..schedulers.speed_profile import SpeedProfile
+from .timing import PLAIN_STEPS, Session, Times, take_turns
+
+CONTEXTS = (64, 512, 2048)
+BATCHES = (2, 4)
+
+LIMIT = 30.0
+"""Seconds that a measurement takes at most, or a pass over one context more."""
+
+_MORE_WIDTHS = 3
+_FILL_SECONDS = 5.0
+_BATCH_SECONDS = 1.0
+_FEWEST = 3
+
+
+def measure(
+    engine: Engine,
+    name: str,
+    key: str,
+    progress: Progress | None = None,
+    *,
+    contexts: Iterable[int] = CONTEXTS,
+    repeats: int = 9,
+    max_length: int | None = None,
+    limit: float = LIMIT,
+) -> SpeedProfile:
+    """Measure verify forwards of widths 1..gamma+3, drafts and plain steps.
+
+    Takes seconds: after 2.5 of them a context ends with what it has, at least 3 passes. On a slow
+    machine the longer contexts come out shorter than asked, see `Session.fill`, and batches are
+    left out; after `limit` nothing new begins but one pass over the first context. With rotating
+    caches a context grows while it is timed, and stands for its mean.
+
+    Args:
+        engine: target and drafter; its scheduler is not used.
+        name, key: of the profile.
+        progress: called with steps done and in all.
+        contexts: cache lengths; those beyond `max_length` are moved before it.
+        repeats: passes at most.
+        max_length: positions the target was made for.
+        limit: seconds.
+
+    Raises:
+        InputError: the engine has no drafter.
+    """
+    if engine.drafter is None:
+        raise InputError("speed profile", "no drafter", "a target with its drafter")
+    widths = range(1, engine.drafter.config.gamma + _MORE_WIDTHS + 1)
+    # What rotating caches grow by while a context is timed, and the widest forward.
+    room = (repeats + 1) * (len(widths) + PLAIN_STEPS + 1) + len(widths)
+    lengths = _within(contexts, max_length, room)
+    steps = _Steps(progress, repeats, (len(lengths) + 1) * repeats)
+    reached, times, several, added = [], list[Times](), Times(), Times()
+    until = perf_counter() + limit
+    with wired_limit(engine.target.model):
+        session = Session(engine)
+        for i, length in enumerate(lengths):
+            if times and perf_counter() > until:
+                break
+            filled = session.fill(length, min(_FILL_SECONDS, until - perf_counter()))
+            points = session.points(widths)
+            times.append(take_turns(points, repeats, steps.next_phase(), until=until))
+            reached.append((filled + session.length) // 2)
+            if i == len(lengths) // 2 and _pass_seconds(times[i]) < _BATCH_SECONDS:
+                points = session.batches(BATCHES, widths)
+                # The longer contexts matter more.
+                third = perf_counter() + (until - perf_counter()) / 3
+                # The target's taps expect one request; nobody reads them here.
+                with engine.target.untapped():
+                    several = take_turns(points, repeats, steps.next_phase(), until=third)
+        if perf_counter() < until:
+            added = take_turns(session.sampling(), repeats, seconds=0.5, until=until)
+    mx.clear_cache()
+    verify = tuple(_row(t, "verify", widths, _median) for t in times)
+    batches = {n: _row(several, str(n), widths, _median) for n in BATCHES} if several else {}
+    middle = len(lengths) // 2
+    return SpeedProfile(
+        name=name,
+        key=key,
+        device=device_name(),
+        contexts=tuple(reached),
+        verify=verify,
+        draft=tuple(_median(t["draft", 0]) for t in times),
+        plain=tuple(_median(t["plain", 0]) for t in times),
+        batches={1: verify[middle], **batches} if batches else {},
+        verify_spread=tuple(_row(t, "verify", widths, _spread) for t in times),
+        sampling=_added(added, engine.drafter.config.gamma) if added else (0.0, 0.0, 0.0),
+    )
+
+
+def _added(times: Times, gamma: int) -> tuple[float, float, float]:
+    """What sampling adds, see `SpeedProfile.sampling`; noise does not make it less than nothing."""
+    ms = {point: _median(taken) for point, taken in times.items()}
+    draft = ms["sampled draft", 0] - ms["greedy draft", 0]
+    first = ms["sampled rows", 1] - ms["greedy rows", 1]
+    all_rows = ms["sampled rows", gamma + 1] - ms["greedy rows", gamma + 1]
+    return max(draft, 0.0), max(first, 0.0), max((all_rows - first) / gamma, 0.0)
+
+
+def spot(engine: Engine, context: int, repeats: int) -> tuple[float, float, float]:
+    """A few forwards at one context: verify of width 1, of gamma + 1, and a draft, milliseconds."""
+    assert engine.drafter is not None
+    block = engine.drafter.config.gamma + 1
+    with wired_limit(engine.target.model):
+        session = Session(engine)
+        session.fill(context, _FILL_SECONDS)
+        points = session.points((1, block))
+        del points["plain", 0]
+        times = take_turns(points, repeats, seconds=0.3, least=1)
+    return _median(times["verify", 1]), _median(times["verify", block]), _median(times["draft", 0])
+
+
+class _Steps:
+    """Passes over all phases, each of `repeats` passes or fewer, for a progress bar."""
+
+    def __init__(self, progress: Progress | None, repeats: int, total: int) -> None:
+        self._progress = progress
+        self._repeats = repeats
+        self._total = total
+        self._phase = -1
+
+    def next_phase(self) -> Callable[[int], None]:
+        """What a phase calls with the passes it has made."""
+        self._phase += 1
+        before = self._phase * self._repeats
+
+        def done(passes: int) -> None:
+            if self._progress:
+                self._progress(before + passes, self._total)
+
+        return done
+
+
+def _pass_seconds(times: Times) -> float:
+    return sum(statistics.median(taken) for taken in times.values())
+
+
+def _row(
+    times: Times, what: str, widths: Iterable[int], of: Callable[[list[float]], float]
+) -> tuple[float, ...]:
+    return tuple(of(times[what, width]) for width in widths)
+
+
+def _within(contexts: Iterable[int], max_length: int | None, room: int) -> list[int]:
+    """Ascending, with `room` positions left after the last."""
+    last = max(max_length - room, 1) if max_length else None
+    return sorted({min(length, last or length) for length in contexts})
+
+
+def _median(seconds: list[float]) -> float:
+    """In milliseconds."""
+    return 1e3 * statistics.median(seconds)
+
+
+def _spread(seconds: list[float]) -> float:
+    """The quartiles' distance over the median; 1 where there are too few to have any."""
+    if len(seconds) < _FEWEST:
+        return 1.0
+    low, middle, high = np.percentile(seconds, (25, 50, 75))
+    return float((high - low) / middle)

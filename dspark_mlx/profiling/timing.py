@@ -1,0 +1,237 @@
+"""Timing forwards: a request filled to a length, and its verify forwards, drafts and plain steps.
+
+All points of a context take turns, pass after pass, so that a machine that warms up or is busy for
+a while slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import KVCache, RotatingKVCache
+
+from ..caches import cache_arrays, commit, new_caches
+from ..engine.state import Engine
+from ..sampling import Place, Sampler, greedy, likeliest
+from ..sampling.make import make_sampler
+from ..sampling.packing import pack
+from ..sampling.settings import Sampling
+
+PLAIN_STEPS = 4
+"""Steps of a pipelined run; what is timed is their mean."""
+
+_CHUNK = 256
+_PENDING = 3
+
+Point: TypeAlias = tuple[str, int]
+"""What is timed: ("verify", width), ("draft", 0), ("plain", 0), or (requests, width) of several."""
+Timed: TypeAlias = Callable[[], float]
+"""Runs a point once; returns seconds."""
+Times: TypeAlias = dict[Point, list[float]]
+"""Seconds of every run of every point."""
+
+
+def take_turns(
+    points: Mapping[Point, Timed],
+    repeats: int,
+    done: Callable[[int], None] = lambda passes: None,
+    seconds: float = 2.5,
+    least: int = 3,
+    until: float = math.inf,
+) -> Times:
+    """Seconds of every point, one from each pass over all of them.
+
+    The first pass warms up and does not count, unless it alone takes longer than `seconds` or goes
+    beyond `until`: what it compiles is then little of it.
+
+    Args:
+        points: run in their order.
+        repeats: passes that count, at most.
+        done: called with their number after each.
+        seconds: time after which no pass begins,
+        least: once so many have been made.
+        until: `perf_counter` after which no pass begins but the first, however few were made.
+    """
+    started = perf_counter()
+    first = {point: run() for point, run in points.items()}
+    passes = int(perf_counter() > min(started + seconds, until))
+    times = {point: [taken] * passes for point, taken in first.items()}
+    started = started if passes else perf_counter()
+    while passes < repeats and perf_counter() < (
+        until if passes < least else min(started + seconds, until)
+    ):
+        for point, run in points.items():
+            times[point].append(run())
+        passes += 1
+        done(passes)
+    return times
+
+
+class Session:
+    """One request's caches, filled to a length and brought back to it after every forward.
+
+    A rotating cache writes a single row over an old one, which nothing can bring back, and cannot
+    drop all rows of a forward. With such caches every forward's first row stays, as in the decode
+    loop, and the context grows by it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._caches = new_caches(engine.target.model, "target")
+        self._context = engine.drafter.new_context() if engine.drafter else None
+        self._taps: list[mx.array] = []
+        self._rotating = any(type(c) is RotatingKVCache for c in self._caches)
+
+    @property
+    def length(self) -> int:
+        """Positions in the target's caches."""
+        return self._caches[0].offset
+
+    def fill(self, length: int, seconds: float) -> int:
+        """Prefill with arbitrary tokens up to `length`, or until the time is over.
+
+        Returns:
+            The length reached. Where time ends the filling, it is less than `length`, but at least
+            a chunk of 256 more than before.
+        """
+        started = perf_counter()
+        while self.length < length:
+            tokens = self._tokens((min(_CHUNK, length - self.length),))
+            _, taps = self._engine.target(tokens, self._caches)
+            arrays = cache_arrays(self._caches)
+            if self._engine.drafter and self._context:
+                self._engine.drafter.extend(self._context, taps, tokens)
+                self._engine.drafter.flush(self._context)
+                self._taps = self._taps or [mx.contiguous(tap[-_PENDING:]) for tap in taps]
+                arrays += self._context.arrays() + self._taps
+            mx.eval(arrays)
+            if perf_counter() - started > seconds:
+                break
+        return self.length
+
+    def points(self, widths: Iterable[int]) -> dict[Point, Timed]:
+        """Everything that is timed at a context, in the order of its turns."""
+        points: dict[Point, Timed] = {("plain", 0): self._plain, ("draft", 0): self._draft}
+        for width in widths:
+            tokens = self._tokens((width,))
+            points["verify", width] = partial(self._verify, tokens)
+        return points
+
+    def sampling(self) -> dict[Point, Timed]:
+        """Drafts and judged rows, sampled and greedy, without a forward of the target."""
+        engine = self._engine
+        assert engine.drafter is not None
+        gamma, vocabulary = engine.drafter.config.gamma, engine.target.vocab_size
+        points: dict[Point, Timed] = {}
+        for what, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+            sampler = make_sampler(Sampling(temperature=temperature, seed=0), vocabulary)
+            points[f"{what} draft", 0] = partial(self._draft, sampler)
+            for rows in (1, gamma + 1):
+                points[f"{what} rows", rows] = partial(self._judge, sampler, rows)
+        return points
+
+    def _judge(self, sampler: Sampler, rows: int) -> float:
+        """Accepting a whole block, or choosing a plain step's token."""
+        drafter, context = self._engine.drafter, self._context
+        assert drafter is not None and context is not None
+        place, draft = Place(self.length), None
+        if rows > 1:
+            pick = sampler.propose(place, rows - 1)
+            draft = drafter.draft(context, self._tokens((1,)), pick)
+            mx.eval([a for a in (draft.tokens, draft.weights, draft.confidence) if a is not None])
+        hidden = mx.zeros((rows, self._engine.target.hidden_size), dtype=self._engine.target.dtype)
+        logits = self._engine.target.logits(hidden)
+        mx.eval(logits)
+        started = perf_counter()
+        judgement = sampler.judge(logits, place, draft)
+        np.array(pack(judgement, draft, rows - 1).array)
+        return perf_counter() - started
+
+    def batches(self, counts: Iterable[int], widths: Iterable[int]) -> dict[Point, Timed]:
+        """Forwards of several such requests at once; none where the caches take only one."""
+        if any(type(cache) is not KVCache for cache in self._caches):
+            return {}
+        points: dict[Point, Timed] = {}
+        for requests in counts:
+            caches = self._copies(requests)
+            for width in widths:
+                tokens = self._tokens((requests, width))
+                points[str(requests), width] = partial(self._verify_batch, tokens, caches)
+        return points
+
+    def _verify(self, tokens: mx.array) -> float:
+        started = perf_counter()
+        logits, _ = self._engine.target(tokens, self._caches)
+        np.array(likeliest(logits))
+        seconds = perf_counter() - started
+        self._take_back(tokens.size, together=True)
+        return seconds
+
+    def _draft(self, sampler: Sampler | None = None) -> float:
+        """With a commit's features waiting, as after every round; greedy without a sampler."""
+        drafter, context = self._engine.drafter, self._context
+        assert drafter is not None and context is not None
+        rows, anchor = self._taps[0].shape[0], self._tokens((1,))
+        tokens = self._tokens((rows,))
+        started = perf_counter()
+        drafter.extend(context, self._taps, tokens)
+        gamma = drafter.config.gamma
+        pick = sampler.propose(Place(self.length), gamma) if sampler else greedy
+        draft = drafter.draft(context, anchor, pick)
+        found = (draft.tokens, draft.confidence_logits, draft.weights)
+        mx.eval([a for a in found if a is not None])
+        seconds = perf_counter() - started
+        context.trim(rows)
+        return seconds
+
+    def _plain(self) -> float:
+        """The mean of a few steps, each launched before the one before it is read."""
+        best = self._step(self._tokens((1,)))
+        started = perf_counter()
+        for _ in range(PLAIN_STEPS):
+            ahead = self._step(best)
+            np.array(best)
+            best = ahead
+        seconds = perf_counter() - started
+        mx.eval(best)
+        self._take_back(PLAIN_STEPS + 1, together=False)
+        return seconds / PLAIN_STEPS
+
+    def _step(self, anchor: mx.array) -> mx.array:
+        logits, _ = self._engine.target(anchor, self._caches)
+        best = likeliest(logits)
+        mx.async_eval(best)
+        return best
+
+    def _take_back(self, rows: int, together: bool) -> None:
+        if not self._rotating:
+            commit(self._caches, rows, 0)
+        elif together:
+            commit(self._caches, rows, 1)
+
+    def _copies(self, requests: int) -> list[Any]:
+        copies = new_caches(self._engine.target.model, "target")
+        for copy, cache in zip(copies, self._caches, strict=True):
+            copy.keys = mx.repeat(cache.keys, requests, axis=0)
+            copy.values = mx.repeat(cache.values, requests, axis=0)
+            copy.offset = cache.offset
+        mx.eval(cache_arrays(copies))
+        return copies
+
+    def _verify_batch(self, tokens: mx.array, caches: list[Any]) -> float:
+        started = perf_counter()
+        np.array(likeliest(self._engine.target.model(tokens, cache=caches)))
+        seconds = perf_counter() - started
+        commit(caches, tokens.shape[1], 0)
+        return seconds
+
+    def _tokens(self, shape: tuple[int, ...]) -> mx.array:
+        # numpy's generator: MLX's own random state belongs to the application.
+        ids = np.random.default_rng(0).integers(0, self._engine.target.vocab_size, shape)
+        return mx.array(ids.astype(np.int32))

@@ -1,0 +1,1 @@
+"""Recorded rounds, replayed under any scheduler and speed profile without a model."""

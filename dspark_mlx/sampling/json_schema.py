@@ -1,0 +1,131 @@
+"""Structured output: a logits processor that lets only tokens through that a JSON schema allows.
+
+The grammar is llguidance's; this adds what speculation needs: its state is that of the tokens it is
+shown, whichever were shown before, so that drafts can be taken back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError
+
+_REMEMBERED = 64
+
+
+class JsonSchema:
+    """Give it to a request as one of its `logits_processors`.
+
+    Args:
+        schema: a JSON schema.
+        tokenizer: a fast Hugging Face tokenizer.
+        vocabulary: the target's tokens, at least the tokenizer's.
+        stop_tokens: ids that may end the text once it is valid.
+
+    Raises:
+        InputError: llguidance is not installed, there are no stop tokens, the tokenizer is not a
+            fast one, or the schema is not one that it can follow.
+    """
+
+    def __init__(
+        self,
+        schema: Mapping[str, Any],
+        tokenizer: Any,
+        vocabulary: int,
+        stop_tokens: Collection[int],
+    ) -> None:
+        try:
+            import llguidance
+            import llguidance.hf
+        except ImportError as error:
+            hint = 'pip install "dspark-mlx-lm[grammar]"'
+            raise InputError("JSON schema", "no llguidance", "it installed", hint) from error
+        if not isinstance(schema, Mapping):
+            raise InputError("JSON schema", type(schema).__name__, "an object")
+        if not stop_tokens:
+            raise InputError("JSON schema", "a target without end tokens", "one that can end")
+        try:
+            self._tokenizer = llguidance.hf.from_tokenizer(
+                tokenizer, n_vocab=vocabulary, eos_token=sorted(stop_tokens)
+            )
+        except ValueError as error:
+            raise InputError("JSON schema", str(error), "a fast tokenizer") from error
+        # Whitespace is fixed: free, it would let a text go on without end.
+        try:
+            self._grammar = llguidance.LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), overrides={"whitespace_flexible": False}
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError("JSON schema", str(error), "a JSON schema") from error
+        self._matcher = llguidance.LLMatcher
+        problem = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)
+        if problem:
+            raise InputError("JSON schema", problem.splitlines()[0], "one that can be followed")
+        self._vocabulary = vocabulary
+        self._stops = frozenset(stop_tokens)
+
+    def start(self, prompt_tokens: int) -> Follower:
+        """The processor of one request."""
+        matcher = self._matcher(self._tokenizer, self._grammar)
+        return Follower(matcher, prompt_tokens, self._vocabulary, self._stops)
+
+
+class Follower:
+    """One request's state of a grammar: a function of the tokens it is shown.
+
+    Args:
+        matcher: an `llguidance.LLMatcher`, fresh.
+        prompt_tokens: tokens that come before the text.
+        vocabulary: columns of the logits.
+        stops: ids that end the text.
+    """
+
+    def __init__(
+        self, matcher: Any, prompt_tokens: int, vocabulary: int, stops: frozenset[int]
+    ) -> None:
+        self._matcher = matcher
+        self._prompt = prompt_tokens
+        self._vocabulary = vocabulary
+        self._stops = stops
+        self._text: list[int] = []
+        self._masks: dict[tuple[int, ...], mx.array | None] = {}
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        """Logits with -inf wherever the grammar allows no token; waits for `tokens`."""
+        text = tuple(np.array(tokens[self._prompt :]).tolist())
+        if text not in self._masks:
+            while len(self._masks) >= _REMEMBERED:
+                self._masks.pop(next(iter(self._masks)))
+            self._masks[text] = self._mask(list(text))
+        mask = self._masks[text]
+        return logits if mask is None else mx.where(mask, logits, -mx.inf)
+
+    def _mask(self, text: list[int]) -> mx.array | None:
+        """What may follow, bool `[vocabulary]`; None where the text is over or not allowed."""
+        same = 0
+        for old, new in zip(self._text, text, strict=False):
+            if old != new:
+                break
+            same += 1
+        self._matcher.rollback(len(self._text) - same)
+        added = text[same:]
+        # A matcher never recovers from a wrong token. What follows a wrong draft is not kept.
+        valid = self._matcher.validate_tokens(added)
+        self._matcher.consume_tokens(added[:valid])
+        self._text = text[: same + valid]
+        if self._matcher.is_error():
+            raise InputError("JSON schema", self._matcher.get_error(), "a grammar to follow")
+        if valid < len(added) or not self._stops.isdisjoint(text):
+            return None
+        allowed = np.zeros(self._vocabulary, dtype=bool)
+        if self._matcher.is_stopped():
+            allowed[list(self._stops)] = True
+        else:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            allowed[:] = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
+        return mx.array(allowed)

@@ -1,0 +1,265 @@
+"""The speed profile: what a verify forward, a draft and a plain step cost, by width and context.
+
+Numbers only; knows nothing of MLX, of how they were measured or of where they are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..system.files import read_json, untagged, write_json
+
+FORMAT = "dspark_mlx speed profile"
+FORMAT_VERSION = 1
+
+_BUCKET = 64
+_LONGEST_MS = 1e9
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a round's parts cost at one context length, milliseconds.
+
+    Attributes:
+        draft: drafting a block.
+        plain: a plain decoding step, the next one launched before it is read.
+        verify: `[rows - 1]`, a verify forward that gives at least so many rows: the cheapest among
+            the forwards of that width or more.
+        rows: `[rows - 1]`, how many rows that cheapest forward runs.
+    """
+
+    draft: float
+    plain: float
+    verify: tuple[float, ...]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SpeedProfile:
+    """Medians measured of one pair on one device, milliseconds, as they came.
+
+    Attributes:
+        name: what was measured, for messages.
+        key: `fingerprint` of what was measured; "" for a profile made by hand.
+        device: where it was measured.
+        contexts: cache lengths, ascending.
+        verify: `[context][width - 1]`, a forward of widths 1..n of one request.
+        draft: `[context]`, drafting a block.
+        plain: `[context]`, a plain step. The next one is launched before it is read, so it can be
+            cheaper than a verify forward of width 1.
+        batches: number of requests to `[width - 1]`, a forward of all of them at the middle
+            context; empty where the target's caches do not take several.
+        verify_spread: as `verify`, the quartiles' distance over the median; 1 where it was measured
+            too few times to know.
+        sampling: what sampling adds to a draft, to a forward's first row and to each further one;
+            zeros where it was not measured.
+    """
+
+    name: str
+    key: str
+    device: str
+    contexts: tuple[int, ...]
+    verify: tuple[tuple[float, ...], ...]
+    draft: tuple[float, ...]
+    plain: tuple[float, ...]
+    batches: Mapping[int, tuple[float, ...]]
+    verify_spread: tuple[tuple[float, ...], ...]
+    sampling: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    _costs: dict[int, Costs] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def widths(self) -> int:
+        """The largest width measured; all from 1 on are."""
+        return len(self.verify[0])
+
+    @property
+    def noise(self) -> float:
+        """How much repeats of one forward differ: a context's median spread, of the worst one."""
+        return max(statistics.median(row) for row in self.verify_spread)
+
+    @cached_property
+    def sampled(self) -> SpeedProfile:
+        """The profile of a request that samples."""
+        draft, first, further = self.sampling
+        return dataclasses.replace(
+            self,
+            draft=tuple(ms + draft for ms in self.draft),
+            plain=tuple(ms + first for ms in self.plain),
+            verify=tuple(
+                tuple(ms + first + further * i for i, ms in enumerate(row)) for row in self.verify
+            ),
+        )
+
+    def at(self, context: int) -> Costs:
+        """Costs at a cache length, which is rounded to a multiple of 64.
+
+        Linear between the measured contexts and constant before the first. Beyond the last they
+        grow with the mean slope of all contexts, and never shrink.
+        """
+        bucket = (context + _BUCKET // 2) // _BUCKET
+        costs = self._costs.get(bucket)
+        if costs is None:
+            costs = self._costs[bucket] = self._interpolated(bucket * _BUCKET)
+        return costs
+
+    def _interpolated(self, context: int) -> Costs:
+        lengths = np.array(self.contexts)
+        table = np.column_stack([self.draft, self.plain, self.verify])
+        beyond = context - self.contexts[-1]
+        if beyond > 0 and len(lengths) > 1:
+            # The longest baseline: the noise of two neighbours would be multiplied far out.
+            slope = (table[-1] - table[0]) / (lengths[-1] - lengths[0])
+            row = table[-1] + np.maximum(slope, 0) * beyond
+        else:
+            row = np.array([np.interp(context, lengths, column) for column in table.T])
+        draft, plain, *verify = row.tolist()
+        # The first minimum of what is left: of equally cheap widths the smallest.
+        best = [i + int(np.argmin(verify[i:])) for i in range(len(verify))]
+        rows = tuple(i + 1 for i in best)
+        return Costs(draft, plain, tuple(verify[i] for i in best), rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        shown = [f.name for f in dataclasses.fields(self) if f.init]
+        values = {name: getattr(self, name) for name in shown}
+        values["batches"] = {str(rows): row for rows, row in self.batches.items()}
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **values}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: Path | str) -> SpeedProfile:
+        """Read what `to_dict` gave and JSON kept; `where` names it in errors.
+
+        Raises:
+            InputError: another format or version, a key missing, unknown or of the wrong type, a
+                shape that does not fit the others, a number that is no time.
+        """
+        values = untagged(where, data, FORMAT, FORMAT_VERSION)
+        names = {f.name for f in dataclasses.fields(cls) if f.init}
+        if missing := sorted(names - set(values)):
+            raise InputError(where, f"no {', '.join(missing)}", "every key of the format")
+        if unknown := sorted(set(values) - names):
+            raise InputError(where, f"unknown keys {', '.join(unknown)}", "the format's keys only")
+        for name in ("name", "key", "device"):
+            if not isinstance(values[name], str):
+                raise InputError(f"{where}: {name}", repr(values[name]), "a string")
+        contexts = _contexts(values["contexts"], f"{where}: contexts")
+        count, verify = len(contexts), values["verify"]
+        first = verify[0] if isinstance(verify, list) and verify else None
+        if not isinstance(first, list) or not first:
+            raise InputError(f"{where}: verify", _shape(verify), f"{count} lists of times")
+        added = _times(values["sampling"], 3, f"{where}: sampling", zero=True)
+        return cls(
+            sampling=(added[0], added[1], added[2]),
+            name=values["name"],
+            key=values["key"],
+            device=values["device"],
+            contexts=contexts,
+            verify=_table(verify, count, len(first), f"{where}: verify"),
+            draft=_times(values["draft"], count, f"{where}: draft"),
+            plain=_times(values["plain"], count, f"{where}: plain"),
+            batches=_batches(values["batches"], len(first), f"{where}: batches"),
+            verify_spread=_table(
+                values["verify_spread"], count, len(first), f"{where}: verify_spread", zero=True
+            ),
+        )
+
+
+def read_profile(path: Path) -> SpeedProfile:
+    """The profile in a JSON file.
+
+    Raises:
+        InputError: see `files.read_json` and `SpeedProfile.from_dict`.
+    """
+    return SpeedProfile.from_dict(read_json(path), path)
+
+
+def write_profile(path: Path, profile: SpeedProfile) -> None:
+    """Write a profile as JSON, atomically.
+
+    Raises:
+        InputError: the file cannot be written there.
+    """
+    try:
+        write_json(path, profile.to_dict())
+    except OSError as error:
+        found = f"no way to write there ({error.strerror})"
+        raise InputError(path, found, "a writable file in an existing folder") from error
+
+
+def table(profile: SpeedProfile) -> str:
+    """The profile as text, a line a context; `*` marks widths that a larger one undercuts."""
+    lines = [profile.name, f"on {profile.device}; milliseconds of one request"]
+    widths = "".join(f"{width:>8} " for width in range(1, profile.widths + 1))
+    lines += [f"{'':>25}  rows verified", f"{'context':>9}{'draft':>8}{'plain':>8}  {widths}"]
+    rows = zip(profile.contexts, profile.draft, profile.plain, profile.verify, strict=True)
+    for context, draft, plain, verify in rows:
+        lines.append(f"{context:>9}{draft:>8.2f}{plain:>8.2f}  {_marked(verify)}")
+    if any(profile.sampling):
+        draft, first, further = profile.sampling
+        added = f"a draft {draft:.2f}, a row {first:.2f}, each further row {further:.2f}"
+        lines.append(f"sampling adds to {added}")
+    if profile.batches:
+        middle = profile.contexts[len(profile.contexts) // 2]
+        lines.append(f"several requests at context {middle}")
+        for requests, verify in sorted(profile.batches.items()):
+            lines.append(f"{requests:>9}{'':>16}  {_marked(verify)}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _marked(verify: tuple[float, ...]) -> str:
+    cheapest = [min(verify[i:]) for i in range(len(verify))]
+    pairs = zip(verify, cheapest, strict=True)
+    return "".join(f"{ms:>8.2f}{'*' if least < ms else ' '}" for ms, least in pairs)
+
+
+def _shape(value: object) -> str:
+    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)
+
+
+def _contexts(value: object, where: str) -> tuple[int, ...]:
+    expected = "whole numbers from 1 on, ascending"
+    if not isinstance(value, list) or not value or any(type(item) is not int for item in value):
+        raise InputError(where, repr(value), expected)
+    if value[0] < 1 or any(a >= b for a, b in itertools.pairwise(value)):
+        raise InputError(where, value, expected)
+    return tuple(value)
+
+
+def _times(value: object, count: int, where: str, *, zero: bool = False) -> tuple[float, ...]:
+    """Finite positive numbers (or 0 where `zero`), `count` of them."""
+    if not isinstance(value, list) or len(value) != count:
+        raise InputError(where, _shape(value), f"a list of {count} numbers")
+    for item in value:
+        number = type(item) in (int, float)
+        # Written so that NaN, which compares as false, is refused too.
+        if not (number and (0 < item < _LONGEST_MS or (zero and item == 0))):
+            raise InputError(where, item, f"finite numbers {'from' if zero else 'above'} 0")
+    return tuple(float(item) for item in value)
+
+
+def _table(
+    value: object, count: int, widths: int, where: str, *, zero: bool = False
+) -> tuple[tuple[float, ...], ...]:
+    if not isinstance(value, list) or len(value) != count:
+        raise InputError(where, _shape(value), f"{count} lists, one a context")
+    rows = enumerate(value)
+    return tuple(_times(row, widths, f"{where}[{i}]", zero=zero) for i, row in rows)
+
+
+def _batches(value: object, widths: int, where: str) -> dict[int, tuple[float, ...]]:
+    if not isinstance(value, dict):
+        raise InputError(where, repr(value), "an object of numbers of requests")
+    for name in value:
+        if not (name.isascii() and name.isdigit() and name[0] != "0"):
+            raise InputError(where, repr(name), "a number of requests")
+    return {int(name): _times(row, widths, f"{where}[{name}]") for name, row in value.items()}

@@ -1,0 +1,202 @@
+"""Files: the user's cache folder, text that is written whole or not at all, hashes, strict JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .locks import take_turns
+from .staging import restore, temporary
+from .strict_json import decode, leaves, parse_json
+from .system_errors import writing
+
+_LARGEST_JSON = 100 << 20
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this project (the XDG base directory), not created yet.
+
+    Raises:
+        InputError: XDG_CACHE_HOME is not set, and the user has no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # others are to be ignored, as the specification says
+        return Path(base) / "dspark_mlx"
+    try:
+        return Path.home() / ".cache" / "dspark_mlx"
+    except RuntimeError as error:
+        hint = "Set XDG_CACHE_HOME to a folder that can be written to."
+        raise InputError("cache folder", "a user without a home folder", "one", hint) from error
+
+
+def check_output(where: str, path: Path) -> None:
+    """Refuse a place for an output file before the work, whose result it could not take.
+
+    Raises:
+        InputError: a folder, or a file in a folder that is not there.
+    """
+    if os.path.isdir(path):
+        raise InputError(where, f"a folder, {path}", "a file to write")
+    if not os.path.isdir(path.parent):
+        raise InputError(where, f"no folder {path.parent}", "an existing one")
+
+
+def check_apart(source: Path, destination: Path) -> None:
+    """Refuse to put an output in the place of its source, which would be gone with what was there.
+
+    Raises:
+        InputError: `destination` is `source` or a folder around it.
+    """
+    place = Path(os.path.realpath(source))
+    if Path(os.path.realpath(destination)) in (place, *place.parents):
+        raise InputError(destination, "the source, or a folder around it", "another folder")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; a pipe or device is written to as it is.
+
+    Raises:
+        InputError: the disk is full, or the place cannot be written to.
+    """
+    with writing(path):
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        final = Path(os.path.realpath(path))
+        with take_turns(final) as held:
+            if held:
+                restore(final)
+            staged = temporary(final)
+            try:
+                staged.write_bytes(content)
+                staged.replace(final)
+            finally:
+                staged.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` to `path` atomically, indented, with a final newline."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(path: Path, what: str, one: str) -> list[tuple[str, Any]]:
+    """Every line's value, with what names the line in errors.
+
+    A line ends at a line feed alone: JSON's strings may hold Unicode's other separators. Blank ones
+    are skipped.
+
+    Args:
+        path: of the file.
+        what, one: the file's content and a line of it, for messages.
+
+    Raises:
+        InputError: no readable file, no lines, or a line that is not JSON.
+    """
+    values = []
+    for number, line in enumerate(_lines(path, what), 1):
+        where = f"{path}:{number}"
+        if text := decode(line, where, what).strip(" \t\r\n"):
+            values.append((where, parse_json(text, where)))
+    if not values:
+        raise InputError(path, "no lines", f"at least one {one}")
+    return values
+
+
+def _lines(path: Path, what: str) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(_LARGEST_JSON + 1):
+                if len(line) > _LARGEST_JSON:
+                    raise InputError(path, "a line without end", f"{what} of 100 MB at most")
+                yield line
+    except OSError as error:
+        raise InputError(path, f"no readable file ({error.strerror})", what) from error
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """The list of JSON objects in a data file of this package."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(entries, list)
+    return entries
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        InputError: the file is missing, cut off, larger than 100 MB, not JSON, or not an object.
+    """
+    try:
+        kind = path.stat().st_mode
+    except OSError as error:
+        raise InputError(path, f"no readable file ({error.strerror})", "a JSON file") from error
+    # A pipe would be waited for. (A folder says what it is when it is opened.)
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise InputError(path, "a pipe or device", "a JSON file")
+    data = parse_json(read_text(path, "a JSON file"), path)
+    if not isinstance(data, dict):
+        raise InputError(path, f"a JSON {type(data).__name__}", "a JSON object")
+    return data
+
+
+def read_text(path: Path, expected: str) -> str:
+    """The text of a file.
+
+    Args:
+        path: of the file, or of a pipe.
+        expected: what it should be, for messages.
+
+    Raises:
+        InputError: no readable file, one larger than 100 MB, or bytes that are not text.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_JSON + 1)
+    except (OSError, ValueError) as error:
+        found = f"no readable file ({getattr(error, 'strerror', error)})"
+        raise InputError(path, found, expected) from error
+    if len(content) > _LARGEST_JSON:
+        raise InputError(path, "more than 100 MB", f"{expected} of 100 MB at most")
+    return decode(content, path, expected)
+
+
+def untagged(where: Path | str, data: Mapping[str, Any], form: str, version: int) -> dict[str, Any]:
+    """One of this package's JSON objects without its "format" and "format_version".
+
+    Args:
+        where: names it in errors. data: the object.
+        form, version: what it has to say.
+
+    Raises:
+        InputError: it says another format or version, or none; or holds a number that is none.
+    """
+    values = dict(data)
+    found = (values.pop("format", None), values.pop("format_version", None))
+    if found != (form, version):
+        raise InputError(where, f"format {found}", f"{(form, version)}")
+    for name, value in leaves(values):
+        # JSON has none of these, and Python reads them.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(where, f"{name} {value}", "a finite number")
+    return values
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

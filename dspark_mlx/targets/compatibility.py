@@ -1,0 +1,31 @@
+"""Whether a drafter was made for a target of these sizes."""
+
+from __future__ import annotations
+
+from ..checkpoint.base_config import CanonicalConfig
+from ..errors import InputError
+from .tap import Target
+
+
+def check_pair(
+    config: CanonicalConfig, drafter: object, target: Target, target_name: object
+) -> None:
+    """Refuse a drafter that was made for another target.
+
+    Raises:
+        InputError: vocabulary, width or depth differ.
+    """
+    pairs = [
+        ("vocabulary", config.vocab_size, target.vocab_size),
+        ("hidden size", config.target_hidden_size, target.hidden_size),
+        ("number of layers", config.target_num_layers or target.num_layers, target.num_layers),
+    ]
+    for what, made_for, there in pairs:
+        if made_for != there:
+            found = f"a drafter for a target of {what} {made_for}"
+            hint = f"The target is {target_name}."
+            raise InputError(drafter, found, f"one for {what} {there}", hint)
+    shared = not (config.owns_embedding and config.owns_head)
+    if shared and config.hidden_size != target.hidden_size:
+        found = f"hidden size {config.hidden_size} without an embedding and head of its own"
+        raise InputError(drafter, found, f"the target's {target.hidden_size}, to share them")

@@ -1,0 +1,100 @@
+"""How many positions a target was made for, as configs say it, and what a request hears of them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Collection, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..numbers import plain, shown
+from ..types import Round
+
+_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+# Kinds whose `factor` lengthens the context; the others keep it.
+_LENGTHENING = ("linear", "dynamic", "yarn", "deepseek_yarn", "telechat3-yarn", "llama3",
+    "longrope", "su")  # fmt: skip
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
+    """Positions the target was made for; None when its config does not say.
+
+    A scaled context counts scaled: `factor` times `original_max_position_embeddings`, or times
+    `max_position_embeddings` where no original length is given (vLLM reads configs likewise).
+    Configs that give the scaled length themselves are taken at their word.
+
+    Args:
+        folder: the target's, for errors. config: its config.json.
+
+    Raises:
+        InputError: a length that is no positive whole number.
+    """
+    text = config.get("text_config")
+    for values in (config, text if isinstance(text, Mapping) else {}):
+        for key in _KEYS:
+            if values.get(key) is not None:
+                return _scaled(values, _length(folder, key, values[key]))
+    return None
+
+
+def _length(folder: Path, key: str, value: object) -> int:
+    length = _number(value)
+    if length is None or length < 1 or length != int(length):
+        found = f'"{key}": {shown(value)}'
+        raise InputError(folder / "config.json", found, "a whole number above 0, or null")
+    return int(length)
+
+
+def _scaled(config: Mapping[str, Any], length: int) -> int:
+    scaling = config.get("rope_scaling") or config.get("rope_parameters")
+    if not isinstance(scaling, Mapping):
+        return length
+    # Gemma 3's length has the scaling in it, without saying what it was.
+    if str(config.get("model_type")).startswith("gemma3"):
+        return length
+    kind = scaling.get("type") or scaling.get("rope_type")
+    factor = _number(scaling.get("factor"))
+    if kind not in _LENGTHENING or factor is None or not 1 < factor < 1 << 20:
+        return length
+    original = _number(scaling.get(_ORIGINAL) or config.get(_ORIGINAL))
+    if original is None and kind in ("llama3", "longrope", "su"):
+        return length
+    return max(length, int((original or length) * factor))
+
+
+def _number(value: object) -> float | None:
+    number = plain(value)
+    if isinstance(number, str) and number.strip().isdecimal() and len(number) < 20:
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return None
+    return number if abs(number) < math.inf else None
+
+
+def said_when_cut(
+    rounds: Iterator[Round], limit: int, asked: int, stop_tokens: Collection[int]
+) -> Generator[Round, None, None]:
+    """The rounds; a warning where a text ends because the target has no position left.
+
+    Args:
+        rounds: of one request.
+        limit: tokens that fit. asked: the request's `max_tokens`, more.
+        stop_tokens: a text that ends with one of them was not cut.
+    """
+    count = 0
+    with contextlib.ExitStack() as stack:
+        if isinstance(rounds, Generator):
+            stack.callback(rounds.close)
+        for done in rounds:
+            count += len(done.tokens)
+            if count >= limit and done.tokens[-1] not in stop_tokens:
+                warnings.warn(
+                    f"The text ends after {limit} of max_tokens {asked}: it fills the positions "
+                    "that the target was made for.",
+                    stacklevel=2,
+                )
+            yield done

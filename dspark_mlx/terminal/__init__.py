@@ -1,0 +1,1 @@
+"""What the commands share: flags, errors, progress, and how drafts are painted."""

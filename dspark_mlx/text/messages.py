@@ -1,0 +1,100 @@
+"""What a user says: texts and chat messages, checked before a tokenizer or a template sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import InputError
+from ..numbers import plain, shown
+
+_DEPTH = 64
+# Other names that templates and servers use for an answer's reasoning; transformers fills these in.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def check_text(where: str, text: str) -> str:
+    """The text, refused where it holds half a character.
+
+    A lone surrogate is what Python makes of bytes that are not UTF-8; no tokenizer has an id for
+    it, and what to put in its place is the caller's to say.
+
+    Raises:
+        InputError: it names the character and its place.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = f"half a character, {text[error.start]!a} at position {error.start}"
+        raise InputError(where, found, "text that UTF-8 can hold") from error
+    return text
+
+
+def check_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """Chat messages as plain data, the caller's left as they are.
+
+    Args:
+        messages: each a mapping (or an object with `model_dump`, as API clients have them) with a
+            "role" and mostly a "content": text, None, or a list of text parts. Other keys pass to
+            the template; those whose value is None are left out, as transformers does.
+
+    Raises:
+        InputError: it names the message by its index, what was found and what was expected.
+    """
+    return [_message(f"messages[{index}]", each) for index, each in enumerate(messages)]
+
+
+def _message(where: str, message: Any) -> dict[str, Any]:
+    data = _data(where, message, _DEPTH)
+    if not isinstance(data, dict):
+        raise InputError(where, shown(message), 'a message with "role" and "content"')
+    kept = {key: value for key, value in data.items() if value is not None}
+    role = kept.get("role")
+    if not isinstance(role, str) or not role:
+        found = "no role" if role is None else f"the role {shown(role)}"
+        raise InputError(where, found, 'a role, as "user" or "system"')
+    _check_content(f"{where}.content", kept.get("content", ""))
+    reasoning = next((kept[key] for key in _REASONING if key in kept), None)
+    if reasoning is not None:
+        kept = {"thinking": reasoning, **kept, "reasoning_content": reasoning}
+    return kept
+
+
+def _check_content(where: str, content: Any) -> None:
+    if isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise InputError(where, shown(content), "text, or a list of text parts")
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            found = f"a part of type {shown(kind)}" if kind not in (None, "text") else shown(part)
+            raise InputError(f"{where}[{index}]", found, '{"type": "text", "text": "..."}')
+
+
+def has_parts(message: Mapping[str, Any]) -> bool:
+    """Whether the content is a list of parts."""
+    return isinstance(message.get("content"), list)
+
+
+def _data(where: str, value: Any, depth: int) -> Any:
+    """Plain JSON data: a template may call what it is given."""
+    if depth < 0:
+        raise InputError(where, f"more than {_DEPTH} levels", "less deeply nested data")
+    if isinstance(value, str):
+        return check_text(where, str.__str__(value))
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {
+            str(_data(where, key, depth - 1)): _data(f"{where}.{shown(key)[1:-1]}", each, depth - 1)
+            for key, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_data(f"{where}[{i}]", each, depth - 1) for i, each in enumerate(value)]
+    if callable(getattr(value, "model_dump", None)):
+        return _data(where, value.model_dump(), depth - 1)
+    number = plain(value)
+    if isinstance(number, int | float):
+        return int(number) if isinstance(number, int) else float(number)
+    raise InputError(where, f"a {type(value).__name__}", "text, numbers, lists and mappings")

@@ -1,0 +1,229 @@
+"""The target's tokenizer and chat template: the one place that calls transformers, tokenizers and
+mlx-lm's wrapper of them. What they raise comes out as an `InputError` of one line."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.utils import load_tokenizer
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from ..errors import InputError
+from ..numbers import token_ids
+from .chat_template import Refusal, render
+from .detokenizer import Detokenizer
+from .foreign import Refusing, reason
+from .messages import check_messages, check_text, has_parts
+from .tokenizer_files import blame, check_tokenizer, set_apart
+
+
+class Tokenizer:
+    """Text to token ids and back, and chat messages to a prompt.
+
+    Attributes that are not here are those of mlx-lm's wrapper, `wrapped`, and of the Hugging Face
+    tokenizer in it.
+
+    Args:
+        folder: the target's, for errors.
+        wrapped: mlx-lm's.
+    """
+
+    def __init__(self, folder: Path, wrapped: Any) -> None:
+        self._folder = folder
+        self.wrapped = wrapped
+        # Encoding changes settings inside a fast tokenizer, which refuses two threads at once.
+        self._lock = threading.RLock()
+
+    @classmethod
+    def load(cls, folder: Path, end_tokens: Collection[int] = ()) -> Tokenizer:
+        """The tokenizer of a checkpoint's folder; no code in it is run.
+
+        Args:
+            folder: with the tokenizer's files.
+            end_tokens: ids that end a text, as the model's configs say.
+
+        Raises:
+            InputError: no tokenizer, one that needs code of its own, or damaged files.
+        """
+        check_tokenizer(folder)
+        with set_apart(folder) as apart:
+            try:
+                with Refusing(folder, "a tokenizer that cannot be read", "whole tokenizer files"):
+                    wrapped = load_tokenizer(
+                        apart,
+                        {"trust_remote_code": False, "local_files_only": True},
+                        eos_token_ids=sorted(end_tokens) or None,
+                    )
+            except InputError:
+                blame(folder)
+                raise
+        return cls(folder, wrapped)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "wrapped":
+            raise AttributeError(name)
+        return getattr(self.wrapped, name)
+
+    def __len__(self) -> int:
+        return len(self.wrapped)
+
+    @property
+    def hugging_face(self) -> Any:
+        """The Hugging Face tokenizer."""
+        return self.wrapped._tokenizer
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end a text, as the tokenizer's files and those given to `load` say."""
+        return frozenset(self.wrapped.eos_token_ids)
+
+    @property
+    def detokenizer(self) -> Detokenizer:
+        """A fresh one, of a text that follows nothing."""
+        return self.detokenizer_after(())
+
+    def detokenizer_after(self, before: Sequence[int]) -> Detokenizer:
+        """A fresh one.
+
+        Args:
+            before: ids that the text follows.
+        """
+        return Detokenizer(self.decode, before)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            InputError: text that is no Unicode, or that the tokenizer cannot take.
+        """
+        check_text("text", text)
+        refusing = Refusing(
+            self._folder, "a tokenizer that cannot encode", "one that takes any text"
+        )
+        with self._lock, refusing:
+            return list(self.hugging_face.encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to go on with: behind the tokenizer's first token, where it has one
+        and the text does not; without the end token that some append.
+
+        Raises:
+            InputError: see `encode`.
+        """
+        check_text("prompt", text)
+        first = self.wrapped.bos_token
+        if first is not None and text.startswith(first):
+            return self.encode(text, add_special_tokens=False)
+        ids, last = self.encode(text), self._appended
+        return ids[: -len(last)] if last and ids[-len(last) :] == last else ids
+
+    @cached_property
+    def _appended(self) -> list[int]:
+        """The end tokens that are put behind every text."""
+        ids, alone = self.encode("a"), self.encode("a", add_special_tokens=False)
+        for start in range(len(ids) - len(alone) + 1):
+            behind = ids[start + len(alone) :]
+            if alone and ids[start : start + len(alone)] == alone and behind:
+                return behind if set(behind) <= self.end_tokens else []
+        return []
+
+    def decode(self, ids: Sequence[int], **options: Any) -> str:
+        """The text of token ids; ids that the tokenizer does not have are nothing.
+
+        Args:
+            ids: of tokens. options: of transformers' `decode`, as `skip_special_tokens`.
+
+        Raises:
+            InputError: no token ids, or ids that the tokenizer cannot decode.
+        """
+        known = [token for token in token_ids("ids", ids) if token in self._known]
+        refusing = Refusing(
+            self._folder, "a tokenizer that cannot decode", "one that decodes its ids"
+        )
+        with self._lock, refusing:
+            return str(self.hugging_face.decode(known, **options))
+
+    @cached_property
+    def _known(self) -> frozenset[int]:
+        return frozenset(self.wrapped.get_vocab().values())
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Any],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        **variables: Any,
+    ) -> Any:
+        """The prompt that the chat template makes of messages.
+
+        Args:
+            messages: see `messages.check_messages`.
+            tools: JSON schemas of functions.
+            add_generation_prompt: whether the answer's beginning is written too.
+            tokenize: token ids, else text.
+            variables: that the template knows, as `enable_thinking`.
+
+        Raises:
+            InputError: messages that are none or that the template refuses, a template that fails
+                or has no end, or none.
+        """
+        checked = check_messages(messages)
+        if not checked:
+            raise InputError("messages", "none", "at least one message")
+        if not self.wrapped.has_chat_template:
+            raise InputError(self._folder, "no chat template", "one, for chat messages")
+        given = {"tools": tools, "add_generation_prompt": add_generation_prompt, **variables}
+        try:
+            text = self._write(checked, given)
+        except Refusal as error:
+            found = f"messages that the chat template refuses ({reason(error)})"
+            raise InputError(self._folder, found, self._wanted(checked)) from error
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    def _write(self, messages: list[dict[str, Any]], given: dict[str, Any]) -> str:
+        parts = [index for index, each in enumerate(messages) if has_parts(each)]
+        where, found = self._folder, "a chat template that cannot write these messages"
+        expected = "messages and a template that fit"
+        if parts:
+            where, found = f"messages[{parts[0]}].content", "a list of parts that fails"  # type: ignore[assignment]
+            expected = "text, where the chat template takes no parts"
+        if self._is_code:
+            with Refusing(where, found, expected):
+                text = str(self.wrapped.apply_chat_template(messages, tokenize=False, **given))
+        else:
+            given.setdefault("enable_thinking", self.wrapped.has_thinking)
+            with _RefusingButRefusals(where, found, expected):
+                source = self.hugging_face.get_chat_template(None, given["tools"])
+                named = self.hugging_face.special_tokens_map
+                text = render(source, {**named, "documents": None, **given, "messages": messages})
+        for index in parts:
+            if str(messages[index]["content"]) in text:
+                found = "a list of parts"
+                raise InputError(f"messages[{index}].content", found, expected)
+        return text
+
+    @property
+    def _is_code(self) -> bool:
+        """Whether the prompt is written by code of mlx-lm or transformers, not by a template."""
+        own = type(self.hugging_face).apply_chat_template
+        stock = PreTrainedTokenizerBase.apply_chat_template
+        return self.wrapped._chat_template is not None or own is not stock
+
+    def _wanted(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        if any(each["role"] == "system" for each in messages):
+            return "messages as it takes them; it may take no system message"
+        return "messages as it takes them"
+
+
+class _RefusingButRefusals(Refusing):
+    """Lets a template's own refusals pass, which are said in other words."""
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if not isinstance(error, Refusal):
+            super().__exit__(kind, error, trace)

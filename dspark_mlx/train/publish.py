@@ -1,0 +1,138 @@
+"""The end of a run: a folder that `load` takes, calibrated, with a model card and a plot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..calibrate import TEMPERATURES
+from ..calibration.by_temperature import Calibrations, write_calibrations
+from ..calibration.sts import fit
+from ..checkpoint.frequent_tokens import write_ranking
+from ..checkpoint.layout import check_tensors
+from ..checkpoint.tensor_writer import write_tensors
+from ..decoder import Decoder
+from ..drafters.methods import DrafterConfig
+from ..load import load_beside
+from ..replay.record import record
+from ..replay.recorded import arrays
+from ..sampling.settings import Sampling
+from ..system.files import write_json, write_text
+from ..system.staging import staged_folder
+from .data.corpus import Corpus
+from .step.network import FROZEN
+
+_LEAST_ROUNDS = 200
+
+
+def write_drafter(
+    folder: Path,
+    config: DrafterConfig,
+    tensors: dict[str, mx.array],
+    dtype: mx.Dtype,
+    ranking: tuple[int, ...] = (),
+) -> None:
+    """Write the canonical folder, replacing the one that is there; it appears whole or not at all.
+
+    Args:
+        folder: to make.
+        config: of the drafter.
+        tensors: by canonical name.
+        dtype: to store what was learnt in.
+        ranking: of the target's tokens; empty where nobody counted.
+    """
+    stored = {n: v if n in FROZEN else v.astype(dtype) for n, v in tensors.items()}
+    check_tensors(config, stored, folder)
+    with staged_folder(folder, overwrite=True) as staged:
+        write_tensors(staged / "model.safetensors", stored)
+        write_json(staged / "config.json", config.to_dict())
+        if ranking:
+            write_ranking(staged, ranking)
+
+
+def calibrate(
+    decoder: Decoder,
+    folder: Path,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Fit the confidence head on texts that were not learnt from, and store it in the folder.
+
+    By sampling temperature, as the command calibrate does.
+
+    Args:
+        decoder: of the target.
+        folder: of the drafter.
+        prompts: token ids of each.
+        max_tokens: rounds a prompt.
+        progress: called after each prompt.
+
+    Returns:
+        Rounds that it was fitted on; 0 where they are too few, and nothing is stored then.
+    """
+    engine = load_beside(decoder, folder, "full").engine
+    texts = [("held-out", list(prompt)) for prompt in prompts]
+    fits, count = {}, 0
+    for number, temperature in enumerate(TEMPERATURES):
+
+        def further(done: int, total: int, before: int = number * len(texts)) -> None:
+            if progress:
+                progress(before + done, len(TEMPERATURES) * total)
+
+        sampling = Sampling(temperature=temperature)
+        rounds = record(engine, texts, max_tokens, decoder.stop_tokens, further, sampling)
+        if len(rounds) < _LEAST_ROUNDS:
+            return 0
+        fits[temperature] = fit(*arrays(rounds))
+        count += len(rounds)
+    write_calibrations(folder, Calibrations(fits))
+    return count
+
+
+def prompts_of(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[int]]:
+    """The tokens before the first answer of texts, of at most `limit` of them."""
+    found = []
+    for number in numbers[:limit]:
+        text = corpus[number]
+        found.append(text.tokens[: int(text.answer.argmax())].tolist())
+    return [prompt for prompt in found if prompt]
+
+
+def write_card(folder: Path, facts: dict[str, Any], config: DrafterConfig) -> None:
+    """Write README.md, the drafter's model card.
+
+    Args:
+        folder: of the drafter.
+        facts: of the run, name to value, in order.
+        config: of the drafter.
+    """
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    sizes = ", ".join(
+        f"{name} {value}"
+        for name, value in dataclasses.asdict(config).items()
+        if name in ("num_layers", "hidden_size", "head", "head_rank", "block_size", "taps")
+    )
+    write_text(
+        folder / "README.md",
+        f"""---
+library_name: dspark-mlx-lm
+tags: [mlx, speculative-decoding, dspark]
+---
+
+# A drafter for {config.target}
+
+Drafts for speculative decoding with dspark_mlx: `python -m dspark_mlx.generate --model TARGET
+--drafter FOLDER`. It changes speed only; the text is the target's own.
+
+{sizes}.
+
+| training | |
+|---|---|
+{rows}
+""",
+    )

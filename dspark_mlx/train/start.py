@@ -1,0 +1,63 @@
+"""What a run begins with: a new drafter, or a published one to be fitted further."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..checkpoint.fingerprint import weights_digest
+from ..checkpoint.layout import DRAFT_IDS
+from ..decoder import Decoder
+from ..drafters.assemble import Stored
+from ..drafters.methods import DrafterConfig
+from ..errors import InputError
+from ..pairs.stored import read_drafter
+from ..targets.compatibility import check_pair
+from ..targets.tap import Target
+from .new_drafter import Design, first_weights, new_config
+from .run import Start
+from .step.features import logit_cap, spare_token
+
+
+def new_drafter(decoder: Decoder, design: Design, seed: int) -> Start:
+    """A new drafter for the decoder's target.
+
+    Raises:
+        InputError: see `new_config`, `logit_cap` and `spare_token`.
+    """
+    target, folder = decoder.engine.target, decoder.sources[0]
+    cap = logit_cap(target, decoder.config, folder)
+    mask = design.mask_token_id
+    if mask is None:
+        mask = spare_token(decoder.tokenizer, target)
+    config = new_config(design, target, decoder.config, folder.name, mask, cap)
+    return Start(config, first_weights(config, seed), {"begun_from": "nothing", "seed": seed}, cap)
+
+
+def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
+    """A drafter that is there already, its weights dequantised to float32.
+
+    Raises:
+        InputError: see `load`; or it is not one that DSpark's objective trains.
+    """
+    target, folder = decoder.engine.target, decoder.sources[0]
+    found = read_drafter(drafter)
+    config, tensors = found.config, found.tensors
+    if not isinstance(config, DrafterConfig):
+        raise InputError(drafter, config.summary, "a DSpark or DFlash drafter")
+    check_pair(config, drafter, target, folder)
+    stored = Stored(config, tensors, mx.float32, dequantise=True)
+    plain = {name: make() for name, make in stored.plain().items()}
+    if config.draft_vocab_size:
+        plain[DRAFT_IDS] = tensors[DRAFT_IDS]
+    mx.eval(plain)
+    cap = logit_cap(target, decoder.config, folder)
+    config = dataclasses.replace(config, quantization=None, target=config.target or folder.name)
+    return Start(config, plain, {"begun_from": weights_digest(found.folder)}, cap, found.ranking)
+
+
+def tapped(decoder: Decoder, config: DrafterConfig) -> Target:
+    """The decoder's target, tapped as a drafter wants it."""
+    return Target(decoder.engine.target.model, config.taps, decoder.sources[0])

@@ -1,0 +1,1 @@
+"""One training step: network, blocks, objective, optimiser."""

@@ -1,0 +1,193 @@
+"""The compiled step: features, loss, gradients, AdamW; and the state that a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ...checkpoint.quantization import Quantization
+from ...errors import InputError
+from ...targets.tap import Target
+from .features import features
+from .metrics import Watched
+from .network import FROZEN, Features, Network, TrainingBatch
+from .qat import rounded
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are moved (DeepSpec's values but for the batch).
+
+    Attributes:
+        steps: in all; the learning rate ends with the last one.
+        learning_rate: its peak, reached after the warm-up, from where a cosine takes it to 0.
+        warmup: share of the steps.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradients.
+        accumulate: batches whose gradients make one step.
+    """
+
+    steps: int
+    learning_rate: float = 6e-4
+    warmup: float = 0.04
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    accumulate: int = 1
+
+    def check(self) -> None:
+        """Refuse numbers that cannot be meant.
+
+        Raises:
+            InputError: one outside of its range.
+        """
+        for name in ("steps", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(name, getattr(self, name), "1 or more")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(name, getattr(self, name), "above 0")
+        if not 0 <= self.warmup < 1 or not self.weight_decay >= 0:
+            found = f"warmup {self.warmup}, weight_decay {self.weight_decay}"
+            raise InputError("recipe", found, "a share below 1, and 0 or more")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return float(np.array(self.schedule(mx.array(step))))
+
+    def schedule(self, step: mx.array) -> mx.array:
+        """The same on the device."""
+        warm = max(round(self.steps * self.warmup), 1)
+        rising = (step + 1) / warm
+        done = mx.clip((step - warm) / max(self.steps - warm, 1), 0, 1)
+        falling = 0.5 * (1 + mx.cos(np.pi * done))
+        return self.learning_rate * mx.where(step < warm, rising, falling)
+
+
+class Learner:
+    """Weights and their optimiser.
+
+    Args:
+        network: computes the loss.
+        target: what is imitated.
+        tensors: all tensors of the drafter, by canonical name.
+        recipe: see `Recipe`.
+        dtype: of the arithmetic; weights and optimiser are float32.
+        compiled: fuse the step's kernels (`mx.compile`).
+        quantization: that the drafter is trained for; None for none.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        target: Target,
+        tensors: dict[str, mx.array],
+        recipe: Recipe,
+        dtype: mx.Dtype,
+        compiled: bool,
+        quantization: Quantization | None = None,
+    ) -> None:
+        self._network = network
+        self._target = target
+        self._recipe = recipe
+        self._dtype = dtype
+        self._quantization = quantization
+        self.parameters = {
+            name: value.astype(mx.float32) for name, value in tensors.items() if name not in FROZEN
+        }
+        self._optimizer = optim.AdamW(
+            learning_rate=recipe.schedule, weight_decay=recipe.weight_decay
+        )
+        self._optimizer.init(self.parameters)
+        mx.eval(self.parameters, self._optimizer.state)
+        self._gradients, self._move, self._judge = self._take_gradients, self._apply, self._loss
+        if compiled:
+            state = [self.parameters, self._optimizer.state]
+            self._gradients = mx.compile(self._take_gradients, inputs=state)
+            self._move = mx.compile(self._apply, inputs=state, outputs=state)
+            self._judge = mx.compile(self._loss, inputs=state)
+
+    def step(self, batches: Iterable[TrainingBatch]) -> tuple[mx.array, mx.array]:
+        """One step on the batches whose gradients make it, not waited for.
+
+        Returns:
+            The mean loss, and what is watched, float32 `[6, gamma]`.
+        """
+        total: dict[str, mx.array] | None = None
+        losses, watched = [], []
+        for batch in batches:
+            loss, rows, gradients = self._gradients(*_arrays(batch))
+            losses.append(loss)
+            watched.append(rows)
+            total = gradients if total is None else _sum(total, gradients)
+            mx.async_eval(loss, rows, total)
+        assert total is not None
+        count = len(losses)
+        self._move({name: value / count for name, value in total.items()})
+        loss, rows = sum(losses[1:], losses[0]) / count, sum(watched[1:], watched[0])
+        mx.async_eval(loss, rows, self.parameters, self._optimizer.state)
+        return loss, rows
+
+    def evaluate(self, batches: Iterable[TrainingBatch]) -> Watched:
+        """What is watched, on other batches."""
+        total = None
+        for batch in batches:
+            loss, rows = self._judge(*_arrays(batch))
+            one = Watched(1, float(np.array(loss)), np.array(rows))
+            total = one if total is None else total + one
+        assert total is not None
+        return total
+
+    def state(self) -> dict[str, mx.array]:
+        """The optimiser's state, flat."""
+        return dict(tree_flatten(self._optimizer.state))
+
+    def restore(self, parameters: dict[str, mx.array], state: dict[str, mx.array]) -> None:
+        """Go on from a checkpoint's parameters and `state`."""
+        self.parameters.update(parameters)
+        # In place, as the compiled functions hold these very dictionaries; and not unflattened, as
+        # the names of parameters have dots of their own.
+        for key, value in state.items():
+            name, _, moment = key.rpartition(".")
+            held = self._optimizer.state[name] if name else self._optimizer.state
+            held[moment] = value
+        mx.eval(self.parameters, self._optimizer.state)
+
+    def _loss(
+        self, tokens: mx.array, anchors: mx.array, supervised: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        batch = TrainingBatch(tokens, anchors, supervised)
+        return self._cast_loss(self.parameters, batch, features(self._target, tokens))
+
+    def _take_gradients(
+        self, tokens: mx.array, anchors: mx.array, supervised: mx.array
+    ) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
+        batch = TrainingBatch(tokens, anchors, supervised)
+        read = features(self._target, tokens)
+        of = partial(self._cast_loss, batch=batch, read=read)
+        (loss, watched), gradients = mx.value_and_grad(of)(self.parameters)
+        return loss, watched, gradients
+
+    def _cast_loss(
+        self, parameters: dict[str, mx.array], batch: TrainingBatch, read: Features
+    ) -> tuple[mx.array, mx.array]:
+        stored = rounded(parameters, self._quantization)
+        cast = {name: value.astype(self._dtype) for name, value in stored.items()}
+        return self._network.loss(cast, batch, read)
+
+    def _apply(self, gradients: dict[str, mx.array]) -> None:
+        clipped, _ = optim.clip_grad_norm(gradients, self._recipe.clip)
+        self.parameters.update(self._optimizer.apply_gradients(clipped, self.parameters))
+
+
+def _arrays(batch: TrainingBatch) -> tuple[mx.array, mx.array, mx.array]:
+    return batch.tokens, batch.anchors, batch.supervised
+
+
+def _sum(a: dict[str, mx.array], b: dict[str, mx.array]) -> dict[str, mx.array]:
+    return {name: a[name] + b[name] for name in a}

@@ -1,0 +1,190 @@
+"""A training step's forward: whole texts and anchors to the loss and what is watched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ...checkpoint.layout import DRAFT_IDS
+from ...checkpoint.linear import Matrix
+from ...drafters.assemble import Stored, confidence_head, sequential_head
+from ...drafters.methods import DrafterConfig
+from .blocks import TrainingBlocks, block_hidden
+from .objective import Objective, Readout, Scores, Slots, confidence_loss, score
+
+Parameters = Mapping[str, mx.array]
+FROZEN = ("embed_tokens.weight", "lm_head.weight", DRAFT_IDS)
+"""Tensors that a drafter may own and training leaves alone."""
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Texts and the blocks to learn from.
+
+    Attributes:
+        tokens: int32 `[batch, length]`, padded at the end.
+        anchors: positions of the blocks' anchors, int32 `[batch, anchors]`.
+        supervised: whether a slot's token was written by the target as an answer, and all slots
+            before it, bool `[batch, anchors, gamma]`; False everywhere where there is no block.
+    """
+
+    tokens: mx.array
+    anchors: mx.array
+    supervised: mx.array
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the target says of the texts.
+
+    Attributes:
+        taps: tap by tap `[batch, length, target_hidden]`.
+        last: what its output matrix reads, `[batch, length, target_hidden]`.
+    """
+
+    taps: list[mx.array]
+    last: mx.array
+
+
+class Network:
+    """The drafter in training.
+
+    Args:
+        config: the canonical configuration, unquantised.
+        objective: weights of the terms.
+        embed: token ids to rows of the target's table.
+        readout: to logits.
+        chunk: rows whose logits exist at once.
+        checkpoint: compute layers again in the backward pass.
+        frozen: tensors of the drafter that are not learnt, see `FROZEN`.
+    """
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        objective: Objective,
+        embed: Callable[[mx.array], mx.array],
+        readout: Readout,
+        chunk: int,
+        checkpoint: bool = False,
+        frozen: Parameters | None = None,
+    ) -> None:
+        self.config = config
+        self._objective = objective
+        self._embed = embed
+        self._readout = readout
+        self._chunk = chunk
+        self._checkpoint = checkpoint
+        if config.owns_embedding and frozen:
+            self._embed = Matrix(frozen["embed_tokens.weight"]).rows
+
+    def loss(
+        self, parameters: Parameters, batch: TrainingBatch, features: Features
+    ) -> tuple[mx.array, mx.array]:
+        """The loss, and what is watched.
+
+        Args:
+            parameters: learnt tensors by canonical name; their type is the arithmetic's.
+            batch: the texts and blocks.
+            features: of the texts.
+
+        Returns:
+            A scalar, and float32 `[6, gamma]`, see `watched.Watched`.
+        """
+        config, gamma = self.config, self.config.gamma
+        stored = Stored(config, parameters, parameters["fc.weight"].dtype, dequantise=False)
+        blocks = self._blocks(batch, features)
+        hidden = block_hidden(stored, config, blocks, checkpoint=self._checkpoint)
+        hidden = hidden[:, :, config.logits_start :].reshape(-1, gamma, config.hidden_size)
+        count = hidden.shape[0]
+        before, after = _positions(batch, gamma)
+        tokens = batch.tokens.reshape(-1)
+        previous, labels = tokens[before], tokens[after]
+        vectors, embeddings = self._corrections(stored, hidden, previous)
+        weights = self._objective.slot_weights(batch.supervised).reshape(-1)
+        rows = features.last.reshape(-1, features.last.shape[-1])
+
+        def flat(x: mx.array | None) -> mx.array | None:
+            return None if x is None else x.reshape(count * gamma, -1)
+
+        flat_hidden = hidden.reshape(count * gamma, -1)
+        scores = score(
+            self._objective,
+            self._readout,
+            Slots(
+                flat_hidden,
+                flat(vectors),
+                parameters.get("markov_head.markov_w2.weight"),
+                rows[before.reshape(-1)],
+                labels.reshape(-1),
+                weights,
+            ),
+            self._chunk,
+        )
+        loss, sure = scores.loss, None
+        head = confidence_head(config, stored)
+        if head is not None:
+            logits = head(flat_hidden, flat(embeddings))
+            sure = mx.sigmoid(logits)
+            loss = loss + self._objective.confidence * confidence_loss(
+                logits, scores.acceptance, weights
+            )
+        return loss, _watched(scores, batch.supervised.reshape(count, gamma), sure)
+
+    def _blocks(self, batch: TrainingBatch, features: Features) -> TrainingBlocks:
+        config = self.config
+        anchor_tokens = mx.take_along_axis(batch.tokens, batch.anchors, axis=1)
+        masks = mx.full((*batch.anchors.shape, config.block_size - 1), config.mask_token_id)
+        ids = mx.concatenate([anchor_tokens[..., None], masks.astype(mx.int32)], axis=-1)
+        embeddings = self._embed(ids.reshape(-1)).reshape(*ids.shape, -1)
+        return TrainingBlocks(
+            mx.concatenate(features.taps, axis=-1), batch.anchors, mx.stop_gradient(embeddings)
+        )
+
+    def _corrections(
+        self, stored: Stored, hidden: mx.array, previous: mx.array
+    ) -> tuple[mx.array | None, mx.array | None]:
+        """The sequential head's vectors and embeddings, `[blocks, gamma, rank]` each, as the text
+        itself goes on (teacher forcing)."""
+        head = sequential_head(self.config, stored)
+        if head is None:
+            return None, None
+        vectors, embeddings, state = [], [], None
+        for slot in range(self.config.gamma):
+            vector, embedding, state = head.vector(previous[:, slot], hidden[:, slot], state)
+            vectors.append(vector)
+            embeddings.append(embedding)
+        return mx.stack(vectors, axis=1), mx.stack(embeddings, axis=1)
+
+
+def _watched(scores: Scores, supervised: mx.array, sure: mx.array | None) -> mx.array:
+    acceptance = scores.acceptance.reshape(supervised.shape)
+    agrees = scores.agrees.reshape(supervised.shape).astype(mx.float32)
+    mask = supervised.astype(mx.float32)
+    whole = mask[:, -1:]
+    error = mx.zeros_like(mask)
+    if sure is not None:
+        error = mx.abs(sure.reshape(mask.shape) - acceptance)
+    return mx.stack(
+        [
+            mask.sum(axis=0),
+            (acceptance * mask).sum(axis=0),
+            (error * mask).sum(axis=0),
+            mx.broadcast_to(whole.sum(axis=0), mask.shape[1:]),
+            (mx.cumprod(acceptance, axis=1) * whole).sum(axis=0),
+            (mx.cumprod(agrees, axis=1) * whole).sum(axis=0),
+        ]
+    )
+
+
+def _positions(batch: TrainingBatch, gamma: int) -> tuple[mx.array, mx.array]:
+    """Flat positions before and at every slot's token, int32 `[blocks, gamma]`; those past a text's
+    end are moved to it, where no slot is supervised."""
+    count, length = batch.tokens.shape
+    before = batch.anchors[..., None] + mx.arange(gamma)
+    start = (mx.arange(count) * length)[:, None, None]
+    inside = start + mx.minimum(before, length - 1)
+    after = start + mx.minimum(before + 1, length - 1)
+    return inside.reshape(-1, gamma), after.reshape(-1, gamma)
