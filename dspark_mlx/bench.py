@@ -19,6 +19,7 @@ from .engine.request import Request
 from .errors import InputError
 from .replay.report import SHIPPED
 from .replay.report import report as replay_report
+from .system.files import DATA
 from .terminal import command, flags
 from .terminal.sampling_flags import (
     add_sampling_flags,
@@ -26,7 +27,7 @@ from .terminal.sampling_flags import (
     with_special_tokens,
 )
 
-SAMPLE = Path(__file__).parent / "data" / "bench_prompts.jsonl"
+SAMPLE = DATA / "bench_prompts.jsonl"
 
 
 def main(argv: list[str] | None) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
+from helpers.pairs import TARGET, make_decoder
+from helpers.training_toys import begun, greedy_texts
 from mlx_lm.utils import load_model
-from pairs import TARGET, make_decoder
-from training_toys import begun, greedy_texts
 
 from dspark_mlx.targets.tap import Target
 

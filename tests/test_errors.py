@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from pairs import golden
+from helpers.pairs import golden
 
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.methods import read_config

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pairs import TARGET
+from helpers.pairs import TARGET
 
 import dspark_mlx
 from dspark_mlx import InputError

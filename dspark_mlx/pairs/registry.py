@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..system.files import read_json_list
+from ..system.files import DATA, read_json_list
 
-DATA = Path(__file__).parent / "data" / "pairs.json"
+PAIRS = DATA / "pairs.json"
 
 # What conversions add to a model's name: the tool, the type, the bits, a way of quantising.
 _ADDED = re.compile(
@@ -39,7 +39,7 @@ class PublishedPair:
 
 def published_pairs() -> list[PublishedPair]:
     """All pairs known here."""
-    entries = read_json_list(DATA)
+    entries = read_json_list(PAIRS)
     return [PublishedPair(**entry | {"targets": tuple(entry["targets"])}) for entry in entries]
 
 

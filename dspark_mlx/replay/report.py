@@ -14,10 +14,11 @@ from ..errors import InputError
 from ..schedulers.fixed import FixedScheduler
 from ..schedulers.make import make_scheduler
 from ..schedulers.speed_profile import SpeedProfile, read_profile
+from ..system.files import DATA
 from .recorded import RecordedRound, arrays, by_temperature, read_rounds
 from .simulate import Outcome, Text, best_fixed, oracle, replay, texts
 
-SHIPPED = Path(__file__).parent / "data" / "profiles"
+SHIPPED = DATA / "profiles"
 SCHEDULERS = ("expected", "lagged", "prefix", "threshold:0.5", "full")
 
 

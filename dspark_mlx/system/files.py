@@ -17,6 +17,9 @@ from .staging import restore, temporary
 from .strict_json import decode, leaves, parse_json
 from .system_errors import writing
 
+DATA = Path(__file__).parent.parent / "data"
+"""What ships with the package: prompts, profiles, the built-in drafter."""
+
 _LARGEST_JSON = 100 << 20
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from gguf_writer import ALIGNMENT, string
+from helpers.gguf_writer import ALIGNMENT, string
 
 from . import byte_edits
 

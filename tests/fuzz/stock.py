@@ -17,13 +17,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import packaged_eagle3
-from chat_toys import END, LENGTH, chat_folder
-from gguf_drafters import write_twins
-from gguf_writer import write as write_llama
+from helpers import packaged_eagle3
+from helpers.chat_toys import END, LENGTH, chat_folder
+from helpers.gguf_drafters import write_twins
+from helpers.gguf_writer import write as write_llama
+from helpers.packaged import PACKAGED
+from helpers.tiny_models import config_of, tiny
 from mlx.utils import tree_flatten
-from packaged import PACKAGED
-from tiny_models import config_of, tiny
 
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.profile import main as profile

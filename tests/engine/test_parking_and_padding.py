@@ -1,0 +1,112 @@
+"""Profiles in the real loop: parked steps and padded verify forwards change no token."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.hand_made import hand_made_profile
+from helpers.pairs import tokens_of, traces
+
+from dspark_mlx.calibration.sts import identity
+from dspark_mlx.schedulers.make import make_scheduler
+
+# Seven rows cost more than eight, one more than two: nearly every width is run padded.
+JAGGED = hand_made_profile((12, 11, 20, 19, 19, 18, 17, 16, 15, 14, 30), draft=1, plain=11)
+USELESS = hand_made_profile(range(10, 98, 8), draft=5, plain=10)
+HOPELESS = hand_made_profile(range(10, 120, 10), draft=50, plain=10)
+
+
+def run(decoder, scheduler: str, profile, prompt, **options):
+    gamma = decoder.engine.drafter.config.gamma
+    made = make_scheduler(scheduler, profile, identity(gamma))
+    return list(
+        decoder.with_scheduler(made, profile).rounds(prompt, 64, stop_tokens=[1], **options)
+    )
+
+
+@pytest.mark.parametrize("scheduler", ["full", "threshold:0.5", "prefix", "lagged", "expected"])
+@pytest.mark.parametrize("profile", [JAGGED, USELESS, HOPELESS], ids=["padded", "parked", "plain"])
+def test_profiles_change_no_token(pair, scheduler, profile):
+    """Padding that is committed, a cache that keeps it, an anchor lost between plain steps."""
+    decoder = pair("vanilla")
+    for trace in traces("vanilla")[:3]:
+        rounds = run(decoder, scheduler, profile, trace["prompt_ids"])
+        assert trace["prompt_ids"] + tokens_of(rounds) == trace["output_ids"]
+        assert all(done.scheduled <= 5 for done in rounds)
+
+
+def test_rows_are_padded_to_the_cheapest_width(pair):
+    """A forward that runs the width it wanted at a higher cost."""
+    decoder = pair("vanilla")
+    widths, model = [], decoder.engine.target.model
+    original = type(model)
+    spy = type("Spy", (original,), {"__call__": _spying(original, widths)})
+    model.__class__ = spy
+    try:
+        run(decoder, "fixed:2", JAGGED, traces("vanilla")[0]["prompt_ids"])
+    finally:
+        model.__class__ = original
+    # Three rows are wanted and ten are cheapest; the request's last forwards have less to do.
+    assert widths[2:-3].count(10) == len(widths[2:-3]) > 5
+
+
+def _spying(original, widths):
+    def call(self, inputs, *args, **kwargs):
+        widths.append(inputs.shape[1])
+        return original.__call__(self, inputs, *args, **kwargs)
+
+    return call
+
+
+def test_a_parked_request_drafts_now_and_then(pair):
+    """Drafts every round, or never again."""
+    decoder = pair("vanilla")
+    rounds = run(decoder, "expected", USELESS, traces("vanilla")[0]["prompt_ids"])
+    drafted = [i for i, done in enumerate(rounds) if done.drafted]
+    assert 1 <= len(drafted) <= 4 and drafted[0] >= 24
+
+
+def test_a_hopeless_device_decodes_plainly(pair):
+    """A probe where nothing could pay."""
+    rounds = run(pair("vanilla"), "expected", HOPELESS, traces("vanilla")[0]["prompt_ids"])
+    assert not any(done.drafted for done in rounds) and len(rounds) > 30
+
+
+def test_the_context_is_complete_after_parking(pair):
+    """Features of plain steps that never reach the drafter: a worse draft after every pause."""
+    decoder, prompt = pair("vanilla"), traces("vanilla")[0]["prompt_ids"]
+    full = list(decoder.rounds(prompt, 48, stop_tokens=[1]))
+    tokens = tokens_of(full)
+
+    class Alternating:
+        name, needs_confidence, reads_confidence = "alternating", False, False
+        asked = 0
+
+        def start(self, gamma, temperature):
+            return self
+
+        def park(self, context, limit):
+            self.asked += 1
+            return 3 if self.asked % 2 else 0
+
+        def admit(self, slot, seen):
+            return True
+
+        def learn(self, done): ...
+
+    mixed = list(decoder.with_scheduler(Alternating()).rounds(prompt, 48, stop_tokens=[1]))
+    assert tokens_of(mixed) == tokens
+    # Wherever both drafted from the same position, they drafted and accepted the same.
+    by_position = {}
+    position = 0
+    for done in full:
+        by_position[position] = done
+        position += len(done.tokens)
+    position, shared = 0, 0
+    for done in mixed:
+        other = by_position.get(position)
+        if other and done.drafted and other.drafted and other.scheduled == done.scheduled:
+            assert done.confidence == pytest.approx(other.confidence, abs=1e-5)
+            assert done.accepted == other.accepted
+            shared += 1
+        position += len(done.tokens)
+    assert shared >= 3

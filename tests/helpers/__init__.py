@@ -1,0 +1,1 @@
+"""Tiny models, packaged checkpoints and reference computations that the tests share."""

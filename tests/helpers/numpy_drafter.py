@@ -1,0 +1,267 @@
+"""Straight-line float64 greedy forward of a published drafter, read from its SOURCE files.
+
+Written from `shared/checkpoint-formats.md` alone, without the project's converters or models. One
+sequence, no cache, no sampling: every call recomputes the whole context.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from helpers.numpy_rope import Rope, rope_of
+
+Config = dict[str, Any]
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One greedy draft; row j is the proposal for position p + 1 + j."""
+
+    tokens: list[int]  # [gamma] ids of the target's vocabulary
+    logits: np.ndarray  # [gamma, V] corrected; -inf where the drafter has no such token
+    hidden: np.ndarray  # [gamma, H] after the final norm
+    confidence_logits: np.ndarray | None  # [gamma] raw: no temperature
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the source config means, packaging resolved."""
+
+    taps: list[int]  # of out(i)
+    block: int  # rows fed
+    first: int  # first row that is read out: 0 anchor-first, 1 bonus-anchor
+    mask_token: int
+    causal: list[bool]  # per layer, inside the block
+    reach: list[int | None]  # per layer, the context rows seen, None = all
+    reach_per_row: bool  # reach is measured from each row, not from the anchor
+    rope: Rope
+    head_dim: int
+    eps: float
+    markov_type: str
+    gemma: bool = False
+    norm_offset: float = 0.0
+    embed_scale: float = 1.0
+    softcap: float | None = None
+    logit_scale: float = 1.0
+
+
+def _plan(config: Config, tensors: Tensors) -> _Plan:
+    """Sections 0.3 to 0.5: the packaging decides layout, tap shift, windows and causality."""
+    architecture = config["architectures"][0]
+    speculators = "speculators_model_type" in config or "speculators_config" in config
+    dspark_heads = "markov_head.markov_w1.weight" in tensors
+    zlab = architecture == "DFlashDraftModel" and not speculators and not dspark_heads
+    gemma, ornith = architecture == "Gemma4DSparkModel", architecture == "Qwen35DSparkModel"
+    backbone: Config = config["transformer_layer_config"] if speculators else config
+    keys = config | config.get("dflash_config", {})
+
+    if speculators:
+        taps = [i - 1 for i in config["aux_hidden_state_layer_ids"]]  # input of layer i
+        first = 0 if config.get("sample_from_anchor", False) else 1
+    else:
+        taps, first = keys["target_layer_ids"], 1 if zlab else 0
+
+    sliding = [kind == "sliding_attention" for kind in backbone["layer_types"]]
+    window = backbone.get("sliding_window")
+    if speculators:
+        non_causal, reach = config.get("sliding_window_non_causal", False), window
+        causal = [s and not non_causal for s in sliding]
+    else:
+        forced = config.get("is_causal", keys.get("causal"))
+        causal = sliding if forced is None else [forced] * len(sliding)
+        reach = window and window - 1
+
+    head_dim = config["global_head_dim"] if gemma else backbone["head_dim"]
+    partial = 1.0
+    if ornith:  # elsewhere the key is a leftover of the target
+        rope_keys = config.get("rope_parameters") or config
+        partial = rope_keys.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    entry = "sliding_attention" if speculators else "full_attention"
+    rope = rope_of(backbone | config, head_dim, entry, partial)
+    return _Plan(
+        taps=taps,
+        block=keys["block_size"],
+        first=first,
+        mask_token=keys["mask_token_id"],
+        causal=causal,
+        reach=[reach if s else None for s in sliding],
+        reach_per_row=not (speculators or zlab),
+        rope=rope,
+        head_dim=head_dim,
+        eps=backbone["rms_norm_eps"],
+        markov_type=keys.get("markov_head_type", "vanilla"),
+        gemma=gemma,
+        norm_offset=1.0 if ornith else 0.0,
+        # Section 9.1: only Gemma targets have a softcap, and their embedding scale counts too.
+        embed_scale=backbone["hidden_size"] ** 0.5
+        if gemma or (zlab and config.get("final_logit_softcapping"))
+        else 1.0,
+        softcap=config.get("final_logit_softcapping") if gemma or zlab else None,
+        logit_scale=config.get("logit_scale", 1.0),
+    )
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def _rms(x: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+def _visible(plan: _Plan, layer: int, context: int) -> np.ndarray:
+    """[block, context + block], True where the row may look."""
+    query = context + np.arange(plan.block)[:, None]
+    key = np.arange(context + plan.block)[None, :]
+    visible = np.ones((plan.block, context + plan.block), bool)
+    if plan.causal[layer]:
+        visible &= key <= query
+    reach = plan.reach[layer]
+    if reach is not None:
+        visible &= key >= (query if plan.reach_per_row else context) - reach
+    return visible
+
+
+def _attention(
+    plan: _Plan, t: Tensors, layer: int, x: np.ndarray, ctx: np.ndarray, queries: np.ndarray
+) -> np.ndarray:
+    """x [block, H] normed rows, ctx [context, H] as is; both give keys and values."""
+    name, hd = f"layers.{layer}.self_attn", plan.head_dim
+
+    def project(part: str, rows: np.ndarray) -> np.ndarray:
+        return rows @ t[f"{name}.{part}.weight"].T
+
+    def normed(part: str, rows: np.ndarray) -> np.ndarray:
+        return _rms(rows, plan.eps) * (t[f"{name}.{part}.weight"] + plan.norm_offset)
+
+    both = np.concatenate([ctx, x])
+    heads = t[f"{name}.o_proj.weight"].shape[1] // hd
+    q = project("q_proj", x).reshape(len(x), heads, -1)  # a gated head is [q | gate]
+    q, gate = q[..., :hd], q[..., hd:]
+    k = project("k_proj", both).reshape(len(both), -1, hd)
+    # Without a v_proj (Gemma) the values are the raw projection, before k_norm and rotation.
+    source = "v_proj" if f"{name}.v_proj.weight" in t else "k_proj"
+    v = project(source, both).reshape(len(both), -1, hd)
+    if plan.gemma:
+        v = _rms(v, plan.eps)
+    q = plan.rope(normed("q_norm", q), queries)
+    k = plan.rope(normed("k_norm", k), np.arange(len(both)))
+    group = heads // k.shape[1]
+    k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)
+    scores = np.einsum("qhd,khd->hqk", q, k) * (1.0 if plan.gemma else hd**-0.5)
+    scores = np.where(_visible(plan, layer, len(ctx)), scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    mixed = np.einsum("hqk,khd->qhd", weights, v)
+    if gate.shape[-1]:
+        mixed = mixed * _sigmoid(gate)
+    return mixed.reshape(len(x), -1) @ t[f"{name}.o_proj.weight"].T
+
+
+def _mlp(plan: _Plan, t: Tensors, layer: int, x: np.ndarray) -> np.ndarray:
+    name = f"layers.{layer}.mlp"
+    gate = x @ t[f"{name}.gate_proj.weight"].T
+    if plan.gemma:
+        active = 0.5 * gate * (1 + np.tanh((2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
+    else:
+        active = gate * _sigmoid(gate)
+    return (active * (x @ t[f"{name}.up_proj.weight"].T)) @ t[f"{name}.down_proj.weight"].T
+
+
+def _backbone(plan: _Plan, t: Tensors, x: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """x [block, H] embeddings, features [context, T * Ht] -> final normed rows [block, H]."""
+
+    def norm(name: str, rows: np.ndarray) -> np.ndarray:
+        return _rms(rows, plan.eps) * (t[f"{name}.weight"] + plan.norm_offset)
+
+    ctx = norm("hidden_norm", features @ t["fc.weight"].T)
+    queries = len(ctx) + np.arange(plan.block)
+    for i in range(len(plan.causal)):
+        name = f"layers.{i}"
+        rows = norm(f"{name}.input_layernorm", x)
+        attended = _attention(plan, t, i, rows, ctx, queries)
+        if plan.gemma:
+            x = x + norm(f"{name}.post_attention_layernorm", attended)
+            fed = _mlp(plan, t, i, norm(f"{name}.pre_feedforward_layernorm", x))
+            x = x + norm(f"{name}.post_feedforward_layernorm", fed)
+            x = x * t[f"{name}.layer_scalar"]
+        else:
+            x = x + attended
+            x = x + _mlp(plan, t, i, norm(f"{name}.post_attention_layernorm", x))
+    return norm("norm", x)
+
+
+def _markov_bias(
+    kind: str, t: Tensors, h: np.ndarray, e: np.ndarray, state: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bias [Vd] and next rnn state [r] for a row h [H] whose previous token embeds to e [r]."""
+    w2 = t["markov_head.markov_w2.weight"]
+    if kind == "vanilla":
+        return w2 @ e, state
+    part = "gate_proj" if kind == "gated" else "joint_proj"
+    weight, bias = (t[f"markov_head.{part}.{s}"] for s in ("weight", "bias"))
+    if kind == "gated":
+        return w2 @ (_sigmoid(weight @ np.concatenate([h, e]) + bias) * e), state
+    g, c, o = np.split(weight @ np.concatenate([state, e, h]) + bias, 3)
+    state = _sigmoid(g) * state + (1 - _sigmoid(g)) * np.tanh(c)
+    return w2 @ np.tanh(o), state
+
+
+def load(folder: Path) -> tuple[Config, Tensors]:
+    """The source config, and float tensors as float64 without `model.` / `logit_head.` prefixes."""
+    tensors = {}
+    for name, value in load_file(folder / "model.safetensors").items():
+        name = name.removeprefix("model.").removeprefix("logit_head.")
+        tensors[name] = value.astype(np.float64) if value.dtype.kind == "f" else value
+    return json.loads((folder / "config.json").read_text()), tensors
+
+
+def reference(
+    folder: Path, taps: dict[int, np.ndarray], anchor: int, embed: np.ndarray, head: np.ndarray
+) -> Reference:
+    """Greedy draft after p committed rows.
+
+    `taps[i]` is out(i) of rows 0..p-1, [p, Ht]; `anchor` is the token at p; `embed` and `head` are
+    the target's [V, H] matrices, used where the file stores none.
+    """
+    config, t = load(folder)
+    plan = _plan(config, t)
+    vocab = len(embed)
+    embed = t.get("embed_tokens.weight", embed).astype(np.float64)
+    head = t.get("lm_head.weight", head).astype(np.float64)
+    features = np.concatenate([taps[i] for i in plan.taps], axis=-1).astype(np.float64)
+
+    inputs = [anchor] + [plan.mask_token] * (plan.block - 1)
+    hidden = _backbone(plan, t, embed[inputs] * plan.embed_scale, features)[plan.first :]
+    base = hidden @ head.T
+    if plan.softcap:
+        base = plan.softcap * np.tanh(base / plan.softcap)
+
+    ids = np.arange(len(head)) + t.get("d2t", 0)  # draft id -> target id
+    w1 = t.get("markov_head.markov_w1.weight")
+    logits = np.full((len(hidden), vocab), -np.inf)
+    tokens: list[int] = []
+    confidence: list[float] = []
+    state = np.zeros(0 if w1 is None else w1.shape[1])
+    previous = anchor
+    for k, h in enumerate(hidden):
+        corrected, e = base[k], np.zeros(0)
+        if w1 is not None:
+            e = w1[previous]
+            bias, state = _markov_bias(plan.markov_type, t, h, e, state)
+            corrected = corrected + bias
+        logits[k, ids] = corrected * plan.logit_scale
+        if "confidence_head.proj.weight" in t:
+            weight = t["confidence_head.proj.weight"][0]  # [H] or [H + r]
+            row = np.concatenate([h, e])[: len(weight)]
+            confidence.append(float(weight @ row + t["confidence_head.proj.bias"][0]))
+        previous = int(np.argmax(logits[k]))
+        tokens.append(previous)
+    return Reference(tokens, logits, hidden, np.array(confidence) if confidence else None)

@@ -1,0 +1,372 @@
+"""Measuring a tiny pair's speed, and the store: shapes, exact caches, and when it is done anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import mlx.core as mx
+import pytest
+from helpers.hand_made import jagged_profile as profile
+from helpers.pairs import TARGET, golden, tokens_of
+from helpers.tiny_models import tiny
+
+from dspark_mlx import profile as command
+from dspark_mlx.caches import new_caches
+from dspark_mlx.decoder import Decoder
+from dspark_mlx.engine.state import Engine
+from dspark_mlx.errors import InputError
+from dspark_mlx.profiling import store as profile_store
+from dspark_mlx.profiling.measure import measure
+from dspark_mlx.profiling.store import (
+    Pair,
+    adopt,
+    difference,
+    obtain,
+    profile_path,
+    stale,
+    store,
+    stored,
+)
+from dspark_mlx.profiling.timing import Session, take_turns
+from dspark_mlx.schedulers.full import FullScheduler
+from dspark_mlx.schedulers.speed_profile import SpeedProfile
+from dspark_mlx.targets.tap import Target
+
+FAST = {"contexts": (8, 24, 40), "repeats": 3}
+SLIDING = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 8,
+}
+
+
+@pytest.fixture
+def decoder(pair):
+    return pair("vanilla")
+
+
+@pytest.fixture
+def tiny_pair(decoder):
+    return Pair(decoder.engine, TARGET, golden("vanilla"), "float32", max_length=512)
+
+
+@pytest.fixture
+def quick(monkeypatch, decoder):
+    """The store's functions with a measurement that takes no time, and how often it was made."""
+    gamma, made = decoder.engine.drafter.config.gamma, []
+    row = tuple(1.0 + 0.1 * width for width in range(gamma + 3))
+    steady = tuple(0.05 for _ in row)
+
+    def quick_measure(engine, name, key, progress=None, *, max_length=None, limit) -> SpeedProfile:
+        made.append(key)
+        spread = (steady, steady)
+        return profile(name=name, key=key, verify=(row, row), batches={}, verify_spread=spread)
+
+    monkeypatch.setattr(profile_store, "measure", quick_measure)
+    measured = (row[0], row[gamma], 5.0)
+    monkeypatch.setattr(profile_store, "spot", lambda engine, context, repeats: measured)
+    return made
+
+
+def test_a_measured_profile_has_every_number(decoder):
+    """A context, a width or the batches missing; times of 0."""
+    steps = []
+    found = measure(
+        decoder.engine, "a pair", "k", progress=lambda *s: steps.append(s), **FAST, max_length=512
+    )
+    widths = decoder.engine.drafter.config.gamma + 3
+    assert (found.name, found.key, found.contexts) == ("a pair", "k", (8, 24, 40))
+    assert [len(row) for row in found.verify] == [widths] * 3
+    assert set(found.batches) == {1, 2, 4}
+    assert found.batches[1] == found.verify[1]
+    assert SpeedProfile.from_dict(json.loads(json.dumps(found.to_dict())), "here") == found
+    assert steps == sorted(steps) and steps[-1] == (12, 12)
+
+
+def test_batches_are_left_out_where_they_would_take_minutes(decoder, monkeypatch):
+    """Five of six minutes on a CPU without a fast BLAS library."""
+    monkeypatch.setattr("dspark_mlx.profiling.measure._BATCH_SECONDS", 0.0)
+    assert measure(decoder.engine, "a pair", "k", contexts=(8,), repeats=1).batches == {}
+
+
+def test_a_measurement_ends_with_what_it_has(decoder):
+    """Minutes of measuring at a start on a busy machine."""
+    found = measure(decoder.engine, "a pair", "k", **FAST, limit=0.0)
+    assert found.contexts == (8,) and found.widths == decoder.engine.drafter.config.gamma + 3
+    assert found.batches == {} and found.sampling == (0.0, 0.0, 0.0)
+    assert found.noise == 1.0, "one pass says nothing of what it is worth"
+    assert SpeedProfile.from_dict(json.loads(json.dumps(found.to_dict())), "here") == found
+
+
+def test_measuring_changes_nothing(decoder):
+    """Taps left off or features left behind by the measurement; a random state moved on."""
+    before = tokens_of(decoder.rounds([1, 2, 3], 12))
+    mx.random.seed(5)
+    expected = mx.random.uniform().item()
+    mx.random.seed(5)
+    measure(decoder.engine, "a pair", "k", contexts=(8,), repeats=1)
+    assert mx.random.uniform().item() == expected
+    assert decoder.engine.target._recorded == {}
+    assert tokens_of(decoder.rounds([1, 2, 3], 12)) == before
+
+
+def test_ctrl_c_leaves_nothing_behind(decoder, cache_home):
+    """Taps that stay off because the batches were interrupted; half a profile in the store."""
+
+    def interrupt(done, total):
+        if done == total:
+            raise KeyboardInterrupt
+
+    before = tokens_of(decoder.rounds([1, 2, 3], 12))
+    with pytest.raises(KeyboardInterrupt):
+        measure(decoder.engine, "a pair", "k", interrupt, contexts=(8,), repeats=1)
+    assert tokens_of(decoder.rounds([1, 2, 3], 12)) == before
+    assert not cache_home.exists()
+
+
+def test_contexts_stay_within_the_target(decoder):
+    """Positions that the target was not made for; one context measured twice."""
+    found = measure(
+        decoder.engine, "a pair", "k", contexts=(8, 400, 4000), repeats=1, max_length=64
+    )
+    assert found.contexts[0] == 8 and len(found.contexts) == 2
+    assert found.contexts[1] + found.widths < 64
+
+
+def test_a_slow_fill_ends_early(decoder):
+    """Minutes of prefill before the first number on a slow machine."""
+    session = Session(decoder.engine)
+    assert session.fill(64, seconds=0.0) == 64
+    assert session.fill(512, seconds=0.0) == 64 + 256
+
+
+@pytest.mark.parametrize("changes", [{}, SLIDING], ids=["full", "sliding"])
+def test_forwards_leave_the_context_as_it_was(changes):
+    """A context that grows from width to width, or a window that lost rows, and so times of
+    another length than the profile says; a rotating cache that all rows were dropped from, which
+    cannot take a single row any more."""
+    model = tiny("llama", **changes)
+    session = Session(Engine(Target(model, (), "tiny"), None, FullScheduler()))
+    session.fill(20, 1.0)
+    filled = session._tokens((20,)).tolist()
+    points = session.points((1, 2, 5))
+    del points["draft", 0]
+    take_turns(points, 2)
+    session._plain()
+    # Three passes over three widths keep a row each; plain steps, made once more, keep five.
+    assert session.length == (20 + 3 * 3 + 4 * 5 if changes else 20)
+    if not changes:
+        logits = model(mx.array([[7, 8]]), cache=session._caches)[0, -1]
+        fresh = model(mx.array([[*filled, 7, 8]]), cache=new_caches(model, "tiny"))[0, -1]
+        assert mx.abs(logits - fresh).max().item() < 1e-4
+
+
+def test_several_requests_cost_only_where_caches_take_them():
+    """Batches of a rotating cache, which cannot be rolled back request by request."""
+    for changes, count in (({}, 4), (SLIDING, 0)):
+        engine = Engine(Target(tiny("llama", **changes), (), "tiny"), None, FullScheduler())
+        session = Session(engine)
+        session.fill(20, 1.0)
+        points = session.batches((2, 4), (1, 3))
+        assert len(points) == count
+        assert all(len(times) == 2 for times in take_turns(points, 2).values())
+
+
+def test_points_take_turns():
+    """A machine that slows down halfway and makes only the large widths look slow."""
+    order = []
+    points = {("verify", w): lambda w=w: float(order.append(w) or w) for w in (1, 2)}
+    assert take_turns(points, 2) == {("verify", 1): [1.0] * 2, ("verify", 2): [2.0] * 2}
+    assert order == [1, 2] * 3, "the first pass does not count"
+
+
+def test_slow_points_end_early():
+    """Minutes of measuring on a slow machine: three passes, the first of them counted."""
+    calls, counts = [], []
+    points = {("verify", 1): lambda: float(calls.append(1) or 1)}
+    take_turns(points, 9, counts.append, seconds=0.0)
+    assert len(calls) == 3 and counts == [2, 3]
+    assert take_turns(points, 9, seconds=0.0, least=1) == {("verify", 1): [1.0]}
+    assert take_turns(points, 9, until=0.0) == {("verify", 1): [1.0]}, "less than the least"
+
+
+def test_without_a_drafter_there_is_nothing_to_measure(decoder):
+    """An assertion instead of an error that says so."""
+    with pytest.raises(InputError, match="no drafter"):
+        measure(decoder.plain().engine, "a pair", "k")
+
+
+def test_a_profile_is_measured_once(tiny_pair, quick):
+    """Seconds of measuring at every start."""
+    first, second = obtain(tiny_pair), obtain(tiny_pair)
+    assert (first.measured, second.measured, len(quick)) == (True, False, 1)
+    assert first.profile == second.profile and first.rejected is second.rejected is None
+    assert str(profile_path(tiny_pair.key())) in second.story
+    assert obtain(tiny_pair, remeasure=True).measured and len(quick) == 2
+
+
+def test_a_noisy_measurement_is_said_and_not_kept(tiny_pair, quick, monkeypatch):
+    """Another program's burst of work as the truth of every later run."""
+    obtain(tiny_pair)
+    kept = stored(tiny_pair.key())
+    steady = store.measure
+
+    def noisy(*args, **settings):
+        calm, busy = kept[0].verify_spread[0], tuple(0.5 for _ in kept[0].verify[0])
+        changes = {"draft": (9.0, 9.0), "verify_spread": (calm, busy)}
+        return dataclasses.replace(steady(*args, **settings), **changes)
+
+    monkeypatch.setattr(profile_store, "measure", noisy)
+    obtained = obtain(tiny_pair, remeasure=True)
+    assert obtained.measured and not obtained.kept and obtained.profile.draft == (9.0, 9.0)
+    assert "for this run only" in obtained.story and "50%" in obtained.story
+    assert stored(tiny_pair.key()) == kept, "the old one is as good as it was"
+
+
+def test_a_noisy_measurement_is_said_where_a_pair_is_loaded(tiny_pair, quick, monkeypatch):
+    """Silence about a measurement that every start makes again."""
+    monkeypatch.setattr(profile_store, "_NOISY", 0.01)
+    decoder = Decoder(tiny_pair.engine, TARGET, {}, tiny_pair.drafter, "float32")
+    # The name dspark_mlx.load is the function's.
+    scheduled = sys.modules["dspark_mlx.load"]._scheduled
+    with pytest.warns(UserWarning, match="for this run only"):
+        assert scheduled(decoder, "expected").engine.profile.draft == (5.0, 10.0)
+    assert not profile_path(tiny_pair.key()).exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("not json", "not JSON"),
+        (b"\xff\xfe", "not text"),
+        ("{}", "format"),
+        (json.dumps(profile(key="other").to_dict()), "another pair"),
+        (json.dumps(profile().to_dict() | {"draft": []}), "draft"),
+    ],
+    ids=["no json", "no text", "empty", "foreign", "wrong shape"],
+)
+def test_a_damaged_or_foreign_file_is_named_and_measured_anew(tiny_pair, quick, content, named):
+    """A file cut off by a full disk that ends every command, or that is used."""
+    path = profile_path(tiny_pair.key())
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    obtained = obtain(tiny_pair)
+    assert obtained.measured and len(quick) == 1
+    assert str(path) in obtained.rejected and named in obtained.rejected
+    assert stored(tiny_pair.key()) == (obtained.profile, None), "the file is whole now"
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_store(tiny_pair, quick, cache_home):
+    """No decoding in a container with a read-only home."""
+    cache_home.write_text("a file where the folder should be")
+    obtained = obtain(tiny_pair)
+    assert obtained.measured and "not stored" in obtained.story and not obtained.kept
+
+
+@pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        ((6.5, 13.9, 5.0), None),
+        ((6.5, 13.9 * 1.25, 5.0 * 0.8), None),
+        ((12.0, 25.0, 9.0), None),
+        ((13.2, 28.0, 10.0), "1 row"),
+        ((3.2, 7.0, 2.5), "1 row"),
+        ((6.5, 13.9 * 1.4, 5.0), "8 rows"),
+        ((6.5, 13.9 / 1.4, 5.0), "8 rows"),
+        ((6.5, 13.9, 7.0), "draft"),
+        ((6.5, 13.9, 3.0), "draft"),
+    ],
+)
+def test_what_counts_as_stale(numbers, named):
+    """Another BLAS library, which the key does not hold; noise taken for one."""
+    found = difference(profile(), 8, *numbers)
+    assert (found is None) == (named is None)
+    assert named is None or named in found
+
+
+def test_one_bad_look_is_not_enough(decoder, monkeypatch):
+    """A profile thrown away because of another program's burst of work."""
+    looks = [(60.0, 60.0, 60.0), (6.5, 13.9, 5.0)]
+    monkeypatch.setattr(profile_store, "spot", lambda *args: looks.pop(0))
+    assert stale(profile(), decoder.engine) is None and looks == []
+
+
+def test_a_stale_profile_is_measured_anew(tiny_pair, quick):
+    """Verify lengths chosen by another library's speed."""
+    obtain(tiny_pair)
+    old, _ = stored(tiny_pair.key())
+    store(dataclasses.replace(old, draft=(50.0, 50.0)))
+    obtained = obtain(tiny_pair)
+    assert obtained.measured and "a draft costs" in obtained.rejected
+    assert obtain(tiny_pair).rejected is None
+
+
+def test_the_spot_check_of_a_real_engine(tiny_pair):
+    """A spot check that fails on the profile's own engine; only its sentence is checked, because
+    its times are the machine's."""
+    narrow = profile(verify=(profile().verify[0][:2],) * 2)
+    assert "2 widths" in stale(narrow, tiny_pair.engine)
+    slow = profile(verify=tuple(tuple(1e6 * ms for ms in row) for row in profile().verify))
+    assert "1 row" in stale(slow, tiny_pair.engine)
+
+
+def test_an_imported_profile_becomes_this_pairs(tiny_pair, quick):
+    """One that is never found because it kept its key, or that hides what this device measures."""
+    wide = tuple(1.0 + 0.1 * width for width in range(12))
+    given = profile(key="elsewhere", verify=(wide, wide), verify_spread=(wide, wide), batches={})
+    adopted = adopt(tiny_pair, given, "given.json")
+    assert not adopted.measured and adopted.profile.key == tiny_pair.key()
+    assert stored(tiny_pair.key())[0] == adopted.profile
+    with pytest.raises(InputError, match=r"given\.json: found widths 1 to 2"):
+        adopt(tiny_pair, dataclasses.replace(given, verify=(wide[:2], wide[:2])), "given.json")
+
+
+def test_the_command_measures_then_finds(tiny_pair, quick, monkeypatch, capsys, tmp_path):
+    """Flags that do nothing; a table without what was done."""
+    monkeypatch.setattr(command, "_pair", lambda args: tiny_pair)
+    picture, export = tmp_path / "p.png", tmp_path / "p.json"
+    assert command.main(["--plot", str(picture), "--export", str(export)]) == 0
+    shown = capsys.readouterr()
+    assert "rows verified" in shown.out and "Measured and stored" in shown.err
+    assert picture.exists()
+    assert command.main(["--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["profile"] == json.loads(export.read_text()) and report["measured"] is False
+    assert command.main(["--import", str(export)]) == 0
+    assert "Imported" in capsys.readouterr().err
+    assert command.main(["--remeasure"]) == 0
+    assert len(quick) == 2
+
+
+def test_forget_removes_this_pairs_profile(tiny_pair, quick, monkeypatch, capsys):
+    """A profile that can only be got rid of by who knows where it lies; another pair's removed."""
+    monkeypatch.setattr(command, "_pair", lambda args: tiny_pair)
+    obtain(tiny_pair)
+    path, other = profile_path(tiny_pair.key()), profile_path("other")
+    other.write_text("another pair's")
+    assert command.main(["--forget"]) == 0
+    assert f"Removed {path}" in capsys.readouterr().out
+    assert not path.exists() and other.exists()
+    assert command.main(["--forget"]) == 0
+    assert "No profile of" in capsys.readouterr().out
+    assert command.main(["--forget", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"removed": None}
+    path.mkdir()
+    with pytest.raises(InputError, match="no way to remove it"):
+        command.main(["--forget"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--no-drafter"], "--no-drafter"),
+        (["--plot", "p.gif"], "gif"),
+        (["--import", "no such file.json"], "no such file"),
+    ],
+)
+def test_the_command_refuses_before_it_loads(flags, named, monkeypatch):
+    """A model loaded for a minute before a file name is refused."""
+    monkeypatch.setattr(command, "_pair", lambda args: pytest.fail("loaded"))
+    with pytest.raises(InputError, match=named):
+        command.main(flags)

@@ -1,0 +1,236 @@
+"""How commands end: one line on standard error and a status, whatever the terminal and the system
+do; interrupted at any moment, while they are imported as well."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+from helpers import bare
+from helpers.worded import worded_target
+
+from dspark_mlx import InputError, chat
+from dspark_mlx.terminal import command
+
+RUN = "from dspark_mlx import command, process\ncommand.run(main)\n"
+TALKS = "def main(argv):\n    print('text ' * 9)\n    return 0\n"
+
+
+def lines_of(done: subprocess.CompletedProcess) -> list[str]:
+    return done.stderr.decode().replace("\r", "\n").split("\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_standard_output(unbuffered):
+    """A traceback, or Python's own complaint while it shuts down."""
+    with open("/dev/full", "w") as full:
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = bare.run(TALKS + RUN, stdout=full, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.decode() == (
+        "error: standard output: found no space left; expected a place with room to write.\n"
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves(unbuffered):
+    """`| head`: BrokenPipeError, or what Python says of it at its end."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = bare.run(TALKS + RUN, stdout=writing, env=environment)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_streams(closed, tmp_path):
+    """`<&-`, `>&-`: None in place of a stream, or a file of ours printed into."""
+    path = tmp_path / "file"
+    script = (
+        "sys.argv[0], sys.orig_argv = '-m', [sys.executable, '-m', 'dspark_mlx.x']\n"
+        "from dspark_mlx import process\n"
+        "def main(argv):\n"
+        f"    with open({str(path)!r}, 'w') as file:\n"
+        "        print(repr(command.read_input()), file=file)\n"
+        "        print('text', flush=True)\n"
+        "        sys.stdout.isatty(), os.write(1, b'more')\n"
+        "        raise command.InputError('a', 'b', 'c')\n"
+    )
+
+    def close():
+        for number in closed:
+            os.close(number)
+
+    done = bare.run(script + RUN, preexec_fn=close, input=b"said")
+    assert done.returncode == 2
+    assert path.read_text() == ("''\n" if 0 in closed else "'said'\n")
+    assert done.stdout == (b"" if 1 in closed else b"text\nmore")
+    assert done.stderr == (b"" if 2 in closed else b"error: a: found b; expected c.\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_terminal_without_the_letter(encoding):
+    """UnicodeEncodeError in the middle of an answer; a "?" in JSON, which cannot be read back."""
+    script = (
+        "def main(argv):\n    print('a\\U0001f600')\n"
+        "    command.print_json({'text': 'a\\U0001f600'})\n    return 0\n"
+    )
+    done = bare.run(script + RUN, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stderr) == (0, b"")
+    shown, value = done.stdout.decode(encoding).splitlines()
+    assert shown == ("a\U0001f600" if encoding == "utf-8" else "a?")
+    assert json.loads(value) == {"text": "a\U0001f600"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["--prompt", "caf\udce9"], "--prompt"),
+        (["--prompt=caf\udce9"], "--prompt"),
+        (["caf\udce9"], "arguments"),
+    ],
+)
+def test_arguments_that_are_not_text(arguments, where):
+    """Half characters that reach the tokenizer, whose TypeError says nothing of them."""
+    with pytest.raises(InputError, match=rf"^{where}: found byte 0xe9 at character \d+, "):
+        command._check_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (InputError("a", "b\nb", "c" * 9999), 2, "error: a: found b b; expected ccc"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.EMFILE, "Too many open files", "f"), 2, "error: f: found Too many open"),
+        (PermissionError(errno.EACCES, "Permission denied", "f"), 2, "error: f: found Perm"),
+        (OSError(errno.EIO, "Input/output error"), 2, "error: standard output: found Input/out"),
+        (OSError(errno.EMFILE, "Too many open files"), 2, "error: the system: found Too many"),
+        (OSError(), 2, "error: the system: found OSError"),
+        (MemoryError(), 2, "error: memory: found too little"),
+        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no"), 2, "error: text: found 'utf-8' codec"),
+        (SystemExit(2), 2, ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_not_for_users_to_read_is_one_line(error, status, message):
+    """Tracebacks."""
+
+    def main(argv):
+        raise error
+
+    found, said = command._outcome(main)
+    assert found == status and said.startswith(message)
+    assert len(said.splitlines()) <= 1 and len(said) < 1000
+
+
+def test_a_full_disk_is_named(tmp_path):
+    """The checkpoint blamed for it, or a number of bytes that could not be written."""
+
+    def main(argv):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x" / "y"))
+
+    status, said = command._outcome(main)
+    mount = next(p for p in (tmp_path, *tmp_path.parents) if p.is_mount())
+    assert status == 2
+    assert f"{tmp_path}/x/y: found no space left on the disk at {mount} (" in said
+
+
+def test_an_error_under_a_bar_has_a_line_of_its_own():
+    """A message written on behind the bar."""
+    script = (
+        "from tqdm import tqdm\n"
+        "def main(argv):\n"
+        "    for _ in tqdm([1, 2, 3], desc='Working', mininterval=0, leave=False):\n"
+        "        raise command.InputError('a', 'b', 'c')\n"
+    )
+    lines = lines_of(bare.run(script + RUN))
+    assert lines[1].startswith("Working") and "error: a: found b; expected c." in lines
+
+
+def test_wrong_arguments_are_one_line(capsys):
+    """argparse's usage, a screen of it."""
+    with pytest.raises(SystemExit) as end:
+        chat.main(["--temp", "warm"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.count("\n") == 1 and "argument --temp: invalid float value: 'warm'" in said
+
+
+def test_a_warning_is_one_line():
+    """The line of source that Python shows below."""
+    script = "import warnings\ndef main(argv):\n    warnings.warn('a\\nb')\n    return 0\n"
+    assert bare.run(script + RUN).stderr == b"warning: a b\n"
+
+
+def test_nothing_is_changed_where_no_command_runs():
+    """An app that embeds this and no longer sees KeyboardInterrupt."""
+    script = "from dspark_mlx import process\nos.kill(os.getpid(), signal.SIGINT)\n"
+    assert bare.run(script).stderr.decode().endswith("KeyboardInterrupt\n")
+    assert warnings.showwarning is not command._show_warning
+
+
+def test_a_chat_goes_on_after_bytes_that_are_not_text(tmp_path, monkeypatch, capsys):
+    """A pasted byte that ends a conversation with all its messages."""
+    answers = iter(["w5", "w5 \udce9", "w6", None])
+    monkeypatch.setattr(chat, "_read_line", lambda: next(answers))
+    target = worded_target(tmp_path / "target")
+    assert chat.main(["--model", str(target), "--no-drafter", "-m", "2"]) == 0
+    shown = capsys.readouterr()
+    assert "this line: found byte 0xe9 at character 4" in shown.err
+    assert len(shown.out.splitlines()) == 2
+
+
+def interrupted(read: int, delay: float, *flags: str) -> tuple[int, list[str]]:
+    """Start a command, interrupt it, and return its status and what it said.
+
+    Args:
+        read: imports to wait for, after the package's first.
+        delay: seconds to wait after them.
+        flags: of the command.
+    """
+    call = [sys.executable, "-X", "importtime", "-m", "dspark_mlx.generate", "--prompt", "w5"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*call, *flags], **pipes)
+    for line in process.stderr:
+        if "dspark_mlx.system.process" in line:
+            break
+    for _ in range(read):
+        process.stderr.readline()
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    return process.returncode, [
+        line for line in said.splitlines() if not line.startswith("import time:")
+    ]
+
+
+@pytest.mark.parametrize("read", [0, 150])
+def test_ctrl_c_while_importing(read):
+    """Seconds of imports that answer with a traceback."""
+    assert interrupted(read, 0) == (130, ["interrupted"])
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_moment(tmp_path):
+    """A moment before the first handler, between two of them, or while Python shuts down."""
+    target, seeded = worded_target(tmp_path / "target"), random.Random(3)
+    flags = ("--model", str(target), "--no-drafter", "-m", "200", "--temp", "1")
+    for _ in range(20):
+        status, said = interrupted(seeded.randrange(3000), seeded.random() / 2, *flags)
+        assert status in (0, 130) and said in ([], ["interrupted"]), said
+
+
+def test_ctrl_c_in_the_work():
+    """A status that shells do not know."""
+    script = "def main(argv):\n    os.kill(os.getpid(), signal.SIGINT)\n    return 0\n"
+    done = bare.run(script + RUN)
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
