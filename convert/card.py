@@ -12,7 +12,8 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.hub import checkpoint_place, hub_name
-from ..drafters.methods import DrafterConfig, read_config
+from ..drafters.dspark.config import DSparkConfig
+from ..drafters.methods import read_config
 from ..errors import InputError
 from ..system.files import read_json, write_text
 from .gguf.header import read_header
@@ -92,7 +93,7 @@ def write_card(folder: Path, origin: Origin, name: str) -> None:
 def _drafter_text(name: str, config: CanonicalConfig) -> str:
     made_for = f"the target {config.target}" if config.target else "its target"
     models = f"--model {config.target or 'TARGET'} --drafter {name}"
-    if isinstance(config, DrafterConfig):
+    if isinstance(config, DSparkConfig):
         kind, method = f"A drafter of {config.num_layers} layers for DSpark", "blocks"
     else:
         kind, method = "An Eagle3 drafter of one layer for", "chains"

@@ -21,7 +21,7 @@ from ..calibration.sts import identity
 from ..checkpoint.base_config import FORMAT, CanonicalConfig
 from ..checkpoint.frequent_tokens import read_ranking, write_ranking
 from ..checkpoint.hub import checkpoint_place
-from ..checkpoint.layout import check_headers, check_values, matrix_shapes
+from ..checkpoint.layout import check_headers, check_values
 from ..checkpoint.quantization import (
     NEVER_QUANTISED,
     Quantization,
@@ -106,7 +106,7 @@ def convert_drafter(
     kept = _kept_quantization(renamed)
     if quantize:
         chosen = choose_quantization(
-            matrix_shapes(config), q_bits, q_group_size, q_exceptions, source
+            config.matrix_shapes(), q_bits, q_group_size, q_exceptions, source
         )
         config = dataclasses.replace(config, quantization=chosen)
     elif kept is not None:

@@ -17,8 +17,9 @@ from ..calibration.by_temperature import read_calibrations
 from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.layout import check_headers, check_values
 from ..checkpoint.safetensors import read_tensors
-from ..drafters.assemble import Stored
-from ..drafters.methods import DrafterConfig, read_config
+from ..drafters.dspark.config import DSparkConfig
+from ..drafters.methods import read_config
+from ..drafters.tensors import DrafterTensors
 from ..errors import InputError
 from ..system.files import check_apart, read_json, write_json
 from ..system.staging import staged_folder
@@ -44,7 +45,7 @@ def export_drafter(
     dtype: str = "bfloat16",
     overwrite: bool = False,
     progress: bool = True,
-) -> DrafterConfig:
+) -> DSparkConfig:
     """Write a drafter in DeepSpec's packaging, tensor by tensor.
 
     Args:
@@ -78,7 +79,7 @@ def export_drafter(
     if calibrations and config.has_confidence and 0.0 in calibrations.by_temperature:
         values["sts_temperatures"] = list(calibrations.by_temperature[0.0].temperatures)
     kind: mx.Dtype = getattr(mx, dtype)
-    makers = _makers(config, Stored(config, tensors, kind, True), target, target_folder)
+    makers = _makers(config, DrafterTensors(config, tensors, kind, True), target, target_folder)
     with staged_folder(destination, overwrite=overwrite) as folder:
         writer = ShardWriter(folder)
         names = sorted(makers)
@@ -91,10 +92,10 @@ def export_drafter(
     return config
 
 
-def _expressible(config: CanonicalConfig, where: Path) -> DrafterConfig:
+def _expressible(config: CanonicalConfig, where: Path) -> DSparkConfig:
     """Refuse every convention that is not DeepSpec's for Qwen3 targets."""
     expected = "a drafter as DeepSpec's for Qwen3 targets"
-    if not isinstance(config, DrafterConfig):
+    if not isinstance(config, DSparkConfig):
         raise InputError(where, f"method {config.METHOD!r}", expected)
     conventions = {
         "logits_start": config.logits_start == 0,
@@ -121,7 +122,7 @@ def _expressible(config: CanonicalConfig, where: Path) -> DrafterConfig:
 
 
 def _config_json(
-    config: DrafterConfig, target: Target, inherited: dict[str, Any], dtype: str
+    config: DSparkConfig, target: Target, inherited: dict[str, Any], dtype: str
 ) -> dict[str, Any]:
     values: dict[str, Any] = {key: inherited[key] for key in _INHERITED if key in inherited}
     values |= {
@@ -161,7 +162,7 @@ def _config_json(
 
 
 def _makers(
-    config: DrafterConfig, stored: Stored, target: Target, target_folder: Path
+    config: DSparkConfig, stored: DrafterTensors, target: Target, target_folder: Path
 ) -> dict[str, Callable[[], mx.array]]:
     """Name of every tensor to what reads it, so that only one at a time is in memory."""
     makers = stored.plain()

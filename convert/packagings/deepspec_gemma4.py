@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ...drafters.methods import DrafterConfig
+from ...drafters.dspark.config import DSparkConfig
 from .source import Shapes, Source, is_named
 from .source import adapt as adapt
 from .source import rename as rename
@@ -28,7 +28,7 @@ def matches(config: dict[str, Any], shapes: Shapes) -> bool:
 
 def to_drafter_config(
     config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
-) -> DrafterConfig:
+) -> DSparkConfig:
     """The canonical configuration.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...drafters.methods import DrafterConfig
+from ...drafters.dspark.config import DSparkConfig
 from .rope import read_rope
 from .source import Shapes, Source, is_named
 from .source import adapt as adapt
@@ -27,7 +27,7 @@ def matches(config: dict[str, Any], shapes: Shapes) -> bool:
 
 def to_drafter_config(
     config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
-) -> DrafterConfig:
+) -> DSparkConfig:
     """The canonical configuration.
 
     Raises:

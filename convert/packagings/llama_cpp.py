@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.layout import DRAFT_IDS
-from ...drafters.methods import DrafterConfig
+from ...drafters.dspark.config import DSparkConfig
 from ...errors import InputError
 from ..gguf.header import shortest
 from .source import COPIES, FULL, SLIDING, Shapes, Source
@@ -71,7 +71,7 @@ def canonical(name: str) -> str:
 
 def to_drafter_config(
     config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
-) -> DrafterConfig:
+) -> DSparkConfig:
     """The canonical configuration.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...drafters.methods import DrafterConfig
+from ...drafters.dspark.config import DSparkConfig
 from .rope import read_rope
 from .source import Shapes, Source, is_named
 from .source import rename as rename
@@ -28,7 +28,7 @@ def matches(config: dict[str, Any], shapes: Shapes) -> bool:
 
 def to_drafter_config(
     config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
-) -> DrafterConfig:
+) -> DSparkConfig:
     """The canonical configuration.
 
     Raises:

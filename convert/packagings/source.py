@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.number_ranges import LARGEST, check_within
-from ...drafters.methods import DrafterConfig
+from ...drafters.dspark.config import DSparkConfig
 from ...errors import InputError
 
 Config = TypeVar("Config", bound=CanonicalConfig)
@@ -223,9 +223,9 @@ class Source:
             "mask_token_id": self.need("mask_token_id", values),
         }
 
-    def finish(self, **values: Any) -> DrafterConfig:
+    def finish(self, **values: Any) -> DSparkConfig:
         """The canonical configuration of `values`, with every check of its schema."""
-        return self.finish_as(DrafterConfig, **values)
+        return self.finish_as(DSparkConfig, **values)
 
     def finish_as(self, kind: type[Config], **values: Any) -> Config:
         """As `finish`, for a drafter of another method."""

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...checkpoint.layout import DRAFT_IDS
-from ...drafters.methods import DrafterConfig
+from ...drafters.dspark.config import DSparkConfig
 from ...errors import InputError
 from .rope import read_rope
 from .source import Shapes, Source
@@ -32,7 +32,7 @@ def matches(config: dict[str, Any], shapes: Shapes) -> bool:
 
 def to_drafter_config(
     config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
-) -> DrafterConfig:
+) -> DSparkConfig:
     """The canonical configuration.
 
     Raises:

@@ -7,9 +7,8 @@ import statistics
 import mlx.core as mx
 from mlx_lm.models.llama import Model, ModelArgs
 
-from ..checkpoint.layout import matrix_shapes, vector_shapes
 from ..drafters.assemble import assemble
-from ..drafters.methods import DrafterConfig
+from ..drafters.dspark.config import DSparkConfig
 from ..engine.rounds import rounds
 from ..engine.state import Engine
 from ..sampling.make import make_sampler
@@ -36,7 +35,7 @@ def round_overhead(layers: int, tokens: int = 200) -> float:
         rms_norm_eps=1e-6,
         vocab_size=vocab,
     )
-    config = DrafterConfig(
+    config = DSparkConfig(
         hidden_size=hidden,
         intermediate_size=hidden,
         num_layers=layers,
@@ -60,10 +59,10 @@ def round_overhead(layers: int, tokens: int = 200) -> float:
         target="",
     )
     key = mx.random.key(0)
-    shapes = {f"{name}.weight": shape for name, shape in matrix_shapes(config).items()}
+    shapes = {f"{name}.weight": shape for name, shape in config.matrix_shapes().items()}
     tensors = {
         name: mx.random.normal(shape, key=key)
-        for name, shape in (shapes | dict(vector_shapes(config))).items()
+        for name, shape in (shapes | dict(config.vector_shapes())).items()
     }
     target = Target(Model(args), config.taps, "overhead")
     drafter = assemble(config, tensors, target.embed, target.logits, mx.float32, dequantise=False)

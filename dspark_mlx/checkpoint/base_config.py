@@ -1,7 +1,7 @@
 """What every drafter's canonical configuration has, and the strict reading of one.
 
-Each method has its own class below this one, in `config`. Every convention is explicit: a converter
-writes it, everything else reads it, and no other place knows a packaging's habits.
+Each drafting method has a subclass, which stands beside its drafter. Every convention is explicit:
+a converter writes it, everything else reads it, and no other place knows a packaging's habits.
 """
 
 from __future__ import annotations
@@ -116,6 +116,11 @@ class CanonicalConfig:
         return False
 
     @property
+    def depth(self) -> int:
+        """Layers that it has tensors of."""
+        return 1
+
+    @property
     def summary(self) -> str:
         """What it is, in a few words."""
         raise NotImplementedError
@@ -129,6 +134,14 @@ class CanonicalConfig:
     def query_size(self) -> int:
         """Features of a layer's query projection, gates included."""
         return self.num_heads * self.head_dim * (2 if self.gated_queries else 1)
+
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+        """Name (without `.weight`) and `[out, in]` of every matrix of the folder, unquantised."""
+        raise NotImplementedError
+
+    def vector_shapes(self) -> dict[str, tuple[int]]:
+        """Name and length of every vector of the folder: norms, biases, scalars."""
+        raise NotImplementedError
 
     def alternatives(self) -> dict[str, tuple[Any, ...]]:
         """Fields whose wrong value raises nothing and only accepts less, and what each may be."""

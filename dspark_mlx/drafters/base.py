@@ -5,9 +5,9 @@ Knows token ids and arrays only; what loads, schedules or verifies stands elsewh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
@@ -16,7 +16,11 @@ from ..calibration.by_temperature import Calibrations
 from ..checkpoint.base_config import CanonicalConfig
 from ..sampling import Pick
 from ..types import Draft
-from .vocabulary import DraftVocabulary
+from .tensors import DrafterTensors
+from .vocabulary import DraftVocabulary, Output
+
+Embed: TypeAlias = Callable[[mx.array], mx.array]
+"""Token ids `[n]` to embeddings `[n, hidden]`."""
 
 
 @dataclass(frozen=True)
@@ -142,5 +146,35 @@ class Drafter(Protocol):
                 and of the block nothing stays.
             anchor: the newest committed token, int `[1]`, at position `context.length`.
             pick: chooses the tokens, slot by slot.
+        """
+        ...
+
+
+class DraftingMethod(Drafter, Protocol):
+    """A method's class: what reads its configuration and what makes a drafter of its tensors.
+
+    Attributes:
+        CONFIG: the canonical configuration's class, whose METHOD is the method's name.
+    """
+
+    CONFIG: ClassVar[type[CanonicalConfig]]
+
+    @classmethod
+    def load(
+        cls,
+        config: Any,
+        tensors: DrafterTensors,
+        embed: Embed,
+        output: Output,
+        calibrations: Calibrations | None = None,
+    ) -> Drafter:
+        """A drafter of checked tensors, evaluated.
+
+        Args:
+            config: an instance of CONFIG.
+            tensors: the folder's.
+            embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
+            output: how hidden rows are read out; it has no sequential head yet.
+            calibrations: of its confidences; None takes them as they are.
         """
         ...

@@ -12,21 +12,64 @@ attention is run for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import identity
+from ..checkpoint.base_config import MOST_TOKENS, CanonicalConfig
+from ..checkpoint.layer_shapes import layer_matrices, layer_vectors, shared_matrices
 from ..checkpoint.linear import Matrix, arrays_of
+from ..checkpoint.number_ranges import check_within
 from ..sampling import Pick
 from ..types import Draft
-from .base import DrafterContext, Pending
+from .base import DrafterContext, Embed, Pending
 from .layers import Layer, LayerParts
-from .methods import Eagle3Config
+from .tensors import DrafterTensors
 from .vocabulary import Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Config(CanonicalConfig):
+    """An Eagle3 drafter: one layer, run once a token (DeepSpec's Eagle3 draft models).
+
+    Attributes:
+        steps: tokens that it proposes.
+    """
+
+    METHOD: ClassVar[str] = "eagle3"
+
+    steps: int
+
+    @property
+    def gamma(self) -> int:
+        """Tokens proposed per round."""
+        return self.steps
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        return f"Eagle3, 1 layer, {self.steps} steps"
+
+    def _check(self, where: Path | str) -> None:
+        check_within(where, "steps", self.steps, 1, MOST_TOKENS)
+        super()._check(where)
+
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+        """See `CanonicalConfig.matrix_shapes`."""
+        # The layer reads a token's embedding and a feature side by side.
+        return shared_matrices(self) | layer_matrices(self, "layers.0", 2 * self.hidden_size)
+
+    def vector_shapes(self) -> dict[str, tuple[int]]:
+        """See `CanonicalConfig.vector_shapes`."""
+        hidden = (self.hidden_size,)
+        norms = {"norm.weight": hidden, "layers.0.hidden_norm.weight": hidden}
+        return norms | layer_vectors(self, "layers.0")
 
 
 @dataclass(frozen=True)
@@ -50,7 +93,7 @@ class Eagle3Weights:
 
 
 class Eagle3Drafter:
-    """A drafter bound to its target's embedding and head, see `drafter.Drafter`.
+    """A drafter bound to its target's embedding and head, see `base.Drafter`.
 
     The newest feature waits in the context for its token, the anchor: it is never in the cache but
     while a block is drafted.
@@ -65,12 +108,14 @@ class Eagle3Drafter:
             start from them; None starts from nothing.
     """
 
+    CONFIG: ClassVar[type[CanonicalConfig]] = Eagle3Config
+
     def __init__(
         self,
         config: Eagle3Config,
         weights: Eagle3Weights,
         dtype: mx.Dtype,
-        embed: Callable[[mx.array], mx.array],
+        embed: Embed,
         output: Output,
         calibrations: Calibrations | None = None,
     ) -> None:
@@ -83,6 +128,26 @@ class Eagle3Drafter:
         self._kv = weights.qkv.slice(config.query_size, weights.qkv.out_features)
         mx.eval(arrays_of(self._kv))
         self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
+
+    @classmethod
+    def load(
+        cls,
+        config: Eagle3Config,
+        tensors: DrafterTensors,
+        embed: Embed,
+        output: Output,
+        calibrations: Calibrations | None = None,
+    ) -> Eagle3Drafter:
+        """See `DraftingMethod.load`."""
+        weights = Eagle3Weights(
+            fc=tensors.matrix("fc"),
+            feature_norm=tensors.vector("layers.0.hidden_norm.weight"),
+            qkv=tensors.qkv("layers.0"),
+            layer=tensors.layer("layers.0"),
+            norm=tensors.vector("norm.weight"),
+        )
+        mx.eval(arrays_of(weights))
+        return cls(config, weights, tensors.dtype, embed, output, calibrations)
 
     @property
     def vocabulary_size(self) -> int:

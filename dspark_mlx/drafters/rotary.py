@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx_lm.models.rope_utils import initialize_rope
 
 from ..checkpoint.base_config import CanonicalConfig
-from .methods import Attention
+from .dspark.config import Attention
 
 Rope = Callable[[mx.array, int | mx.array], mx.array]
 """Rotates `[1, heads, rows, head_dim]`, whose first row is at the given position."""

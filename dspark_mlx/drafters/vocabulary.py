@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from ..checkpoint.linear import Matrix, arrays_of
 from ..errors import InputError
-from .heads import SequentialHead
+from .heads.base import SequentialHead
 
 Setting: TypeAlias = int | Literal["auto", "full"]
 
@@ -93,6 +93,10 @@ class Output:
 
     full: Readout
     cut: Common | None = None
+
+    def with_head(self, head: SequentialHead | None) -> Output:
+        """The same output with a sequential head."""
+        return replace(self, full=replace(self.full, head=head))
 
     @property
     def size(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.precision import NAMES as PRECISIONS
-from ..drafters.methods import HEADS
+from ..drafters.heads import head_names
 from ..errors import InputError
 from ..terminal import command
 from .data.plan import Plan
@@ -88,7 +88,7 @@ def _add_texts(group: Any) -> None:
 
 def _add_design(group: Any) -> None:
     add = group.add_argument
-    add("--head", choices=HEADS, help="none is DFlash (default: vanilla)")
+    add("--head", choices=head_names(), help="none is DFlash (default: vanilla)")
     add("--layers", type=int, help="of the backbone (default: 3 for a small target, else 5)")
     add("--rank", type=int, help="of the head (default: 64 for a small target, else 256)")
     add("--taps", type=int, help="target layers that it reads (default: 5)")

@@ -9,7 +9,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.layout import stored_shapes
-from ..drafters.methods import HEADS, DrafterConfig
+from ..drafters.dspark.config import DSparkConfig
+from ..drafters.heads import NO_HEAD, head_names
 from ..errors import InputError
 from ..targets.tap import Target
 
@@ -42,7 +43,7 @@ class Design:
 
 def new_config(
     design: Design, target: Target, config: Mapping[str, Any], name: str, mask: int, cap: float
-) -> DrafterConfig:
+) -> DSparkConfig:
     """The canonical configuration of a new drafter.
 
     Args:
@@ -57,8 +58,8 @@ def new_config(
         InputError: a choice that the target cannot have, or a target whose config does not say its
             sizes.
     """
-    if design.head not in HEADS:
-        raise InputError("--head", repr(design.head), f"one of {', '.join(HEADS)}")
+    if design.head not in head_names():
+        raise InputError("--head", repr(design.head), f"one of {', '.join(head_names())}")
     for option in ("layers", "rank", "taps", "block_size"):
         value = getattr(design, option)
         if value is not None and value < 1:
@@ -66,8 +67,8 @@ def new_config(
     small = target.hidden_size < _SMALL
     text = {**config, **(config.get("text_config") or {})}
     heads = _size(text, "num_attention_heads", name)
-    rank = 0 if design.head == "none" else design.rank or (64 if small else 256)
-    chosen = DrafterConfig(
+    rank = 0 if design.head == NO_HEAD else design.rank or (64 if small else 256)
+    chosen = DSparkConfig(
         hidden_size=target.hidden_size,
         intermediate_size=_size(text, "intermediate_size", name),
         num_layers=design.layers or (3 if small else 5),
@@ -85,13 +86,13 @@ def new_config(
         rope_theta=float(_rope_theta(text)),
         head=design.head,
         head_rank=rank,
-        confidence="none" if design.head == "none" else "hidden+markov",
+        confidence="none" if design.head == NO_HEAD else "hidden+markov",
         owns_embedding=False,
         owns_head=False,
         target=name,
         softcap=cap,
     )
-    return DrafterConfig.from_dict(chosen.to_dict(), "the new drafter")
+    return DSparkConfig.from_dict(chosen.to_dict(), "the new drafter")
 
 
 def spread_taps(depth: int, count: int) -> tuple[int, ...]:
@@ -107,7 +108,7 @@ def spread_taps(depth: int, count: int) -> tuple[int, ...]:
     return tuple(first + (i * (last - first) + steps // 2) // steps for i in range(count))
 
 
-def first_weights(config: DrafterConfig, seed: int) -> dict[str, mx.array]:
+def first_weights(config: DSparkConfig, seed: int) -> dict[str, mx.array]:
     """Normal matrices, norms of ones, biases of zeros; float32, by canonical name."""
     keys = iter(mx.random.split(mx.random.key(seed), len(stored_shapes(config))))
     tensors = {}

@@ -16,7 +16,7 @@ from ..checkpoint.frequent_tokens import write_ranking
 from ..checkpoint.layout import check_tensors
 from ..checkpoint.tensor_writer import write_tensors
 from ..decoder import Decoder
-from ..drafters.methods import DrafterConfig
+from ..drafters.dspark.config import DSparkConfig
 from ..load import load_beside
 from ..replay.record import record
 from ..replay.recorded import arrays
@@ -31,7 +31,7 @@ _LEAST_ROUNDS = 200
 
 def write_drafter(
     folder: Path,
-    config: DrafterConfig,
+    config: DSparkConfig,
     tensors: dict[str, mx.array],
     dtype: mx.Dtype,
     ranking: tuple[int, ...] = (),
@@ -103,7 +103,7 @@ def prompts_of(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[
     return [prompt for prompt in found if prompt]
 
 
-def write_card(folder: Path, facts: dict[str, Any], config: DrafterConfig) -> None:
+def write_card(folder: Path, facts: dict[str, Any], config: DSparkConfig) -> None:
     """Write README.md, the drafter's model card.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..drafters.methods import DrafterConfig
+from ..drafters.dspark.config import DSparkConfig
 from ..errors import InputError
 from ..targets.tap import Target
 from .checkpoints import Checkpoints, Progress
@@ -42,7 +42,7 @@ class Start:
         ranking: of the target's tokens, as the drafter brings it; see `ranking.rank_tokens`.
     """
 
-    config: DrafterConfig
+    config: DSparkConfig
     tensors: dict[str, mx.array]
     identity: dict[str, Any]
     cap: float

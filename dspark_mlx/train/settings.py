@@ -6,13 +6,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checkpoint.layout import matrix_shapes
 from ..checkpoint.quantization import (
     Quantization,
     check_quantization,
     choose_quantization,
 )
-from ..drafters.methods import DrafterConfig
+from ..drafters.dspark.config import DSparkConfig
 from ..errors import InputError
 from .step.batches import BatchSettings
 from .step.learner import Recipe
@@ -76,11 +75,11 @@ class Settings:
         """Rows whose logits over a vocabulary exist at once."""
         return self.chunk or max(_ROWS // vocabulary, 64)
 
-    def quantization(self, config: DrafterConfig) -> Quantization | None:
+    def quantization(self, config: DSparkConfig) -> Quantization | None:
         """What a drafter is trained to be stored as; None for plain weights."""
         if not self.qat_bits:
             return None
-        return choose_quantization(matrix_shapes(config), self.qat_bits, self.qat_group_size)
+        return choose_quantization(config.matrix_shapes(), self.qat_bits, self.qat_group_size)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

@@ -10,8 +10,8 @@ import mlx.core as mx
 from ..checkpoint.fingerprint import weights_digest
 from ..checkpoint.layout import DRAFT_IDS
 from ..decoder import Decoder
-from ..drafters.assemble import Stored
-from ..drafters.methods import DrafterConfig
+from ..drafters.dspark.config import DSparkConfig
+from ..drafters.tensors import DrafterTensors
 from ..errors import InputError
 from ..pairs.stored import read_drafter
 from ..targets.compatibility import check_pair
@@ -45,10 +45,10 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
     target, folder = decoder.engine.target, decoder.sources[0]
     found = read_drafter(drafter)
     config, tensors = found.config, found.tensors
-    if not isinstance(config, DrafterConfig):
+    if not isinstance(config, DSparkConfig):
         raise InputError(drafter, config.summary, "a DSpark or DFlash drafter")
     check_pair(config, drafter, target, folder)
-    stored = Stored(config, tensors, mx.float32, dequantise=True)
+    stored = DrafterTensors(config, tensors, mx.float32, dequantise=True)
     plain = {name: make() for name, make in stored.plain().items()}
     if config.draft_vocab_size:
         plain[DRAFT_IDS] = tensors[DRAFT_IDS]
@@ -58,6 +58,6 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
     return Start(config, plain, {"begun_from": weights_digest(found.folder)}, cap, found.ranking)
 
 
-def tapped(decoder: Decoder, config: DrafterConfig) -> Target:
+def tapped(decoder: Decoder, config: DSparkConfig) -> Target:
     """The decoder's target, tapped as a drafter wants it."""
     return Target(decoder.engine.target.model, config.taps, decoder.sources[0])

@@ -16,7 +16,7 @@ from dspark_mlx.calibration.by_temperature import (
 from dspark_mlx.calibration.sts import identity
 from dspark_mlx.checkpoint.frequent_tokens import read_ranking, write_ranking
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.drafters.methods import DrafterConfig
+from dspark_mlx.drafters.dspark.config import DSparkConfig
 from dspark_mlx.errors import InputError
 from dspark_mlx.system.files import read_json
 
@@ -61,7 +61,7 @@ def test_the_canonical_config_reads_back_equal(tmp_path):
     """A field that is written and not read, or changes on the way."""
     source = checkpoint("embedding_tap", tmp_path / "source")
     written = convert_drafter(source, tmp_path / "out", quantize=True, progress=False)
-    assert DrafterConfig.from_dict(read_json(tmp_path / "out" / CONFIG), "x") == written
+    assert DSparkConfig.from_dict(read_json(tmp_path / "out" / CONFIG), "x") == written
 
 
 @pytest.mark.parametrize(

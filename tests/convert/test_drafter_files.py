@@ -11,7 +11,7 @@ from helpers.pairs import DRAFTERS, TARGET, checkpoint, golden, tokens_of, trace
 import dspark_mlx
 from dspark_mlx.checkpoint.quantization import QUANTISED_BITS
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.drafters.methods import DrafterConfig
+from dspark_mlx.drafters.dspark.config import DSparkConfig
 from dspark_mlx.sampling import greedy
 from dspark_mlx.system.files import read_json
 
@@ -103,7 +103,7 @@ def test_exceptions_are_honoured(tmp_path):
     settings = {"q_bits": 4, "q_group_size": 32, "q_exceptions": exceptions}
     convert_drafter(source, out, quantize=True, progress=False, **settings)
     after, config = stored(out), read_json(out / "config.json")
-    read = DrafterConfig.from_dict(config, out).quantization
+    read = DSparkConfig.from_dict(config, out).quantization
     expected = {
         "layers.0.self_attn.q_proj": (8, 32),
         "layers.0.mlp.up_proj": None,

@@ -7,10 +7,11 @@ import math
 import pytest
 
 from dspark_mlx.checkpoint.layout import stored_shapes
-from dspark_mlx.drafters.methods import DrafterConfig, Eagle3Config
+from dspark_mlx.drafters.dspark.config import DSparkConfig
+from dspark_mlx.drafters.eagle3 import Eagle3Config
 
 
-def shaped(hidden, inner, heads, kv_heads, head_dim, vocab, taps, **others) -> DrafterConfig:
+def shaped(hidden, inner, heads, kv_heads, head_dim, vocab, taps, **others) -> DSparkConfig:
     """A drafter of five layers and rank 256, as all of these are."""
     settings = {
         "hidden_size": hidden,
@@ -35,7 +36,7 @@ def shaped(hidden, inner, heads, kv_heads, head_dim, vocab, taps, **others) -> D
         "owns_head": True,
         "target": "",
     }
-    return DrafterConfig.from_dict(DrafterConfig(**(settings | others)).to_dict(), "test")
+    return DSparkConfig.from_dict(DSparkConfig(**(settings | others)).to_dict(), "test")
 
 
 SHARED = {"owns_embedding": False, "owns_head": False}

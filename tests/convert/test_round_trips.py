@@ -15,7 +15,7 @@ import dspark_mlx
 from dspark_mlx.checkpoint.layout import check_tensors, stored_shapes
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.drafters.methods import DrafterConfig
+from dspark_mlx.drafters.dspark.config import DSparkConfig
 from dspark_mlx.pairs.builtin import DRAFTER, target_folder
 from dspark_mlx.system.files import read_json
 
@@ -36,8 +36,8 @@ def published(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def loaded(folder: Path) -> tuple[DrafterConfig, dict[str, mx.array]]:
-    config = DrafterConfig.from_dict(read_json(folder / "config.json"), folder)
+def loaded(folder: Path) -> tuple[DSparkConfig, dict[str, mx.array]]:
+    config = DSparkConfig.from_dict(read_json(folder / "config.json"), folder)
     tensors = read_tensors(folder)
     check_tensors(config, tensors, folder)
     return config, tensors

@@ -17,7 +17,7 @@ from dspark_mlx.checkpoint.frequent_tokens import (
     write_ranking,
 )
 from dspark_mlx.checkpoint.linear import Matrix
-from dspark_mlx.drafters.heads import correct
+from dspark_mlx.drafters.heads.base import correct
 from dspark_mlx.drafters.heads.vanilla import VanillaHead
 from dspark_mlx.drafters.vocabulary import (
     LEAST,

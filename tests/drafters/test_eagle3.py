@@ -18,8 +18,9 @@ from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.convert.packagings import PACKAGINGS
 from dspark_mlx.drafters.assemble import assemble
-from dspark_mlx.drafters.eagle3 import Eagle3Drafter
-from dspark_mlx.drafters.methods import DrafterConfig, Eagle3Config, read_config
+from dspark_mlx.drafters.dspark.config import DSparkConfig
+from dspark_mlx.drafters.eagle3 import Eagle3Config, Eagle3Drafter
+from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.errors import InputError
 from dspark_mlx.sampling import greedy
 from dspark_mlx.system.files import read_json
@@ -185,7 +186,7 @@ def test_its_folder_says_what_it_is(case):
     assert config.gamma == STEPS and not config.has_confidence and "Eagle3" in config.summary
     assert config.target == "tiny/target"
     with pytest.raises(InputError, match="method 'eagle3'"):
-        DrafterConfig.from_dict(stored, "test")
+        DSparkConfig.from_dict(stored, "test")
     for change, message in (
         ({"method": "medusa"}, "method 'medusa'; expected one of dspark, eagle3"),
         ({"method": 3}, "method 3; expected one of dspark, eagle3"),

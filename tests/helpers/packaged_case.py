@@ -9,7 +9,7 @@ from dspark_mlx.checkpoint.layout import check_tensors
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.assemble import assemble
-from dspark_mlx.drafters.methods import DrafterConfig
+from dspark_mlx.drafters.dspark.config import DSparkConfig
 from dspark_mlx.sampling import greedy
 from dspark_mlx.system.files import read_json
 from helpers.numpy_drafter import reference
@@ -37,14 +37,14 @@ class Case:
     def expected(self):
         return reference(self.source, self.taps, ANCHOR, self.embed, self.head)
 
-    def convert(self, **options) -> DrafterConfig:
+    def convert(self, **options) -> DSparkConfig:
         return convert_drafter(self.source, self.out, progress=False, **options)
 
-    def draft(self, config: DrafterConfig, pieces: int = 1):
+    def draft(self, config: DSparkConfig, pieces: int = 1):
         """The converted drafter's block, from what was stored and loaded again."""
         stored = read_tensors(self.out)
         check_tensors(config, stored, self.out)
-        assert DrafterConfig.from_dict(read_json(self.out / "config.json"), "test") == config
+        assert DSparkConfig.from_dict(read_json(self.out / "config.json"), "test") == config
         embed, head = (mx.array(x.astype(np.float32)) for x in (self.embed, self.head))
         drafter = assemble(
             config,

@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 
 from dspark_mlx.checkpoint.base_config import CanonicalConfig
-from dspark_mlx.checkpoint.layout import matrix_shapes, vector_shapes
 from dspark_mlx.drafters.assemble import assemble
-from dspark_mlx.drafters.methods import DrafterConfig, Eagle3Config
+from dspark_mlx.drafters.dspark.config import DSparkConfig
+from dspark_mlx.drafters.eagle3 import Eagle3Config
 from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.sampling import Sampler
@@ -64,7 +64,7 @@ def toy_config(target: Target, head: str, gamma: int) -> CanonicalConfig:
     }
     if head == "eagle3":
         return Eagle3Config(**shared, steps=gamma)
-    return DrafterConfig(
+    return DSparkConfig(
         **shared,
         num_layers=1,
         block_size=gamma,
@@ -86,10 +86,10 @@ def toy_engine(
     """The target with a random drafter of another opinion; `change` is made to its tensors."""
     config = toy_config(target, head, gamma)
     rng = np.random.default_rng(7)
-    shapes = {f"{name}.weight": shape for name, shape in matrix_shapes(config).items()}
+    shapes = {f"{name}.weight": shape for name, shape in config.matrix_shapes().items()}
     tensors = {
         name: mx.array((0.6 * rng.standard_normal(shape)).astype(np.float32))
-        for name, shape in (shapes | dict(vector_shapes(config))).items()
+        for name, shape in (shapes | dict(config.vector_shapes())).items()
     }
     for name, value in tensors.items():
         if "norm" in name:

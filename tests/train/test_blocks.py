@@ -12,8 +12,9 @@ from helpers.pairs import DRAFTERS, golden
 
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.drafters.assemble import Stored, assemble
-from dspark_mlx.drafters.methods import Attention
+from dspark_mlx.drafters.assemble import assemble
+from dspark_mlx.drafters.dspark.config import Attention
+from dspark_mlx.drafters.tensors import DrafterTensors
 from dspark_mlx.sampling import greedy
 from dspark_mlx.train.step.blocks import TrainingBlocks, anchor_mask, block_hidden
 
@@ -74,7 +75,7 @@ def test_whole_texts_give_what_single_blocks_give(tmp_path, name, changes, check
         mx.array([ANCHORS, ANCHORS]),
         mx.stack([table[ids], table[ids]]),
     )
-    stored = Stored(config, tensors, mx.float32, dequantise=False)
+    stored = DrafterTensors(config, tensors, mx.float32, dequantise=False)
     found = block_hidden(stored, config, blocks, checkpoint=checkpoint)[0]
     for rows, expected in zip(found, block_by_block(config, tensors, table, features), strict=True):
         difference = mx.abs(rows[config.logits_start :] - expected).max() / mx.abs(expected).max()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from helpers.training_toys import SMALL, one_text_twice, same
 
-from dspark_mlx.checkpoint.layout import matrix_shapes
 from dspark_mlx.checkpoint.quantization import choose_quantization
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
@@ -44,7 +43,7 @@ def stored(config, tensors, folder):
 
 def test_weights_are_rounded_as_the_converter_stores_them(start, tmp_path):
     """Other groups or tensors than the converter's: a drafter trained for what it never becomes."""
-    quantization = choose_quantization(matrix_shapes(start.config), BITS, GROUP)
+    quantization = choose_quantization(start.config.matrix_shapes(), BITS, GROUP)
     weights = {name: value.astype(mx.float32) for name, value in start.tensors.items()}
     expected = stored(start.config, weights, tmp_path)
     found = rounded(weights, quantization)
@@ -61,7 +60,7 @@ def test_weights_are_rounded_as_the_converter_stores_them(start, tmp_path):
 
 def test_gradients_pass_through_the_rounding(start):
     """Gradients of zero, as rounding has: nothing would be learnt."""
-    quantization = choose_quantization(matrix_shapes(start.config), BITS, GROUP)
+    quantization = choose_quantization(start.config.matrix_shapes(), BITS, GROUP)
     slopes = {name: mx.random.normal(value.shape) for name, value in start.tensors.items()}
 
     def loss(weights):
@@ -110,6 +109,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(target, corpus, start, tmp_path):
     first.go(lambda: first.progress.step == 5)
     same(Run(target, corpus, start, AWARE, tmp_path / "parts").go().tensors, whole.tensors)
     saved = read_tensors(tmp_path / "whole" / "checkpoints" / "step-0000012")
-    quantization = choose_quantization(matrix_shapes(start.config), BITS, GROUP)
+    quantization = choose_quantization(start.config.matrix_shapes(), BITS, GROUP)
     weight = "layers.0.mlp.down_proj.weight"
     assert not mx.allclose(saved[weight], rounded(saved, quantization)[weight]).item()

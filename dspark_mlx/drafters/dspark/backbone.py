@@ -13,8 +13,8 @@ from mlx_lm.models.cache import KVCache
 
 from ...checkpoint.linear import Matrix, arrays_of
 from ..layers import Layer, LayerParts
-from ..methods import DrafterConfig
 from ..rotary import block_mask
+from .config import DSparkConfig
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Backbone:
         dtype: of the arithmetic.
     """
 
-    def __init__(self, config: DrafterConfig, weights: Weights, dtype: mx.Dtype) -> None:
+    def __init__(self, config: DSparkConfig, weights: Weights, dtype: mx.Dtype) -> None:
         self._config = config
         self._weights = weights
         self._dtype = dtype

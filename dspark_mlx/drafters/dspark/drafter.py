@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from ...calibration.by_temperature import Calibrations
 from ...calibration.sts import identity
+from ...checkpoint.base_config import CanonicalConfig
+from ...checkpoint.linear import Matrix, alike, arrays_of
 from ...sampling import Pick
 from ...types import Draft
-from ..base import DrafterContext
-from ..heads import correct
-from ..heads.confidence import ConfidenceHead
-from ..methods import DrafterConfig
+from ..base import DrafterContext, Embed
+from ..heads import load_head
+from ..heads.base import correct
+from ..heads.confidence import ConfidenceHead, load_confidence
+from ..tensors import DrafterTensors
 from ..vocabulary import Output
-from .backbone import Backbone
+from .backbone import Backbone, Weights
+from .config import DSparkConfig
 
 
 class DSparkDrafter:
-    """A drafter bound to its target's embedding and head, see `drafter.Drafter`.
+    """A drafter bound to its target's embedding and head, see `base.Drafter`.
 
     Args:
         config: the canonical configuration.
@@ -31,12 +36,14 @@ class DSparkDrafter:
         calibrations: of the confidence head; None takes it as it is.
     """
 
+    CONFIG: ClassVar[type[CanonicalConfig]] = DSparkConfig
+
     def __init__(
         self,
-        config: DrafterConfig,
+        config: DSparkConfig,
         backbone: Backbone,
         confidence: ConfidenceHead | None,
-        embed: Callable[[mx.array], mx.array],
+        embed: Embed,
         output: Output,
         calibrations: Calibrations | None = None,
     ) -> None:
@@ -48,6 +55,33 @@ class DSparkDrafter:
         self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
         self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
         mx.eval(self._masks)
+
+    @classmethod
+    def load(
+        cls,
+        config: DSparkConfig,
+        tensors: DrafterTensors,
+        embed: Embed,
+        output: Output,
+        calibrations: Calibrations | None = None,
+    ) -> DSparkDrafter:
+        """See `DraftingMethod.load`."""
+        names = [f"layers.{i}" for i in range(config.num_layers)]
+        qkv = [tensors.qkv(name) for name in names]
+        if not alike(qkv):
+            qkv = [part.dequantised(tensors.dtype) for part in qkv]
+        weights = Weights(
+            fc=tensors.matrix("fc"),
+            context_norm=tensors.vector("hidden_norm.weight"),
+            qkv=Matrix.stack(qkv),
+            layers=tuple(tensors.layer(name) for name in names),
+            norm=tensors.vector("norm.weight"),
+        )
+        confidence = load_confidence(config.confidence, tensors)
+        head = load_head(config.head, tensors)
+        mx.eval(arrays_of([weights, head, confidence]))
+        backbone = Backbone(config, weights, tensors.dtype)
+        return cls(config, backbone, confidence, embed, output.with_head(head), calibrations)
 
     @property
     def vocabulary_size(self) -> int:

@@ -1,57 +1,41 @@
-"""Sequential heads (paper section 3.1.2), one file each, behind one interface."""
+"""Sequential heads by name: one file each, which owns its tensors and its arithmetic.
+
+A new head is a file beside these and a line in `HEADS`; configurations, the checkpoint's layout,
+loading, training and the help texts read it from there.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from .base import W1, W2, HeadSizes, HeadTensors, SequentialHead
+from .gated import GatedHead
+from .rnn import RNNHead
+from .vanilla import VanillaHead
 
-import mlx.core as mx
-
-from ...checkpoint.linear import Matrix
-
-
-class SequentialHead(Protocol):
-    """Turns base logits into corrected logits, one row after the other.
-
-    The state is whatever the head carries along the block; None at its start.
-
-    Attributes:
-        w2: map `[vocabulary, rank]` from the rank to the logits, the last thing a step does; a
-            dataclass copy with fewer rows is the head over fewer tokens.
-    """
-
-    @property
-    def w2(self) -> Matrix:
-        """See above."""
-        ...
-
-    def vector(
-        self, previous: mx.array, hidden: mx.array, state: Any
-    ) -> tuple[mx.array, mx.array, Any]:
-        """What W2 maps to the correction of a row's logits, for one row or for rows of n blocks.
-
-        Args:
-            previous: the token before each row (the anchor for the first slot), int `[n]`.
-            hidden: backbone output of the rows after the final norm, `[n, hidden]`.
-            state: what the slot before returned; None for the first.
-
-        Returns:
-            The vector `[n, rank]`, the embedding W1[previous] `[n, rank]`, the state.
-        """
-        ...
+HEADS: dict[str, type[SequentialHead]] = {
+    head.NAME: head for head in (VanillaHead, GatedHead, RNNHead)
+}
+NO_HEAD = "none"
+"""What config.json and `--head` say of a drafter without one, which is DFlash."""
 
 
-def correct(
-    head: SequentialHead, base: mx.array, previous: mx.array, hidden: mx.array, state: Any
-) -> tuple[mx.array, mx.array, Any]:
-    """Correct one row given the token before it: logits = base + W2 vector.
+def head_names() -> tuple[str, ...]:
+    """What `head` and `--head` may say."""
+    return (NO_HEAD, *HEADS)
 
-    Args:
-        head: the head.
-        base: base logits of the row, `[1, vocabulary]`.
-        previous, hidden, state: see `SequentialHead.vector`.
 
-    Returns:
-        Corrected logits `[1, vocabulary]`, the embedding W1[previous] `[1, rank]`, the state.
-    """
-    vector, embedding, state = head.vector(previous, hidden, state)
-    return head.w2.add_to(base, vector), embedding, state
+def head_matrices(name: str, sizes: HeadSizes) -> dict[str, tuple[int, int]]:
+    """Name (without `.weight`) and `[out, in]` of a head's matrices; none for `NO_HEAD`."""
+    if name == NO_HEAD:
+        return {}
+    shapes = {W1: (sizes.vocabulary, sizes.rank), W2: (sizes.output, sizes.rank)}
+    return shapes | HEADS[name].matrices(sizes)
+
+
+def head_vectors(name: str, sizes: HeadSizes) -> dict[str, tuple[int]]:
+    """Name and length of a head's vectors; none for `NO_HEAD`."""
+    return {} if name == NO_HEAD else HEADS[name].vectors(sizes)
+
+
+def load_head(name: str, tensors: HeadTensors) -> SequentialHead | None:
+    """A head made of a drafter's tensors; None for `NO_HEAD`."""
+    return None if name == NO_HEAD else HEADS[name].load(tensors)

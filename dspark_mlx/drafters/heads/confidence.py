@@ -7,6 +7,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ...checkpoint.linear import Matrix
+from .base import HeadSizes, HeadTensors
+
+INPUTS = ("none", "hidden", "hidden+markov")
+"""What a confidence head may read: there is none, the row, or the row and W1[x_{k-1}]."""
+_PROJ = "confidence_head.proj"
 
 
 @dataclass(frozen=True)
@@ -37,3 +42,28 @@ class ConfidenceHead:
             assert embeddings is not None  # the config guarantees a head
             hidden = mx.concatenate([hidden, embeddings], axis=-1)
         return self.weight.add_to(self.bias, hidden).squeeze(-1).astype(mx.float32)
+
+
+def confidence_matrices(reads: str, sizes: HeadSizes) -> dict[str, tuple[int, int]]:
+    """Name (without `.weight`) and `[out, in]` of the confidence head's matrices.
+
+    Args:
+        reads: one of `INPUTS`.
+        sizes: the drafter's.
+    """
+    if reads == "none":
+        return {}
+    return {_PROJ: (1, sizes.hidden + (sizes.rank if reads == "hidden+markov" else 0))}
+
+
+def confidence_vectors(reads: str) -> dict[str, tuple[int]]:
+    """Name and length of the confidence head's vectors."""
+    return {} if reads == "none" else {f"{_PROJ}.bias": (1,)}
+
+
+def load_confidence(reads: str, tensors: HeadTensors) -> ConfidenceHead | None:
+    """The confidence head made of a drafter's tensors; None without one."""
+    if reads == "none":
+        return None
+    weight, bias = tensors.matrix(_PROJ), tensors.vector(f"{_PROJ}.bias")
+    return ConfidenceHead(weight, bias, reads_embedding=reads == "hidden+markov")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 
 from ...checkpoint.linear import Matrix
+from .base import W1, W2, HeadSizes, HeadTensors
+
+_JOINT = "markov_head.joint_proj"
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,28 @@ class RNNHead:
         joint_bias: b, `[3 rank]`.
     """
 
+    NAME: ClassVar[str] = "rnn"
+
     w1: Matrix
     w2: Matrix
     joint: Matrix
     joint_bias: mx.array
+
+    @staticmethod
+    def matrices(sizes: HeadSizes) -> dict[str, tuple[int, int]]:
+        """See `SequentialHead.matrices`."""
+        return {_JOINT: (3 * sizes.rank, 2 * sizes.rank + sizes.hidden)}
+
+    @staticmethod
+    def vectors(sizes: HeadSizes) -> dict[str, tuple[int]]:
+        """See `SequentialHead.vectors`."""
+        return {f"{_JOINT}.bias": (3 * sizes.rank,)}
+
+    @classmethod
+    def load(cls, tensors: HeadTensors) -> RNNHead:
+        """See `SequentialHead.load`."""
+        joint, bias = tensors.matrix(_JOINT), tensors.vector(f"{_JOINT}.bias")
+        return cls(tensors.matrix(W1), tensors.matrix(W2), joint, bias)
 
     def vector(
         self, previous: mx.array, hidden: mx.array, state: mx.array | None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 
 from ...checkpoint.linear import Matrix
+from .base import W1, W2, HeadSizes, HeadTensors
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,25 @@ class VanillaHead:
         w2: map `[vocabulary, rank]` from the rank to the logits.
     """
 
+    NAME: ClassVar[str] = "vanilla"
+
     w1: Matrix
     w2: Matrix
+
+    @staticmethod
+    def matrices(sizes: HeadSizes) -> dict[str, tuple[int, int]]:
+        """See `SequentialHead.matrices`; it has no others."""
+        return {}
+
+    @staticmethod
+    def vectors(sizes: HeadSizes) -> dict[str, tuple[int]]:
+        """See `SequentialHead.vectors`; it has none."""
+        return {}
+
+    @classmethod
+    def load(cls, tensors: HeadTensors) -> VanillaHead:
+        """See `SequentialHead.load`."""
+        return cls(tensors.matrix(W1), tensors.matrix(W2))
 
     def vector(
         self, previous: mx.array, hidden: mx.array, state: None

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ...drafters.assemble import Stored
+from ...drafters.dspark.config import Attention, DSparkConfig
 from ...drafters.layers import LayerParts
-from ...drafters.methods import Attention, DrafterConfig
+from ...drafters.tensors import DrafterTensors
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,11 @@ def anchor_mask(kind: Attention, anchors: mx.array, length: int, rows: int) -> m
 
 
 def block_hidden(
-    stored: Stored, config: DrafterConfig, blocks: TrainingBlocks, *, checkpoint: bool = False
+    stored: DrafterTensors,
+    config: DSparkConfig,
+    blocks: TrainingBlocks,
+    *,
+    checkpoint: bool = False,
 ) -> mx.array:
     """The blocks' rows after the final norm, `[batch, anchors, rows, hidden]`.
 
@@ -91,8 +95,8 @@ def block_hidden(
 
 
 def _layer_forward(
-    stored: Stored,
-    config: DrafterConfig,
+    stored: DrafterTensors,
+    config: DSparkConfig,
     parts: LayerParts,
     name: str,
     anchors: mx.array,

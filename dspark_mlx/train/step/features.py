@@ -11,7 +11,7 @@ import numpy as np
 from ...checkpoint.layout import DRAFT_IDS
 from ...checkpoint.linear import Matrix
 from ...drafters.assemble import capped
-from ...drafters.methods import DrafterConfig
+from ...drafters.dspark.config import DSparkConfig
 from ...errors import InputError
 from ...targets.tap import PROBE, Target, probe_logits
 from .network import Features
@@ -55,7 +55,7 @@ def logit_cap(target: Target, config: Mapping[str, Any], where: object) -> float
 
 
 def readout(
-    config: DrafterConfig, frozen: Mapping[str, mx.array], target: Target, cap: float
+    config: DSparkConfig, frozen: Mapping[str, mx.array], target: Target, cap: float
 ) -> Readout:
     """What a drafter in training and its target are read out by.
 

@@ -9,8 +9,11 @@ import mlx.core as mx
 
 from ...checkpoint.layout import DRAFT_IDS
 from ...checkpoint.linear import Matrix
-from ...drafters.assemble import Stored, confidence_head, sequential_head
-from ...drafters.methods import DrafterConfig
+from ...drafters.dspark.config import DSparkConfig
+from ...drafters.heads import load_head
+from ...drafters.heads.base import W2
+from ...drafters.heads.confidence import load_confidence
+from ...drafters.tensors import DrafterTensors
 from .blocks import TrainingBlocks, block_hidden
 from .objective import Objective, Readout, Scores, Slots, confidence_loss, score
 
@@ -63,7 +66,7 @@ class Network:
 
     def __init__(
         self,
-        config: DrafterConfig,
+        config: DSparkConfig,
         objective: Objective,
         embed: Callable[[mx.array], mx.array],
         readout: Readout,
@@ -94,7 +97,7 @@ class Network:
             A scalar, and float32 `[6, gamma]`, see `watched.Watched`.
         """
         config, gamma = self.config, self.config.gamma
-        stored = Stored(config, parameters, parameters["fc.weight"].dtype, dequantise=False)
+        stored = DrafterTensors(config, parameters, parameters["fc.weight"].dtype, dequantise=False)
         blocks = self._blocks(batch, features)
         hidden = block_hidden(stored, config, blocks, checkpoint=self._checkpoint)
         hidden = hidden[:, :, config.logits_start :].reshape(-1, gamma, config.hidden_size)
@@ -116,7 +119,7 @@ class Network:
             Slots(
                 flat_hidden,
                 flat(vectors),
-                parameters.get("markov_head.markov_w2.weight"),
+                parameters.get(f"{W2}.weight"),
                 rows[before.reshape(-1)],
                 labels.reshape(-1),
                 weights,
@@ -124,7 +127,7 @@ class Network:
             self._chunk,
         )
         loss, sure = scores.loss, None
-        head = confidence_head(config, stored)
+        head = load_confidence(config.confidence, stored)
         if head is not None:
             logits = head(flat_hidden, flat(embeddings))
             sure = mx.sigmoid(logits)
@@ -144,11 +147,11 @@ class Network:
         )
 
     def _corrections(
-        self, stored: Stored, hidden: mx.array, previous: mx.array
+        self, stored: DrafterTensors, hidden: mx.array, previous: mx.array
     ) -> tuple[mx.array | None, mx.array | None]:
         """The sequential head's vectors and embeddings, `[blocks, gamma, rank]` each, as the text
         itself goes on (teacher forcing)."""
-        head = sequential_head(self.config, stored)
+        head = load_head(self.config.head, stored)
         if head is None:
             return None, None
         vectors, embeddings, state = [], [], None

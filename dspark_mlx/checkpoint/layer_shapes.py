@@ -1,0 +1,48 @@
+"""Names and shapes of the tensors that drafters of all methods have (DeepSpec's names).
+
+Each function returns a dict from a tensor's name to its shape, `[out, in]` for a matrix, whose name
+stands without `.weight`.
+"""
+
+from __future__ import annotations
+
+from .base_config import CanonicalConfig
+
+
+def shared_matrices(config: CanonicalConfig) -> dict[str, tuple[int, int]]:
+    """What reads the taps and, where they are the drafter's own, the tables of the vocabulary."""
+    hidden = config.hidden_size
+    shapes = {"fc": (hidden, len(config.taps) * config.target_hidden_size)}
+    if config.owns_embedding:
+        shapes["embed_tokens"] = (config.vocab_size, hidden)
+    if config.owns_head:
+        shapes["lm_head"] = (config.output_size, hidden)
+    return shapes
+
+
+def layer_matrices(config: CanonicalConfig, layer: str, columns: int) -> dict[str, tuple[int, int]]:
+    """Of one layer, whose attention reads rows of `columns` features."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    kv = config.num_kv_heads * config.head_dim
+    shapes = {f"{layer}.self_attn.q_proj": (config.query_size, columns)}
+    shapes[f"{layer}.self_attn.k_proj"] = (kv, columns)
+    if config.values == "projected":
+        shapes[f"{layer}.self_attn.v_proj"] = (kv, columns)
+    shapes[f"{layer}.self_attn.o_proj"] = (hidden, config.num_heads * config.head_dim)
+    shapes[f"{layer}.mlp.gate_proj"] = (inner, hidden)
+    shapes[f"{layer}.mlp.up_proj"] = (inner, hidden)
+    shapes[f"{layer}.mlp.down_proj"] = (hidden, inner)
+    return shapes
+
+
+def layer_vectors(config: CanonicalConfig, layer: str) -> dict[str, tuple[int]]:
+    """Norms of one layer, and its scalar where it has one."""
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if config.sandwich_norms:
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    shapes = {f"{layer}.{name}.weight": (config.hidden_size,) for name in norms}
+    if config.layer_scalars:
+        shapes[f"{layer}.layer_scalar"] = (1,)
+    shapes[f"{layer}.self_attn.q_norm.weight"] = (config.head_dim,)
+    shapes[f"{layer}.self_attn.k_norm.weight"] = (config.head_dim,)
+    return shapes

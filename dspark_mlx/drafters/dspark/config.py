@@ -1,0 +1,144 @@
+"""The canonical configuration of the DSpark family, DFlash included, and its tensors' shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...checkpoint.base_config import MOST_TOKENS, CanonicalConfig
+from ...checkpoint.layer_shapes import layer_matrices, layer_vectors, shared_matrices
+from ...checkpoint.number_ranges import check_within
+from ...errors import InputError
+from ..heads import NO_HEAD, head_matrices, head_names, head_vectors
+from ..heads.base import HeadSizes
+from ..heads.confidence import INPUTS, confidence_matrices, confidence_vectors
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the block's rows of a layer attend to.
+
+    Attributes:
+        window: committed rows before the anchor; 0 for all.
+        causal: no later row of the block.
+        by_row: the window is measured from each row's position, else from the anchor's.
+    """
+
+    window: int
+    causal: bool
+    by_row: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSparkConfig(CanonicalConfig):
+    """A drafter of the DSpark family (paper section 3.1; DeepSpec's Qwen3 draft model).
+
+    Attributes:
+        num_layers: of the backbone.
+        block_size: rows of a block, the anchor's included.
+        logits_start: first row that is read out. 0 is anchor-first (row k predicts position
+            p+k+1, gamma = block_size); 1 is bonus-anchor (gamma = block_size - 1).
+        mask_token_id: id that fills the rows after the anchor.
+        head: sequential head, a name of `heads.HEADS` or "none".
+        head_rank: rank of its embedding; 0 without a head.
+        confidence: what the confidence head reads, one of `heads.confidence.INPUTS`.
+        windows: of each layer, committed rows before the anchor that it attends to, 0 for all; ()
+            where no layer has a window.
+        window_by_row: True where a window is measured from each row's position, else from the
+            anchor's.
+        causal: of each layer, whether the block's rows attend to no later row; () where none is.
+    """
+
+    METHOD: ClassVar[str] = "dspark"
+
+    num_layers: int
+    block_size: int
+    logits_start: int
+    mask_token_id: int
+    head: str
+    head_rank: int
+    confidence: str
+    windows: tuple[int, ...] = ()
+    window_by_row: bool = False
+    causal: tuple[bool, ...] = ()
+
+    @property
+    def gamma(self) -> int:
+        """Tokens proposed per round."""
+        return self.block_size - self.logits_start
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether it says how likely its tokens are to survive."""
+        return self.confidence != "none"
+
+    @property
+    def depth(self) -> int:
+        """See `CanonicalConfig.depth`."""
+        return self.num_layers
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        head = f"{self.head} head" if self.head != NO_HEAD else "no sequential head"
+        return f"{self.num_layers} layers, block of {self.block_size}, {head}"
+
+    def attention_of(self, layer: int) -> Attention:
+        """What the rows of a layer attend to."""
+        window = self.windows[layer] if self.windows else 0
+        causal = self.causal[layer] if self.causal else False
+        return Attention(window, causal, self.window_by_row)
+
+    @property
+    def head_sizes(self) -> HeadSizes:
+        """The sizes that the heads' tensors follow from."""
+        return HeadSizes(self.head_rank, self.hidden_size, self.vocab_size, self.output_size)
+
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+        """See `CanonicalConfig.matrix_shapes`."""
+        shapes = shared_matrices(self)
+        for i in range(self.num_layers):
+            shapes |= layer_matrices(self, f"layers.{i}", self.hidden_size)
+        shapes |= head_matrices(self.head, self.head_sizes)
+        return shapes | confidence_matrices(self.confidence, self.head_sizes)
+
+    def vector_shapes(self) -> dict[str, tuple[int]]:
+        """See `CanonicalConfig.vector_shapes`."""
+        hidden = (self.hidden_size,)
+        shapes: dict[str, tuple[int]] = {"hidden_norm.weight": hidden, "norm.weight": hidden}
+        for i in range(self.num_layers):
+            shapes |= layer_vectors(self, f"layers.{i}")
+        shapes |= head_vectors(self.head, self.head_sizes)
+        return shapes | confidence_vectors(self.confidence)
+
+    def alternatives(self) -> dict[str, tuple[Any, ...]]:
+        """See `CanonicalConfig.alternatives`."""
+        starts = tuple(start for start in (0, 1) if self.block_size > start)
+        return {"logits_start": starts, **super().alternatives()}
+
+    def _check(self, where: Path | str) -> None:
+        self._check_positive(where, "num_layers")
+        check_within(where, "block_size", self.block_size, 1, MOST_TOKENS)
+        super()._check(where)
+        if self.logits_start not in (0, 1) or self.gamma < 1:
+            found = f"logits_start {self.logits_start} with block_size {self.block_size}"
+            raise InputError(where, found, "0 or 1, and a row left to read out")
+        if not 0 <= self.mask_token_id < self.vocab_size:
+            raise InputError(
+                where, f"mask_token_id {self.mask_token_id}", "an id of the vocabulary"
+            )
+        names = head_names()
+        if self.head not in names or (self.head == NO_HEAD) != (self.head_rank == 0):
+            found = f"head {self.head!r} of rank {self.head_rank}"
+            raise InputError(where, found, f"one of {names}, of rank 0 exactly when 'none'")
+        if self.confidence not in INPUTS:
+            raise InputError(where, f"confidence {self.confidence!r}", f"one of {INPUTS}")
+        if self.confidence == "hidden+markov" and self.head == NO_HEAD:
+            raise InputError(where, "confidence 'hidden+markov' without a head", "a head to read")
+        for name in ("windows", "causal"):
+            found = getattr(self, name)
+            if len(found) not in (0, self.num_layers):
+                raise InputError(where, f"{name} {list(found)}", f"none, or {self.num_layers}")
+        if any(window < 0 for window in self.windows):
+            raise InputError(where, f"windows {list(self.windows)}", "0 or more rows")

@@ -1,0 +1,91 @@
+"""A drafter's tensors as they are computed with: cast, dequantised where asked, fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+
+from ..checkpoint.base_config import CanonicalConfig
+from ..checkpoint.layout import Tensors
+from ..checkpoint.linear import Matrix, alike
+from .layers import Layer
+
+
+@dataclass(frozen=True)
+class DrafterTensors:
+    """A folder's tensors as they are computed with.
+
+    Attributes:
+        config: what they are.
+        tensors: exactly the folder's, see `check_tensors`.
+        dtype: of the arithmetic.
+        dequantise: hold quantised matrices plain.
+    """
+
+    config: CanonicalConfig
+    tensors: Tensors
+    dtype: mx.Dtype
+    dequantise: bool
+
+    def matrix(self, name: str) -> Matrix:
+        """A matrix by its name without `.weight`."""
+        tensors, quantization = self.tensors, self.config.quantization
+        quantised = quantization.of(name) if quantization else None
+        stored = Matrix(tensors[f"{name}.weight"])
+        if quantised is not None:
+            scales, biases = tensors[f"{name}.scales"], tensors[f"{name}.biases"]
+            stored = Matrix(tensors[f"{name}.weight"], scales, biases, *quantised)
+        return stored.dequantised(self.dtype) if self.dequantise else stored.astype(self.dtype)
+
+    def vector(self, name: str) -> mx.array:
+        """A vector by its name."""
+        return self.tensors[name].astype(self.dtype)
+
+    def plain(self) -> dict[str, Callable[[], mx.array]]:
+        """Name of every tensor of the unquantised folder to what makes it, one at a time."""
+        makers: dict[str, Callable[[], mx.array]] = {}
+        for name in self.config.matrix_shapes():
+            makers[f"{name}.weight"] = partial(self._plain, name)
+        for name in self.config.vector_shapes():
+            makers[name] = partial(self.vector, name)
+        return makers
+
+    def _plain(self, name: str) -> mx.array:
+        return self.matrix(name).dequantised(self.dtype).weight
+
+    def fused(self, *names: str) -> Matrix:
+        """The output rows of several matrices; plain where they are not quantised alike."""
+        parts = [self.matrix(name) for name in names]
+        if not alike(parts):
+            parts = [part.dequantised(self.dtype) for part in parts]
+        return Matrix.concatenate(parts)
+
+    def qkv(self, layer: str) -> Matrix:
+        """Query, key and value rows; no value rows where the values are the keys."""
+        kinds = "qkv" if self.config.values == "projected" else "qk"
+        return self.fused(*(f"{layer}.self_attn.{kind}_proj" for kind in kinds))
+
+    def layer(self, layer: str) -> Layer:
+        """The rest of a layer."""
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        sandwich, scaled = self.config.sandwich_norms, self.config.layer_scalars
+        after = self.vector(f"{layer}.post_attention_layernorm.weight")
+        before_mlp, after_mlp = after, None
+        if sandwich:
+            before_mlp = self.vector(f"{layer}.pre_feedforward_layernorm.weight")
+            after_mlp = self.vector(f"{layer}.post_feedforward_layernorm.weight")
+        return Layer(
+            input_norm=self.vector(f"{layer}.input_layernorm.weight"),
+            query_norm=self.vector(f"{attention}.q_norm.weight"),
+            key_norm=self.vector(f"{attention}.k_norm.weight"),
+            output=self.matrix(f"{attention}.o_proj"),
+            mlp_norm=before_mlp,
+            gate_up=self.fused(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            down=self.matrix(f"{mlp}.down_proj"),
+            attention_out_norm=after if sandwich else None,
+            mlp_out_norm=after_mlp,
+            scalar=self.vector(f"{layer}.layer_scalar") if scaled else None,
+        )
