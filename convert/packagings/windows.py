@@ -25,7 +25,7 @@ def read_windows(
         layers: how many there are.
         causal: of all layers, where the config says so itself; None for the sliding ones.
         less: rows by which the window is wider than the context it leaves.
-        by_row: see `DrafterConfig.window_by_row`.
+        by_row: see `DSparkConfig.window_by_row`.
 
     Raises:
         InputError: an unknown kind of layer, another number of them, or no window.

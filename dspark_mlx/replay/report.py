@@ -12,14 +12,15 @@ from ..calibration.by_temperature import Calibrations, read_calibrations
 from ..calibration.sts import fit
 from ..errors import InputError
 from ..schedulers.fixed import FixedScheduler
-from ..schedulers.make import make_scheduler
+from ..schedulers.make import SCHEDULERS, make_scheduler
 from ..schedulers.speed_profile import SpeedProfile, read_profile
 from ..system.files import DATA
 from .recorded import RecordedRound, arrays, by_temperature, read_rounds
 from .simulate import Outcome, Text, best_fixed, oracle, replay, texts
 
 SHIPPED = DATA / "profiles"
-SCHEDULERS = ("expected", "lagged", "prefix", "threshold:0.5", "full")
+JUDGED = tuple(kind.EXAMPLE for name, kind in SCHEDULERS.items() if name not in ("auto", "fixed"))
+"""Schedulers that a report judges; the best fixed length is found and judged beside them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def report(
     profile_names: Sequence[str],
     calibration_folder: Path | None,
     greedy: bool,
-    schedulers: Iterable[str] = SCHEDULERS,
+    schedulers: Iterable[str] = JUDGED,
 ) -> str:
     """Tables, one a profile and sampling temperature, and a last line of JSON.
 

@@ -9,9 +9,14 @@ belongs to the position), any choice is lossless, and all confidences are shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
+from ..calibration.by_temperature import Calibrations
+from ..calibration.sts import Calibration
+from ..errors import InputError
 from ..types import Round
+from .speed_profile import SpeedProfile
 
 
 class Policy(Protocol):
@@ -77,6 +82,65 @@ class Scheduler(Protocol):
             gamma: slots of its blocks.
             temperature: that it samples at, 0 where greedy. Sampling costs time at every row, and
                 the hotter it is, the fewer drafts survive.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What is known of a pair, for schedulers that are made from it.
+
+    Attributes:
+        profile: measured of the pair and device; None where nothing was measured.
+        calibration: the drafter's, one or by sampling temperature; None without any.
+        has_confidence: False for a drafter without a confidence head.
+    """
+
+    profile: SpeedProfile | None = None
+    calibration: Calibration | Calibrations | None = None
+    has_confidence: bool = True
+
+    def measured(self, scheduler: str) -> tuple[SpeedProfile, Calibration | Calibrations]:
+        """The profile and the calibration, for a scheduler that needs both.
+
+        Raises:
+            InputError: one of them is missing, or the profile is narrower than the block.
+        """
+        profile, calibration = self.profile, self.calibration
+        if profile is None or calibration is None:
+            found, expected = "no speed profile", "one of this pair and device"
+            raise InputError(f"scheduler {scheduler}", found, expected)
+        if profile.widths <= calibration.gamma:
+            found = f"widths 1 to {profile.widths} of {profile.name}"
+            raise InputError("speed profile", found, f"1 to {calibration.gamma + 1} at least")
+        return profile, calibration
+
+
+class SchedulerKind(Scheduler, Protocol):
+    """A scheduler's class: what its name looks like, and what makes one of it.
+
+    Attributes:
+        USAGE: the name, with a colon and a placeholder where it takes an argument.
+        HELP: what is verified, in a few words.
+        EXAMPLE: a name that makes one.
+        NEEDS_PROFILE: True where it cannot be made without a speed profile.
+    """
+
+    USAGE: ClassVar[str]
+    HELP: ClassVar[str]
+    EXAMPLE: ClassVar[str]
+    NEEDS_PROFILE: ClassVar[bool]
+
+    @classmethod
+    def make(cls, argument: str, pair: PairFacts) -> Scheduler:
+        """A scheduler of this kind.
+
+        Args:
+            argument: the text behind the name's colon; "" without one.
+            pair: what is known of the pair.
+
+        Raises:
+            InputError: an argument that means nothing, or a pair that lacks what it needs.
         """
         ...
 

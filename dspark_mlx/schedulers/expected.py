@@ -8,10 +8,12 @@ realised value, so cliffs in the verify cost are crossed without leaking (paper,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import Calibration
 from ..types import Round
+from . import PairFacts, Scheduler
 from .belief import Belief
 from .pace import Pace, best_length, highest_rate, long_run_rate
 from .speed_profile import Costs, SpeedProfile
@@ -31,6 +33,11 @@ class ExpectedScheduler:
             then all there is to learn from.
     """
 
+    USAGE: ClassVar[str] = "expected"
+    HELP: ClassVar[str] = "the stopping point worth most tokens per second, or none where none pays"
+    EXAMPLE: ClassVar[str] = "expected"
+    NEEDS_PROFILE: ClassVar[bool] = True
+
     name = "expected"
     needs_confidence = False
 
@@ -43,6 +50,11 @@ class ExpectedScheduler:
         self._profile = profile
         self._prior = prior
         self._reads_confidence = reads_confidence
+
+    @classmethod
+    def make(cls, argument: str, pair: PairFacts) -> Scheduler:
+        """See `SchedulerKind.make`."""
+        return cls(*pair.measured(cls.name), pair.has_confidence)
 
     def start(self, gamma: int, temperature: float = 0.0) -> ExpectedPolicy:
         """See `Scheduler.start`."""

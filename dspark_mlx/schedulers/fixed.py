@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from ..errors import InputError
-from .stateless import Stateless, parse_argument
+from . import PairFacts, Scheduler
+from .stateless import Stateless, number_after_colon
 
 
 class FixedScheduler(Stateless):
@@ -18,6 +20,11 @@ class FixedScheduler(Stateless):
         InputError: below 0.
     """
 
+    USAGE: ClassVar[str] = "fixed:N"
+    HELP: ClassVar[str] = "the first N tokens"
+    EXAMPLE: ClassVar[str] = "fixed:4"
+    NEEDS_PROFILE: ClassVar[bool] = False
+
     def __init__(self, length: int) -> None:
         if length < 0:
             raise InputError("scheduler fixed", length, "a number of slots, 0 or more")
@@ -25,13 +32,12 @@ class FixedScheduler(Stateless):
         self._length = length
 
     @classmethod
-    def parse(cls, argument: str) -> FixedScheduler:
-        """From the text after "fixed:"."""
-        return cls(
-            parse_argument(
-                "fixed", argument, int, number="number", of="a number of slots", example="4"
-            )
-        )
+    def make(cls, argument: str, pair: PairFacts) -> Scheduler:
+        """See `SchedulerKind.make`."""
+        length = number_after_colon(cls, argument, "a number of slots")
+        if length != int(length):
+            raise InputError("scheduler fixed", argument, "a whole number of slots")
+        return cls(int(length))
 
     def park(self, context: int, limit: int) -> int:
         """See `Policy.park`."""

@@ -7,12 +7,17 @@ confidence of the block itself can leak; a global search over the jagged cost cu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from .expected import ExpectedPolicy, ExpectedScheduler
 
 
 class LaggedScheduler(ExpectedScheduler):
     """`ExpectedScheduler` that is never shown the block's own confidences."""
+
+    USAGE: ClassVar[str] = "lagged"
+    HELP: ClassVar[str] = "as expected, by the confidences of earlier rounds only"
+    EXAMPLE: ClassVar[str] = "lagged"
 
     name = "lagged"
 

@@ -1,11 +1,16 @@
-"""Schedulers by name."""
+"""Schedulers by name: one file each, which owns its settings, its argument and its help text.
+
+A new scheduler is a file beside these and a line in `SCHEDULERS`; loading, replay, the flags and
+the help texts read it from there.
+"""
 
 from __future__ import annotations
 
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import Calibration
 from ..errors import InputError
-from . import Scheduler
+from . import PairFacts, Scheduler, SchedulerKind
+from .auto import AutoScheduler
 from .expected import ExpectedScheduler
 from .fixed import FixedScheduler
 from .full import FullScheduler
@@ -14,8 +19,21 @@ from .prefix import PrefixScheduler
 from .speed_profile import SpeedProfile
 from .threshold import ThresholdScheduler
 
-NAMES = ("auto", "expected", "lagged", "prefix", "full", "fixed:N", "threshold:VALUE")
-_BY_PROFILE = ("expected", "lagged", "prefix")
+_KINDS: tuple[type[SchedulerKind], ...] = (
+    AutoScheduler,
+    ExpectedScheduler,
+    LaggedScheduler,
+    PrefixScheduler,
+    FullScheduler,
+    FixedScheduler,
+    ThresholdScheduler,
+)
+SCHEDULERS: dict[str, type[SchedulerKind]] = {kind.USAGE.partition(":")[0]: kind for kind in _KINDS}
+
+
+def usages() -> tuple[str, ...]:
+    """What `--scheduler` takes, placeholders included."""
+    return tuple(kind.USAGE for kind in SCHEDULERS.values())
 
 
 def needs_profile(name: str) -> bool:
@@ -24,11 +42,10 @@ def needs_profile(name: str) -> bool:
     Raises:
         InputError: an unknown name, a missing or unusable argument.
     """
-    if _by_argument(name):
-        return False
-    if name not in ("auto", "full", *_BY_PROFILE):
-        raise InputError("scheduler", repr(name), f"one of {', '.join(NAMES)}")
-    return name in _BY_PROFILE
+    kind, argument = _kind(name)
+    if not kind.NEEDS_PROFILE:
+        kind.make(argument, PairFacts())  # refuses an argument that means nothing
+    return kind.NEEDS_PROFILE
 
 
 def make_scheduler(
@@ -40,32 +57,19 @@ def make_scheduler(
     """A scheduler from its name: "full", "threshold:0.5", "expected", ...
 
     Args:
-        name: "auto" is "expected" with a profile and "full" without.
-        profile: of the pair and device.
-        calibration: the drafter's, one or by sampling temperature.
-        has_confidence: False for a drafter without a confidence head.
+        name: see `SCHEDULERS`.
+        profile, calibration, has_confidence: see `PairFacts`.
 
     Raises:
         InputError: an unknown name, an unusable argument, or no profile where one is needed.
     """
-    needs_profile(name)  # refuses what is no name
-    if name == "full" or (name == "auto" and (profile is None or calibration is None)):
-        return FullScheduler()
-    if scheduler := _by_argument(name):
-        return scheduler
-    if profile is None or calibration is None:
-        raise InputError(f"scheduler {name}", "no speed profile", "one of this pair and device")
-    if profile.widths <= calibration.gamma:
-        found = f"widths 1 to {profile.widths} of {profile.name}"
-        raise InputError("speed profile", found, f"1 to {calibration.gamma + 1} at least")
-    if name == "prefix":
-        return PrefixScheduler(profile)
-    kind = LaggedScheduler if name == "lagged" else ExpectedScheduler
-    return kind(profile, calibration, has_confidence)
+    kind, argument = _kind(name)
+    return kind.make(argument, PairFacts(profile, calibration, has_confidence))
 
 
-def _by_argument(name: str) -> Scheduler | None:
+def _kind(name: str) -> tuple[type[SchedulerKind], str]:
     base, _, argument = name.partition(":")
-    if base == "threshold":
-        return ThresholdScheduler.parse(argument)
-    return FixedScheduler.parse(argument) if base == "fixed" else None
+    kind = SCHEDULERS.get(base)
+    if kind is None or (":" in name and ":" not in kind.USAGE):
+        raise InputError("scheduler", repr(name), f"one of {', '.join(usages())}")
+    return kind, argument

@@ -6,8 +6,10 @@ import heapq
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
+from typing import ClassVar
 
 from ..types import Round
+from . import PairFacts, Scheduler
 from .speed_profile import Costs, SpeedProfile
 
 
@@ -50,11 +52,22 @@ class PrefixScheduler:
         profile: measured of the pair and device.
     """
 
+    USAGE: ClassVar[str] = "prefix"
+    HELP: ClassVar[str] = "the paper's Algorithm 1: slot by slot while throughput grows"
+    EXAMPLE: ClassVar[str] = "prefix"
+    NEEDS_PROFILE: ClassVar[bool] = True
+
     name = "prefix"
     needs_confidence = True
 
     def __init__(self, profile: SpeedProfile) -> None:
         self._profile = profile
+
+    @classmethod
+    def make(cls, argument: str, pair: PairFacts) -> Scheduler:
+        """See `SchedulerKind.make`."""
+        profile, _ = pair.measured(cls.name)
+        return cls(profile)
 
     def start(self, gamma: int, temperature: float = 0.0) -> PrefixPolicy:
         """See `Scheduler.start`."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from ..errors import InputError
 from ..types import Round
-from . import Policy
-
-T = TypeVar("T")
+from . import Policy, SchedulerKind
 
 
 class Stateless:
@@ -34,31 +31,20 @@ class Stateless:
         """See `Policy.learn`."""
 
 
-def parse_argument(
-    scheduler: str,
-    argument: str,
-    convert: Callable[[str], T],
-    *,
-    number: str,
-    of: str,
-    example: str,
-) -> T:
-    """The number after a scheduler's colon.
+def number_after_colon(kind: type[SchedulerKind], argument: str, of: str) -> float:
+    """The number that a scheduler's name ends in.
 
     Args:
-        scheduler: its name before the colon.
-        argument: the text after it.
-        convert: `int` or `float`.
-        number: what is missing where there is no argument.
-        of: what is expected.
-        example: an argument that is one.
+        kind: the scheduler's class.
+        argument: the text behind the colon.
+        of: what is expected, for messages.
 
     Raises:
-        InputError: no such number.
+        InputError: there is none, or it is no number.
     """
     try:
-        return convert(argument)
+        return float(argument)
     except ValueError as error:
-        found = repr(argument) if argument else f"no {number}"
-        hint = f"For example {scheduler}:{example}."
-        raise InputError(f"scheduler {scheduler}", found, of, hint) from error
+        where = f"scheduler {kind.USAGE.partition(':')[0]}"
+        found = repr(argument) if argument else "no number"
+        raise InputError(where, found, of, f"For example {kind.EXAMPLE}.") from error

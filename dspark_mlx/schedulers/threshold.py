@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from ..errors import InputError
-from .stateless import Stateless, parse_argument
+from . import PairFacts, Scheduler
+from .stateless import Stateless, number_after_colon
 
 
 class ThresholdScheduler(Stateless):
@@ -18,6 +20,11 @@ class ThresholdScheduler(Stateless):
         InputError: outside that range.
     """
 
+    USAGE: ClassVar[str] = "threshold:VALUE"
+    HELP: ClassVar[str] = "up to the first token whose confidence is lower"
+    EXAMPLE: ClassVar[str] = "threshold:0.5"
+    NEEDS_PROFILE: ClassVar[bool] = False
+
     needs_confidence = True
     reads_confidence = True
 
@@ -28,13 +35,9 @@ class ThresholdScheduler(Stateless):
         self._value = value
 
     @classmethod
-    def parse(cls, argument: str) -> ThresholdScheduler:
-        """From the text after "threshold:"."""
-        return cls(
-            parse_argument(
-                "threshold", argument, float, number="value", of="a number", example="0.5"
-            )
-        )
+    def make(cls, argument: str, pair: PairFacts) -> Scheduler:
+        """See `SchedulerKind.make`."""
+        return cls(number_after_colon(cls, argument, "a confidence from 0 to 1"))
 
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
         """See `Policy.admit`."""

@@ -12,7 +12,7 @@ from ..checkpoint.precision import NAMES as PRECISIONS
 from ..decoder import Decoder
 from ..engine.request import Request
 from ..load import load
-from ..schedulers.make import NAMES as SCHEDULERS
+from ..schedulers.make import usages
 from . import blas
 from .sampling_flags import add_sampling_flags, sampling_settings
 
@@ -38,7 +38,7 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
     parser.add_argument(
         "--scheduler",
         default=scheduler,
-        help=f"how much of a block is verified: {', '.join(SCHEDULERS)} (default: {scheduler})",
+        help=f"how much of a block is verified: {', '.join(usages())} (default: {scheduler})",
     )
     parser.add_argument(
         "--precision",

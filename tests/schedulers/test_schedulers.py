@@ -14,7 +14,7 @@ from dspark_mlx.calibration.by_temperature import Calibrations
 from dspark_mlx.calibration.sts import Calibration, identity
 from dspark_mlx.schedulers import schedule
 from dspark_mlx.schedulers.belief import Belief
-from dspark_mlx.schedulers.make import NAMES, make_scheduler, needs_profile
+from dspark_mlx.schedulers.make import SCHEDULERS, make_scheduler, needs_profile
 from dspark_mlx.schedulers.pace import Pace, best_length
 from dspark_mlx.schedulers.prefix import prefix_lengths
 from dspark_mlx.types import Round
@@ -265,10 +265,9 @@ def test_a_decision_takes_microseconds(name):
     print(f"{name}: {1e6 * sorted(times)[250]:.0f} us")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_name_makes_a_scheduler(name):
-    name = name.replace("VALUE", "0.5").replace("N", "3")
-    assert make_scheduler(name, STEPPED, identity(GAMMA)).start(GAMMA) is not None
+@pytest.mark.parametrize("kind", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_every_name_makes_a_scheduler(kind):
+    assert make_scheduler(kind.EXAMPLE, STEPPED, identity(GAMMA)).start(GAMMA) is not None
 
 
 def test_auto():

@@ -36,7 +36,7 @@ def anchor_mask(kind: Attention, anchors: mx.array, length: int, rows: int) -> m
     """Which columns [context, blocks] each block's rows attend to.
 
     Args:
-        kind: of the layer, see `DrafterConfig.attention_of`.
+        kind: of the layer, see `DSparkConfig.attention_of`.
         anchors: int32 `[batch, anchors]`.
         length: of the texts, that is the number of context columns.
         rows: of a block.
