@@ -19,18 +19,17 @@ class Fault(IntEnum):
     """The logits processors left no token."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A drafted block, still on the device (paper section 3.1).
+    """A drafted block, still on the device (paper, section 3.1).
 
     Attributes:
         tokens: proposed token ids, int32 `[gamma]`.
-        logits: corrected logits (base + sequential bias), `[gamma, size]`.
-        confidence_logits: raw log-odds that a token survives given that its prefix did, float32
-            `[gamma]`; None for a drafter without a confidence head.
-        confidence: the calibrated odds, float32 `[gamma]`; None likewise.
-        hidden: what the logits were read from, after the final norm, `[gamma, hidden]`.
-        base_logits: logits before the sequential head, `[gamma, size]`.
+        base_logits: logits before the sequential head, `[gamma, size]`: the block's wide part,
+            which is launched while Python builds the verify forward.
+        confidence_logits: of the chance that a token survives given that its prefix did, before
+            calibration, float32 `[gamma]`; None for a drafter without a confidence head.
+        confidence: that chance, calibrated, float32 `[gamma]`; None likewise.
         ids: token id of each of the `size` columns of the logits, int32 `[size]`; None where they
             are the whole vocabulary.
         columns: where each token stands among them, int32 `[gamma]`.
@@ -39,13 +38,11 @@ class Draft:
     """
 
     tokens: mx.array
-    logits: mx.array
-    confidence_logits: mx.array | None
-    confidence: mx.array | None
-    hidden: mx.array
     base_logits: mx.array
+    columns: mx.array
+    confidence_logits: mx.array | None = None
+    confidence: mx.array | None = None
     ids: mx.array | None = None
-    columns: mx.array | None = None
     weights: mx.array | None = None
 
 

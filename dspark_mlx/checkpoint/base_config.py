@@ -47,6 +47,7 @@ class CanonicalConfig:
 
     Attributes:
         METHOD: as the folder names it.
+        EXAMPLE: the method's own fields in a small drafter, for measurements and tests.
         hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim: of a layer.
         rms_norm_eps: of every norm.
         vocab_size: rows of the target's head.
@@ -76,6 +77,7 @@ class CanonicalConfig:
     """
 
     METHOD: ClassVar[str]
+    EXAMPLE: ClassVar[dict[str, Any]]
 
     hidden_size: int
     intermediate_size: int

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
@@ -29,6 +29,7 @@ from ..checkpoint.number_ranges import check_within
 from ..sampling import Pick
 from ..types import Draft
 from .base import DrafterContext, Embed, Pending
+from .block import BlockBuilder
 from .layers import Layer, LayerParts
 from .tensors import DrafterTensors
 from .vocabulary import Output
@@ -43,6 +44,7 @@ class Eagle3Config(CanonicalConfig):
     """
 
     METHOD: ClassVar[str] = "eagle3"
+    EXAMPLE: ClassVar[dict[str, Any]] = {"steps": 4}
 
     steps: int
 
@@ -189,34 +191,16 @@ class Eagle3Drafter:
         readout = self._output.readout(context.vocabulary)
         cache, gamma = context.caches[0], self.config.gamma
         state = self._step(cache, self._features(features), mx.concatenate([tokens[1:], anchor]))
-        drawn: list[mx.array] = []
-        columns, hidden, logits, weights = [], [], [], []
+        block, logits = BlockBuilder(readout, pick), []
         for slot in range(gamma):
             if slot:
-                state = self._step(cache, state, drawn[-1])
+                state = self._step(cache, state, block.tokens[-1])
             normed = mx.fast.rms_norm(state, self._weights.norm, self.config.rms_norm_eps)
-            row = readout.logits(normed)
-            column, weight = pick(row, readout.ids, drawn)
-            drawn.append(readout.tokens(column))
-            columns.append(column)
-            hidden.append(normed)
-            logits.append(row)
-            if weight is not None:
-                weights.append(weight)
+            logits.append(readout.logits(normed))
+            block.add(logits[-1])
         # The newest row, and those of the block after it.
         context.trim(gamma)
-        block = mx.concatenate(logits)
-        return Draft(
-            mx.concatenate(drawn),
-            block,
-            None,
-            None,
-            mx.concatenate(hidden),
-            block,
-            readout.ids,
-            mx.concatenate(columns),
-            mx.concatenate(weights) if weights else None,
-        )
+        return block.draft(mx.concatenate(logits))
 
     def _features(self, taps: mx.array) -> mx.array:
         """The fused features, `[rows, hidden]`, of the concatenated taps."""

@@ -6,13 +6,13 @@ import os
 
 import mlx.core as mx
 import pytest
+from helpers.observed import observed
 from helpers.pairs import DRAFTERS, TARGET, checkpoint, golden, tokens_of, traces
 
 import dspark_mlx
 from dspark_mlx.checkpoint.quantization import QUANTISED_BITS
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.dspark.config import DSparkConfig
-from dspark_mlx.sampling import greedy
 from dspark_mlx.system.files import read_json
 
 WEIGHTS = "model.safetensors"
@@ -31,7 +31,7 @@ def first_draft(decoder):
     context = drafter.new_context()
     taps = [rows[:, i : i + 64] for i in range(0, 192, 64)]
     drafter.extend(context, taps, mx.zeros((rows.shape[0],), dtype=mx.int32))
-    return drafter.draft(context, mx.array([9]), greedy)
+    return observed(drafter, context, mx.array([9]))
 
 
 @pytest.mark.parametrize("name", DRAFTERS)

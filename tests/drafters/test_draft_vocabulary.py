@@ -7,6 +7,7 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
+from helpers.observed import observed
 from helpers.pairs import DRAFTERS, TARGET, tokens_of, traces
 from mlx_lm.utils import load_model, quantize_model
 
@@ -27,7 +28,6 @@ from dspark_mlx.drafters.vocabulary import (
     choose_size,
     parse_setting,
 )
-from dspark_mlx.sampling import greedy
 from dspark_mlx.targets.tap import Target
 
 VOCAB, SIZE, HIDDEN, RANK = 200, 50, 64, 32
@@ -131,7 +131,7 @@ def test_drafts_come_from_it(pair):
     drafter.extend(context, [random(5, 64)] * len(drafter.config.taps), mx.arange(5))
     context.vocabulary.add([100])
     for anchor in range(40):
-        draft = drafter.draft(context, mx.array([anchor]), greedy)
+        draft = observed(drafter, context, mx.array([anchor]))
         assert set(draft.tokens.tolist()) <= {*range(8), 100}
         assert draft.logits.shape[1] == draft.ids.size == 9
 

@@ -9,6 +9,7 @@ from helpers.edits import CONFIG, WEIGHTS
 from helpers.edits import config as edit_config
 from helpers.edits import tensors as edit_tensors
 from helpers.numpy_eagle3 import reference
+from helpers.observed import observed
 from helpers.packaged_eagle3 import EAGLE3, STEPS, TAPS
 from helpers.packaged_parts import HIDDEN, TARGET_DEPTH, VOCAB
 
@@ -114,7 +115,7 @@ def test_it_drafts_as_published(case, feed):
         feed(case, drafter, context, there, rows)
         there = rows
         for _ in range(2):
-            draft, expected = drafter.draft(context, case.anchor(rows), greedy), case.expected(rows)
+            draft, expected = observed(drafter, context, case.anchor(rows)), case.expected(rows)
             assert draft.tokens.tolist() == draft.columns.tolist() == expected.tokens
             assert close(draft.logits, expected.logits)
             assert close(draft.base_logits, expected.logits)
@@ -141,10 +142,13 @@ def test_another_token_that_is_picked_is_fed_back(case):
     drafter = case.drafter(case.convert())
     context = drafter.new_context()
     case.feed(drafter, context, 0, ROUNDS[0])
-    other = drafter.draft(
-        context, case.anchor(ROUNDS[0]), lambda *_: (mx.full((1,), 7, dtype=mx.int32), None)
+    other = observed(
+        drafter,
+        context,
+        case.anchor(ROUNDS[0]),
+        lambda *_: (mx.full((1,), 7, dtype=mx.int32), None),
     )
-    best = drafter.draft(context, case.anchor(ROUNDS[0]), greedy)
+    best = observed(drafter, context, case.anchor(ROUNDS[0]))
     assert other.tokens.tolist() == [7] * STEPS
     assert close(other.logits[:1], np.array(best.logits[:1]))
     assert not close(other.logits[1:], np.array(best.logits[1:]))
@@ -157,7 +161,7 @@ def test_a_draft_vocabulary(case):
     assert (whole.vocabulary_size, cut.vocabulary_size) == (VOCAB, VOCAB if config.softcap else 20)
     context = cut.new_context([45, 50])
     case.feed(cut, context, 0, ROUNDS[0])
-    draft = cut.draft(context, case.anchor(ROUNDS[0]), greedy)
+    draft = observed(cut, context, case.anchor(ROUNDS[0]))
     if config.softcap:
         # What is capped behind the product is read out whole, as for every drafter.
         assert draft.ids is None
@@ -170,7 +174,8 @@ def test_a_draft_vocabulary(case):
     forced = iter(draft.tokens.tolist())
     again = whole.new_context()
     case.feed(whole, again, 0, ROUNDS[0])
-    follow = whole.draft(
+    follow = observed(
+        whole,
         again,
         case.anchor(ROUNDS[0]),
         lambda *_: (mx.array([next(forced)], dtype=mx.int32), None),
@@ -333,8 +338,8 @@ def test_a_block_that_stays_in_the_context_is_seen(case, monkeypatch):
     context = drafter.new_context()
     case.feed(drafter, context, 0, ROUNDS[0])
     monkeypatch.setattr(type(context), "trim", lambda self, rows: None)
-    drafter.draft(context, case.anchor(ROUNDS[0]), greedy)
+    observed(drafter, context, case.anchor(ROUNDS[0]))
     monkeypatch.undo()
     case.feed(drafter, context, ROUNDS[0], ROUNDS[1])
-    draft = drafter.draft(context, case.anchor(ROUNDS[1]), greedy)
+    draft = observed(drafter, context, case.anchor(ROUNDS[1]))
     assert not close(draft.logits, case.expected(ROUNDS[1]).logits)

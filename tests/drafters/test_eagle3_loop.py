@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.hand_made import hand_made_profile
+from helpers.observed import observed
 from helpers.packaged_eagle3 import EAGLE3, STEPS
 from helpers.pairs import GOLDEN, tokens_of
 
@@ -55,7 +56,8 @@ def fit(target, drafter) -> mx.array:
             context = drafter.new_context()
             drafter.extend(context, [tap[:at] for tap in taps], ids[:at])
             right = iter(ids[at + 1 : at + 1 + STEPS].tolist())
-            draft = drafter.draft(
+            draft = observed(
+                drafter,
                 context,
                 ids[at : at + 1],
                 lambda *_, right=right: (mx.array([next(right)], dtype=mx.int32), None),

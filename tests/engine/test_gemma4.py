@@ -6,12 +6,12 @@ import mlx.core as mx
 import pytest
 from helpers.edits import config, tensors
 from helpers.golden_rounds import FEEDS, ROUNDS, Case, check
+from helpers.observed import observed
 from helpers.pairs import GOLDEN, checkpoint, tokens_of, traces
 
 import dspark_mlx
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.sampling import greedy
 
 NAME = "gemma4_vanilla"
 
@@ -33,7 +33,7 @@ def test_rounds_equal_the_reference(decoder, feed):
         case = Case(NAME, index, drafter.config.target_hidden_size)
         context = drafter.new_context()
         feed(drafter, context, case.taps)
-        check(drafter.draft(context, case.anchor, greedy), case.values)
+        check(observed(drafter, context, case.anchor), case.values)
 
 
 def test_traces_equal_the_reference(decoder):

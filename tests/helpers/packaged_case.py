@@ -10,9 +10,9 @@ from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.assemble import assemble
 from dspark_mlx.drafters.dspark.config import DSparkConfig
-from dspark_mlx.sampling import greedy
 from dspark_mlx.system.files import read_json
 from helpers.numpy_drafter import reference
+from helpers.observed import observed
 from helpers.packaged import PACKAGED
 from helpers.packaged_parts import TAPS, TARGET_DEPTH, VOCAB
 
@@ -60,7 +60,7 @@ class Case:
             drafter.extend(context, taps, mx.zeros((len(rows),), dtype=mx.int32))
             if len(rows) % 2:
                 drafter.flush(context)
-        return drafter.draft(context, mx.array([ANCHOR]), greedy)
+        return observed(drafter, context, mx.array([ANCHOR]))
 
 
 def _hidden(folder) -> int:

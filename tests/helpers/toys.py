@@ -10,8 +10,8 @@ import numpy as np
 
 from dspark_mlx.checkpoint.base_config import CanonicalConfig
 from dspark_mlx.drafters.assemble import assemble
-from dspark_mlx.drafters.dspark.config import DSparkConfig
-from dspark_mlx.drafters.eagle3 import Eagle3Config
+from dspark_mlx.drafters.heads import NO_HEAD
+from dspark_mlx.drafters.methods import METHODS
 from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.sampling import Sampler
@@ -44,8 +44,9 @@ def toy_target(vocabulary: int, dtype: mx.Dtype = mx.float32, shift: float = 0.0
     return Target(model, (-1, 0), "toy")
 
 
-def toy_config(target: Target, head: str, gamma: int) -> CanonicalConfig:
-    """Of one layer; `head` is a sequential head's kind, or "eagle3" for that method."""
+def example_config(target: Target, method: str, **own) -> CanonicalConfig:
+    """A method's small drafter for a toy target; `own` replaces fields of its example."""
+    kind = METHODS[method].CONFIG
     shared = {
         "hidden_size": HIDDEN,
         "intermediate_size": HIDDEN,
@@ -62,29 +63,26 @@ def toy_config(target: Target, head: str, gamma: int) -> CanonicalConfig:
         "owns_head": False,
         "target": "",
     }
+    return kind(**shared, **(kind.EXAMPLE | own))
+
+
+def toy_config(target: Target, head: str, gamma: int) -> CanonicalConfig:
+    """Of one layer; `head` is a sequential head's kind, or "eagle3" for that method."""
     if head == "eagle3":
-        return Eagle3Config(**shared, steps=gamma)
-    return DSparkConfig(
-        **shared,
-        num_layers=1,
+        return example_config(target, "eagle3", steps=gamma)
+    none = head == NO_HEAD
+    return example_config(
+        target,
+        "dspark",
         block_size=gamma,
-        logits_start=0,
-        mask_token_id=0,
         head=head,
-        head_rank=0 if head == "none" else 8,
-        confidence="hidden" if head == "none" else "hidden+markov",
+        head_rank=0 if none else 8,
+        confidence="hidden" if none else "hidden+markov",
     )
 
 
-def toy_engine(
-    target: Target,
-    scheduler,
-    head: str = "vanilla",
-    gamma: int = 4,
-    change: Callable[[dict[str, mx.array]], None] = lambda tensors: None,
-) -> Engine:
-    """The target with a random drafter of another opinion; `change` is made to its tensors."""
-    config = toy_config(target, head, gamma)
+def toy_tensors(config: CanonicalConfig) -> dict[str, mx.array]:
+    """Random tensors of a configuration, float32: a drafter of another opinion than the target."""
     rng = np.random.default_rng(7)
     shapes = {f"{name}.weight": shape for name, shape in config.matrix_shapes().items()}
     tensors = {
@@ -95,6 +93,28 @@ def toy_engine(
         if "norm" in name:
             # Small final rows: a drafter less sure than the target, so that some drafts survive.
             tensors[name] = mx.ones_like(value) * (0.5 if name.startswith("norm") else 1.0)
+    return tensors
+
+
+def toy_engine(
+    target: Target,
+    scheduler,
+    head: str = "vanilla",
+    gamma: int = 4,
+    change: Callable[[dict[str, mx.array]], None] = lambda tensors: None,
+) -> Engine:
+    """The target with a random drafter of another opinion; `change` is made to its tensors."""
+    return engine_of(target, scheduler, toy_config(target, head, gamma), change)
+
+
+def engine_of(
+    target: Target,
+    scheduler,
+    config: CanonicalConfig,
+    change: Callable[[dict[str, mx.array]], None] = lambda tensors: None,
+) -> Engine:
+    """The target with a random drafter of a configuration."""
+    tensors = toy_tensors(config)
     change(tensors)
     drafter = assemble(
         config,

@@ -61,11 +61,13 @@ def block(sampler, prefix: list[int], ids) -> Draft:
         weights.append(weight)
         text.append(tokens[-1].item())
     joined = None if weights[0] is None else mx.concatenate(weights)
-    logits = mx.zeros((GAMMA, V))
     return Draft(
-        mx.concatenate(tokens), logits, None, None, logits, logits, columns,
-        mx.concatenate(chosen), joined,
-    )  # fmt: skip
+        tokens=mx.concatenate(tokens),
+        base_logits=mx.zeros((GAMMA, V)),
+        ids=columns,
+        columns=mx.concatenate(chosen),
+        weights=joined,
+    )
 
 
 def text(settings, seed: int, ids) -> tuple[int, ...]:

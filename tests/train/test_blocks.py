@@ -8,6 +8,7 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
+from helpers.observed import observed
 from helpers.pairs import DRAFTERS, golden
 
 from dspark_mlx.checkpoint.safetensors import read_tensors
@@ -15,7 +16,6 @@ from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.assemble import assemble
 from dspark_mlx.drafters.dspark.config import Attention
 from dspark_mlx.drafters.tensors import DrafterTensors
-from dspark_mlx.sampling import greedy
 from dspark_mlx.train.step.blocks import TrainingBlocks, anchor_mask, block_hidden
 
 LENGTH = 12
@@ -55,7 +55,7 @@ def block_by_block(config, tensors, table, features):
         context = drafter.new_context()
         taps = [features[:anchor, i : i + width] for i in range(0, features.shape[1], width)]
         drafter.extend(context, taps, mx.zeros((anchor,), dtype=mx.int32))
-        yield drafter.draft(context, mx.array([anchor]), greedy).hidden
+        yield observed(drafter, context, mx.array([anchor])).hidden
 
 
 @pytest.mark.parametrize("checkpoint", (False, True))

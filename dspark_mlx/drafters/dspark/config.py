@@ -51,6 +51,15 @@ class DSparkConfig(CanonicalConfig):
     """
 
     METHOD: ClassVar[str] = "dspark"
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "num_layers": 1,
+        "block_size": 4,
+        "logits_start": 0,
+        "mask_token_id": 0,
+        "head": "vanilla",
+        "head_rank": 8,
+        "confidence": "hidden+markov",
+    }
 
     num_layers: int
     block_size: int

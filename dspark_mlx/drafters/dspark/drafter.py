@@ -15,6 +15,7 @@ from ...checkpoint.linear import Matrix, alike, arrays_of
 from ...sampling import Pick
 from ...types import Draft
 from ..base import DrafterContext, Embed
+from ..block import BlockBuilder
 from ..heads import load_head
 from ..heads.base import correct
 from ..heads.confidence import ConfidenceHead, load_confidence
@@ -116,36 +117,19 @@ class DSparkDrafter:
         hidden = self._block(context, anchor)[self.config.logits_start :]
         readout = self._output.readout(context.vocabulary)
         base, gamma = readout.logits(hidden), self.config.gamma
-        tokens: list[mx.array] = []
-        columns, logits, weights, embeddings = [], [], [], []
-        previous, state = anchor, None
-        rows = zip(mx.split(base, gamma), mx.split(hidden, gamma), strict=True)
-        for row, hidden_row in rows:
+        block = BlockBuilder(readout, pick)
+        embeddings, previous, state = [], anchor, None
+        for row, hidden_row in zip(mx.split(base, gamma), mx.split(hidden, gamma), strict=True):
             if readout.head is not None:
                 row, embedding, state = correct(readout.head, row, previous, hidden_row, state)
                 embeddings.append(embedding)
-            column, weight = pick(row, readout.ids, tokens)
-            previous = readout.tokens(column)
-            tokens.append(previous)
-            columns.append(column)
-            logits.append(row)
-            if weight is not None:
-                weights.append(weight)
-        odds = confidence = None
-        if self._confidence is not None:
-            odds = self._confidence(hidden, mx.concatenate(embeddings) if embeddings else None)
-            confidence = mx.sigmoid(odds / context.temperatures)
-        return Draft(
-            mx.concatenate(tokens),
-            mx.concatenate(logits),
-            odds,
-            confidence,
-            hidden,
-            base,
-            readout.ids,
-            mx.concatenate(columns),
-            mx.concatenate(weights) if weights else None,
-        )
+            previous = block.add(row)
+        if self._confidence is None:
+            return block.draft(base)
+        read = mx.concatenate(embeddings) if embeddings else None
+        confidence_logits = self._confidence(hidden, read)
+        confidence = mx.sigmoid(confidence_logits / context.temperatures)
+        return block.draft(base, confidence_logits, confidence)
 
     def _block(self, context: DrafterContext, anchor: mx.array) -> mx.array:
         x = self._embed(mx.concatenate([anchor, self._masks]))

@@ -1,0 +1,55 @@
+"""A block in the making: tokens chosen slot by slot, and what the verify step needs of them."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..sampling import Pick
+from ..types import Draft
+from .vocabulary import Readout
+
+
+class BlockBuilder:
+    """Chooses a block's tokens, left to right, whatever the drafter's method.
+
+    Args:
+        readout: what the logits' columns stand for.
+        pick: the request's rule for choosing.
+
+    Attributes:
+        tokens: chosen so far, int32 `[1]` each.
+    """
+
+    def __init__(self, readout: Readout, pick: Pick) -> None:
+        self.tokens: list[mx.array] = []
+        self._readout = readout
+        self._pick = pick
+        self._columns: list[mx.array] = []
+        self._weights: list[mx.array] = []
+
+    def add(self, logits: mx.array) -> mx.array:
+        """Choose the next slot's token, int32 `[1]`, from its corrected logits `[1, size]`."""
+        column, weights = self._pick(logits, self._readout.ids, self.tokens)
+        token = self._readout.tokens(column)
+        self.tokens.append(token)
+        self._columns.append(column)
+        if weights is not None:
+            self._weights.append(weights)
+        return token
+
+    def draft(
+        self,
+        base_logits: mx.array,
+        confidence_logits: mx.array | None = None,
+        confidence: mx.array | None = None,
+    ) -> Draft:
+        """The block; the arguments are fields of `Draft`."""
+        return Draft(
+            tokens=mx.concatenate(self.tokens),
+            base_logits=base_logits,
+            confidence_logits=confidence_logits,
+            confidence=confidence,
+            ids=self._readout.ids,
+            columns=mx.concatenate(self._columns),
+            weights=mx.concatenate(self._weights) if self._weights else None,
+        )
