@@ -27,6 +27,7 @@ class Draft:
         tokens: proposed token ids, int32 `[gamma]`.
         base_logits: logits before the sequential head, `[gamma, size]`: the block's wide part,
             which is launched while Python builds the verify forward.
+        logits: corrected logits (base + sequential bias), `[gamma, size]`.
         confidence_logits: of the chance that a token survives given that its prefix did, before
             calibration, float32 `[gamma]`; None for a drafter without a confidence head.
         confidence: that chance, calibrated, float32 `[gamma]`; None likewise.
@@ -39,6 +40,7 @@ class Draft:
 
     tokens: mx.array
     base_logits: mx.array
+    logits: mx.array
     columns: mx.array
     confidence_logits: mx.array | None = None
     confidence: mx.array | None = None

@@ -24,6 +24,7 @@ class BlockBuilder:
         self.tokens: list[mx.array] = []
         self._readout = readout
         self._pick = pick
+        self._logits: list[mx.array] = []
         self._columns: list[mx.array] = []
         self._weights: list[mx.array] = []
 
@@ -32,6 +33,7 @@ class BlockBuilder:
         column, weights = self._pick(logits, self._readout.ids, self.tokens)
         token = self._readout.tokens(column)
         self.tokens.append(token)
+        self._logits.append(logits)
         self._columns.append(column)
         if weights is not None:
             self._weights.append(weights)
@@ -39,14 +41,21 @@ class BlockBuilder:
 
     def draft(
         self,
-        base_logits: mx.array,
+        base_logits: mx.array | None = None,
         confidence_logits: mx.array | None = None,
         confidence: mx.array | None = None,
     ) -> Draft:
-        """The block; the arguments are fields of `Draft`."""
+        """The block.
+
+        Args:
+            base_logits: see `Draft`; None where no sequential head corrects them.
+            confidence_logits, confidence: see `Draft`.
+        """
+        logits = mx.concatenate(self._logits)
         return Draft(
             tokens=mx.concatenate(self.tokens),
-            base_logits=base_logits,
+            base_logits=logits if base_logits is None else base_logits,
+            logits=logits,
             confidence_logits=confidence_logits,
             confidence=confidence,
             ids=self._readout.ids,

@@ -191,16 +191,15 @@ class Eagle3Drafter:
         readout = self._output.readout(context.vocabulary)
         cache, gamma = context.caches[0], self.config.gamma
         state = self._step(cache, self._features(features), mx.concatenate([tokens[1:], anchor]))
-        block, logits = BlockBuilder(readout, pick), []
+        block = BlockBuilder(readout, pick)
         for slot in range(gamma):
             if slot:
                 state = self._step(cache, state, block.tokens[-1])
             normed = mx.fast.rms_norm(state, self._weights.norm, self.config.rms_norm_eps)
-            logits.append(readout.logits(normed))
-            block.add(logits[-1])
+            block.add(readout.logits(normed))
         # The newest row, and those of the block after it.
         context.trim(gamma)
-        return block.draft(mx.concatenate(logits))
+        return block.draft()
 
     def _features(self, taps: mx.array) -> mx.array:
         """The fused features, `[rows, hidden]`, of the concatenated taps."""

@@ -23,7 +23,6 @@ from dspark_mlx.drafters.dspark.config import DSparkConfig
 from dspark_mlx.drafters.eagle3 import Eagle3Config, Eagle3Drafter
 from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.errors import InputError
-from dspark_mlx.sampling import greedy
 from dspark_mlx.system.files import read_json
 
 ROUNDS = (7, 10, 11)
@@ -76,7 +75,7 @@ class Case:
         """The first round's block."""
         context = drafter.new_context()
         self.feed(drafter, context, 0, ROUNDS[0], drafter.config.taps)
-        return drafter.draft(context, self.anchor(ROUNDS[0]), greedy)
+        return observed(drafter, context, self.anchor(ROUNDS[0]))
 
 
 @pytest.fixture(params=EAGLE3)

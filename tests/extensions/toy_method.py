@@ -106,11 +106,10 @@ class ToyDrafter:
         cache = context.caches[0]
         newest = cache.keys[0, 0, cache.offset - 1 : cache.offset]
         readout = self._output.readout(context.vocabulary)
-        block, previous, rows = BlockBuilder(readout, pick), anchor, []
+        block, previous = BlockBuilder(readout, pick), anchor
         for _ in range(self.config.gamma):
-            rows.append(readout.logits(newest + self._embed(previous)))
-            previous = block.add(rows[-1])
-        return block.draft(mx.concatenate(rows))
+            previous = block.add(readout.logits(newest + self._embed(previous)))
+        return block.draft()
 
     def _features(self, context: DrafterContext) -> mx.array | None:
         pending = context.take()

@@ -28,7 +28,9 @@ def judged(p, q, tokens, seeds=200, ids=None, **settings):
     if ids is not None:
         columns = mx.array([ids.index(t) for t in tokens], dtype=mx.int32)
         weights, ids = weights[:, mx.array(ids)], mx.array(ids, dtype=mx.int32)
-    draft = Draft(tokens=block, base_logits=weights, ids=ids, columns=columns, weights=weights)
+    draft = Draft(
+        tokens=block, base_logits=weights, logits=weights, ids=ids, columns=columns, weights=weights
+    )
     verdicts = []
     for seed in range(seeds):
         sampling = Sampling(temperature=1.0, seed=seed, **settings)
@@ -111,7 +113,7 @@ def test_extreme_logits_give_numbers(rule):
     """inf - inf, exp overflow, or a residual of NaN."""
     huge = mx.array([[3e38, -3e38, 0, 0, 0, -INF]] * 3)
     block = mx.array([0, 1], dtype=mx.int32)
-    draft = Draft(tokens=block, base_logits=huge, columns=block, weights=huge[:2])
+    draft = Draft(tokens=block, base_logits=huge, logits=huge, columns=block, weights=huge[:2])
     for seed in range(50):
         sampler = make_sampler(Sampling(temperature=0.5, seed=seed, verification=rule), V)
         verdict = unpack(pack(sampler.judge(huge, Place(0), draft), draft, 2))

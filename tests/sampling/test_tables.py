@@ -64,6 +64,7 @@ def block(sampler, prefix: list[int], ids) -> Draft:
     return Draft(
         tokens=mx.concatenate(tokens),
         base_logits=mx.zeros((GAMMA, V)),
+        logits=mx.zeros((GAMMA, V)),
         ids=columns,
         columns=mx.concatenate(chosen),
         weights=joined,
