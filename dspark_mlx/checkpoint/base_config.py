@@ -119,8 +119,8 @@ class CanonicalConfig:
 
     @property
     def depth(self) -> int:
-        """Layers that it has tensors of."""
-        return 1
+        """Layers that it has tensors of; 0 for a method without layers."""
+        return 0
 
     @property
     def summary(self) -> str:

@@ -54,6 +54,11 @@ class Eagle3Config(CanonicalConfig):
         return self.steps
 
     @property
+    def depth(self) -> int:
+        """See `CanonicalConfig.depth`."""
+        return 1
+
+    @property
     def summary(self) -> str:
         """What it is, in a few words."""
         return f"Eagle3, 1 layer, {self.steps} steps"
