@@ -14,8 +14,8 @@ from ..bench import SAMPLE
 from ..benchmark.prompts import read_prompts
 from ..checkpoint.hub import resolve
 from ..errors import InputError
-from ..load import load_apart, open_target
-from ..progress import counting
+from ..load import load_unpaired, open_target
+from ..progress import progress_bar
 from ..terminal import command
 from .card import origin_of, write_card
 from .check import all_taps, longest_block, sweep, verdict, written
@@ -130,18 +130,18 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace) -> int:
     """Print every reading's acceptance and the verdict; 1 where the pair does not fit."""
     prompts = read_prompts(args.prompts)
-    decoder, config, build = load_apart(args.target, args.drafter, all_taps)
+    decoder, config, build = load_unpaired(args.target, args.drafter, all_taps)
     if args.max_tokens <= (longest := longest_block(config)):
         raise InputError("--max-tokens", args.max_tokens, f"more than the block of {longest}")
     target, stops, texts = decoder.engine.target, decoder.stop_tokens, []
-    with counting("Writing texts", "prompt") as progress:
+    with progress_bar("Writing texts", "prompt") as progress:
         for done, prompt in enumerate(prompts, 1):
             ids = decoder.encode([{"role": "user", "content": prompt["prompt"]}])
             texts.append((ids, written(target, ids, args.max_tokens, stops)))
             progress(done, len(prompts))
     if not any(len(text) > longest for _, text in texts):
         raise InputError(args.prompts, "texts that end at once", "one longer than a block")
-    with counting("Trying readings", "reading") as progress:
+    with progress_bar("Trying readings", "reading") as progress:
         found = sweep(target, config, build, texts, progress)
     print("tokens accepted a block, by reading (the configuration's own first)")
     for reading in found:

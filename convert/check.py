@@ -19,7 +19,7 @@ import numpy as np
 from ..benchmark.plain import plain_run
 from ..checkpoint.base_config import CanonicalConfig
 from ..drafters.base import Drafter
-from ..replay.record import features, judged_drafts
+from ..replay.record import judged_drafts, text_features
 from ..targets.tap import Target
 
 SHIFTS = (-1, 0, 1)
@@ -103,7 +103,7 @@ def sweep(
     """
     taps = {}
     for i, (prompt, text) in enumerate(texts):
-        recorded = features(target, [*prompt, *text])
+        recorded = text_features(target, [*prompt, *text])
         taps[i] = dict(zip(all_taps(config, target.num_layers), recorded, strict=True))
     found = []
     tried = readings(config)

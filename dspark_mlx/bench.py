@@ -12,13 +12,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .benchmark.comparison import Row, measure, speedups, table
+from .benchmark.comparison import Row, bench_row, comparison_table, speedups
 from .benchmark.overhead import round_overhead
 from .benchmark.prompts import read_prompts
 from .engine.request import Request
 from .errors import InputError
-from .replay.report import SHIPPED
-from .replay.report import report as replay_report
+from .replay.report import SHIPPED, replay_report
 from .system.files import DATA
 from .terminal import command, flags
 from .terminal.sampling_flags import (
@@ -53,12 +52,12 @@ def main(argv: list[str] | None) -> int:
     decoder = flags.load_decoder(args)
     settings = with_special_tokens(settings, decoder)
     if decoder.engine.drafter is None:
-        raise InputError("--no-drafter", "nothing to compare", "a drafter")
+        raise InputError("--no-drafter", "nothing to bench_row", "a drafter")
     ids = [(p["task"], decoder.encode([{"role": "user", "content": p["prompt"]}])) for p in prompts]
-    measure(decoder, *ids[0], min(args.max_tokens, 16), 1, settings)  # warms both sides up
+    bench_row(decoder, *ids[0], min(args.max_tokens, 16), 1, settings)  # warms both sides up
     bar = tqdm(ids, desc="Measuring", unit="prompt", leave=False)
-    rows = [measure(decoder, *each, args.max_tokens, args.repeats, settings) for each in bar]
-    print(table(rows))
+    rows = [bench_row(decoder, *each, args.max_tokens, args.repeats, settings) for each in bar]
+    print(comparison_table(rows))
     print(f"host time of a round with a 5-layer drafter: {overhead:.2f} ms of Python")
     print(json.dumps(_summary(rows, overhead, args)))
     return 0

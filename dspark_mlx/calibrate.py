@@ -12,12 +12,12 @@ from typing import Any
 
 from .benchmark.prompts import read_prompts
 from .calibration.by_temperature import Calibrations, write_calibrations
-from .calibration.report import SlotReport, report, table
+from .calibration.report import SlotReport, report_table, slot_reports
 from .calibration.sts import Calibration, fit
 from .decoder import Decoder
 from .errors import InputError
 from .plots import check_path, reliability
-from .progress import counting
+from .progress import progress_bar
 from .replay.record import record
 from .replay.recorded import (
     RecordedRound,
@@ -86,7 +86,9 @@ class _Fit:
         lines = []
         sampled = f" at temperature {self.temperature:g}" if self.temperature else ""
         for name, slots in self.reports.items():
-            lines.append(f"{len(self.judged[name])} rounds{sampled}, {name}:\n{table(slots)}\n")
+            lines.append(
+                f"{len(self.judged[name])} rounds{sampled}, {name}:\n{report_table(slots)}\n"
+            )
         found = " ".join(f"{t:.2f}" for t in self.calibration.temperatures)
         return "\n".join([*lines, f"temperatures{sampled}: {found}\n"])
 
@@ -105,7 +107,7 @@ def _fit(
     if temperature in held_out:
         judged["held out"] = held_out[temperature]
     calibration = fit(*arrays(rounds))
-    reports = {name: report(*arrays(each), calibration) for name, each in judged.items()}
+    reports = {name: slot_reports(*arrays(each), calibration) for name, each in judged.items()}
     return _Fit(temperature, calibration, judged, reports)
 
 
@@ -237,7 +239,7 @@ def _record(
     recorded: list[RecordedRound] = []
     engine, stops = decoder.engine, decoder.stop_tokens
     for t in temperatures:
-        with counting(f"{label} at temperature {t:g}", "prompt") as progress:
+        with progress_bar(f"{label} at temperature {t:g}", "prompt") as progress:
             recorded += record(engine, encoded, max_tokens, stops, progress, _sampling(t))
     return recorded
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .engine.request import Request, Settings, check_prompt
-from .engine.rounds import Progress, rounds
+from .engine.rounds import rounds
 from .engine.state import Engine, make_engine
 from .engine.stream import stream
 from .errors import InputError
 from .numbers import listed, plain, shown, token_ids
+from .progress import ProgressCallback
 from .sampling.json_schema import JsonSchema
 from .sampling.make import make_sampler
 from .schedulers import Scheduler
@@ -187,7 +188,7 @@ class Decoder:
         max_tokens: int = 256,
         *,
         stop_tokens: Collection[int] | None = None,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         **settings: Unpack[Settings],
     ) -> Iterator[Round]:
         """Decode token ids, one `Round` at a time; needs no tokenizer.
@@ -218,7 +219,7 @@ class Decoder:
         max_tokens: int = 256,
         *,
         stop: str | Sequence[str] = (),
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         on_round: Callable[[Round], None] | None = None,
         **settings: Unpack[Settings],
     ) -> Iterator[Chunk]:
@@ -251,7 +252,7 @@ class Decoder:
         ids: Sequence[int],
         request: Request,
         stop_tokens: Collection[int],
-        progress: Progress | None,
+        progress: ProgressCallback | None,
     ) -> Iterator[Round]:
         vocabulary = self._engine.target.vocab_size
         check_prompt(ids, vocabulary, self.max_length)
@@ -265,8 +266,8 @@ class Decoder:
             sampler=make_sampler(request.sampling, vocabulary, len(ids), request.sample),
             prefill_step_size=request.prefill_step_size,
             progress=progress,
-            not_finite=self._say_not_finite,
         )
+        made = self._said_when_not_finite(made)
         if limit == request.max_tokens:
             return made
         return said_when_cut(made, limit, request.max_tokens, stop_tokens)
@@ -276,11 +277,16 @@ class Decoder:
             return self.stop_tokens
         return frozenset(token_ids("stop_tokens", stop_tokens))
 
-    def _say_not_finite(self) -> None:
-        if not self._said_not_finite:
-            self._said_not_finite = True
-            story = "drafts that are not finite (NaN or infinite) are rejected; the text is right"
-            warnings.warn(f"{self._drafter_folder or 'drafter'}: {story}", stacklevel=3)
+    def _said_when_not_finite(self, made: Iterator[Round]) -> Iterator[Round]:
+        """The same rounds; drafts that are not finite are warned of once."""
+        for round_ in made:
+            if not round_.drafts_finite and not self._said_not_finite:
+                self._said_not_finite = True
+                message = (
+                    "drafts that are not finite (NaN or infinite) are rejected; the text is right"
+                )
+                warnings.warn(f"{self._drafter_folder or 'drafter'}: {message}", stacklevel=3)
+            yield round_
 
     def _max_tokens(self, ids: Sequence[int], request: Request) -> int:
         positions = self.max_length

@@ -18,9 +18,9 @@ from .evaluation.records import Evaluation
 from .evaluation.summary import summarise
 from .evaluation.table import text
 from .evaluation.tasks import NAMES
-from .load import load_beside
+from .load import add_drafter
 from .plots import check_folder
-from .progress import counting
+from .progress import progress_bar
 from .terminal import command, flags
 from .terminal.sampling_flags import (
     add_sampling_flags,
@@ -127,7 +127,7 @@ def _decoders(args: argparse.Namespace) -> dict[str, Decoder]:
         raise InputError("--compare", f"{args.drafter} twice", "another than --drafter")
     first = flags.load_decoder(args)
     others = [
-        load_beside(first, drafter, args.scheduler, draft_vocabulary=args.draft_vocabulary)
+        add_drafter(first, drafter, args.scheduler, draft_vocabulary=args.draft_vocabulary)
         for drafter in args.compare
     ]
     given = [args.drafter or str(first.sources[1]), *args.compare]
@@ -143,7 +143,7 @@ def _evaluate(
     found: list[Answer | LeftOut] = []
     interrupted = False
     try:
-        with counting("Evaluating", "turn") as progress:
+        with progress_bar("Evaluating", "turn") as progress:
             for answer in answers(decoders, tasks, settings, progress):
                 found.append(answer)
     except KeyboardInterrupt:

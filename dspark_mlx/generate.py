@@ -47,7 +47,7 @@ def main(argv: list[str] | None) -> int:
 
 
 @dataclass
-class Output:
+class GeneratedText:
     """One sample: its chunks, its rounds, and whether Ctrl-C ended it."""
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -104,10 +104,10 @@ def _prompt(decoder: Decoder, text: str, args: argparse.Namespace) -> Prompt:
 
 def _generate(
     decoder: Decoder, prompt: Prompt, settings: dict[str, Any], args: argparse.Namespace
-) -> Output:
+) -> GeneratedText:
     """Stream to the terminal; Ctrl-C ends the text but not the statistics."""
     painter = DraftPainter(sys.stdout.isatty()) if args.show_drafts else None
-    output = Output()
+    output = GeneratedText()
     chunks = decoder.stream(
         prompt, progress=flags.PrefillBar(), on_round=output.rounds.append, **settings
     )
@@ -128,7 +128,7 @@ def _generate(
     return output
 
 
-def _report(output: Output) -> dict[str, Any]:
+def _report(output: GeneratedText) -> dict[str, Any]:
     tokens = [token for done in output.rounds for token in done.tokens]
     text = "".join(chunk.text for chunk in output.chunks)
     report: dict[str, Any] = {"text": text, "tokens": tokens, "finish_reason": "interrupted"}

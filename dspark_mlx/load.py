@@ -26,8 +26,8 @@ from .pairs import builtin
 from .pairs.registry import find_pair, names_of
 from .pairs.stored import StoredDrafter, read_drafter, target_folder
 from .profiling.measure import LIMIT
-from .profiling.store import Pair, has_profile, obtain
-from .progress import counting
+from .profiling.store import Pair, get_profile, has_profile
+from .progress import progress_bar
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
 from .schedulers.make import make_scheduler, needs_profile
@@ -82,7 +82,7 @@ def load(
         stored = read_drafter(builtin.DRAFTER) if model is None else _published(model, config)
     elif drafter is not False:
         stored = read_drafter(drafter)
-    folder = builtin.target_folder() if model is None else target_folder(model)
+    folder = builtin.builtin_target() if model is None else target_folder(model)
     source = stored.folder if stored else None
     network, target_config = _load_target(folder, dtype)
     new_caches(network, folder)
@@ -103,7 +103,7 @@ def load(
     return decoder.with_scheduler(scheduler)
 
 
-def load_beside(
+def add_drafter(
     decoder: Decoder,
     drafter: str | Path,
     scheduler: str | Scheduler = "auto",
@@ -138,7 +138,7 @@ def load_beside(
         return beside.with_scheduler(scheduler)
 
 
-def load_apart(
+def load_unpaired(
     model: str | Path | None,
     drafter: str | Path,
     taps: Callable[[CanonicalConfig, int], Sequence[int]],
@@ -161,7 +161,7 @@ def load_apart(
     if model is not None:
         find_config(model)
     stored = read_drafter(drafter)
-    folder = builtin.target_folder() if model is None else target_folder(model)
+    folder = builtin.builtin_target() if model is None else target_folder(model)
     config = stored.config
     network, target_config = _load_target(folder, dtype)
     target = Target(network, taps(config, len(network.layers)), folder)
@@ -183,8 +183,8 @@ def _scheduled(decoder: Decoder, name: str) -> Decoder:
     profile, pair = None, Pair.of(decoder)
     if needs_profile(name) or (name == "auto" and has_profile(pair.key())):
         label = f"Measuring speed, {LIMIT:.0f} s at most"
-        with counting(label, "pass", delay=1.0) as progress:
-            obtained = obtain(pair, progress=progress)
+        with progress_bar(label, "pass", delay=1.0) as progress:
+            obtained = get_profile(pair, progress=progress)
         if obtained.rejected or not obtained.kept:
             said = [obtained.rejected] if obtained.rejected else []
             warnings.warn(" ".join([*said, obtained.story]), stacklevel=3)
@@ -220,7 +220,7 @@ def open_target(model: str | Path | None) -> tuple[Target, Path]:
     Raises:
         InputError: see `load`.
     """
-    folder = builtin.target_folder() if model is None else target_folder(model)
+    folder = builtin.builtin_target() if model is None else target_folder(model)
     network, _ = open_network(folder)
     return Target(network, (), folder), folder
 

@@ -43,7 +43,7 @@ def _dtype(value: object) -> object:
     return getattr(value, "dtype", "")
 
 
-def whole(name: str, value: object, least: int, most: int = _MOST) -> int:
+def check_whole(name: str, value: object, least: int, most: int = _MOST) -> int:
     """The value as an integer.
 
     Raises:
@@ -60,7 +60,7 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def within(name: str, value: Any, inside: Callable[[float], bool], expected: str) -> float:
+def check_number(name: str, value: Any, inside: Callable[[float], bool], expected: str) -> float:
     """The value as an integer or a float.
 
     Raises:

@@ -10,9 +10,9 @@ from pathlib import Path
 from . import plots
 from .errors import InputError
 from .plots import speed as speed_plot
-from .profiling.store import Obtained, Pair, adopt, forget, obtain
-from .progress import counting
-from .schedulers.speed_profile import read_profile, table, write_profile
+from .profiling.store import Obtained, Pair, forget, get_profile, import_profile
+from .progress import progress_bar
+from .schedulers.speed_profile import profile_table, read_profile, write_profile
 from .system.files import check_output
 from .terminal import command, flags
 
@@ -34,7 +34,9 @@ def main(argv: list[str] | None) -> int:
     if args.forget:
         _print_forgotten(pair, forget(pair), args.json)
         return 0
-    obtained = adopt(pair, given, args.import_file) if given else _obtain(pair, args.remeasure)
+    obtained = (
+        import_profile(pair, given, args.import_file) if given else _obtain(pair, args.remeasure)
+    )
     if args.plot:
         speed_plot.plot(obtained.profile, args.plot)
     if args.export:
@@ -72,8 +74,8 @@ def _pair(args: argparse.Namespace) -> Pair:
 
 def _obtain(pair: Pair, remeasure: bool) -> Obtained:
     # Drawn after a moment only: a stored profile is there before.
-    with counting(f"Measuring, {_LIMIT:.0f} s at most", "pass", delay=1.0) as progress:
-        return obtain(pair, remeasure=remeasure, progress=progress, limit=_LIMIT)
+    with progress_bar(f"Measuring, {_LIMIT:.0f} s at most", "pass", delay=1.0) as progress:
+        return get_profile(pair, remeasure=remeasure, progress=progress, limit=_LIMIT)
 
 
 def _print_forgotten(pair: Pair, path: Path | None, as_json: bool) -> None:
@@ -91,7 +93,7 @@ def _print(obtained: Obtained, as_json: bool) -> None:
         report |= {"rejected": obtained.rejected, "profile": obtained.profile.to_dict()}
         print(json.dumps(report))
         return
-    print(table(obtained.profile))
+    print(profile_table(obtained.profile))
     if obtained.rejected:
         print(f"warning: {obtained.rejected}", file=sys.stderr)
     print(obtained.story, file=sys.stderr)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from tqdm import tqdm
 
+ProgressCallback: TypeAlias = Callable[[int, int], None]
+"""Called with how much is done and how much there is in all, in whatever unit the work has."""
+
 
 @contextmanager
-def counting(label: str, unit: str, delay: float = 0.0) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(label: str, unit: str, delay: float = 0.0) -> Iterator[ProgressCallback]:
     """A bar on standard error, cleared at the end.
 
     Args:

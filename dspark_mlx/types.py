@@ -104,6 +104,8 @@ class Round:
         host_seconds: the part of it spent in Python building the round beyond the target's own
             forward: draft, head, accept, commit and context update.
         logprobs: of the committed tokens; empty unless asked for.
+        drafts_finite: False where the drafter's numbers are NaN or infinite; such drafts are
+            rejected, and such confidences are 0.
     """
 
     tokens: tuple[int, ...]
@@ -115,6 +117,7 @@ class Round:
     seconds: float = 0.0
     host_seconds: float = 0.0
     logprobs: tuple[TokenLogProb, ...] = ()
+    drafts_finite: bool = True
 
 
 @dataclass(frozen=True)

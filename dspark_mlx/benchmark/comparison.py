@@ -43,7 +43,7 @@ class Row:
         return self.plain_seconds / self.speculative_seconds
 
 
-def measure(
+def bench_row(
     decoder: Decoder,
     task: str,
     prompt: Sequence[int],
@@ -177,7 +177,7 @@ def _greedy_difference(
     )
 
 
-def table(rows: Sequence[Row]) -> str:
+def comparison_table(rows: Sequence[Row]) -> str:
     """A line a prompt, and the total."""
     head = f"{'task':<12}{'tokens':>7}{'plain tok/s':>13}{'spec tok/s':>12}{'speedup':>9}"
     lines = [head + f"{'tau':>7}{'host ms':>9}  tokens agree"]

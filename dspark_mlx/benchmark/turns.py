@@ -17,7 +17,7 @@ from .plain import PlainRun, plain_run
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """One request decoded by our loop.
 
     Attributes:
@@ -44,7 +44,7 @@ class Turn:
     """
 
     plain: PlainRun | None
-    runs: tuple[Run, ...]
+    runs: tuple[TimedRun, ...]
 
 
 def take_turn(
@@ -84,7 +84,7 @@ def decode(
     settings: Mapping[str, Any],
     stop_tokens: Collection[int],
     whole: bool = False,
-) -> Run:
+) -> TimedRun:
     """Decode a prompt by our loop.
 
     Args:
@@ -105,4 +105,4 @@ def decode(
             break
     seconds = perf_counter() - started
     request.close()  # type: ignore[attr-defined]
-    return Run(tuple(rounds), seconds)
+    return TimedRun(tuple(rounds), seconds)

@@ -34,7 +34,7 @@ class SlotReport:
     observed: float
 
 
-def report(
+def slot_reports(
     logits: npt.ArrayLike, accepted: npt.ArrayLike, calibration: Calibration
 ) -> list[SlotReport]:
     """Before and after, slot by slot; arguments as for `fit`."""
@@ -56,7 +56,7 @@ def report(
     ]
 
 
-def table(rows: list[SlotReport]) -> str:
+def report_table(rows: list[SlotReport]) -> str:
     """The report as text: a line per slot, then the means over the slots."""
     fields = [field.name for field in dataclasses.fields(SlotReport)][1:]
     values = np.array([[getattr(row, name) for name in fields] for row in rows])

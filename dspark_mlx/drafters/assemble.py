@@ -13,7 +13,7 @@ from ..checkpoint.linear import Matrix, arrays_of
 from .base import Drafter, Embed
 from .methods import METHODS
 from .tensors import DrafterTensors
-from .vocabulary import Common, Output, Readout, Setting, choose_size
+from .vocabulary import CommonTokens, DraftOutput, Readout, Setting, choose_size
 
 
 def assemble(
@@ -54,8 +54,10 @@ def assemble(
     mx.eval(arrays_of(own))
     # What is reduced already, or capped behind the product, is read out whole.
     size = choose_size(draft_vocabulary, config.vocab_size, len(ranking)) if ids is None else None
-    cut = Common.of(output, size, ranking) if output is not None and size is not None else None
-    readout = Output(Readout(logits, None, ids), cut)
+    cut = (
+        CommonTokens.of(output, size, ranking) if output is not None and size is not None else None
+    )
+    readout = DraftOutput(Readout(logits, None, ids), cut)
     return METHODS[config.METHOD].load(config, stored, embed, readout, calibrations)
 
 

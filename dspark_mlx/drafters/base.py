@@ -17,7 +17,7 @@ from ..checkpoint.base_config import CanonicalConfig
 from ..sampling import Pick
 from ..types import Draft
 from .tensors import DrafterTensors
-from .vocabulary import DraftVocabulary, Output
+from .vocabulary import DraftOutput, DraftVocabulary
 
 Embed: TypeAlias = Callable[[mx.array], mx.array]
 """Token ids `[n]` to embeddings `[n, hidden]`."""
@@ -165,7 +165,7 @@ class DraftingMethod(Drafter, Protocol):
         config: Any,
         tensors: DrafterTensors,
         embed: Embed,
-        output: Output,
+        output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> Drafter:
         """A drafter of checked tensors, evaluated.

@@ -32,7 +32,7 @@ from .base import DrafterContext, Embed, Pending
 from .block import BlockBuilder
 from .layers import Layer, LayerParts
 from .tensors import DrafterTensors
-from .vocabulary import Output
+from .vocabulary import DraftOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class Eagle3Drafter:
         weights: Eagle3Weights,
         dtype: mx.Dtype,
         embed: Embed,
-        output: Output,
+        output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> None:
         self.config = config
@@ -142,7 +142,7 @@ class Eagle3Drafter:
         config: Eagle3Config,
         tensors: DrafterTensors,
         embed: Embed,
-        output: Output,
+        output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> Eagle3Drafter:
         """See `DraftingMethod.load`."""

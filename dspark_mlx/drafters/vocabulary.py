@@ -50,7 +50,7 @@ class Readout:
 
 
 @dataclass(frozen=True)
-class Common:
+class CommonTokens:
     """The tokens that every request's drafts can be chosen from.
 
     Attributes:
@@ -66,7 +66,7 @@ class Common:
     rows: Matrix
 
     @staticmethod
-    def of(matrix: Matrix, size: int, ranking: Sequence[int] = ()) -> Common:
+    def of(matrix: Matrix, size: int, ranking: Sequence[int] = ()) -> CommonTokens:
         """The first `size` of a ranking, and the lowest ids where it is too short; evaluated."""
         if not ranking:
             ids, rows = mx.arange(size), matrix.slice(0, size)
@@ -77,13 +77,13 @@ class Common:
             chosen.update(dict.fromkeys(islice(missing, size - len(chosen))))
             ids, members = mx.array(sorted(chosen), dtype=mx.int32), frozenset(chosen)
             rows = matrix.take(ids)
-        common = Common(ids, members, matrix, rows)
+        common = CommonTokens(ids, members, matrix, rows)
         mx.eval(arrays_of(common))
         return common
 
 
 @dataclass(frozen=True)
-class Output:
+class DraftOutput:
     """How a drafter reads out: the whole vocabulary, or what a request's drafts are cut down to.
 
     Attributes:
@@ -92,9 +92,9 @@ class Output:
     """
 
     full: Readout
-    cut: Common | None = None
+    cut: CommonTokens | None = None
 
-    def with_head(self, head: SequentialHead | None) -> Output:
+    def with_head(self, head: SequentialHead | None) -> DraftOutput:
         """The same output with a sequential head."""
         return replace(self, full=replace(self.full, head=head))
 
@@ -159,7 +159,7 @@ class DraftVocabulary:
         full: the readout over the whole vocabulary.
     """
 
-    def __init__(self, common: Common, full: Readout) -> None:
+    def __init__(self, common: CommonTokens, full: Readout) -> None:
         self._common = common
         self._full = full
         self._seen: dict[int, None] = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from ..errors import InputError
-from ..numbers import plain, shown, token_ids, whole
+from ..numbers import check_whole, plain, shown, token_ids
 from ..sampling.settings import LogitsProcessor, Sampling
 from ..text.messages import check_text
 
@@ -98,9 +98,9 @@ class Request:
         Raises:
             InputError: it names the setting, its value and the range.
         """
-        whole("max_tokens", self.max_tokens, 1)
-        whole("sample", self.sample, 0)
-        whole("prefill_step_size", self.prefill_step_size, 1)
+        check_whole("max_tokens", self.max_tokens, 1)
+        check_whole("sample", self.sample, 0)
+        check_whole("prefill_step_size", self.prefill_step_size, 1)
         self.sampling.check()
         for string in self.stop:
             if not isinstance(string, str) or not string:

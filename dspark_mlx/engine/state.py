@@ -9,11 +9,12 @@ import mlx.core as mx
 
 from ..drafters.base import Drafter, DrafterContext
 from ..errors import InputError
-from ..sampling import Place, Sampler
+from ..sampling import Position, Sampler
 from ..sampling.packing import Packed
 from ..schedulers import Policy, Scheduler
 from ..schedulers.speed_profile import SpeedProfile
 from ..targets.tap import Target
+from .timer import RoundTimer
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,47 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Flight:
+class Speculation:
+    """A drafter at work for one request.
+
+    Attributes:
+        drafter: proposes the blocks.
+        context: what it keeps of the request's committed tokens.
+    """
+
+    drafter: Drafter
+    context: DrafterContext
+
+    @property
+    def gamma(self) -> int:
+        """Tokens of a block."""
+        return self.drafter.config.gamma
+
+    @classmethod
+    def start(cls, engine: Engine, prompt: list[int], temperature: float) -> Speculation | None:
+        """Of a new request; None for an engine without a drafter."""
+        drafter = engine.drafter
+        return cls(drafter, drafter.new_context(prompt, temperature)) if drafter else None
+
+
+@dataclass(frozen=True)
+class VerifyForward:
     """A verify forward under way.
 
     Attributes:
-        place: of its first row.
+        position: of its first row.
         tokens: of its rows, int32 `[rows]`; those past the scheduled ones are padding and mean
             nothing.
         last: the last token it commits, int32 `[1]`: the next anchor.
         taps: the rows' features, one array a tap.
         packed: what the host will read of it.
-        build_seconds: Python's time for the accept rule's part of the graph.
     """
 
-    place: Place
+    position: Position
     tokens: mx.array
     last: mx.array
     taps: list[mx.array]
     packed: Packed
-    build_seconds: float
 
 
 @dataclass
@@ -67,36 +90,38 @@ class State:
 
     Attributes:
         caches: the target's, holding every committed token but the anchor.
-        context: the drafter's, likewise; None without a drafter.
+        speculation: the drafter and its context; None decodes plainly.
         policy: the scheduler's, for this request.
         sampler: its rule for choosing tokens.
         position: the anchor's, which is the committed tokens before it.
         anchor: the newest committed token, int32 `[1]`.
         prefix: all tokens up to the anchor; None where no logits processor reads them.
         parked: plain steps to make before the policy is asked again.
-        ahead: the next plain step, launched before the last one was read.
+        next_step: the next plain step, launched before the last one was read.
+        timer: of the round under way.
     """
 
     caches: list[Any]
-    context: DrafterContext | None
+    speculation: Speculation | None
     policy: Policy
     sampler: Sampler
     position: int = 0
     anchor: mx.array = field(default_factory=lambda: mx.zeros((1,), mx.int32))
     prefix: mx.array | None = None
     parked: int = 0
-    ahead: Flight | None = None
+    next_step: VerifyForward | None = None
+    timer: RoundTimer = field(default_factory=RoundTimer)
+
+    @property
+    def place(self) -> Position:
+        """Where the next forward stands."""
+        return Position(self.position, self.prefix)
 
     def close(self) -> None:
         """Wait for what was launched ahead: nothing of a request runs on after it."""
-        ahead, self.ahead = self.ahead, None
-        if ahead is not None:
-            mx.eval(ahead.packed.array)
-
-    @property
-    def place(self) -> Place:
-        """Where the next forward stands."""
-        return Place(self.position, self.prefix)
+        next_step, self.next_step = self.next_step, None
+        if next_step is not None:
+            mx.eval(next_step.packed.array)
 
 
 def make_engine(

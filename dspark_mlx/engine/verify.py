@@ -1,25 +1,23 @@
-"""Verify and commit: launch the target over a block, wait for it, keep what it accepts."""
+"""Verify and commit: start the target's forward over a block, wait for it, keep what it accepts."""
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import mlx.core as mx
 
-from ..caches import commit
-from ..sampling import Place
+from ..caches import keep_rows
+from ..sampling import Position
 from ..sampling.packing import pack, unpack
 from ..types import Draft, Verdict
-from .state import Engine, Flight, State
+from .state import Engine, State, VerifyForward
 
 
-def launch(
+def start_verify(
     engine: Engine,
     state: State,
     draft: Draft | None = None,
     scheduled: int = 0,
-    after: Flight | None = None,
-) -> Flight:
+    after: VerifyForward | None = None,
+) -> VerifyForward:
     """Start the verify forward over [anchor, x_1..x_scheduled], padded where that is cheaper.
 
     Args:
@@ -27,47 +25,56 @@ def launch(
         state: whose caches it writes.
         draft: the block; None for a plain step.
         scheduled: its tokens to verify.
-        after: a plain step that has not landed yet, which this one follows.
+        after: a plain step that is not committed yet, which this one follows.
     """
-    place, anchor = state.place, state.anchor
+    position, anchor = state.place, state.anchor
     if after is not None:
-        anchor, before = after.last, after.place.prefix
-        longer = None if before is None else mx.concatenate([before, anchor])
-        place = Place(after.place.position + 1, longer)
-    tokens = anchor
-    if draft is not None:
-        rows = engine.rows(scheduled + 1, place.position)
-        # What pads is verified too and then ignored: nothing of it may be committed.
-        block = draft.tokens[: rows - 1]
-        padding = [anchor] * (rows - 1 - block.size)
-        tokens = mx.concatenate([anchor, block, *padding]) if rows > 1 else anchor
+        anchor, position = after.last, _following(after)
+    tokens = anchor if draft is None else _rows(engine, position, anchor, draft, scheduled)
     logits, taps = engine.target(tokens, state.caches)
-    started = perf_counter()
-    judgement = state.sampler.judge(logits[: scheduled + 1], place, draft)
-    packed = pack(judgement, draft, scheduled)
-    build_seconds = perf_counter() - started
+    with state.timer.host():
+        judgement = state.sampler.judge(logits[: scheduled + 1], position, draft)
+        packed = pack(judgement, draft, scheduled)
     # All that outlives the round is evaluated with it: another thread may go on with the request,
     # and what nothing reads would pile up.
-    held = state.context.arrays() if draft is not None and state.context else []
-    prefix = [] if place.prefix is None else [place.prefix]
-    kept = [*taps, *prefix, *state.sampler.kept, *held]
-    mx.async_eval([packed.array, judgement.last, *kept])
-    return Flight(place, tokens, judgement.last, taps, packed, build_seconds)
+    held = state.speculation.context.arrays() if draft and state.speculation else []
+    prefix = [] if position.prefix is None else [position.prefix]
+    mx.async_eval([packed.array, judgement.last, *taps, *prefix, *state.sampler.kept, *held])
+    return VerifyForward(position, tokens, judgement.last, taps, packed)
 
 
-def land(engine: Engine, state: State, flight: Flight) -> tuple[Verdict, float]:
-    """Wait for a forward and commit what it says; returns the verdict and Python's time for it."""
-    verdict = unpack(flight.packed)
-    started = perf_counter()
-    kept = len(verdict.tokens)
-    commit(state.caches, flight.tokens.size, kept)
-    state.position += kept
-    state.anchor = flight.last
-    if flight.place.prefix is not None:
-        new = mx.array(list(verdict.tokens), dtype=mx.int32)
-        state.prefix = mx.concatenate([flight.place.prefix, new])
-        mx.async_eval(state.prefix)
-    if engine.drafter and state.context:
-        engine.drafter.extend(state.context, flight.taps, flight.tokens, kept)
-        state.context.commit(verdict.tokens)
-    return verdict, flight.build_seconds + perf_counter() - started
+def commit(state: State, forward: VerifyForward) -> Verdict:
+    """Wait for a forward, roll the caches back to what it accepts, and extend the context by it."""
+    verdict = unpack(forward.packed)
+    with state.timer.host():
+        kept = len(verdict.tokens)
+        keep_rows(state.caches, forward.tokens.size, kept)
+        state.position += kept
+        state.anchor = forward.last
+        if forward.position.prefix is not None:
+            new = mx.array(list(verdict.tokens), dtype=mx.int32)
+            state.prefix = mx.concatenate([forward.position.prefix, new])
+            mx.async_eval(state.prefix)
+        if state.speculation:
+            drafter, context = state.speculation.drafter, state.speculation.context
+            drafter.extend(context, forward.taps, forward.tokens, kept)
+            context.commit(verdict.tokens)
+    return verdict
+
+
+def _following(step: VerifyForward) -> Position:
+    """Where the forward behind a plain step stands."""
+    before = step.position.prefix
+    prefix = None if before is None else mx.concatenate([before, step.last])
+    return Position(step.position.position + 1, prefix)
+
+
+def _rows(
+    engine: Engine, position: Position, anchor: mx.array, draft: Draft, scheduled: int
+) -> mx.array:
+    """The rows to run, int32 `[rows]`."""
+    rows = engine.rows(scheduled + 1, position.position)
+    # What pads is verified too and then ignored: nothing of it may be committed.
+    block = draft.tokens[: rows - 1]
+    padding = [anchor] * (rows - 1 - block.size)
+    return mx.concatenate([anchor, block, *padding]) if rows > 1 else anchor

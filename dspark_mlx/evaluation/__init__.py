@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..decoder import Decoder
-from .answers import EvaluationSettings, Progress, answers
+from ..progress import ProgressCallback
+from .answers import EvaluationSettings, answers
 from .records import Evaluation
 from .summary import summarise
 from .tasks import Task, read_tasks
@@ -20,7 +21,7 @@ def evaluate(
     decoders: Mapping[str, Decoder],
     tasks: Sequence[Task],
     settings: EvaluationSettings | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Answer all prompts with every drafter and add up.
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..benchmark.comparison import Row, make_row
-from ..benchmark.turns import Run, Turn, take_turn
+from ..benchmark.turns import TimedRun, Turn, take_turn
 from ..decoder import Decoder
 from ..engine.request import Request
 from ..errors import InputError
-from ..numbers import whole
+from ..numbers import check_whole
+from ..progress import ProgressCallback
 from ..sampling.effective_temperature import heat
 from .sweep import Text, judge, visited
 from .tasks import Task
-
-Progress = Callable[[int, int], None]
-"""Called with turns done and turns in all."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,8 @@ class EvaluationSettings:
         Raises:
             InputError: it names the setting.
         """
-        whole("max_tokens", self.max_tokens, 2)
-        whole("repeats", self.repeats, 1)
+        check_whole("max_tokens", self.max_tokens, 2)
+        check_whole("repeats", self.repeats, 1)
         Request.make(self.max_tokens, (), self.sampling)
 
 
@@ -80,7 +78,7 @@ class Answer:
     prompt: int
     turn: int
     temperature: float
-    runs: Mapping[str, tuple[Run, ...]]
+    runs: Mapping[str, tuple[TimedRun, ...]]
     speeds: Mapping[str, Row | None]
     texts: Mapping[str, tuple[Text, ...]]
 
@@ -106,7 +104,7 @@ def answers(
     decoders: Mapping[str, Decoder],
     tasks: Sequence[Task],
     settings: EvaluationSettings,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Iterator[Answer | LeftOut]:
     """Answer turn by turn, so that whoever stops early has what is finished.
 
@@ -209,7 +207,7 @@ def _speed(
 
 
 def _judged(
-    decoder: Decoder, prompt: Sequence[int], runs: Sequence[Run], settings: EvaluationSettings
+    decoder: Decoder, prompt: Sequence[int], runs: Sequence[TimedRun], settings: EvaluationSettings
 ) -> tuple[Text, ...]:
     drafter = decoder.engine.drafter
     assert drafter is not None

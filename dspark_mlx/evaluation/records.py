@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..calibration.report import SlotReport
 from .answers import EvaluationSettings, LeftOut
-from .sweep import Point
+from .sweep import SweepPoint
 
 AVERAGE = "macro-average"
 
@@ -84,7 +84,7 @@ class Score:
     conditional: tuple[float | None, ...]
     slots: tuple[SlotReport, ...]
     bins: tuple[Bin, ...]
-    sweep: tuple[Point, ...]
+    sweep: tuple[SweepPoint, ...]
     speed: Speed | None
 
     @property

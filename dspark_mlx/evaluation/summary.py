@@ -11,14 +11,14 @@ import numpy as np
 from ..benchmark.comparison import Row, speedups
 from ..calibration.metrics import bin_counts
 from ..calibration.report import SlotReport
-from ..calibration.report import report as slot_report
+from ..calibration.report import slot_reports as slot_report
 from ..calibration.sts import Calibration
 from ..decoder import Decoder
 from ..types import Round
 from .answers import Answer, EvaluationSettings, LeftOut, count_turns
 from .counts import count
 from .records import AVERAGE, Bin, Evaluation, Score, Speed
-from .sweep import Block, Point, sweep, visited
+from .sweep import Block, SweepPoint, sweep, visited
 from .tasks import Task
 
 # Of a confidence in float32, whose log-odds must be finite.
@@ -161,8 +161,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return statistics.mean(known) if known else None
 
 
-def _mean_point(points: Sequence[Point]) -> Point:
-    return Point(
+def _mean_point(points: Sequence[SweepPoint]) -> SweepPoint:
+    return SweepPoint(
         points[0].threshold,
         statistics.mean(point.tau for point in points),
         statistics.mean(point.verified for point in points),

@@ -14,7 +14,7 @@ import numpy as np
 from mlx_lm.generate import wired_limit
 
 from ..decoder import Decoder
-from ..replay.record import features, judged_drafts
+from ..replay.record import judged_drafts, text_features
 from ..schedulers import schedule
 from ..schedulers.threshold import ThresholdScheduler
 from ..types import Round
@@ -41,7 +41,7 @@ Text: TypeAlias = Sequence[Block]
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """What a threshold on the confidence gives.
 
     Attributes:
@@ -57,7 +57,9 @@ class Point:
     acceptance_rate: float | None
 
 
-def sweep(texts: Sequence[Text], thresholds: Sequence[float] = THRESHOLDS) -> tuple[Point, ...]:
+def sweep(
+    texts: Sequence[Text], thresholds: Sequence[float] = THRESHOLDS
+) -> tuple[SweepPoint, ...]:
     """Every threshold on judged texts; nothing of no texts."""
     if not any(texts):
         return ()
@@ -77,7 +79,7 @@ def judge(decoder: Decoder, prompt: Sequence[int], text: Sequence[int]) -> Text:
     if anchors < 1:
         return ()
     with wired_limit(target.model):
-        taps = features(target, [*prompt, *text[: anchors - 1]])
+        taps = text_features(target, [*prompt, *text[: anchors - 1]])
         return tuple(
             Block(tuple(np.array(draft.confidence).tolist()), accepted)
             for draft, accepted in judged_drafts(drafter, prompt, text, taps)
@@ -97,7 +99,7 @@ def visited(rounds: Sequence[Round], stop_tokens: Collection[int]) -> list[Block
     return [Block(done.confidence, done.accepted) for done in judged]
 
 
-def _point(texts: Sequence[Text], threshold: float) -> Point:
+def _point(texts: Sequence[Text], threshold: float) -> SweepPoint:
     policy = ThresholdScheduler(threshold)
     rounds = verified = taken = 0
     for text in texts:
@@ -109,4 +111,4 @@ def _point(texts: Sequence[Text], threshold: float) -> Point:
             rounds, verified, taken = rounds + 1, verified + length, taken + accepted
             at += accepted + 1
     rate = taken / verified if verified else None
-    return Point(threshold, 1 + taken / rounds, verified / rounds, rate)
+    return SweepPoint(threshold, 1 + taken / rounds, verified / rounds, rate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ..calibration.report import table as slot_table
+from ..calibration.report import report_table as slot_table
 from .records import AVERAGE, Evaluation, Score
 
 _BLANK = "-"

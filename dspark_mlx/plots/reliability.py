@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.metrics import bin_counts
-from ..calibration.report import report
+from ..calibration.report import slot_reports
 from ..calibration.sts import Calibration, check_logits, identity, survives
 from . import check_path, new_figure, save
 
@@ -31,7 +31,7 @@ def plot(
         InputError: no matplotlib, a path that cannot be written, or rounds that `report` refuses.
     """
     check_path(path)
-    rows = report(logits, accepted, calibration)
+    rows = slot_reports(logits, accepted, calibration)
     labels = survives(accepted, check_logits(logits, calibration.gamma))
     figure, axes = new_figure(11.0, 4.0, columns=3)
     axes[0].get_gridspec().set_width_ratios([3, 3, 2])

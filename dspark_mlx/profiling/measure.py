@@ -14,9 +14,9 @@ import numpy as np
 from mlx_lm.generate import wired_limit
 
 from ..checkpoint.fingerprint import device_name
-from ..engine.rounds import Progress
 from ..engine.state import Engine
 from ..errors import InputError
+from ..progress import ProgressCallback
 from ..schedulers.speed_profile import SpeedProfile
 from .timing import PLAIN_STEPS, Session, Times, take_turns
 
@@ -32,11 +32,11 @@ _BATCH_SECONDS = 1.0
 _FEWEST = 3
 
 
-def measure(
+def measure_profile(
     engine: Engine,
     name: str,
     key: str,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     *,
     contexts: Iterable[int] = CONTEXTS,
     repeats: int = 9,
@@ -116,7 +116,7 @@ def _added(times: Times, gamma: int) -> tuple[float, float, float]:
     return max(draft, 0.0), max(first, 0.0), max((all_rows - first) / gamma, 0.0)
 
 
-def spot(engine: Engine, context: int, repeats: int) -> tuple[float, float, float]:
+def spot_check(engine: Engine, context: int, repeats: int) -> tuple[float, float, float]:
     """A few forwards at one context: verify of width 1, of gamma + 1, and a draft, milliseconds."""
     assert engine.drafter is not None
     block = engine.drafter.config.gamma + 1
@@ -132,7 +132,7 @@ def spot(engine: Engine, context: int, repeats: int) -> tuple[float, float, floa
 class _Steps:
     """Passes over all phases, each of `repeats` passes or fewer, for a progress bar."""
 
-    def __init__(self, progress: Progress | None, repeats: int, total: int) -> None:
+    def __init__(self, progress: ProgressCallback | None, repeats: int, total: int) -> None:
         self._progress = progress
         self._repeats = repeats
         self._total = total

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from ..checkpoint.fingerprint import fingerprint
 from ..decoder import Decoder
-from ..engine.rounds import Progress
 from ..engine.state import Engine
 from ..errors import InputError
+from ..progress import ProgressCallback
 from ..schedulers.speed_profile import SpeedProfile, read_profile, write_profile
 from ..system.files import cache_folder
 from ..system.system_errors import writing
-from .measure import LIMIT, measure, spot
+from .measure import LIMIT, measure_profile, spot_check
 
 # A profile is trusted within 30 %, see `difference`: repeats that differ by as much say nothing.
 _NOISY = 0.3
@@ -106,7 +106,7 @@ def has_profile(key: str) -> bool:
         return False
 
 
-def stored(key: str) -> tuple[SpeedProfile | None, str | None]:
+def read_stored(key: str) -> tuple[SpeedProfile | None, str | None]:
     """The profile of a key, None when there is none to use.
 
     Returns:
@@ -124,7 +124,7 @@ def stored(key: str) -> tuple[SpeedProfile | None, str | None]:
     return profile, None
 
 
-def store(profile: SpeedProfile) -> Path:
+def save(profile: SpeedProfile) -> Path:
     """Keep a profile under its key, atomically; returns where.
 
     Raises:
@@ -137,7 +137,7 @@ def store(profile: SpeedProfile) -> Path:
     return path
 
 
-def stale(profile: SpeedProfile, engine: Engine) -> str | None:
+def why_stale(profile: SpeedProfile, engine: Engine) -> str | None:
     """What is no longer as it was measured, None when a spot check finds nothing.
 
     The key does not hold everything that speed depends on: another BLAS library on the CPU, a
@@ -149,7 +149,7 @@ def stale(profile: SpeedProfile, engine: Engine) -> str | None:
         return f"it has {profile.widths} widths and this block needs {block}"
     reason = None
     for repeats in (3, 9):
-        reason = difference(profile, block, *spot(engine, profile.contexts[0], repeats))
+        reason = difference(profile, block, *spot_check(engine, profile.contexts[0], repeats))
         if reason is None:
             return None
     return reason
@@ -195,11 +195,11 @@ def forget(pair: Pair) -> Path | None:
     return path
 
 
-def obtain(
+def get_profile(
     pair: Pair,
     *,
     remeasure: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     limit: float = LIMIT,
 ) -> Obtained:
     """The pair's stored profile if a spot check agrees with it; else it is measured and stored.
@@ -216,13 +216,13 @@ def obtain(
     """
     key, rejected = pair.key(), None
     if not remeasure:
-        found, rejected = stored(key)
-        reason = stale(found, pair.engine) if found else None
+        found, rejected = read_stored(key)
+        reason = why_stale(found, pair.engine) if found else None
         if found and reason is None:
             return Obtained(found, False, f"Found in {profile_path(key)}.")
         rejected = f"{profile_path(key)}: {reason}." if reason else rejected
     length = pair.max_length
-    profile = measure(pair.engine, pair.name, key, progress, max_length=length, limit=limit)
+    profile = measure_profile(pair.engine, pair.name, key, progress, max_length=length, limit=limit)
     if profile.noise > _NOISY:
         story = (
             f"Measured for this run only: the machine is too busy or slow (repeats of one forward "
@@ -230,7 +230,7 @@ def obtain(
         )
         return Obtained(profile, True, story, rejected, kept=False)
     try:
-        story = f"Measured and stored in {store(profile)}."
+        story = f"Measured and stored in {save(profile)}."
     except InputError as error:
         # A read-only home must not keep anyone from decoding.
         rejected = rejected or "Speed profiles cannot be kept here."
@@ -238,7 +238,7 @@ def obtain(
     return Obtained(profile, True, story, rejected)
 
 
-def adopt(pair: Pair, profile: SpeedProfile, where: object) -> Obtained:
+def import_profile(pair: Pair, profile: SpeedProfile, where: object) -> Obtained:
     """Store a profile made elsewhere as this pair's; `rejected` says if this device disagrees.
 
     It is stored all the same, because it was asked for; `obtain` checks it at every use.
@@ -256,6 +256,6 @@ def adopt(pair: Pair, profile: SpeedProfile, where: object) -> Obtained:
     if profile.widths < block:
         raise InputError(where, f"widths 1 to {profile.widths}", f"1 to {block} or more")
     profile = dataclasses.replace(profile, key=pair.key())
-    path, reason = store(profile), stale(profile, pair.engine)
+    path, reason = save(profile), why_stale(profile, pair.engine)
     story = f"Imported from {where} into {path}."
     return Obtained(profile, False, story, f"{path}: {reason}." if reason else None)

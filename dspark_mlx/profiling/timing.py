@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
-from ..caches import cache_arrays, commit, new_caches
+from ..caches import cache_arrays, keep_rows, new_caches
 from ..engine.state import Engine
-from ..sampling import Place, Sampler, greedy, likeliest
+from ..sampling import Position, Sampler, greedy, likeliest
 from ..sampling.make import make_sampler
 from ..sampling.packing import pack
 from ..sampling.settings import Sampling
@@ -140,7 +140,7 @@ class Session:
         """Accepting a whole block, or choosing a plain step's token."""
         drafter, context = self._engine.drafter, self._context
         assert drafter is not None and context is not None
-        place, draft = Place(self.length), None
+        place, draft = Position(self.length), None
         if rows > 1:
             pick = sampler.propose(place, rows - 1)
             draft = drafter.draft(context, self._tokens((1,)), pick)
@@ -182,7 +182,7 @@ class Session:
         started = perf_counter()
         drafter.extend(context, self._taps, tokens)
         gamma = drafter.config.gamma
-        pick = sampler.propose(Place(self.length), gamma) if sampler else greedy
+        pick = sampler.propose(Position(self.length), gamma) if sampler else greedy
         draft = drafter.draft(context, anchor, pick)
         found = (draft.tokens, draft.confidence_logits, draft.weights)
         mx.eval([a for a in found if a is not None])
@@ -211,9 +211,9 @@ class Session:
 
     def _take_back(self, rows: int, together: bool) -> None:
         if not self._rotating:
-            commit(self._caches, rows, 0)
+            keep_rows(self._caches, rows, 0)
         elif together:
-            commit(self._caches, rows, 1)
+            keep_rows(self._caches, rows, 1)
 
     def _copies(self, requests: int) -> list[Any]:
         copies = new_caches(self._engine.target.model, "target")
@@ -228,7 +228,7 @@ class Session:
         started = perf_counter()
         np.array(likeliest(self._engine.target.model(tokens, cache=caches)))
         seconds = perf_counter() - started
-        commit(caches, tokens.shape[1], 0)
+        keep_rows(caches, tokens.shape[1], 0)
         return seconds
 
     def _tokens(self, shape: tuple[int, ...]) -> mx.array:

@@ -22,6 +22,7 @@ from ..drafters.base import Drafter
 from ..engine.rounds import rounds
 from ..engine.state import Engine
 from ..errors import InputError
+from ..progress import ProgressCallback
 from ..sampling import Pick, finite_drafts, greedy
 from ..sampling.chooser import Chooser
 from ..sampling.hindsight import Hindsight, target_logprobs
@@ -33,8 +34,6 @@ from ..types import Draft
 from .recorded import RecordedRound
 
 P = TypeVar("P", bound=Pick)
-Progress = Callable[[int, int], None]
-"""Called with prompts recorded and prompts in all."""
 
 
 def record(
@@ -42,7 +41,7 @@ def record(
     prompts: Sequence[tuple[str, Sequence[int]]],
     max_tokens: int,
     stop_tokens: Collection[int],
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     sampling: Sampling | None = None,
 ) -> list[RecordedRound]:
     """Draft from every position of the target's own texts.
@@ -113,7 +112,7 @@ def _judge(
 ) -> Iterator[Judged]:
     """The greedy block after each token of `text` that it fits into."""
     anchors = len(text) - drafter.config.gamma
-    taps = features(target, [*prompt, *text[: anchors - 1]])
+    taps = text_features(target, [*prompt, *text[: anchors - 1]])
     for draft, accepted in judged_drafts(drafter, prompt, text, taps):
         yield tuple(np.array(draft.confidence_logits).tolist()), accepted, 0.0, ()
 
@@ -182,7 +181,7 @@ def _drafts(
         yield drafter.draft(context, mx.array([text[i]], dtype=mx.int32), pick), pick
 
 
-def features(target: Target, tokens: Sequence[int]) -> list[mx.array]:
+def text_features(target: Target, tokens: Sequence[int]) -> list[mx.array]:
     """Features of every token, one `[tokens, hidden]` a tap; no logits are computed."""
     return _features(target, tokens, new_caches(target.model, "target"))
 

@@ -16,7 +16,7 @@ from ..schedulers.make import SCHEDULERS, make_scheduler
 from ..schedulers.speed_profile import SpeedProfile, read_profile
 from ..system.files import DATA
 from .recorded import RecordedRound, arrays, by_temperature, read_rounds
-from .simulate import Outcome, Text, best_fixed, oracle, replay, texts
+from .simulate import Outcome, ReplayText, best_fixed, oracle, replay, texts
 
 SHIPPED = DATA / "profiles"
 JUDGED = tuple(kind.EXAMPLE for name, kind in SCHEDULERS.items() if name not in ("auto", "fixed"))
@@ -52,7 +52,7 @@ def find_profile(name: str) -> tuple[str, SpeedProfile]:
     return path.stem, read_profile(path)
 
 
-def report(
+def replay_report(
     rounds_path: Path,
     profile_names: Sequence[str],
     calibration_folder: Path | None,
@@ -101,7 +101,7 @@ def _calibration(rounds: Sequence[RecordedRound], folder: Path | None) -> Calibr
 
 
 def _judge(
-    recorded: Sequence[Text],
+    recorded: Sequence[ReplayText],
     profile: SpeedProfile,
     calibration: Calibrations,
     greedy: bool,

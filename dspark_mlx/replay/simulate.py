@@ -55,7 +55,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Text:
+class ReplayText:
     """One recorded request: rounds by position, and their calibrated confidences."""
 
     task: str
@@ -65,7 +65,9 @@ class Text:
     temperature: float = 0.0
 
 
-def texts(rounds: Iterable[RecordedRound], calibration: Calibration | Calibrations) -> list[Text]:
+def texts(
+    rounds: Iterable[RecordedRound], calibration: Calibration | Calibrations
+) -> list[ReplayText]:
     """Group recorded rounds by temperature and request, in the order of their positions."""
     made = []
     for (temperature, _), group in groupby(
@@ -75,7 +77,7 @@ def texts(rounds: Iterable[RecordedRound], calibration: Calibration | Calibratio
         logits = [done.confidence_logits for done in ordered]
         confidence = calibration.at(temperature).probabilities(logits).tolist()
         made.append(
-            Text(
+            ReplayText(
                 temperature=temperature,
                 task=ordered[0].task,
                 start=ordered[0].position,
@@ -86,7 +88,9 @@ def texts(rounds: Iterable[RecordedRound], calibration: Calibration | Calibratio
     return made
 
 
-def replay(scheduler: Scheduler, text: Text, profile: SpeedProfile, greedy: bool = True) -> Outcome:
+def replay(
+    scheduler: Scheduler, text: ReplayText, profile: SpeedProfile, greedy: bool = True
+) -> Outcome:
     """Walk a request's text under a scheduler.
 
     Args:
@@ -117,11 +121,11 @@ def replay(scheduler: Scheduler, text: Text, profile: SpeedProfile, greedy: bool
     return total + Outcome(deciding_seconds=clock.seconds)
 
 
-def _as_sampled(text: Text, profile: SpeedProfile) -> SpeedProfile:
+def _as_sampled(text: ReplayText, profile: SpeedProfile) -> SpeedProfile:
     return profile.sampled if text.temperature else profile
 
 
-def oracle(text: Text, profile: SpeedProfile) -> Outcome:
+def oracle(text: ReplayText, profile: SpeedProfile) -> Outcome:
     """The best that is possible with the text's own odds, known in advance.
 
     It is shown all calibrated confidences of every block and knows the text's long-run rate, which
@@ -138,7 +142,7 @@ def oracle(text: Text, profile: SpeedProfile) -> Outcome:
     return best
 
 
-def best_fixed(many: Sequence[Text], profile: SpeedProfile) -> tuple[int, Outcome]:
+def best_fixed(many: Sequence[ReplayText], profile: SpeedProfile) -> tuple[int, Outcome]:
     """The verify length, 0 included, that is fastest over all texts in hindsight."""
     gamma = len(many[0].confidence[0])
     totals = [total(FixedScheduler(n), many, profile) for n in range(gamma + 1)]
@@ -147,7 +151,7 @@ def best_fixed(many: Sequence[Text], profile: SpeedProfile) -> tuple[int, Outcom
 
 
 def total(
-    scheduler: Scheduler, many: Iterable[Text], profile: SpeedProfile, greedy: bool = True
+    scheduler: Scheduler, many: Iterable[ReplayText], profile: SpeedProfile, greedy: bool = True
 ) -> Outcome:
     """`replay` over several texts."""
     return sum((replay(scheduler, text, profile, greedy) for text in many), Outcome())
@@ -204,7 +208,7 @@ class _Clock:
         return result
 
 
-def _block(clock: _Clock, text: Text, at: int, limit: int, greedy: bool) -> Round:
+def _block(clock: _Clock, text: ReplayText, at: int, limit: int, greedy: bool) -> Round:
     confidence = text.confidence[at]
     shown = confidence if clock.policy.reads_confidence else ()
     scheduled = clock.schedule(shown, limit, greedy)

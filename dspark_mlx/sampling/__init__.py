@@ -26,7 +26,7 @@ the log-weights `[1, size]` float32 that it was drawn by; None where it was not 
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where a forward's first row stands.
 
     Attributes:
@@ -99,11 +99,11 @@ class Sampler(Protocol):
         """
         ...
 
-    def propose(self, place: Place, gamma: int) -> Pick:
+    def propose(self, place: Position, gamma: int) -> Pick:
         """Begin a round that drafts `gamma` slots."""
         ...
 
-    def judge(self, logits: mx.array, place: Place, draft: Draft | None) -> Judgement:
+    def judge(self, logits: mx.array, place: Position, draft: Draft | None) -> Judgement:
         """Accept and choose.
 
         Args:

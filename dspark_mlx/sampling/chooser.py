@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..types import Fault
-from . import Judgement, LogProbs, Place, finite_rows
+from . import Judgement, LogProbs, Position, finite_rows
 from .effective_temperature import heat
 from .settings import LogitsProcessor, Sampling
 from .transform import Filters, normalise, process
@@ -58,7 +58,7 @@ class Chooser:
         return mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))(keys) < self._xtc
 
     def target_weights(
-        self, logits: mx.array, place: Place, block: mx.array | None, coins: mx.array | None
+        self, logits: mx.array, place: Position, block: mx.array | None, coins: mx.array | None
     ) -> Rows:
         """What the target says at every row."""
         broken = mx.logical_not(finite_rows(logits))
@@ -81,7 +81,7 @@ class Chooser:
     def draft_weights(
         self,
         logits: mx.array,
-        place: Place,
+        place: Position,
         drawn: Sequence[mx.array],
         ids: mx.array | None,
         vocabulary: int,

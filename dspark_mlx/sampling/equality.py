@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ..types import Draft
-from . import Judgement, Pick, Place, finite_drafts, greedy, likeliest
+from . import Judgement, Pick, Position, finite_drafts, greedy, likeliest
 from .chooser import Chooser
 from .noise import Noise, gumbel
 
@@ -53,7 +53,7 @@ class Equality:
         """See `Sampler.kept`."""
         return self._noise.kept if self._noise else []
 
-    def propose(self, place: Place, gamma: int) -> Pick:
+    def propose(self, place: Position, gamma: int) -> Pick:
         """See `Sampler.propose`."""
         if self._noise is None and not self._chooser.needs_prefix:
             return greedy
@@ -73,7 +73,7 @@ class Equality:
 
         return pick
 
-    def judge(self, logits: mx.array, place: Place, draft: Draft | None) -> Judgement:
+    def judge(self, logits: mx.array, place: Position, draft: Draft | None) -> Judgement:
         """See `Sampler.judge`."""
         rows = logits.shape[0]
         block = draft.tokens[: rows - 1] if draft else None

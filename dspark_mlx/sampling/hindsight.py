@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from . import Place, finite_rows, likeliest
+from . import Position, finite_rows, likeliest
 from .chooser import Chooser
 from .noise import gumbel
 from .transform import normalise
@@ -73,7 +73,7 @@ class Hindsight:
         slot = slice(len(drawn), len(drawn) + 1)
         row, token = self._p[slot], self._text[slot]
         vocabulary = row.shape[-1]
-        weights = self._chooser.draft_weights(logits, Place(0), drawn, ids, vocabulary, None)
+        weights = self._chooser.draft_weights(logits, Position(0), drawn, ids, vocabulary, None)
         weights = weights.astype(mx.float32)
         finite = finite_rows(logits) & finite_rows(weights)
         # A slot that is not finite is never kept, as if it had no odds.
@@ -103,4 +103,4 @@ class Hindsight:
 
 def target_logprobs(chooser: Chooser, logits: mx.array) -> mx.array:
     """The target's log-probabilities under a request's settings, float32 `[rows, V]`."""
-    return normalise(chooser.target_weights(logits, Place(0), None, None).weights)
+    return normalise(chooser.target_weights(logits, Position(0), None, None).weights)

@@ -69,13 +69,13 @@ class JsonSchema:
         self._vocabulary = vocabulary
         self._stops = frozenset(stop_tokens)
 
-    def start(self, prompt_tokens: int) -> Follower:
+    def start(self, prompt_tokens: int) -> SchemaProcessor:
         """The processor of one request."""
         matcher = self._matcher(self._tokenizer, self._grammar)
-        return Follower(matcher, prompt_tokens, self._vocabulary, self._stops)
+        return SchemaProcessor(matcher, prompt_tokens, self._vocabulary, self._stops)
 
 
-class Follower:
+class SchemaProcessor:
     """One request's state of a grammar: a function of the tokens it is shown.
 
     Args:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ..types import Draft
-from . import Judgement, Pick, Place, finite_drafts, likeliest
+from . import Judgement, Pick, Position, finite_drafts, likeliest
 from .chooser import Chooser
 from .noise import Noise, gumbel
 from .transform import normalise
@@ -71,7 +71,7 @@ class Rejection:
         """See `Sampler.kept`."""
         return self._noise.kept
 
-    def propose(self, place: Place, gamma: int) -> Pick:
+    def propose(self, place: Position, gamma: int) -> Pick:
         """See `Sampler.propose`."""
         coin_key, draft_key = self._noise.fresh(2)
         # The target tosses the same coins at the same slots, so that p and q keep the same tokens.
@@ -95,7 +95,7 @@ class Rejection:
 
         return pick
 
-    def judge(self, logits: mx.array, place: Place, draft: Draft | None) -> Judgement:
+    def judge(self, logits: mx.array, place: Position, draft: Draft | None) -> Judgement:
         """See `Sampler.judge`."""
         scheduled = logits.shape[0] - 1
         block = draft.tokens[:scheduled] if draft else None

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import mlx.core as mx
 
 from ..errors import InputError
-from ..numbers import plain, shown, token_ids, whole, within
+from ..numbers import check_number, check_whole, plain, shown, token_ids
 
 LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
 """mlx-lm's: all tokens so far, int32 `[n]`, and logits `[1, vocabulary]` to new logits.
@@ -107,16 +107,16 @@ class Sampling:
         Raises:
             InputError: it names the setting, its value and the range.
         """
-        whole("top_k", self.top_k, 0)
+        check_whole("top_k", self.top_k, 0)
         for name in ("min_tokens_to_keep", *_CONTEXT_SIZES):
-            whole(name, getattr(self, name), 1)
+            check_whole(name, getattr(self, name), 1)
         for name in ("seed", "logprobs"):
             if getattr(self, name) is not None:
-                whole(name, getattr(self, name), 0)
+                check_whole(name, getattr(self, name), 0)
         for name, (inside, expected) in _RANGES.items():
-            within(name, getattr(self, name), inside, expected)
+            check_number(name, getattr(self, name), inside, expected)
         if self.draft_temperature is not None:
-            within("draft_temperature", self.draft_temperature, *_RANGES["temperature"])
+            check_number("draft_temperature", self.draft_temperature, *_RANGES["temperature"])
         if self.verification not in VERIFICATIONS:
             raise InputError("verification", shown(self.verification), " or ".join(VERIFICATIONS))
         if not isinstance(self.reproducible, bool):
@@ -149,8 +149,8 @@ class Sampling:
         if not isinstance(self.logit_bias, Mapping):
             raise InputError("logit_bias", shown(self.logit_bias), "token ids with numbers")
         for token, bias in self.logit_bias.items():
-            whole("logit_bias", token, 0)
-            within(f"logit_bias of token {token}", bias, *_FLOAT32)
+            check_whole("logit_bias", token, 0)
+            check_number(f"logit_bias of token {token}", bias, *_FLOAT32)
 
     def _check_contradictions(self) -> None:
         both = set(self.logit_bias) & set(self.banned_tokens)

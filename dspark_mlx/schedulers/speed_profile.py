@@ -114,14 +114,14 @@ class SpeedProfile:
 
     def _interpolated(self, context: int) -> Costs:
         lengths = np.array(self.contexts)
-        table = np.column_stack([self.draft, self.plain, self.verify])
+        columns = np.column_stack([self.draft, self.plain, self.verify])
         beyond = context - self.contexts[-1]
         if beyond > 0 and len(lengths) > 1:
             # The longest baseline: the noise of two neighbours would be multiplied far out.
-            slope = (table[-1] - table[0]) / (lengths[-1] - lengths[0])
-            row = table[-1] + np.maximum(slope, 0) * beyond
+            slope = (columns[-1] - columns[0]) / (lengths[-1] - lengths[0])
+            row = columns[-1] + np.maximum(slope, 0) * beyond
         else:
-            row = np.array([np.interp(context, lengths, column) for column in table.T])
+            row = np.array([np.interp(context, lengths, column) for column in columns.T])
         draft, plain, *verify = row.tolist()
         # The first minimum of what is left: of equally cheap widths the smallest.
         best = [i + int(np.argmin(verify[i:])) for i in range(len(verify))]
@@ -196,7 +196,7 @@ def write_profile(path: Path, profile: SpeedProfile) -> None:
         raise InputError(path, found, "a writable file in an existing folder") from error
 
 
-def table(profile: SpeedProfile) -> str:
+def profile_table(profile: SpeedProfile) -> str:
     """The profile as text, a line a context; `*` marks widths that a larger one undercuts."""
     lines = [profile.name, f"on {profile.device}; milliseconds of one request"]
     widths = "".join(f"{width:>8} " for width in range(1, profile.widths + 1))

@@ -18,7 +18,7 @@ from ..checkpoint.frequent_tokens import rank_tokens
 from ..decoder import Decoder
 from ..load import load
 from ..plots import check_path
-from ..progress import counting
+from ..progress import progress_bar
 from ..terminal import command, flags
 from .arguments import design_of, parser, plan_of, settings_of
 from .data.budget import unit
@@ -29,8 +29,8 @@ from .log import Entry
 from .memory import check_memory
 from .plot import plot
 from .publish import calibrate, prompts_of, write_card, write_drafter
-from .run import Result, Run
-from .settings import Settings
+from .run import Result, TrainingRun
+from .settings import TrainingSettings
 from .start import new_drafter, published_drafter, tapped
 
 _PROMPTS = 32
@@ -55,7 +55,7 @@ def main(argv: list[str] | None) -> int:
     others = [Store.open(folder) for folder in args.more_conversations]
     store = open_store(decoder, plan, args.conversations or args.to / "conversations")
     check_same_target(store, others)
-    with counting("Writing conversations", unit(plan)) as progress:
+    with progress_bar("Writing conversations", unit(plan)) as progress:
         write_conversations(decoder, plan, store, progress)
     if args.only_conversations:
         _tell(args, {"conversations": store.conversations, "answer tokens": store.answer_tokens})
@@ -65,7 +65,7 @@ def main(argv: list[str] | None) -> int:
     start.identity["conversation_tokens"] = len(corpus.tokens)
     target = tapped(decoder, start.config)
     try:
-        run = Run(target, corpus, start, settings, args.to, _Bar(settings, args))
+        run = TrainingRun(target, corpus, start, settings, args.to, _Bar(settings, args))
         result = _train(args, run)
     finally:
         target.close()
@@ -103,7 +103,7 @@ def _tell(args: argparse.Namespace, facts: dict[str, Any]) -> None:
         print("\n".join(f"{name:34} {value}" for name, value in facts.items()))
 
 
-def _train(args: argparse.Namespace, run: Run) -> Result:
+def _train(args: argparse.Namespace, run: TrainingRun) -> Result:
     if done := run.progress.step:
         _say(f"{args.to}: going on after step {done} of {args.steps}")
     with _interruptible() as stopped:
@@ -131,7 +131,7 @@ def _interruptible() -> Iterator[list[int]]:
 class _Bar:
     """The run's progress bar; evaluations are printed above it."""
 
-    def __init__(self, settings: Settings, args: argparse.Namespace) -> None:
+    def __init__(self, settings: TrainingSettings, args: argparse.Namespace) -> None:
         self._bar: tqdm[Any] = tqdm(
             total=settings.recipe.steps, desc="Training", unit="step", disable=args.json
         )
@@ -150,7 +150,7 @@ class _Bar:
         self._bar.set_postfix(loss=f"{watched.mean_loss:.3f}", tau=f"{watched.tau_greedy:.2f}")
 
 
-def _facts(corpus: Corpus, settings: Settings, result: Result) -> dict[str, Any]:
+def _facts(corpus: Corpus, settings: TrainingSettings, result: Result) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "conversations": len(corpus),
         "tokens": len(corpus.tokens),
@@ -169,7 +169,7 @@ def _facts(corpus: Corpus, settings: Settings, result: Result) -> dict[str, Any]
 
 
 def _calibrate(decoder: Decoder, folder: Path, prompts: list[list[int]]) -> int:
-    with counting("Calibrating", "prompt") as progress:
+    with progress_bar("Calibrating", "prompt") as progress:
         return calibrate(decoder, folder, prompts, 128, progress)
 
 

@@ -12,10 +12,10 @@ from ..checkpoint.precision import NAMES as PRECISIONS
 from ..drafters.heads import head_names
 from ..errors import InputError
 from ..terminal import command
-from .data.plan import Plan
-from .data.prompt_files import read_turns
-from .new_drafter import Design
-from .settings import Settings
+from .data.plan import DataPlan
+from .data.prompt_files import read_prompt_turns
+from .new_drafter import DrafterDesign
+from .settings import TrainingSettings
 from .step.batches import BatchSettings
 from .step.learner import Recipe
 from .step.objective import Objective
@@ -123,7 +123,7 @@ def _add_recipe(group: Any) -> None:
     add("--compute", choices=("float32", "bfloat16"), help="(default: bfloat16 on a GPU)")
 
 
-def settings_of(args: argparse.Namespace, head: str) -> Settings:
+def settings_of(args: argparse.Namespace, head: str) -> TrainingSettings:
     """The run's settings.
 
     Args:
@@ -137,7 +137,7 @@ def settings_of(args: argparse.Namespace, head: str) -> Settings:
         rate = 1e-4 if args.start else 6e-4
     # DeepSpec trains DFlash drafters by cross-entropy alone.
     ce, l1 = (1.0, 0.0) if head == "none" else (0.1, 0.9)
-    return Settings(
+    return TrainingSettings(
         Recipe(args.steps, rate, accumulate=args.accumulate),
         Objective(
             ce if args.ce is None else args.ce, l1 if args.l1 is None else args.l1, decay=args.decay
@@ -157,7 +157,7 @@ def settings_of(args: argparse.Namespace, head: str) -> Settings:
     )
 
 
-def design_of(args: argparse.Namespace) -> Design:
+def design_of(args: argparse.Namespace) -> DrafterDesign:
     """What was chosen of a new drafter.
 
     Raises:
@@ -170,18 +170,18 @@ def design_of(args: argparse.Namespace) -> Design:
         raise InputError("--from", names, "no choices of a new drafter")
     if "mask_token" in chosen:
         chosen["mask_token_id"] = chosen.pop("mask_token")
-    return Design(**chosen)
+    return DrafterDesign(**chosen)
 
 
-def plan_of(args: argparse.Namespace) -> Plan:
+def plan_of(args: argparse.Namespace) -> DataPlan:
     """What texts to write.
 
     Raises:
         InputError: prompts that cannot be read, temperatures that are no numbers.
     """
-    prompts = read_turns(args.prompts) if args.prompts else ()
+    prompts = read_prompt_turns(args.prompts) if args.prompts else ()
     share = 0.5 if args.self_written is None else args.self_written
-    return Plan(
+    return DataPlan(
         prompts=prompts,
         self_written=share if prompts else 1.0,
         imitated=args.imitated,

@@ -26,7 +26,7 @@ _WEIGHTS, _OPTIMISER, _STATE = "model.safetensors", "optimizer.safetensors", "st
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a run is.
 
     Attributes:
@@ -58,7 +58,7 @@ class Checkpoints:
         self._folder = folder
         self._identity = identity
 
-    def save(self, progress: Progress, parameters: Arrays, state: Arrays) -> None:
+    def save(self, progress: TrainingProgress, parameters: Arrays, state: Arrays) -> None:
         """Write a checkpoint, then remove those that are neither new nor the best.
 
         Raises:
@@ -86,7 +86,9 @@ class Checkpoints:
             if path not in keep:
                 shutil.rmtree(path)
 
-    def load(self, parameters: Arrays, state: Arrays) -> tuple[Progress, Arrays, Arrays] | None:
+    def load(
+        self, parameters: Arrays, state: Arrays
+    ) -> tuple[TrainingProgress, Arrays, Arrays] | None:
         """The newest checkpoint: progress, parameters and optimiser state; None without any.
 
         Args:
@@ -114,7 +116,7 @@ class Checkpoints:
 
     def _read(
         self, path: Path, parameters: Arrays, state: Arrays
-    ) -> tuple[Progress, Arrays, Arrays]:
+    ) -> tuple[TrainingProgress, Arrays, Arrays]:
         content = read_json(path / _STATE)
         if set(content) != {"identity", "progress"}:
             found = f"keys {', '.join(sorted(content))}"
@@ -162,16 +164,16 @@ def _at_most(steps: object, limit: int) -> bool:
     return type(steps) is int and steps <= limit
 
 
-def _progress(values: dict[str, Any], path: Path) -> Progress:
+def _progress(values: dict[str, Any], path: Path) -> TrainingProgress:
     """Where the run of a checkpoint's folder is."""
-    fields = {name: type(value) for name, value in asdict(Progress()).items()}
+    fields = {name: type(value) for name, value in asdict(TrainingProgress()).items()}
     if set(values) != set(fields):
         raise InputError(path / _STATE, f"progress of {', '.join(values)}", ", ".join(fields))
     for name, kind in fields.items():
         value = values[name]
         if type(value) not in (int, kind) or not 0 <= value < math.inf:
             raise InputError(path / _STATE, f"{name} {value!r}", f"{kind.__name__} of 0 or more")
-    return Progress(**values)
+    return TrainingProgress(**values)
 
 
 def _arrays(folder: Path, like: Arrays) -> Arrays:

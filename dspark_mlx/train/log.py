@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..system.files import write_text
 from ..system.system_errors import writing
-from .step.metrics import Watched
+from .step.metrics import BlockMetrics
 
 FIELDS = [
     "kind",
@@ -40,7 +40,7 @@ class Entry:
     step: int
     epoch: float
     learning_rate: float
-    watched: Watched
+    watched: BlockMetrics
     seconds: float
 
     def row(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from ..errors import InputError
-from .settings import Settings
+from .settings import TrainingSettings
 from .step.network import FROZEN
 
 _COPIES = 5
@@ -17,7 +17,9 @@ _PASSES = 6
 """Float32 arrays of a chunk of logits that exist at once."""
 
 
-def needed_bytes(tensors: Mapping[str, mx.array], settings: Settings, vocabulary: int) -> int:
+def needed_bytes(
+    tensors: Mapping[str, mx.array], settings: TrainingSettings, vocabulary: int
+) -> int:
     """A lower bound of what a run takes beside the target: weights, optimiser, a chunk of logits.
 
     Args:
@@ -29,7 +31,9 @@ def needed_bytes(tensors: Mapping[str, mx.array], settings: Settings, vocabulary
     return 4 * (_COPIES * learnt + _PASSES * settings.rows(vocabulary) * vocabulary)
 
 
-def check_memory(tensors: Mapping[str, mx.array], settings: Settings, vocabulary: int) -> None:
+def check_memory(
+    tensors: Mapping[str, mx.array], settings: TrainingSettings, vocabulary: int
+) -> None:
     """Refuse a run that cannot fit beside what is in memory already.
 
     Raises:

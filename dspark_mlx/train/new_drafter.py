@@ -21,7 +21,7 @@ _SMALL = 1024
 
 
 @dataclass(frozen=True)
-class Design:
+class DrafterDesign:
     """What to choose of a new drafter; None takes what fits the target's size.
 
     Attributes:
@@ -42,7 +42,12 @@ class Design:
 
 
 def new_config(
-    design: Design, target: Target, config: Mapping[str, Any], name: str, mask: int, cap: float
+    design: DrafterDesign,
+    target: Target,
+    config: Mapping[str, Any],
+    name: str,
+    mask: int,
+    cap: float,
 ) -> DSparkConfig:
     """The canonical configuration of a new drafter.
 

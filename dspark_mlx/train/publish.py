@@ -17,7 +17,7 @@ from ..checkpoint.layout import check_tensors
 from ..checkpoint.tensor_writer import write_tensors
 from ..decoder import Decoder
 from ..drafters.dspark.config import DSparkConfig
-from ..load import load_beside
+from ..load import add_drafter
 from ..replay.record import record
 from ..replay.recorded import arrays
 from ..sampling.settings import Sampling
@@ -75,7 +75,7 @@ def calibrate(
     Returns:
         Rounds that it was fitted on; 0 where they are too few, and nothing is stored then.
     """
-    engine = load_beside(decoder, folder, "full").engine
+    engine = add_drafter(decoder, folder, "full").engine
     texts = [("held-out", list(prompt)) for prompt in prompts]
     fits, count = {}, 0
     for number, temperature in enumerate(TEMPERATURES):

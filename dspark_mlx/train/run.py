@@ -15,14 +15,14 @@ import numpy as np
 from ..drafters.dspark.config import DSparkConfig
 from ..errors import InputError
 from ..targets.tap import Target
-from .checkpoints import Checkpoints, Progress
+from .checkpoints import Checkpoints, TrainingProgress
 from .data.corpus import Corpus
 from .log import Entry, Journal
-from .settings import Settings
+from .settings import TrainingSettings
 from .step.batches import Batches, split
 from .step.features import readout
-from .step.learner import Learner
-from .step.metrics import Watched
+from .step.learner import TrainStep
+from .step.metrics import BlockMetrics
 from .step.network import FROZEN, Network
 
 LOG_EVERY = 10
@@ -31,7 +31,7 @@ _JUDGED = 32
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialDrafter:
     """What a run begins with.
 
     Attributes:
@@ -62,12 +62,12 @@ class Result:
     """
 
     tensors: dict[str, mx.array]
-    progress: Progress
-    judged: Watched | None
+    progress: TrainingProgress
+    judged: BlockMetrics | None
     ended: str
 
 
-class Run:
+class TrainingRun:
     """A training run in a folder.
 
     Args:
@@ -92,8 +92,8 @@ class Run:
         self,
         target: Target,
         corpus: Corpus,
-        start: Start,
-        settings: Settings,
+        start: InitialDrafter,
+        settings: TrainingSettings,
         folder: Path,
         report: Callable[[Entry], None] | None = None,
     ) -> None:
@@ -118,7 +118,7 @@ class Run:
             self._frozen,
         )
         dtype = getattr(mx, settings.precision)
-        self._learner = Learner(
+        self._learner = TrainStep(
             network,
             target,
             start.tensors,
@@ -129,7 +129,7 @@ class Run:
         )
         identity = {**start.identity, "settings": settings.to_dict(), "drafter": config.to_dict()}
         self._checkpoints = Checkpoints(folder / "checkpoints", identity)
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self._begun = False
         saved = self._checkpoints.load(self._learner.parameters, self._learner.state())
         if saved is not None:
@@ -200,11 +200,11 @@ class Run:
         """Whether enough evaluations were no better ones."""
         return bool(self._settings.patience) and self.progress.bad >= self._settings.patience
 
-    def _evaluate(self) -> Watched:
+    def _evaluate(self) -> BlockMetrics:
         count = min(self._judged_on.per_epoch, _JUDGED)
         return self._learner.evaluate(self._judged_on[i] for i in range(count))
 
-    def _judge(self) -> Watched:
+    def _judge(self) -> BlockMetrics:
         judged = self._evaluate()
         self._log("held-out", judged)
         progress, tau = self.progress, judged.tau_greedy
@@ -216,9 +216,9 @@ class Run:
             self.progress = replace(progress, bad=progress.bad + 1)
         return judged
 
-    def _read(self, pending: list[tuple[mx.array, mx.array]]) -> Watched:
+    def _read(self, pending: list[tuple[mx.array, mx.array]]) -> BlockMetrics:
         """Wait for steps and add up what was watched."""
-        parts = [Watched(1, float(np.array(loss)), np.array(rows)) for loss, rows in pending]
+        parts = [BlockMetrics(1, float(np.array(loss)), np.array(rows)) for loss, rows in pending]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -228,7 +228,7 @@ class Run:
             raise InputError("training", found, "a number", hint)
         return total
 
-    def _log(self, kind: str, watched: Watched) -> None:
+    def _log(self, kind: str, watched: BlockMetrics) -> None:
         progress, recipe = self.progress, self._settings.recipe
         epoch = progress.step * recipe.accumulate / self._batches.per_epoch
         rate = recipe.rate(progress.step - 1) if progress.step else 0.0

@@ -22,7 +22,7 @@ _ROWS = 1 << 26
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """A run's settings.
 
     Attributes:

@@ -16,12 +16,12 @@ from ..errors import InputError
 from ..pairs.stored import read_drafter
 from ..targets.compatibility import check_pair
 from ..targets.tap import Target
-from .new_drafter import Design, first_weights, new_config
-from .run import Start
+from .new_drafter import DrafterDesign, first_weights, new_config
+from .run import InitialDrafter
 from .step.features import logit_cap, spare_token
 
 
-def new_drafter(decoder: Decoder, design: Design, seed: int) -> Start:
+def new_drafter(decoder: Decoder, design: DrafterDesign, seed: int) -> InitialDrafter:
     """A new drafter for the decoder's target.
 
     Raises:
@@ -33,10 +33,12 @@ def new_drafter(decoder: Decoder, design: Design, seed: int) -> Start:
     if mask is None:
         mask = spare_token(decoder.tokenizer, target)
     config = new_config(design, target, decoder.config, folder.name, mask, cap)
-    return Start(config, first_weights(config, seed), {"begun_from": "nothing", "seed": seed}, cap)
+    return InitialDrafter(
+        config, first_weights(config, seed), {"begun_from": "nothing", "seed": seed}, cap
+    )
 
 
-def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
+def published_drafter(decoder: Decoder, drafter: str | Path) -> InitialDrafter:
     """A drafter that is there already, its weights dequantised to float32.
 
     Raises:
@@ -55,7 +57,9 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> Start:
     mx.eval(plain)
     cap = logit_cap(target, decoder.config, folder)
     config = dataclasses.replace(config, quantization=None, target=config.target or folder.name)
-    return Start(config, plain, {"begun_from": weights_digest(found.folder)}, cap, found.ranking)
+    return InitialDrafter(
+        config, plain, {"begun_from": weights_digest(found.folder)}, cap, found.ranking
+    )
 
 
 def tapped(decoder: Decoder, config: DSparkConfig) -> Target:

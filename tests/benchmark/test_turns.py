@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.pairs import traces
 
-from dspark_mlx.benchmark.comparison import measure
+from dspark_mlx.benchmark.comparison import bench_row
 from dspark_mlx.benchmark.turns import decode, take_turn
 from dspark_mlx.errors import InputError
 
@@ -39,10 +39,10 @@ def test_the_bench_row_is_of_its_turns(pair):
     """A row of another side, tokens beyond what was asked for, or a difference that is none."""
     decoder = pair("vanilla")
     prompt = traces("vanilla")[0]["prompt_ids"]
-    row = measure(decoder, "t", prompt, 24, 2, {})
+    row = bench_row(decoder, "t", prompt, 24, 2, {})
     rounds = list(decoder.rounds(prompt, 24))
     assert (row.task, row.prompt_tokens, row.tokens, row.equal) == ("t", len(prompt), 24, True)
     assert row.accepted_length == 23 / (len(rounds) - 1)
     assert row.plain_seconds > 0 and row.speculative_seconds > 0
     with pytest.raises(InputError, match="one token"):
-        measure(decoder, "t", prompt, 1, 1, {})
+        bench_row(decoder, "t", prompt, 1, 1, {})

@@ -8,7 +8,7 @@ from helpers.tiny_models import random_tokens, tiny
 from mlx_lm.models import mamba
 from mlx_lm.models.cache import ArraysCache, ChunkedKVCache, KVCache, RotatingKVCache
 
-from dspark_mlx.caches import cache_arrays, commit, new_caches
+from dspark_mlx.caches import cache_arrays, keep_rows, new_caches
 from dspark_mlx.errors import InputError
 
 WINDOW = 8
@@ -44,7 +44,7 @@ class Session:
         rows = committed + rejected
         logits = self.model(mx.array([rows]), cache=self.caches)[0]
         kept = len(committed)
-        commit(self.caches, len(rows), kept)
+        keep_rows(self.caches, len(rows), kept)
         self.committed += committed
         fresh = self.model(mx.array([self.committed]), cache=new_caches(self.model, "tiny"))[0]
         error = mx.abs(logits[:kept] - fresh[-kept:]).max() / mx.abs(fresh).max()

@@ -18,7 +18,7 @@ from dspark_mlx.calibration.by_temperature import (
     write_calibrations,
 )
 from dspark_mlx.calibration.metrics import auc, ece
-from dspark_mlx.calibration.report import report, table
+from dspark_mlx.calibration.report import report_table, slot_reports
 from dspark_mlx.calibration.sts import FLAT, GRID, Calibration, fit, identity
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
@@ -42,7 +42,7 @@ def test_known_distortion_is_undone():
     survival, or fitted to the noise of the rounds at hand."""
     calibration = fit(*rounds(20000, seed=0))
     assert np.allclose(np.log(calibration.temperatures), np.log(DISTORTION), atol=0.25)
-    rows = report(*rounds(20000, seed=1), calibration)
+    rows = slot_reports(*rounds(20000, seed=1), calibration)
     before = np.mean([row.ece_before for row in rows])
     after = np.mean([row.ece_after for row in rows])
     assert after < before / 2
@@ -115,12 +115,12 @@ def test_chances_count_as_so_many_outcomes():
     logits, accepted = rounds(1500, seed=9)
     counted = (accepted[:, None] > np.arange(4)).astype(float)
     assert fit(logits, counted) == fit(logits, accepted)
-    assert report(logits, counted, identity(4)) == report(logits, accepted, identity(4))
+    assert slot_reports(logits, counted, identity(4)) == slot_reports(logits, accepted, identity(4))
     # Three rounds alike, one of which survives, are one of chance a third.
     thrice = np.tile([[2.0], [-1.0]], (3, 1))
     outcomes = [[1.0], [0.0], [1.0], [0.0], [0.0], [1.0]]
-    alike = report(thrice, outcomes, identity(1))[0]
-    known = report([[2.0], [-1.0]], [[2 / 3], [1 / 3]], identity(1))[0]
+    alike = slot_reports(thrice, outcomes, identity(1))[0]
+    known = slot_reports([[2.0], [-1.0]], [[2 / 3], [1 / 3]], identity(1))[0]
     assert known.observed == pytest.approx(alike.observed)
     assert known.auc_before == pytest.approx(alike.auc_before)
     assert known.ece_before == pytest.approx(alike.ece_before)
@@ -166,14 +166,14 @@ def test_the_report_is_of_survival():
     missing."""
     logits, accepted = rounds(500, seed=7)
     calibration = Calibration((2.0,) * 4, 500, (0.5,) * 4, 0.0, ((0.5,) * 4,))
-    rows = report(logits, accepted, calibration)
+    rows = slot_reports(logits, accepted, calibration)
     raw = np.cumprod(1 / (1 + np.exp(-logits)), axis=1)
     for k, row in enumerate(rows):
         assert row.slot == k + 1 and row.observed == np.mean(accepted > k)
         assert row.predicted_before == pytest.approx(raw[:, k].mean())
         assert row.ece_before == pytest.approx(ece(raw[:, k], accepted > k))
         assert row.predicted_after == pytest.approx(calibration.survival(logits)[:, k].mean())
-    lines = table(rows).splitlines()
+    lines = report_table(rows).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["slot", "1", "2", "3", "4", "mean"]
     assert float(lines[-1].split()[1]) == pytest.approx(
         np.mean([r.ece_before for r in rows]), abs=1e-3

@@ -23,8 +23,8 @@ from dspark_mlx.convert.check import (
 )
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.load import load_apart
-from dspark_mlx.pairs.builtin import DRAFTER, target_folder
+from dspark_mlx.load import load_unpaired
+from dspark_mlx.pairs.builtin import DRAFTER, builtin_target
 from dspark_mlx.replay.record import record
 from dspark_mlx.system.files import read_json
 
@@ -42,7 +42,7 @@ def pair(tmp_path):
     """A golden target and drafter, apart."""
     folder = tmp_path / "drafter"
     convert_drafter(golden("vanilla"), folder, progress=False)
-    decoder, config, build = load_apart(TARGET, folder, all_taps, "float32")
+    decoder, config, build = load_unpaired(TARGET, folder, all_taps, "float32")
     yield decoder, config, build
     decoder.engine.target.close()
 
@@ -63,7 +63,7 @@ def test_its_own_reading_accepts_what_the_loop_does(pair):
     found = sweep(target, config, build, texts)
     assert len(found) == 12
     target.close()
-    other = load_apart(TARGET, golden("vanilla"), lambda config, layers: config.taps, "float32")
+    other = load_unpaired(TARGET, golden("vanilla"), lambda config, layers: config.taps, "float32")
     engine = dataclasses.replace(other[0].engine, drafter=other[2](other[1]))
     rounds = record(engine, [("", prompt) for prompt in PROMPTS], 24 - config.gamma, ())
     expected = sum(one.accepted for one in rounds) / len(rounds)
@@ -76,7 +76,7 @@ def test_a_calibrated_drafter_is_checked(tmp_path):
     folder = tmp_path / "drafter"
     config = convert_drafter(golden("vanilla"), folder, progress=False)
     write_calibrations(folder, Calibrations({0.0: identity(config.gamma)}))
-    decoder, config, build = load_apart(TARGET, folder, all_taps, "float32")
+    decoder, config, build = load_unpaired(TARGET, folder, all_taps, "float32")
     target = decoder.engine.target
     texts = [(PROMPTS[0], written(target, PROMPTS[0], 16, frozenset()))]
     found = sweep(target, config, build, texts)
@@ -129,9 +129,9 @@ def test_texts_shorter_than_a_block_are_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def builtin_target() -> str:
+def builtin_folder() -> str:
     """Its folder in the user's own cache."""
-    return str(target_folder())
+    return str(builtin_target())
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def builtin_target() -> str:
     ],
     ids=["as it is", "anchor", "rope"],
 )
-def test_a_tampered_drafter_is_told(tmp_path, capsys, builtin_target, change, wrong):
+def test_a_tampered_drafter_is_told(tmp_path, capsys, builtin_folder, change, wrong):
     """The built-in pair: a sweep that does not find the one convention that was changed.
 
     Not taps off by one: this drafter accepts nearly as much of neighbouring layers' features (3.56
@@ -155,7 +155,7 @@ def test_a_tampered_drafter_is_told(tmp_path, capsys, builtin_target, change, wr
     assert (folder / "calibration.json").exists()
     config = read_json(folder / "config.json") | change
     (folder / "config.json").write_text(json.dumps(config))
-    status = command.main(["check", str(folder), "--target", builtin_target, "-m", "32"])
+    status = command.main(["check", str(folder), "--target", builtin_folder, "-m", "32"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert status == (0 if wrong is None else 1)
     assert last.endswith(f"Wrong in config.json: {wrong}.") if wrong else "fits" in last

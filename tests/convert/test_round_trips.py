@@ -16,7 +16,7 @@ from dspark_mlx.checkpoint.layout import check_tensors, stored_shapes
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.dspark.config import DSparkConfig
-from dspark_mlx.pairs.builtin import DRAFTER, target_folder
+from dspark_mlx.pairs.builtin import DRAFTER, builtin_target
 from dspark_mlx.system.files import read_json
 
 PROMPTS = Path(__file__).parent.parent / "data" / "evaluation_prompts.jsonl"
@@ -138,7 +138,7 @@ def accepted_length(target: Path, drafter: Path, prompts: list[str]) -> float:
 @pytest.fixture(scope="module")
 def target() -> Path:
     """Of the module, so that it comes from the user's cache folder."""
-    return target_folder()
+    return builtin_target()
 
 
 @pytest.mark.slow

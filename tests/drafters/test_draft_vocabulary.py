@@ -22,7 +22,7 @@ from dspark_mlx.drafters.heads.base import correct
 from dspark_mlx.drafters.heads.vanilla import VanillaHead
 from dspark_mlx.drafters.vocabulary import (
     LEAST,
-    Common,
+    CommonTokens,
     DraftVocabulary,
     Readout,
     choose_size,
@@ -44,7 +44,7 @@ def quantised(matrix: Matrix) -> Matrix:
 def vocabulary(store=lambda matrix: matrix, ranking=()) -> DraftVocabulary:
     output, w2 = store(Matrix(random(VOCAB, HIDDEN))), store(Matrix(random(VOCAB, RANK)))
     head = VanillaHead(Matrix(random(VOCAB, RANK)), w2)
-    return DraftVocabulary(Common.of(output, SIZE, ranking), Readout(output, head))
+    return DraftVocabulary(CommonTokens.of(output, SIZE, ranking), Readout(output, head))
 
 
 def ids_of(cut: DraftVocabulary) -> list[int]:

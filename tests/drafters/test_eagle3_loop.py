@@ -25,9 +25,9 @@ from dspark_mlx.convert import __main__ as convert
 from dspark_mlx.convert.check import all_taps, readings, sweep
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.load import load_apart
-from dspark_mlx.profiling.measure import measure
-from dspark_mlx.replay.record import features
+from dspark_mlx.load import load_unpaired
+from dspark_mlx.profiling.measure import measure_profile
+from dspark_mlx.replay.record import text_features
 from dspark_mlx.schedulers.make import make_scheduler
 
 TARGETS = {family: GOLDEN / f"target_{family}" for family in EAGLE3}
@@ -50,7 +50,7 @@ def fit(target, drafter) -> mx.array:
     states, tokens = [], []
     for prompt in PROMPTS:
         text = plain_run(target, prompt, TOKENS, ()).tokens
-        taps = features(target, [*prompt, *text])
+        taps = text_features(target, [*prompt, *text])
         ids = mx.array([*prompt, *text], dtype=mx.int32)
         for at in range(len(prompt), len(ids) - STEPS):
             context = drafter.new_context()
@@ -144,7 +144,7 @@ def test_its_context_is_the_targets_features(decoders, family, scheduler):
     object.__setattr__(decoder.engine, "drafter", spy := Spy(drafter))
     rounds = list(decoder.rounds(PROMPTS[0], TOKENS, stop_tokens=(), prefill_step_size=2))
     committed = list(PROMPTS[0])
-    taps = features(target, [*PROMPTS[0], *tokens_of(rounds)])
+    taps = text_features(target, [*PROMPTS[0], *tokens_of(rounds)])
     drafts = iter(spy.drafts)
     for done in rounds:
         if done.drafted:
@@ -223,7 +223,7 @@ def test_sampled_requests(decoders, settings):
 def test_its_speed_is_measured(decoders):
     """Timing that leaves a context in which nothing can be drafted."""
     decoder = decoders["qwen3"]
-    profile = measure(decoder.engine, "a pair", "k", contexts=(8, 24), repeats=2)
+    profile = measure_profile(decoder.engine, "a pair", "k", contexts=(8, 24), repeats=2)
     assert profile.contexts[0] == 8 and len(profile.draft) == 2 and min(profile.draft) > 0
 
 
@@ -253,7 +253,7 @@ def test_another_targets_drafter_is_refused(tmp_path):
 def test_its_readings_are_tried(folders):
     """A check that asks an Eagle3 drafter for rows that only a block has."""
     folder = folders["qwen3"]
-    decoder, config, build = load_apart(TARGETS["qwen3"], folder, all_taps, "float32")
+    decoder, config, build = load_unpaired(TARGETS["qwen3"], folder, all_taps, "float32")
     assert len(readings(config)) == 6
     target = decoder.engine.target
     written = [(p, plain_run(target, p, 24, ()).tokens) for p in PROMPTS[:1]]

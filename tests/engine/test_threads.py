@@ -25,7 +25,7 @@ from helpers.toys import PROMPT, toy_engine, toy_target
 from dspark_mlx.checkpoint.linear import arrays_of
 from dspark_mlx.decoder import Decoder
 from dspark_mlx.errors import InputError
-from dspark_mlx.load import load, load_beside
+from dspark_mlx.load import add_drafter, load
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.targets import turns
@@ -261,7 +261,7 @@ def test_a_drafter_loaded_while_others_decode(tmp_path):
     want = run(decoder, range(9), 60)
     with pools(3) as workers:
         running = [pool.submit(run, decoder, range(9), 60) for pool in workers[:2]]
-        beside = workers[2].submit(load_beside, decoder, golden("embedding_tap"), "full").result()
+        beside = workers[2].submit(add_drafter, decoder, golden("embedding_tap"), "full").result()
         assert [each.result() for each in running] == [want, want]
     assert run(beside, range(9), 60) == want
     assert run(decoder, range(9), 60) == want

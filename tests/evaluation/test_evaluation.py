@@ -17,7 +17,7 @@ from dspark_mlx.evaluation.answers import Answer, LeftOut, answers
 from dspark_mlx.evaluation.records import AVERAGE
 from dspark_mlx.evaluation.summary import summarise
 from dspark_mlx.evaluation.table import text
-from dspark_mlx.load import load_beside
+from dspark_mlx.load import add_drafter
 
 NEW_TOKENS = 64
 FAST = EvaluationSettings(max_tokens=12, plain=False, sweep=False)
@@ -32,7 +32,7 @@ def target(tmp_path_factory):
 def decoders(target):
     """Three drafters of one target, one of them without a confidence head."""
     first = dspark_mlx.load(target, golden("vanilla"), "full")
-    others = {name: load_beside(first, golden(name), "full") for name in ("dflash", "rnn")}
+    others = {name: add_drafter(first, golden(name), "full") for name in ("dflash", "rnn")}
     yield {"vanilla": first, **others}
     first.engine.target.close()
 

@@ -22,7 +22,7 @@ from dspark_mlx.drafters.base import DrafterContext, Embed
 from dspark_mlx.drafters.block import BlockBuilder
 from dspark_mlx.drafters.methods import METHODS
 from dspark_mlx.drafters.tensors import DrafterTensors
-from dspark_mlx.drafters.vocabulary import Output
+from dspark_mlx.drafters.vocabulary import DraftOutput
 from dspark_mlx.sampling import Pick
 from dspark_mlx.types import Draft
 
@@ -60,7 +60,7 @@ class ToyDrafter:
 
     CONFIG: ClassVar[type[CanonicalConfig]] = ToyConfig
 
-    def __init__(self, config: ToyConfig, fc: Matrix, embed: Embed, output: Output) -> None:
+    def __init__(self, config: ToyConfig, fc: Matrix, embed: Embed, output: DraftOutput) -> None:
         self.config = config
         self.calibrations = Calibrations({0.0: identity(config.gamma)})
         self._fc = fc
@@ -73,7 +73,7 @@ class ToyDrafter:
         config: ToyConfig,
         tensors: DrafterTensors,
         embed: Embed,
-        output: Output,
+        output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> ToyDrafter:
         return cls(config, tensors.matrix("fc"), embed, output)

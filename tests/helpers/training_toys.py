@@ -9,14 +9,14 @@ from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.train.data.batch_decode import Job, batch_decode
 from dspark_mlx.train.data.corpus import Corpus
 from dspark_mlx.train.new_drafter import first_weights
-from dspark_mlx.train.run import Start
-from dspark_mlx.train.settings import Settings
+from dspark_mlx.train.run import InitialDrafter
+from dspark_mlx.train.settings import TrainingSettings
 from dspark_mlx.train.step.batches import BatchSettings
 from dspark_mlx.train.step.learner import Recipe
 from helpers.pairs import golden
 
 PROMPT, ANSWER = 4, 28
-SMALL = Settings(
+SMALL = TrainingSettings(
     Recipe(12, learning_rate=2e-3),
     batches=BatchSettings(tokens=128, max_length=32, anchors_every=4, bucket=32),
     held_out=4,
@@ -48,7 +48,7 @@ def one_text_twice(corpus):
 def begun(folder):
     """New weights in the shape of the golden vanilla drafter."""
     config = convert_drafter(golden("vanilla"), folder / "golden", progress=False)
-    return Start(config, first_weights(config, 1), {"data": "greedy"}, 0.0)
+    return InitialDrafter(config, first_weights(config, 1), {"data": "greedy"}, 0.0)
 
 
 def same(a, b):

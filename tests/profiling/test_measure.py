@@ -18,16 +18,16 @@ from dspark_mlx.decoder import Decoder
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError
 from dspark_mlx.profiling import store as profile_store
-from dspark_mlx.profiling.measure import measure
+from dspark_mlx.profiling.measure import measure_profile
 from dspark_mlx.profiling.store import (
     Pair,
-    adopt,
     difference,
-    obtain,
+    get_profile,
+    import_profile,
     profile_path,
-    stale,
-    store,
-    stored,
+    read_stored,
+    save,
+    why_stale,
 )
 from dspark_mlx.profiling.timing import Session, take_turns
 from dspark_mlx.schedulers.full import FullScheduler
@@ -63,16 +63,16 @@ def quick(monkeypatch, decoder):
         spread = (steady, steady)
         return profile(name=name, key=key, verify=(row, row), batches={}, verify_spread=spread)
 
-    monkeypatch.setattr(profile_store, "measure", quick_measure)
+    monkeypatch.setattr(profile_store, "measure_profile", quick_measure)
     measured = (row[0], row[gamma], 5.0)
-    monkeypatch.setattr(profile_store, "spot", lambda engine, context, repeats: measured)
+    monkeypatch.setattr(profile_store, "spot_check", lambda engine, context, repeats: measured)
     return made
 
 
 def test_a_measured_profile_has_every_number(decoder):
     """A context, a width or the batches missing; times of 0."""
     steps = []
-    found = measure(
+    found = measure_profile(
         decoder.engine, "a pair", "k", progress=lambda *s: steps.append(s), **FAST, max_length=512
     )
     widths = decoder.engine.drafter.config.gamma + 3
@@ -87,12 +87,12 @@ def test_a_measured_profile_has_every_number(decoder):
 def test_batches_are_left_out_where_they_would_take_minutes(decoder, monkeypatch):
     """Five of six minutes on a CPU without a fast BLAS library."""
     monkeypatch.setattr("dspark_mlx.profiling.measure._BATCH_SECONDS", 0.0)
-    assert measure(decoder.engine, "a pair", "k", contexts=(8,), repeats=1).batches == {}
+    assert measure_profile(decoder.engine, "a pair", "k", contexts=(8,), repeats=1).batches == {}
 
 
 def test_a_measurement_ends_with_what_it_has(decoder):
     """Minutes of measuring at a start on a busy machine."""
-    found = measure(decoder.engine, "a pair", "k", **FAST, limit=0.0)
+    found = measure_profile(decoder.engine, "a pair", "k", **FAST, limit=0.0)
     assert found.contexts == (8,) and found.widths == decoder.engine.drafter.config.gamma + 3
     assert found.batches == {} and found.sampling == (0.0, 0.0, 0.0)
     assert found.noise == 1.0, "one pass says nothing of what it is worth"
@@ -105,7 +105,7 @@ def test_measuring_changes_nothing(decoder):
     mx.random.seed(5)
     expected = mx.random.uniform().item()
     mx.random.seed(5)
-    measure(decoder.engine, "a pair", "k", contexts=(8,), repeats=1)
+    measure_profile(decoder.engine, "a pair", "k", contexts=(8,), repeats=1)
     assert mx.random.uniform().item() == expected
     assert decoder.engine.target._recorded == {}
     assert tokens_of(decoder.rounds([1, 2, 3], 12)) == before
@@ -120,14 +120,14 @@ def test_ctrl_c_leaves_nothing_behind(decoder, cache_home):
 
     before = tokens_of(decoder.rounds([1, 2, 3], 12))
     with pytest.raises(KeyboardInterrupt):
-        measure(decoder.engine, "a pair", "k", interrupt, contexts=(8,), repeats=1)
+        measure_profile(decoder.engine, "a pair", "k", interrupt, contexts=(8,), repeats=1)
     assert tokens_of(decoder.rounds([1, 2, 3], 12)) == before
     assert not cache_home.exists()
 
 
 def test_contexts_stay_within_the_target(decoder):
     """Positions that the target was not made for; one context measured twice."""
-    found = measure(
+    found = measure_profile(
         decoder.engine, "a pair", "k", contexts=(8, 400, 4000), repeats=1, max_length=64
     )
     assert found.contexts[0] == 8 and len(found.contexts) == 2
@@ -194,34 +194,34 @@ def test_slow_points_end_early():
 def test_without_a_drafter_there_is_nothing_to_measure(decoder):
     """An assertion instead of an error that says so."""
     with pytest.raises(InputError, match="no drafter"):
-        measure(decoder.plain().engine, "a pair", "k")
+        measure_profile(decoder.plain().engine, "a pair", "k")
 
 
 def test_a_profile_is_measured_once(tiny_pair, quick):
     """Seconds of measuring at every start."""
-    first, second = obtain(tiny_pair), obtain(tiny_pair)
+    first, second = get_profile(tiny_pair), get_profile(tiny_pair)
     assert (first.measured, second.measured, len(quick)) == (True, False, 1)
     assert first.profile == second.profile and first.rejected is second.rejected is None
     assert str(profile_path(tiny_pair.key())) in second.story
-    assert obtain(tiny_pair, remeasure=True).measured and len(quick) == 2
+    assert get_profile(tiny_pair, remeasure=True).measured and len(quick) == 2
 
 
 def test_a_noisy_measurement_is_said_and_not_kept(tiny_pair, quick, monkeypatch):
     """Another program's burst of work as the truth of every later run."""
-    obtain(tiny_pair)
-    kept = stored(tiny_pair.key())
-    steady = store.measure
+    get_profile(tiny_pair)
+    kept = read_stored(tiny_pair.key())
+    steady = save.measure
 
     def noisy(*args, **settings):
         calm, busy = kept[0].verify_spread[0], tuple(0.5 for _ in kept[0].verify[0])
         changes = {"draft": (9.0, 9.0), "verify_spread": (calm, busy)}
         return dataclasses.replace(steady(*args, **settings), **changes)
 
-    monkeypatch.setattr(profile_store, "measure", noisy)
-    obtained = obtain(tiny_pair, remeasure=True)
+    monkeypatch.setattr(profile_store, "measure_profile", noisy)
+    obtained = get_profile(tiny_pair, remeasure=True)
     assert obtained.measured and not obtained.kept and obtained.profile.draft == (9.0, 9.0)
     assert "for this run only" in obtained.story and "50%" in obtained.story
-    assert stored(tiny_pair.key()) == kept, "the old one is as good as it was"
+    assert read_stored(tiny_pair.key()) == kept, "the old one is as good as it was"
 
 
 def test_a_noisy_measurement_is_said_where_a_pair_is_loaded(tiny_pair, quick, monkeypatch):
@@ -251,16 +251,16 @@ def test_a_damaged_or_foreign_file_is_named_and_measured_anew(tiny_pair, quick, 
     path = profile_path(tiny_pair.key())
     path.parent.mkdir(parents=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    obtained = obtain(tiny_pair)
+    obtained = get_profile(tiny_pair)
     assert obtained.measured and len(quick) == 1
     assert str(path) in obtained.rejected and named in obtained.rejected
-    assert stored(tiny_pair.key()) == (obtained.profile, None), "the file is whole now"
+    assert read_stored(tiny_pair.key()) == (obtained.profile, None), "the file is whole now"
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_store(tiny_pair, quick, cache_home):
     """No decoding in a container with a read-only home."""
     cache_home.write_text("a file where the folder should be")
-    obtained = obtain(tiny_pair)
+    obtained = get_profile(tiny_pair)
     assert obtained.measured and "not stored" in obtained.story and not obtained.kept
 
 
@@ -288,38 +288,40 @@ def test_what_counts_as_stale(numbers, named):
 def test_one_bad_look_is_not_enough(decoder, monkeypatch):
     """A profile thrown away because of another program's burst of work."""
     looks = [(60.0, 60.0, 60.0), (6.5, 13.9, 5.0)]
-    monkeypatch.setattr(profile_store, "spot", lambda *args: looks.pop(0))
-    assert stale(profile(), decoder.engine) is None and looks == []
+    monkeypatch.setattr(profile_store, "spot_check", lambda *args: looks.pop(0))
+    assert why_stale(profile(), decoder.engine) is None and looks == []
 
 
 def test_a_stale_profile_is_measured_anew(tiny_pair, quick):
     """Verify lengths chosen by another library's speed."""
-    obtain(tiny_pair)
-    old, _ = stored(tiny_pair.key())
-    store(dataclasses.replace(old, draft=(50.0, 50.0)))
-    obtained = obtain(tiny_pair)
+    get_profile(tiny_pair)
+    old, _ = read_stored(tiny_pair.key())
+    save(dataclasses.replace(old, draft=(50.0, 50.0)))
+    obtained = get_profile(tiny_pair)
     assert obtained.measured and "a draft costs" in obtained.rejected
-    assert obtain(tiny_pair).rejected is None
+    assert get_profile(tiny_pair).rejected is None
 
 
 def test_the_spot_check_of_a_real_engine(tiny_pair):
     """A spot check that fails on the profile's own engine; only its sentence is checked, because
     its times are the machine's."""
     narrow = profile(verify=(profile().verify[0][:2],) * 2)
-    assert "2 widths" in stale(narrow, tiny_pair.engine)
+    assert "2 widths" in why_stale(narrow, tiny_pair.engine)
     slow = profile(verify=tuple(tuple(1e6 * ms for ms in row) for row in profile().verify))
-    assert "1 row" in stale(slow, tiny_pair.engine)
+    assert "1 row" in why_stale(slow, tiny_pair.engine)
 
 
 def test_an_imported_profile_becomes_this_pairs(tiny_pair, quick):
     """One that is never found because it kept its key, or that hides what this device measures."""
     wide = tuple(1.0 + 0.1 * width for width in range(12))
     given = profile(key="elsewhere", verify=(wide, wide), verify_spread=(wide, wide), batches={})
-    adopted = adopt(tiny_pair, given, "given.json")
+    adopted = import_profile(tiny_pair, given, "given.json")
     assert not adopted.measured and adopted.profile.key == tiny_pair.key()
-    assert stored(tiny_pair.key())[0] == adopted.profile
+    assert read_stored(tiny_pair.key())[0] == adopted.profile
     with pytest.raises(InputError, match=r"given\.json: found widths 1 to 2"):
-        adopt(tiny_pair, dataclasses.replace(given, verify=(wide[:2], wide[:2])), "given.json")
+        import_profile(
+            tiny_pair, dataclasses.replace(given, verify=(wide[:2], wide[:2])), "given.json"
+        )
 
 
 def test_the_command_measures_then_finds(tiny_pair, quick, monkeypatch, capsys, tmp_path):
@@ -342,7 +344,7 @@ def test_the_command_measures_then_finds(tiny_pair, quick, monkeypatch, capsys, 
 def test_forget_removes_this_pairs_profile(tiny_pair, quick, monkeypatch, capsys):
     """A profile that can only be got rid of by who knows where it lies; another pair's removed."""
     monkeypatch.setattr(command, "_pair", lambda args: tiny_pair)
-    obtain(tiny_pair)
+    get_profile(tiny_pair)
     path, other = profile_path(tiny_pair.key()), profile_path("other")
     other.write_text("another pair's")
     assert command.main(["--forget"]) == 0

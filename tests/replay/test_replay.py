@@ -15,8 +15,8 @@ from dspark_mlx.calibration.by_temperature import Calibrations
 from dspark_mlx.calibration.sts import fit, identity
 from dspark_mlx.replay.record import record
 from dspark_mlx.replay.recorded import RecordedRound, arrays, write_rounds
-from dspark_mlx.replay.report import SHIPPED, find_profile, report
-from dspark_mlx.replay.simulate import Text, best_fixed, oracle, replay, texts, total
+from dspark_mlx.replay.report import SHIPPED, find_profile, replay_report
+from dspark_mlx.replay.simulate import ReplayText, best_fixed, oracle, replay, texts, total
 from dspark_mlx.schedulers.fixed import FixedScheduler
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.schedulers.speed_profile import read_profile
@@ -67,7 +67,7 @@ class Noting(ThresholdScheduler):
 
 def test_costs_are_added_up():
     """A draft that is free, a plain step that is a verify forward."""
-    text = Text("t", 0, (1, 0, 0), ((0.5,) * 5,) * 3)
+    text = ReplayText("t", 0, (1, 0, 0), ((0.5,) * 5,) * 3)
     plain = replay(FixedScheduler(0), text, COSTS)
     assert (plain.milliseconds, plain.tokens, plain.blocks) == (27, 3, 0)
     two = replay(FixedScheduler(2), text, COSTS)
@@ -100,7 +100,7 @@ def test_no_text_is_much_slower_than_plain(name):
     """A text without a single acceptable draft."""
     profile = read_profile(SHIPPED / f"{name}.json")
     prior = fit(*arrays(made_up(12, seed=3, mixed=False)))
-    hopeless = Text("t", 0, (0,) * 400, ((0.4, *(0.3,) * 6),) * 400)
+    hopeless = ReplayText("t", 0, (0,) * 400, ((0.4, *(0.3,) * 6),) * 400)
     assert replay(make_scheduler("expected", profile, prior), hopeless, profile).speedup > 0.97
 
 
@@ -167,7 +167,9 @@ def test_the_report_has_a_table_a_temperature(tmp_path):
         dataclasses.replace(r, temperature=0.7, chances=(0.5,) * 7) for r in made_up(2, 8, False)
     ]
     write_rounds(tmp_path / "r.jsonl", made_up(2, seed=7, mixed=False) + hot)
-    found = json.loads(report(tmp_path / "r.jsonl", ["flat"], None, greedy=True).splitlines()[-1])
+    found = json.loads(
+        replay_report(tmp_path / "r.jsonl", ["flat"], None, greedy=True).splitlines()[-1]
+    )
     assert set(found) == {"flat", "flat at temperature 0.7"}
     assert found["flat"] != found["flat at temperature 0.7"]
 
@@ -178,6 +180,6 @@ def test_unusable_replays_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"one of .*stepped"):
         find_profile("fast")
     with pytest.raises(InputError, match=r"calibration\.json"):
-        report(file, ["flat"], tmp_path, greedy=True)
+        replay_report(file, ["flat"], tmp_path, greedy=True)
     with pytest.raises(InputError, match="no readable file"):
-        report(tmp_path / "none.jsonl", ["flat"], None, greedy=True)
+        replay_report(tmp_path / "none.jsonl", ["flat"], None, greedy=True)

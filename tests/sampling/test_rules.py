@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from dspark_mlx.sampling import Place
+from dspark_mlx.sampling import Position
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.packing import pack, unpack
 from dspark_mlx.sampling.settings import Sampling
@@ -34,7 +34,7 @@ def judged(p, q, tokens, seeds=200, ids=None, **settings):
     verdicts = []
     for seed in range(seeds):
         sampling = Sampling(temperature=1.0, seed=seed, **settings)
-        judgement = make_sampler(sampling, V).judge(logits, Place(3), draft)
+        judgement = make_sampler(sampling, V).judge(logits, Position(3), draft)
         verdicts.append(unpack(pack(judgement, draft, len(tokens))))
     return verdicts
 
@@ -116,7 +116,7 @@ def test_extreme_logits_give_numbers(rule):
     draft = Draft(tokens=block, base_logits=huge, logits=huge, columns=block, weights=huge[:2])
     for seed in range(50):
         sampler = make_sampler(Sampling(temperature=0.5, seed=seed, verification=rule), V)
-        verdict = unpack(pack(sampler.judge(huge, Place(0), draft), draft, 2))
+        verdict = unpack(pack(sampler.judge(huge, Position(0), draft), draft, 2))
         assert set(verdict.tokens) == {0}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.reference_settings import no_repeats, reference, softmax
 
-from dspark_mlx.sampling import Place
+from dspark_mlx.sampling import Position
 from dspark_mlx.sampling.chooser import Chooser
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.sampling.transform import make_processors
@@ -64,7 +64,7 @@ def coins(settings, rows: int, coin: bool):
 def test_the_targets_rows(settings, coin):
     """A setting that is ignored, off by one, in another order, or shown another row's prefix."""
     z = logits(len(BLOCK) + 1)
-    place = Place(len(PREFIX) - 1, mx.array(PREFIX, dtype=mx.int32))
+    place = Position(len(PREFIX) - 1, mx.array(PREFIX, dtype=mx.int32))
     block = mx.array(BLOCK, dtype=mx.int32)
     rows = chooser(settings).target_weights(
         mx.array(z), place, block, coins(settings, len(z), coin)
@@ -81,7 +81,7 @@ def test_a_drafts_row(settings, coin, ids):
     """Columns of a draft vocabulary taken for token ids."""
     (z,) = logits(1)
     drawn = [mx.array([t], dtype=mx.int32) for t in BLOCK[:2]]
-    place = Place(len(PREFIX) - 1, mx.array(PREFIX, dtype=mx.int32))
+    place = Position(len(PREFIX) - 1, mx.array(PREFIX, dtype=mx.int32))
     columns = None if ids is None else mx.array(ids, dtype=mx.int32)
     shown = z[None] if ids is None else z[None, ids]
     weights = chooser(settings).draft_weights(
@@ -103,7 +103,7 @@ def narrow(tokens: mx.array, row: mx.array) -> mx.array:
 def test_arithmetic_is_float32(settings):
     """bfloat16 logits, or a processor's bfloat16 result, whose softmax sums to anything."""
     z = mx.array(logits(1)).astype(mx.bfloat16)
-    place, made = Place(0, mx.array([1], dtype=mx.int32)), chooser(settings)
+    place, made = Position(0, mx.array([1], dtype=mx.int32)), chooser(settings)
     assert made.target_weights(z, place, None, None).weights.dtype == mx.float32
     assert made.draft_weights(z, place, [], None, V, None).dtype == mx.float32
 

@@ -15,7 +15,7 @@ import pytest
 from helpers.reference_settings import reference
 from helpers.toys import HORIZON, misfit
 
-from dspark_mlx.sampling import Place, rejection
+from dspark_mlx.sampling import Position, rejection
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.packing import pack, unpack
 from dspark_mlx.sampling.settings import Sampling
@@ -48,7 +48,7 @@ def scheduled(drafted: list[int]) -> int:
 
 
 def block(sampler, prefix: list[int], ids) -> Draft:
-    pick = sampler.propose(Place(len(prefix) - 1, mx.array(prefix, dtype=mx.int32)), GAMMA)
+    pick = sampler.propose(Position(len(prefix) - 1, mx.array(prefix, dtype=mx.int32)), GAMMA)
     columns = None if ids is None else mx.array(ids, dtype=mx.int32)
     tokens, chosen, weights, text = [], [], [], list(prefix)
     for _ in range(GAMMA):
@@ -79,7 +79,7 @@ def text(settings, seed: int, ids) -> tuple[int, ...]:
         length = scheduled(draft.tokens.tolist())
         contexts = [*prefix, *draft.tokens.tolist()[:length]]
         rows = [TARGET[a, b] for a, b in itertools.pairwise(contexts)][-length - 1 :]
-        place = Place(len(prefix) - 1, mx.array(prefix, dtype=mx.int32))
+        place = Position(len(prefix) - 1, mx.array(prefix, dtype=mx.int32))
         judgement = sampler.judge(mx.array(np.stack(rows)), place, draft)
         prefix += unpack(pack(judgement, draft, length)).tokens
     return tuple(prefix[len(START) :][:HORIZON])
@@ -169,7 +169,7 @@ def text_until(settings, seed: int, end: int) -> int:
     draft = block(sampler, prefix, None)
     contexts = [*prefix, *draft.tokens.tolist()]
     rows = [TARGET[a, b] for a, b in itertools.pairwise(contexts)][-GAMMA - 1 :]
-    place = Place(len(prefix) - 1, mx.array(prefix, dtype=mx.int32))
+    place = Position(len(prefix) - 1, mx.array(prefix, dtype=mx.int32))
     verdict = unpack(pack(sampler.judge(mx.array(np.stack(rows)), place, draft), draft, GAMMA))
     assert not any(verdict.faults) or end in verdict.tokens
     return verdict.tokens[0]

@@ -19,8 +19,8 @@ from dspark_mlx.plots.speed import plot
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.schedulers.speed_profile import (
     SpeedProfile,
+    profile_table,
     read_profile,
-    table,
     write_profile,
 )
 
@@ -146,11 +146,11 @@ def test_every_key_is_needed(name):
 
 def test_the_table_shows_every_number():
     """A row or the batches left out; the mark of a width that is never run."""
-    text = table(profile())
+    text = profile_table(profile())
     for shown in ("target with drafter", "a device", "1088", "16.60*", "33.20*", "13.90", "10.00"):
         assert shown in text
     assert "several requests at context 1088" in text
-    assert "several" not in table(profile(batches={}))
+    assert "several" not in profile_table(profile(batches={}))
 
 
 def test_a_profile_is_drawn(tmp_path):

@@ -9,7 +9,7 @@ from helpers.tiny_models import LAYERS, random_tokens, tiny
 
 import dspark_mlx
 from dspark_mlx import InputError
-from dspark_mlx.load import load_beside
+from dspark_mlx.load import add_drafter
 from dspark_mlx.targets.tap import Target
 
 
@@ -41,7 +41,7 @@ def test_targets_of_one_model_keep_their_own_taps():
 def test_drafters_side_by_side_decode_as_alone():
     """A drafter that reads another's taps: nothing fails, it only accepts less."""
     first = dspark_mlx.load(TARGET, golden("vanilla"), "full")
-    others = {name: load_beside(first, golden(name), "full") for name in ("embedding_tap", "rnn")}
+    others = {name: add_drafter(first, golden(name), "full") for name in ("embedding_tap", "rnn")}
     for name, decoder in {"vanilla": first, **others}.items():
         assert decoder.engine.target.model is first.engine.target.model
         trace = traces(name)[0]
@@ -57,7 +57,7 @@ def test_an_unusable_second_drafter_leaves_the_first_alone():
     first = dspark_mlx.load(TARGET, golden("vanilla"), "full")
     prompt = traces("vanilla")[0]["prompt_ids"]
     with pytest.raises(InputError, match="no such file or folder"):
-        load_beside(first, TARGET.parent / "nothing")
+        add_drafter(first, TARGET.parent / "nothing")
     with pytest.raises(InputError, match="without a confidence head"):
-        load_beside(first, golden("dflash"), "threshold:0.5")
+        add_drafter(first, golden("dflash"), "threshold:0.5")
     assert len(tokens_of(first.rounds(prompt, 8, stop_tokens=()))) == 8

@@ -27,8 +27,8 @@ from dspark_mlx.train.data.budget import unit
 from dspark_mlx.train.data.conversations import open_store, write_conversations
 from dspark_mlx.train.data.corpus import KEYS
 from dspark_mlx.train.data.duplicates import Seen, exact_keys, near_keys
-from dspark_mlx.train.data.plan import Plan
-from dspark_mlx.train.data.prompt_files import read_turns
+from dspark_mlx.train.data.plan import DataPlan
+from dspark_mlx.train.data.prompt_files import read_prompt_turns
 from dspark_mlx.train.data.store import Store, load_all
 from dspark_mlx.train.data.templates import Template
 
@@ -39,7 +39,7 @@ PROMPTS = (
     ("how far is it to A?", "why?", "how?"),
     ("zzz",),
 )
-SMALL = Plan(max_user=32, max_answer=16, max_length=LENGTH, shard=24, rows=16)
+SMALL = DataPlan(max_user=32, max_answer=16, max_length=LENGTH, shard=24, rows=16)
 OWN = dataclasses.replace(SMALL, follow_up=0.8, user_min_p=0.0, conversations=24)
 
 
@@ -334,17 +334,17 @@ def test_prompts_are_read(tmp_path):
     """One spelling of two, files in random order, a line that is skipped silently."""
     (tmp_path / "b.jsonl").write_text('{"prompt": "one", "task": "x"}\n')
     (tmp_path / "a.jsonl").write_text('{"turns": ["two", "three"]}\n')
-    assert read_turns(tmp_path) == (("two", "three"), ("one",))
-    assert read_turns(tmp_path / "b.jsonl") == (("one",),)
+    assert read_prompt_turns(tmp_path) == (("two", "three"), ("one",))
+    assert read_prompt_turns(tmp_path / "b.jsonl") == (("one",),)
     bad = ['{"text": "x"}', '{"turns": []}', '{"turns": ["x", 3]}', '{"prompt": " "}', "[1]", "{"]
     for line in bad:
         (tmp_path / "b.jsonl").write_text('{"prompt": "one"}\n' + line + "\n")
         with pytest.raises(InputError, match=r"b\.jsonl:2"):
-            read_turns(tmp_path)
+            read_prompt_turns(tmp_path)
     (tmp_path / "none").mkdir()
     for path in (tmp_path / "none", tmp_path / "missing.jsonl"):
         with pytest.raises(InputError):
-            read_turns(path)
+            read_prompt_turns(path)
 
 
 LONG = "Write a function that finds the longest common prefix of 3 strings in a list, please."

@@ -18,8 +18,8 @@ from dspark_mlx.targets.tap import Target
 from dspark_mlx.train.data.batch_decode import Job, batch_decode
 from dspark_mlx.train.data.corpus import Corpus
 from dspark_mlx.train.new_drafter import first_weights
-from dspark_mlx.train.run import Run, Start
-from dspark_mlx.train.settings import Settings
+from dspark_mlx.train.run import InitialDrafter, TrainingRun
+from dspark_mlx.train.settings import TrainingSettings
 from dspark_mlx.train.step.batches import BatchSettings
 from dspark_mlx.train.step.learner import Recipe
 from dspark_mlx.train.step.objective import Objective
@@ -64,8 +64,8 @@ def test_as_good_as_the_golden_drafter_in_two_minutes(target_model, tmp_path):
     target = Target(target_model, config.taps, "golden target")
     begun = time.perf_counter()
     try:
-        start = Start(config, first_weights(config, 0), {"data": "own"}, 0.0)
-        settings = Settings(
+        start = InitialDrafter(config, first_weights(config, 0), {"data": "own"}, 0.0)
+        settings = TrainingSettings(
             Recipe(600, 6e-3),
             # Learns fastest what is judged here, at this size.
             Objective(ce=1.0, l1=0.0),
@@ -73,7 +73,9 @@ def test_as_good_as_the_golden_drafter_in_two_minutes(target_model, tmp_path):
             evaluate_every=600,
             save_every=600,
         )
-        result = Run(target, own_texts(target_model), start, settings, tmp_path / "run").go()
+        result = TrainingRun(
+            target, own_texts(target_model), start, settings, tmp_path / "run"
+        ).go()
         seconds = time.perf_counter() - begun
         drafter = assemble(
             config, result.tensors, target.embed, target.logits, mx.float32, dequantise=False

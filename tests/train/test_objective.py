@@ -16,7 +16,7 @@ from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
 from dspark_mlx.train.step.features import readout
-from dspark_mlx.train.step.metrics import Watched
+from dspark_mlx.train.step.metrics import BlockMetrics
 from dspark_mlx.train.step.network import FROZEN, Features, Network, TrainingBatch
 from dspark_mlx.train.step.objective import Objective
 
@@ -193,7 +193,7 @@ def test_the_loss_is_the_formula(cases, name, objective):
     loss, rows, _ = case.mlx(objective)
     expected, chances, agrees, sure = case.numpy(objective)
     assert loss == pytest.approx(expected, rel=2e-5)
-    watched, counts = Watched(1, loss, rows), case.supervised.sum((0, 1))
+    watched, counts = BlockMetrics(1, loss, rows), case.supervised.sum((0, 1))
     np.testing.assert_allclose(watched.acceptance, chances.sum((0, 1)) / counts, rtol=1e-4)
     whole = case.supervised[..., -1]
     tau = 1 + np.cumprod(agrees[whole], axis=-1).sum() / whole.sum()

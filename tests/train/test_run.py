@@ -22,7 +22,7 @@ from dspark_mlx.drafters.assemble import assemble
 from dspark_mlx.engine.state import make_engine
 from dspark_mlx.errors import InputError
 from dspark_mlx.schedulers.make import make_scheduler
-from dspark_mlx.train.run import Run
+from dspark_mlx.train.run import TrainingRun
 from dspark_mlx.train.step.batches import BatchSettings
 from dspark_mlx.train.step.learner import Recipe
 
@@ -43,7 +43,7 @@ def test_one_text_is_learnt_by_heart(target, corpus, start, tmp_path):
     settings = dataclasses.replace(
         SMALL, recipe=Recipe(300, 1e-2), held_out=1, evaluate_every=300, save_every=300
     )
-    result = Run(target, both, start, settings, tmp_path / "run").go()
+    result = TrainingRun(target, both, start, settings, tmp_path / "run").go()
     gamma = start.config.gamma
     assert result.judged.tau_greedy == gamma + 1
     drafter = assemble(
@@ -62,12 +62,12 @@ def test_one_text_is_learnt_by_heart(target, corpus, start, tmp_path):
 def test_a_stopped_run_ends_where_an_uninterrupted_one_does(target, corpus, start, tmp_path, stop):
     """Other batches, an optimiser that begins anew, lines lost or doubled in the log."""
     settings = dataclasses.replace(SMALL, recipe=Recipe(12, 2e-3, accumulate=2))
-    whole = Run(target, corpus, start, settings, tmp_path / "whole")
+    whole = TrainingRun(target, corpus, start, settings, tmp_path / "whole")
     ended = whole.go()
-    first = Run(target, corpus, start, settings, tmp_path / "parts")
+    first = TrainingRun(target, corpus, start, settings, tmp_path / "parts")
     stopped = first.go(lambda: first.progress.step == stop)
     assert (stopped.ended, stopped.progress.step) == ("stopped", stop)
-    second = Run(target, corpus, start, settings, tmp_path / "parts")
+    second = TrainingRun(target, corpus, start, settings, tmp_path / "parts")
     assert second.progress.step == stop
     resumed = second.go()
     assert resumed.ended == ended.ended == "done"
@@ -93,11 +93,11 @@ def test_a_killed_run_goes_on_from_its_checkpoint(target, corpus, start, tmp_pat
         if killed.progress.step == 9:
             raise Killed
 
-    ended = Run(target, corpus, start, SMALL, tmp_path / "whole").go()
-    killed = Run(target, corpus, start, SMALL, tmp_path / "parts")
+    ended = TrainingRun(target, corpus, start, SMALL, tmp_path / "whole").go()
+    killed = TrainingRun(target, corpus, start, SMALL, tmp_path / "parts")
     with pytest.raises(Killed):
         killed.go(lambda: bool(kill()))
-    resumed = Run(target, corpus, start, SMALL, tmp_path / "parts")
+    resumed = TrainingRun(target, corpus, start, SMALL, tmp_path / "parts")
     assert resumed.progress.step == 6
     same(resumed.go().tensors, ended.tensors)
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
@@ -107,12 +107,12 @@ def test_the_log_begins_with_what_the_first_weights_are_worth(target, corpus, st
     """Fitting further that cannot be told from what was there; a line twice, where a run was
     killed before its first checkpoint."""
     for _ in range(2):
-        killed = Run(target, corpus, start, SMALL, tmp_path / "run")
+        killed = TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
         with pytest.raises(KeyboardInterrupt):
             killed.go(interrupted)
         lines = [row[:2] for row in log(tmp_path / "run")[1:]]
         assert lines == [["held-out", "0"]]
-    untouched = Run(target, corpus, start, SMALL, tmp_path / "other")
+    untouched = TrainingRun(target, corpus, start, SMALL, tmp_path / "other")
     assert log(tmp_path / "run")[1][4] == f"{untouched._evaluate().mean_loss:.5f}"
 
 
@@ -122,9 +122,9 @@ def interrupted() -> bool:
 
 def test_a_finished_run_does_nothing_more(target, corpus, start, tmp_path):
     """Steps beyond the last one, or other weights."""
-    ended = Run(target, corpus, start, SMALL, tmp_path / "run").go()
+    ended = TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
     before = log(tmp_path / "run")
-    again = Run(target, corpus, start, SMALL, tmp_path / "run").go()
+    again = TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
     same(again.tensors, ended.tensors)
     assert log(tmp_path / "run") == before
 
@@ -133,8 +133,8 @@ def test_more_steps_go_on_with_a_finished_run(target, corpus, start, tmp_path):
     """A finished run that cannot be trained further, or that does so at a rate of 0; steps taken
     back, after which the log would tell of a run that never was."""
     first = dataclasses.replace(SMALL, recipe=Recipe(6, 2e-3))
-    ended = Run(target, corpus, start, first, tmp_path / "run").go()
-    more = Run(target, corpus, start, SMALL, tmp_path / "run")
+    ended = TrainingRun(target, corpus, start, first, tmp_path / "run").go()
+    more = TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
     assert more.progress.step == 6
     same({n: more._learner.parameters[n] for n in more._learner.parameters}, ended.tensors)
     result = more.go()
@@ -143,14 +143,14 @@ def test_more_steps_go_on_with_a_finished_run(target, corpus, start, tmp_path):
     assert rates[6] == pytest.approx(first.recipe.rate(5), rel=1e-3)
     assert rates[8] == pytest.approx(SMALL.recipe.rate(7), rel=1e-3)
     with pytest.raises(InputError, match=r"steps 12.*steps 6"):
-        Run(target, corpus, start, first, tmp_path / "run")
+        TrainingRun(target, corpus, start, first, tmp_path / "run")
 
 
 def test_layers_computed_again_give_the_same_run(target, corpus, start, tmp_path):
     """Gradient checkpointing that changes what is learnt."""
-    plain = Run(target, corpus, start, SMALL, tmp_path / "a").go()
+    plain = TrainingRun(target, corpus, start, SMALL, tmp_path / "a").go()
     settings = dataclasses.replace(SMALL, checkpoint_layers=True)
-    again = Run(target, corpus, start, settings, tmp_path / "b").go()
+    again = TrainingRun(target, corpus, start, settings, tmp_path / "b").go()
     for name, value in plain.tensors.items():
         assert mx.allclose(value, again.tensors[name], rtol=1e-3, atol=1e-4), name
 
@@ -161,14 +161,14 @@ def test_an_early_end_returns_the_best_weights(target, corpus, start, tmp_path):
     settings = dataclasses.replace(
         SMALL, recipe=Recipe(200, 0.1, warmup=0), evaluate_every=1, patience=2
     )
-    result = Run(target, corpus, start, settings, tmp_path / "run").go()
+    result = TrainingRun(target, corpus, start, settings, tmp_path / "run").go()
     assert result.ended == "early"
     assert result.progress.best_step == result.progress.step - 2
     best = tmp_path / "run" / "checkpoints" / f"step-{result.progress.best_step:07d}"
     same(result.tensors, read_tensors(best))
     taus = [float(row[6]) for row in log(tmp_path / "run") if row[0] == "held-out"]
     assert max(taus) == taus[result.progress.best_step]
-    again = Run(target, corpus, start, settings, tmp_path / "run").go()
+    again = TrainingRun(target, corpus, start, settings, tmp_path / "run").go()
     assert (again.ended, again.progress.step) == ("early", result.progress.step)
     same(again.tensors, result.tensors)
 
@@ -176,22 +176,22 @@ def test_an_early_end_returns_the_best_weights(target, corpus, start, tmp_path):
 def test_a_loss_that_is_no_number_ends_the_run(target, corpus, start, tmp_path):
     """Broken weights saved as a checkpoint, which every later run goes on with."""
     settings = dataclasses.replace(SMALL, save_every=2)
-    first = Run(target, corpus, start, settings, tmp_path / "run")
+    first = TrainingRun(target, corpus, start, settings, tmp_path / "run")
     first.go(lambda: first.progress.step == 4)
-    broken = Run(target, corpus, start, settings, tmp_path / "run")
+    broken = TrainingRun(target, corpus, start, settings, tmp_path / "run")
     parameters = broken._learner.parameters
     parameters["fc.weight"] = parameters["fc.weight"] * float("nan")
     with pytest.raises(InputError, match="loss nan at step"):
         broken.go()
     assert checkpoints(tmp_path / "run") == ["step-0000002", "step-0000004"]
-    assert Run(target, corpus, start, settings, tmp_path / "run").go().ended == "done"
+    assert TrainingRun(target, corpus, start, settings, tmp_path / "run").go().ended == "done"
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(target, corpus, start, tmp_path):
     """A traceback, or a run that says nothing and keeps nothing."""
     (tmp_path / "run").write_text("a file")
     with pytest.raises(InputError, match="run"):
-        Run(target, corpus, start, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
@@ -243,13 +243,13 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
 )
 def test_other_settings_are_refused_by_name(target, corpus, start, tmp_path, changed, named):
     """A run that is half one thing and half another."""
-    Run(target, corpus, start, SMALL, tmp_path / "run").go()
+    TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
     with pytest.raises(InputError, match=named):
         settings = dataclasses.replace(SMALL, **changed)
-        Run(target, corpus, start, settings, tmp_path / "run")
+        TrainingRun(target, corpus, start, settings, tmp_path / "run")
     other = dataclasses.replace(start, identity={"data": "other"})
     with pytest.raises(InputError, match="data 'greedy'"):
-        Run(target, corpus, other, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, other, SMALL, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_other_settings_are_refused_by_name(target, corpus, start, tmp_path, cha
 @pytest.mark.parametrize("damage", ("cut", "missing"))
 def test_a_damaged_checkpoint_is_refused(target, corpus, start, tmp_path, file, damage):
     """Weights or optimiser of nothing, or a traceback."""
-    Run(target, corpus, start, SMALL, tmp_path / "run").go()
+    TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
     path = tmp_path / "run" / "checkpoints" / "step-0000012" / file
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
@@ -266,12 +266,12 @@ def test_a_damaged_checkpoint_is_refused(target, corpus, start, tmp_path, file, 
         path.unlink()
     older = tmp_path / "run" / "checkpoints" / "step-0000006"
     with pytest.raises(InputError, match="step-0000012") as error:
-        Run(target, corpus, start, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
     assert f"{older} is whole: remove {path.parents[len(Path(file).parts) - 1]}" in str(error.value)
     assert "\n" not in str(error.value)
     (older / "state.json").write_text("{}")
     with pytest.raises(InputError, match="No older one is whole"):
-        Run(target, corpus, start, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -286,26 +286,26 @@ def test_a_damaged_checkpoint_is_refused(target, corpus, start, tmp_path, file, 
 )
 def test_a_state_that_says_nonsense_is_refused(target, corpus, start, tmp_path, damage):
     """A traceback, or a run that goes on from nowhere."""
-    Run(target, corpus, start, SMALL, tmp_path / "run").go()
+    TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
     path = tmp_path / "run" / "checkpoints" / "step-0000012" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
     with pytest.raises(InputError, match=r"state\.json.*step-0000006 is whole"):
-        Run(target, corpus, start, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
 
 
 def test_a_checkpoint_without_some_weights_is_refused(target, corpus, start, tmp_path):
     """The first weights gone on with where a tensor was lost."""
-    Run(target, corpus, start, SMALL, tmp_path / "run").go()
+    TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
     path = tmp_path / "run" / "checkpoints" / "step-0000012" / "model.safetensors"
     tensors = mx.load(str(path))
     kept = {name: value for name, value in tensors.items() if name != "fc.weight"}
     mx.save_safetensors(str(path), {n: mx.array(np.array(v)) for n, v in kept.items()})
     with pytest.raises(InputError, match=r"fc\.weight missing.*step-0000006 is whole"):
-        Run(target, corpus, start, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
 
 
 def test_too_few_texts_are_refused(target, corpus, start, tmp_path):
     """All held out and nothing to learn from."""
     with pytest.raises(InputError, match="16 of them"):
         settings = dataclasses.replace(SMALL, held_out=16)
-        Run(target, corpus, start, settings, tmp_path / "run")
+        TrainingRun(target, corpus, start, settings, tmp_path / "run")

@@ -20,7 +20,7 @@ from ..heads import load_head
 from ..heads.base import correct
 from ..heads.confidence import ConfidenceHead, load_confidence
 from ..tensors import DrafterTensors
-from ..vocabulary import Output
+from ..vocabulary import DraftOutput
 from .backbone import Backbone, Weights
 from .config import DSparkConfig
 
@@ -45,7 +45,7 @@ class DSparkDrafter:
         backbone: Backbone,
         confidence: ConfidenceHead | None,
         embed: Embed,
-        output: Output,
+        output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> None:
         self.config = config
@@ -63,7 +63,7 @@ class DSparkDrafter:
         config: DSparkConfig,
         tensors: DrafterTensors,
         embed: Embed,
-        output: Output,
+        output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> DSparkDrafter:
         """See `DraftingMethod.load`."""

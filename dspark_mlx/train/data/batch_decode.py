@@ -24,7 +24,7 @@ _PREFILL = 32768
 _COLUMNS = 64
 _LEAST = -1e3
 
-Progress = Callable[[int, int], None]
+WrittenCallback = Callable[[int, int], None]
 """Called with sequences that ended and tokens that were written since the last call."""
 
 
@@ -51,7 +51,7 @@ def batch_decode(
     stop_tokens: Collection[int],
     key: mx.array,
     rows: int = 256,
-    progress: Progress | None = None,
+    progress: WrittenCallback | None = None,
 ) -> list[list[int]]:
     """Continue every prompt on its own, `rows` at a time.
 
@@ -100,7 +100,7 @@ class _Wave:
         self._margins = mx.array([_margin(job) for job in jobs], dtype=mx.float32)[:, None]
         self._last, self._caches = self._prefill()
 
-    def run(self, stops: Collection[int], progress: Progress | None) -> list[list[int]]:
+    def run(self, stops: Collection[int], progress: WrittenCallback | None) -> list[list[int]]:
         """Decode until every sequence ended."""
         alive = np.ones(len(self._rows), dtype=bool)
         while alive.any():

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
-from .plan import Plan
+from ...progress import ProgressCallback
+from .plan import DataPlan
 from .store import Store
 
 _FEWEST = 8
 
-Progress = Callable[[int, int], None]
-"""Called with what is done and what is to be done, in `unit(plan)`."""
 
-
-def unit(plan: Plan) -> str:
+def unit(plan: DataPlan) -> str:
     """What a plan's progress counts."""
     if plan.answer_tokens is not None:
         return "token"
@@ -30,7 +27,7 @@ class Budget:
         progress: called when anything is.
     """
 
-    def __init__(self, plan: Plan, store: Store, progress: Progress | None) -> None:
+    def __init__(self, plan: DataPlan, store: Store, progress: ProgressCallback | None) -> None:
         self._plan, self._store, self._progress = plan, store, progress
         self._end = time.monotonic() + (plan.seconds or 0)
         self._tokens = self._ended = 0

@@ -12,7 +12,7 @@ from .duplicates import exact_keys
 
 
 @dataclass
-class Talk:
+class OpenConversation:
     """A conversation while it is written.
 
     Attributes:

@@ -16,12 +16,13 @@ import numpy as np
 from ...checkpoint.fingerprint import weights_digest
 from ...decoder import Decoder
 from ...errors import InputError
+from ...progress import ProgressCallback
 from .batch_decode import Job, batch_decode
-from .budget import Budget, Progress
-from .conversation import Talk
+from .budget import Budget
+from .conversation import OpenConversation
 from .corpus import KEYS, Conversation
 from .duplicates import Seen, near_keys
-from .plan import Plan
+from .plan import DataPlan
 from .store import Header, Store
 from .templates import Template
 
@@ -30,7 +31,7 @@ _MOST_FRUITLESS = 3
 _FIRST_WORDS = (2, 7)
 
 
-def open_store(decoder: Decoder, plan: Plan, folder: Path) -> Store:
+def open_store(decoder: Decoder, plan: DataPlan, folder: Path) -> Store:
     """The store that this target and plan write into, begun or gone on with.
 
     Raises:
@@ -44,7 +45,7 @@ def open_store(decoder: Decoder, plan: Plan, folder: Path) -> Store:
 
 
 def write_conversations(
-    decoder: Decoder, plan: Plan, store: Store, progress: Progress | None = None
+    decoder: Decoder, plan: DataPlan, store: Store, progress: ProgressCallback | None = None
 ) -> None:
     """Write until the plan's budget is met, one shard after the other.
 
@@ -79,7 +80,7 @@ def write_conversations(
 class _Writer:
     """Writes shards: first user turns, then answers and further user turns by turns."""
 
-    def __init__(self, decoder: Decoder, plan: Plan, template: Template) -> None:
+    def __init__(self, decoder: Decoder, plan: DataPlan, template: Template) -> None:
         self._model = decoder.engine.target.model
         self._plan = plan
         self._template = template
@@ -120,13 +121,13 @@ class _Writer:
             chosen.append(prompts[order[place]])
         return chosen
 
-    def _talk(self, turns: Sequence[str], rng: np.random.Generator) -> Talk:
+    def _talk(self, turns: Sequence[str], rng: np.random.Generator) -> OpenConversation:
         temperatures, weights = np.array(self._plan.temperatures).T
         temperature = float(rng.choice(temperatures, p=weights / weights.sum()))
         thinks = bool(rng.random() < self._plan.thinking)
         thinking = thinks if self._template.knows_thinking else None
         first = {"role": "user", "content": turns[0]}
-        return Talk([first], temperature, thinking, list(turns[1:]), own=0)
+        return OpenConversation([first], temperature, thinking, list(turns[1:]), own=0)
 
     def _own_turns(self, count: int, rng: np.random.Generator) -> list[str]:
         """First user turns that the target wrote."""
@@ -173,7 +174,9 @@ class _Writer:
             texts.append("" if "\ufffd" in text else text.strip())
         return texts
 
-    def _answer(self, talks: list[Talk], rng: np.random.Generator, budget: Budget) -> None:
+    def _answer(
+        self, talks: list[OpenConversation], rng: np.random.Generator, budget: Budget
+    ) -> None:
         """Answer the last message of each; a talk ends where there is no whole answer."""
         jobs = []
         for talk in talks:
@@ -201,7 +204,7 @@ class _Writer:
     def _fits(self, job: Job) -> bool:
         return job.max_tokens >= min(_LEAST_ANSWER, self._plan.max_answer)
 
-    def _ask(self, talks: list[Talk], rng: np.random.Generator) -> None:
+    def _ask(self, talks: list[OpenConversation], rng: np.random.Generator) -> None:
         """Add each one's next user turn, if there is to be one."""
         own = []
         for talk in talks:

@@ -17,7 +17,7 @@ _COUNTS = ("examples", "most_turns", "max_user", "max_answer", "max_length", "sh
 
 
 @dataclass(frozen=True)
-class Plan:
+class DataPlan:
     """Settings of `write_conversations`.
 
     Without any budget, every prompt is answered once.

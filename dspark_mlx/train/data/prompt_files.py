@@ -10,7 +10,7 @@ from ...errors import InputError
 from ...system.files import read_json_lines
 
 
-def read_turns(path: Path) -> tuple[tuple[str, ...], ...]:
+def read_prompt_turns(path: Path) -> tuple[tuple[str, ...], ...]:
     """The user turns of every prompt, in order of file names and lines.
 
     Args:

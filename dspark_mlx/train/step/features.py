@@ -15,12 +15,12 @@ from ...drafters.dspark.config import DSparkConfig
 from ...errors import InputError
 from ...targets.tap import PROBE, Target, probe_logits
 from .network import Features
-from .objective import Readout
+from .objective import TrainingReadout
 
 _CLOSE = 2e-2
 
 
-def features(target: Target, tokens: mx.array) -> Features:
+def target_features(target: Target, tokens: mx.array) -> Features:
     """What the target says of texts: int32 `[batch, length]`."""
     taps, last = target.record(tokens)
     return Features([mx.stop_gradient(tap) for tap in taps], mx.stop_gradient(last))
@@ -56,7 +56,7 @@ def logit_cap(target: Target, config: Mapping[str, Any], where: object) -> float
 
 def readout(
     config: DSparkConfig, frozen: Mapping[str, mx.array], target: Target, cap: float
-) -> Readout:
+) -> TrainingReadout:
     """What a drafter in training and its target are read out by.
 
     Args:
@@ -72,7 +72,7 @@ def readout(
         numbers = np.full(config.vocab_size, -1, dtype=np.int32)
         numbers[np.array(ids)] = np.arange(config.draft_vocab_size)
         columns = mx.array(numbers)
-    return Readout(
+    return TrainingReadout(
         lambda rows: capped(own(rows), config.softcap),
         lambda rows: capped(target.logits(rows), cap),
         ids,

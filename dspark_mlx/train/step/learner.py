@@ -14,10 +14,10 @@ from mlx.utils import tree_flatten
 from ...checkpoint.quantization import Quantization
 from ...errors import InputError
 from ...targets.tap import Target
-from .features import features
-from .metrics import Watched
+from .features import target_features
+from .metrics import BlockMetrics
 from .network import FROZEN, Features, Network, TrainingBatch
-from .qat import rounded
+from .qat import fake_quantized
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Recipe:
         return self.learning_rate * mx.where(step < warm, rising, falling)
 
 
-class Learner:
+class TrainStep:
     """Weights and their optimiser.
 
     Args:
@@ -133,12 +133,12 @@ class Learner:
         mx.async_eval(loss, rows, self.parameters, self._optimizer.state)
         return loss, rows
 
-    def evaluate(self, batches: Iterable[TrainingBatch]) -> Watched:
+    def evaluate(self, batches: Iterable[TrainingBatch]) -> BlockMetrics:
         """What is watched, on other batches."""
         total = None
         for batch in batches:
             loss, rows = self._judge(*_arrays(batch))
-            one = Watched(1, float(np.array(loss)), np.array(rows))
+            one = BlockMetrics(1, float(np.array(loss)), np.array(rows))
             total = one if total is None else total + one
         assert total is not None
         return total
@@ -162,13 +162,13 @@ class Learner:
         self, tokens: mx.array, anchors: mx.array, supervised: mx.array
     ) -> tuple[mx.array, mx.array]:
         batch = TrainingBatch(tokens, anchors, supervised)
-        return self._cast_loss(self.parameters, batch, features(self._target, tokens))
+        return self._cast_loss(self.parameters, batch, target_features(self._target, tokens))
 
     def _take_gradients(
         self, tokens: mx.array, anchors: mx.array, supervised: mx.array
     ) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
         batch = TrainingBatch(tokens, anchors, supervised)
-        read = features(self._target, tokens)
+        read = target_features(self._target, tokens)
         of = partial(self._cast_loss, batch=batch, read=read)
         (loss, watched), gradients = mx.value_and_grad(of)(self.parameters)
         return loss, watched, gradients
@@ -176,7 +176,7 @@ class Learner:
     def _cast_loss(
         self, parameters: dict[str, mx.array], batch: TrainingBatch, read: Features
     ) -> tuple[mx.array, mx.array]:
-        stored = rounded(parameters, self._quantization)
+        stored = fake_quantized(parameters, self._quantization)
         cast = {name: value.astype(self._dtype) for name, value in stored.items()}
         return self._network.loss(cast, batch, read)
 

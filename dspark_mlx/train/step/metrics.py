@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Watched:
+class BlockMetrics:
     """Sums over the blocks of steps, or of an evaluation; add them up with `+`.
 
     Attributes:
@@ -24,8 +24,10 @@ class Watched:
     loss: float
     rows: np.ndarray
 
-    def __add__(self, other: Watched) -> Watched:
-        return Watched(self.steps + other.steps, self.loss + other.loss, self.rows + other.rows)
+    def __add__(self, other: BlockMetrics) -> BlockMetrics:
+        return BlockMetrics(
+            self.steps + other.steps, self.loss + other.loss, self.rows + other.rows
+        )
 
     @property
     def mean_loss(self) -> float:

@@ -15,7 +15,7 @@ from ...drafters.heads.base import W2
 from ...drafters.heads.confidence import load_confidence
 from ...drafters.tensors import DrafterTensors
 from .blocks import TrainingBlocks, block_hidden
-from .objective import Objective, Readout, Scores, Slots, confidence_loss, score
+from .objective import Objective, Scores, Slots, TrainingReadout, confidence_loss, score
 
 Parameters = Mapping[str, mx.array]
 FROZEN = ("embed_tokens.weight", "lm_head.weight", DRAFT_IDS)
@@ -69,7 +69,7 @@ class Network:
         config: DSparkConfig,
         objective: Objective,
         embed: Callable[[mx.array], mx.array],
-        readout: Readout,
+        readout: TrainingReadout,
         chunk: int,
         checkpoint: bool = False,
         frozen: Parameters | None = None,

@@ -52,7 +52,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Readout:
+class TrainingReadout:
     """From rows to logits, the target's matrices frozen.
 
     Attributes:
@@ -107,7 +107,7 @@ class Scores:
     cross_entropy: mx.array
 
 
-def score(objective: Objective, readout: Readout, slots: Slots, chunk: int) -> Scores:
+def score(objective: Objective, readout: TrainingReadout, slots: Slots, chunk: int) -> Scores:
     """Score slots, `chunk` rows at a time; differentiable in `hidden`, `vectors` and `w2`."""
     if slots.vectors is None or slots.w2 is None:
         learnt = [slots.hidden]
@@ -130,7 +130,7 @@ def score(objective: Objective, readout: Readout, slots: Slots, chunk: int) -> S
 
 
 def _scored(
-    objective: Objective, readout: Readout, slots: Slots, learnt: list[mx.array], chunk: int
+    objective: Objective, readout: TrainingReadout, slots: Slots, learnt: list[mx.array], chunk: int
 ) -> list[mx.array]:
     """Loss, the three columns of `Scores`, and the gradient of each of what is learnt."""
 
@@ -165,7 +165,7 @@ def _scored(
 
 def _rows_scored(
     objective: Objective,
-    readout: Readout,
+    readout: TrainingReadout,
     logits: mx.array,
     truth: mx.array,
     labels: mx.array,

@@ -13,7 +13,7 @@ import mlx.core as mx
 from ...checkpoint.quantization import Quantization
 
 
-def rounded(
+def fake_quantized(
     weights: Mapping[str, mx.array], quantization: Quantization | None
 ) -> dict[str, mx.array]:
     """Weights as quantising and dequantising leaves them, differentiable as if nothing was done.
