@@ -10,8 +10,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ..bench import SAMPLE
-from ..benchmark.prompts import read_prompts
+from ..benchmark.prompts import SAMPLE, read_prompts
 from ..checkpoint.hub import resolve
 from ..errors import InputError
 from ..load import load_unpaired, open_target

@@ -14,19 +14,16 @@ from tqdm import tqdm
 
 from .benchmark.comparison import Row, bench_row, comparison_table, speedups
 from .benchmark.overhead import round_overhead
-from .benchmark.prompts import read_prompts
+from .benchmark.prompts import SAMPLE, read_prompts
 from .engine.request import Request
 from .errors import InputError
 from .replay.report import SHIPPED, replay_report
-from .system.files import DATA
 from .terminal import command, flags
 from .terminal.sampling_flags import (
     add_sampling_flags,
     sampling_settings,
     with_special_tokens,
 )
-
-SAMPLE = DATA / "bench_prompts.jsonl"
 
 
 def main(argv: list[str] | None) -> int:

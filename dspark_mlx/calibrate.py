@@ -18,7 +18,7 @@ from .decoder import Decoder
 from .errors import InputError
 from .plots import check_path, reliability
 from .progress import progress_bar
-from .replay.record import record
+from .replay.record import TEMPERATURES, record
 from .replay.recorded import (
     RecordedRound,
     arrays,
@@ -31,7 +31,6 @@ from .system.files import check_output
 from .terminal import command, flags
 
 MIN_ROUNDS = 200
-TEMPERATURES = (0.0, 0.7, 1.0)
 
 
 def main(argv: list[str] | None) -> int:
@@ -53,7 +52,7 @@ def main(argv: list[str] | None) -> int:
         if held_out_prompts:
             held_out = _record(decoder, held_out_prompts, args.max_tokens, temperatures, "Held out")
             _check_any(held_out, args.held_out)
-        to = to or decoder.sources[1]
+        to = to or decoder.drafter_folder
     _check_enough(fitted)
     fits = [_fit(*each, by_temperature(held_out)) for each in by_temperature(fitted).items()]
     if args.record:

@@ -69,9 +69,14 @@ class Decoder:
         return self._engine
 
     @property
-    def sources(self) -> tuple[Path, Path | None]:
-        """The folders of the target and of the drafter."""
-        return self._folder, self._drafter_folder
+    def target_folder(self) -> Path:
+        """Where the target is."""
+        return self._folder
+
+    @property
+    def drafter_folder(self) -> Path | None:
+        """Where the drafter is, in canonical form; None without one."""
+        return self._drafter_folder
 
     @property
     def config(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _decoders(args: argparse.Namespace) -> dict[str, Decoder]:
         add_drafter(first, drafter, args.scheduler, draft_vocabulary=args.draft_vocabulary)
         for drafter in args.compare
     ]
-    given = [args.drafter or str(first.sources[1]), *args.compare]
+    given = [args.drafter or str(first.drafter_folder), *args.compare]
     short = [Path(name).name for name in given]
     names = short if len(set(short)) == len(short) else given
     return dict(zip(names, [first, *others], strict=True))
@@ -156,7 +156,7 @@ def _report(evaluation: Evaluation, args: argparse.Namespace, decoder: Decoder) 
     assert isinstance(report, dict)
     for score, line in zip(evaluation.scores, report["scores"], strict=True):
         line |= {"ece": score.ece, "auc": score.auc}
-    names = {"target": str(decoder.sources[0]), "scheduler": args.scheduler}
+    names = {"target": str(decoder.target_folder), "scheduler": args.scheduler}
     return names | {"partial": evaluation.partial} | report
 
 

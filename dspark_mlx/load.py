@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .caches import new_caches
 from .checkpoint.base_config import CanonicalConfig
 from .checkpoint.hub import find_config
 from .checkpoint.linear import arrays_of
-from .checkpoint.precision import apply_precision, choose_precision
+from .checkpoint.precision import apply_precision, choose_precision, held_dtype
 from .decoder import Decoder
 from .drafters.assemble import assemble
 from .drafters.base import Drafter
@@ -30,7 +29,7 @@ from .profiling.store import Pair, get_profile, has_profile
 from .progress import progress_bar
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
-from .schedulers.make import make_scheduler, needs_profile
+from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .system.files import read_json
 from .targets.compatibility import check_pair
 from .targets.network import evaluate, open_network
@@ -64,16 +63,10 @@ def load(
     Raises:
         InputError: a file, a pair or a setting that cannot be used, before any generation.
     """
-    if isinstance(scheduler, str):
-        needs_profile(scheduler)
-    elif not (hasattr(scheduler, "start") and hasattr(scheduler, "needs_confidence")):
-        raise InputError(
-            "scheduler", repr(scheduler), "a name, or an object as schedulers.Scheduler"
-        )
+    check_scheduler(scheduler)
     if drafter is True:
         raise InputError("drafter", "True", "a folder, a Hub id, None or False")
     precision = choose_precision(precision)
-    dtype = None if precision == "stored" else getattr(mx, precision)
     draft_vocabulary = parse_setting(draft_vocabulary)
     # What is missing or damaged is found out before a large target is fetched and loaded.
     config = None if model is None else find_config(model)
@@ -82,25 +75,11 @@ def load(
         stored = read_drafter(builtin.DRAFTER) if model is None else _published(model, config)
     elif drafter is not False:
         stored = read_drafter(drafter)
-    folder = builtin.builtin_target() if model is None else target_folder(model)
-    source = stored.folder if stored else None
-    network, target_config = _load_target(folder, dtype)
-    new_caches(network, folder)
-    untapped = probe_logits(network)
-    check_logits(untapped, folder)
-    if stored is None:
-        target, built = Target(network, (), folder), None
-    else:
-        target = Target(network, stored.config.taps, folder)
-        check_taps(network, target, untapped, folder)
-        check_pair(stored.config, stored.folder, target, folder)
-        built = _build(stored, target, dtype, draft_vocabulary)
-    decoder = Decoder(
-        Engine(target, built, FullScheduler()), folder, target_config, source, precision
-    )
-    if isinstance(scheduler, str):
-        return _scheduled(decoder, scheduler)
-    return decoder.with_scheduler(scheduler)
+    opened = _open(model, precision)
+    decoder = opened.decoder(_tapped(opened, stored.config.taps if stored else ()))
+    if stored is not None:
+        decoder = _attached(decoder, stored, draft_vocabulary)
+    return _scheduled(decoder, scheduler)
 
 
 def add_drafter(
@@ -119,23 +98,17 @@ def add_drafter(
     Raises:
         InputError: see `load`.
     """
-    if isinstance(scheduler, str):
-        needs_profile(scheduler)
+    check_scheduler(scheduler)
     draft_vocabulary = parse_setting(draft_vocabulary)
-    (folder, _), shared = decoder.sources, decoder.engine.target
-    dtype = None if decoder.precision == "stored" else getattr(mx, decoder.precision)
+    shared, folder = decoder.engine.target, decoder.target_folder
     stored = read_drafter(drafter)
-    check_pair(stored.config, stored.folder, shared, folder)
     with shared.turns:
         with shared.untapped():
-            untapped = probe_logits(shared.model)
+            logits = probe_logits(shared.model)
         target = shared.sharing(stored.config.taps, folder)
-        check_taps(shared.model, target, untapped, folder)
-        built = _build(stored, target, dtype, draft_vocabulary)
-        beside = decoder.with_engine(Engine(target, built, FullScheduler()), stored.folder)
-        if isinstance(scheduler, str):
-            return _scheduled(beside, scheduler)
-        return beside.with_scheduler(scheduler)
+        check_taps(shared.model, target, logits, folder)
+        beside = decoder.with_engine(Engine(target, None, FullScheduler()), None)
+        return _scheduled(_attached(beside, stored, draft_vocabulary), scheduler)
 
 
 def load_unpaired(
@@ -157,31 +130,82 @@ def load_unpaired(
         InputError: see `load`.
     """
     precision = choose_precision(precision)
-    dtype = None if precision == "stored" else getattr(mx, precision)
     if model is not None:
         find_config(model)
     stored = read_drafter(drafter)
-    folder = builtin.builtin_target() if model is None else target_folder(model)
-    config = stored.config
-    network, target_config = _load_target(folder, dtype)
-    target = Target(network, taps(config, len(network.layers)), folder)
-    check_pair(config, stored.folder, target, folder)
+    opened = _open(model, precision)
+    target = _tapped(opened, taps(stored.config, len(opened.network.layers)))
+    check_pair(stored.config, stored.folder, target, opened.folder)
 
     def build(changed: CanonicalConfig) -> Drafter:
         # Its calibrations are of its own block, which another configuration may make shorter.
-        return _build(replace(stored, config=changed, calibrations=None), target, dtype, "full")
+        reading = replace(stored, config=changed, calibrations=None)
+        return _build(reading, target, precision, "full")
 
-    engine = Engine(target, None, FullScheduler())
-    return Decoder(engine, folder, target_config, None, precision), config, build
+    return opened.decoder(target), stored.config, build
 
 
-def _scheduled(decoder: Decoder, name: str) -> Decoder:
-    """The decoder under a scheduler by name; a speed profile is found or measured where it asks."""
+@dataclass(frozen=True)
+class _OpenedTarget:
+    """A target in memory, not tapped yet.
+
+    Attributes:
+        folder: where it is. network: mlx-lm's model. config: its config.json.
+        precision: what its weights are held in.
+        logits: what it says of a few fixed tokens, see `probe_logits`.
+    """
+
+    folder: Path
+    network: Any
+    config: dict[str, Any]
+    precision: str
+    logits: mx.array
+
+    def decoder(self, target: Target) -> Decoder:
+        """Plain decoding by the target, which is this one tapped."""
+        engine = Engine(target, None, FullScheduler())
+        return Decoder(engine, self.folder, self.config, None, self.precision)
+
+
+def _open(model: str | Path | None, precision: str) -> _OpenedTarget:
+    """Load a target and prove that it can decode: its caches roll back, its logits are finite."""
+    folder = builtin.builtin_target() if model is None else target_folder(model)
+    network, config = open_network(folder)
+    apply_precision(network, held_dtype(precision))
+    evaluate(network, folder)
+    # What a model keeps beside its parameters, as rope frequencies, is evaluated too: what is not
+    # belongs to this thread.
+    mx.eval(arrays_of(network))
+    new_caches(network, folder)
+    logits = probe_logits(network)
+    check_logits(logits, folder)
+    return _OpenedTarget(folder, network, config, precision, logits)
+
+
+def _tapped(opened: _OpenedTarget, taps: Sequence[int]) -> Target:
+    """The target with its layers tapped, and proof that this changes no bit of a logit."""
+    target = Target(opened.network, taps, opened.folder)
+    check_taps(opened.network, target, opened.logits, opened.folder)
+    return target
+
+
+def _attached(decoder: Decoder, stored: StoredDrafter, draft_vocabulary: Setting) -> Decoder:
+    """The decoder, whose target is tapped for the drafter, with it."""
+    target = decoder.engine.target
+    check_pair(stored.config, stored.folder, target, decoder.target_folder)
+    drafter = _build(stored, target, decoder.precision, draft_vocabulary)
+    return decoder.with_engine(Engine(target, drafter, FullScheduler()), stored.folder)
+
+
+def _scheduled(decoder: Decoder, scheduler: str | Scheduler) -> Decoder:
+    """The decoder under a scheduler; a speed profile is found or measured where it asks for one."""
+    if not isinstance(scheduler, str):
+        return decoder.with_scheduler(scheduler)
     drafter = decoder.engine.drafter
     if drafter is None:
         return decoder
     profile, pair = None, Pair.of(decoder)
-    if needs_profile(name) or (name == "auto" and has_profile(pair.key())):
+    if needs_profile(scheduler) or (scheduler == "auto" and has_profile(pair.key())):
         label = f"Measuring speed, {LIMIT:.0f} s at most"
         with progress_bar(label, "pass", delay=1.0) as progress:
             obtained = get_profile(pair, progress=progress)
@@ -190,8 +214,8 @@ def _scheduled(decoder: Decoder, name: str) -> Decoder:
             warnings.warn(" ".join([*said, obtained.story]), stacklevel=3)
         profile = obtained.profile
     has_confidence = drafter.config.has_confidence
-    scheduler = make_scheduler(name, profile, drafter.calibrations, has_confidence)
-    return decoder.with_scheduler(scheduler, profile)
+    made = make_scheduler(scheduler, profile, drafter.calibrations, has_confidence)
+    return decoder.with_scheduler(made, profile)
 
 
 def _published(model: str | Path, config: Path | None) -> StoredDrafter:
@@ -225,19 +249,10 @@ def open_target(model: str | Path | None) -> tuple[Target, Path]:
     return Target(network, (), folder), folder
 
 
-def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, dict[str, Any]]:
-    model, config = open_network(folder)
-    apply_precision(model, dtype)
-    evaluate(model, folder)
-    # What a model keeps beside its parameters, as rope frequencies, is evaluated too: what is not
-    # belongs to this thread.
-    mx.eval(arrays_of(model))
-    return model, config
-
-
 def _build(
-    stored: StoredDrafter, target: Target, dtype: mx.Dtype | None, draft_vocabulary: Setting
+    stored: StoredDrafter, target: Target, precision: str, draft_vocabulary: Setting
 ) -> Drafter:
+    dtype = held_dtype(precision)
     return assemble(
         stored.config,
         stored.tensors,

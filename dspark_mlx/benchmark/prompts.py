@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 from ..errors import InputError
-from ..system.files import read_json_lines
+from ..system.files import DATA, read_json_lines
+
+SAMPLE = DATA / "bench_prompts.jsonl"
+"""Prompts that ship with the package."""
 
 
 def read_prompts(path: Path) -> list[dict[str, str]]:

@@ -27,6 +27,15 @@ def choose_precision(name: str) -> str:
     return name
 
 
+def held_dtype(precision: str) -> mx.Dtype | None:
+    """The type to dequantise to; None for "stored".
+
+    Args:
+        precision: as `choose_precision` returns it.
+    """
+    return None if precision == "stored" else getattr(mx, precision)
+
+
 def apply_precision(model: nn.Module, dtype: mx.Dtype | None) -> None:
     """Hold a lazily loaded model's weights in `dtype` (None: as stored); none is read yet."""
     if dtype is not None:

@@ -48,7 +48,7 @@ class Pair:
         Raises:
             InputError: it has no drafter.
         """
-        target, drafter = decoder.sources
+        target, drafter = decoder.target_folder, decoder.drafter_folder
         if decoder.engine.drafter is None or drafter is None:
             raise InputError("speed profile", "no drafter", "a target with its drafter")
         return cls(decoder.engine, target, drafter, decoder.precision, decoder.max_length)

@@ -36,6 +36,10 @@ from .recorded import RecordedRound
 P = TypeVar("P", bound=Pick)
 
 
+TEMPERATURES = (0.0, 0.7, 1.0)
+"""Sampling temperatures that confidences are calibrated at where none is asked for."""
+
+
 def record(
     engine: Engine,
     prompts: Sequence[tuple[str, Sequence[int]]],

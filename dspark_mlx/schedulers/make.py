@@ -36,6 +36,19 @@ def usages() -> tuple[str, ...]:
     return tuple(kind.USAGE for kind in SCHEDULERS.values())
 
 
+def check_scheduler(scheduler: str | Scheduler) -> None:
+    """Refuse what is neither a scheduler's name nor one.
+
+    Raises:
+        InputError: an unknown name, an unusable argument, or an object of another kind.
+    """
+    if isinstance(scheduler, str):
+        needs_profile(scheduler)
+    elif not all(hasattr(scheduler, name) for name in ("name", "start", "needs_confidence")):
+        expected = "a name, or an object as schedulers.Scheduler"
+        raise InputError("scheduler", repr(scheduler), expected)
+
+
 def needs_profile(name: str) -> bool:
     """True for a scheduler that cannot be made without a speed profile; "auto" can.
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..calibrate import TEMPERATURES
 from ..calibration.by_temperature import Calibrations, write_calibrations
 from ..calibration.sts import fit
 from ..checkpoint.frequent_tokens import write_ranking
@@ -18,7 +17,7 @@ from ..checkpoint.tensor_writer import write_tensors
 from ..decoder import Decoder
 from ..drafters.dspark.config import DSparkConfig
 from ..load import add_drafter
-from ..replay.record import record
+from ..replay.record import TEMPERATURES, record
 from ..replay.recorded import arrays
 from ..sampling.settings import Sampling
 from ..system.files import write_json, write_text

@@ -27,7 +27,7 @@ def new_drafter(decoder: Decoder, design: DrafterDesign, seed: int) -> InitialDr
     Raises:
         InputError: see `new_config`, `logit_cap` and `spare_token`.
     """
-    target, folder = decoder.engine.target, decoder.sources[0]
+    target, folder = decoder.engine.target, decoder.target_folder
     cap = logit_cap(target, decoder.config, folder)
     mask = design.mask_token_id
     if mask is None:
@@ -44,7 +44,7 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> InitialDrafter:
     Raises:
         InputError: see `load`; or it is not one that DSpark's objective trains.
     """
-    target, folder = decoder.engine.target, decoder.sources[0]
+    target, folder = decoder.engine.target, decoder.target_folder
     found = read_drafter(drafter)
     config, tensors = found.config, found.tensors
     if not isinstance(config, DSparkConfig):
@@ -64,4 +64,4 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> InitialDrafter:
 
 def tapped(decoder: Decoder, config: DSparkConfig) -> Target:
     """The decoder's target, tapped as a drafter wants it."""
-    return Target(decoder.engine.target.model, config.taps, decoder.sources[0])
+    return Target(decoder.engine.target.model, config.taps, decoder.target_folder)

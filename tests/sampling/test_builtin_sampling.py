@@ -8,8 +8,7 @@ from statistics import mean, stdev
 import pytest
 
 import dspark_mlx
-from dspark_mlx.bench import SAMPLE
-from dspark_mlx.benchmark.prompts import read_prompts
+from dspark_mlx.benchmark.prompts import SAMPLE, read_prompts
 
 pytestmark = pytest.mark.slow
 SCHEMA = {

@@ -38,7 +38,7 @@ def ids(text: str) -> list[int]:
 
 def edited(decoder: Decoder, folder: Path, name: str, change: Any) -> Path:
     """A copy of the folder whose file is `change` of its bytes, or has its keys."""
-    shutil.copytree(decoder.sources[0], folder)
+    shutil.copytree(decoder.target_folder, folder)
     path = folder / name
     content = path.read_bytes() if path.exists() else b"{}"
     if isinstance(change, dict):
@@ -269,7 +269,7 @@ def test_a_length_that_is_none_is_refused(value):
 
 def test_a_text_that_the_positions_end_says_so(decoder):
     """max_tokens that is cut without a word."""
-    short = Decoder(decoder.engine, decoder.sources[0], {"max_position_embeddings": 8})
+    short = Decoder(decoder.engine, decoder.target_folder, {"max_position_embeddings": 8})
     with pytest.warns(UserWarning, match="after 3 of max_tokens 50"):
         chunks = list(short.stream([5] * 5, 50, banned_tokens=[END]))
     assert (len(chunks), chunks[-1].finish_reason) == (3, "length")

@@ -38,7 +38,7 @@ def open_store(decoder: Decoder, plan: DataPlan, folder: Path) -> Store:
         InputError: the plan cannot be used, or the folder holds anything else.
     """
     plan.check()
-    target = decoder.sources[0]
+    target = decoder.target_folder
     vocabulary = decoder.engine.target.vocab_size
     header = Header(vocabulary, target.name, weights_digest(target), plan.seed, plan.settings)
     return Store.obtain(folder, header)

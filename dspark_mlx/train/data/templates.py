@@ -27,7 +27,7 @@ class Template:
 
     def __init__(self, decoder: Decoder) -> None:
         self._tokenizer = decoder.tokenizer
-        self._folder = decoder.sources[0]
+        self._folder = decoder.target_folder
         if not self._tokenizer.has_chat_template:
             hint = "Conversations are written in the target's own template: use a chat model."
             raise InputError(self._folder, "no chat template", "one", hint)
