@@ -23,7 +23,7 @@ from ..checkpoint.frequent_tokens import read_ranking, write_ranking
 from ..checkpoint.hub import checkpoint_place
 from ..checkpoint.layout import check_headers, check_values
 from ..checkpoint.quantization import (
-    NEVER_QUANTISED,
+    NEVER_QUANTIZED,
     Quantization,
     check_quantization,
     choose_quantization,
@@ -142,7 +142,7 @@ def _kept_quantization(tensors: dict[str, Tensor]) -> Quantization | None:
         for name, tensor in tensors.items()
         if len(tensor.shape) == 2
     }
-    forms |= dict.fromkeys(NEVER_QUANTISED & forms.keys(), None)
+    forms |= dict.fromkeys(NEVER_QUANTIZED & forms.keys(), None)
     usual = Counter(form for form in forms.values() if form).most_common(1)
     if not usual:
         return None
@@ -180,19 +180,19 @@ def _parts(
     """A tensor as it is stored: itself, or the packed words, scales and biases of a matrix."""
     base = name.removesuffix(".weight")
     keys = (name, f"{base}.scales", f"{base}.biases")
-    quantised = None
+    quantized = None
     if config.quantization is not None:
-        quantised = config.quantization.of_tensor(name, len(tensor.shape))
-    if keep and quantised is not None and isinstance(tensor, StoredMatrix):
+        quantized = config.quantization.of_tensor(name, len(tensor.shape))
+    if keep and quantized is not None and isinstance(tensor, StoredMatrix):
         parts = list(zip(keys, tensor.packed(), strict=True))
         for key, part in parts:
             check_values(config, key, part, source)
         return parts
     values = tensor if isinstance(tensor, mx.array) else tensor.values()
     check_values(config, name, values, source)
-    if quantised is None:
+    if quantized is None:
         return [(name, values)]
-    bits, group_size = quantised
+    bits, group_size = quantized
     packed, *scales = mx.quantize(values, group_size=group_size, bits=bits)
     if isinstance(tensor, StoredMatrix) and tensor.bits:
         # Dequantised to float32, for exactness alone.

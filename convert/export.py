@@ -171,5 +171,5 @@ def _makers(
     if not config.owns_head:
         if (head := target.head) is None:
             raise InputError(target_folder, "a head with a bias or of a kind of its own", "weights")
-        makers["lm_head.weight"] = lambda: head.dequantised(stored.dtype).weight
+        makers["lm_head.weight"] = lambda: head.dequantized(stored.dtype).weight
     return makers

@@ -12,7 +12,7 @@ from pathlib import Path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES
 
 from ..checkpoint.hub import checkpoint_place, resolve
-from ..checkpoint.quantization import GROUP_SIZES, QUANTISED_BITS
+from ..checkpoint.quantization import GROUP_SIZES, QUANTIZED_BITS
 from ..errors import InputError
 from ..system.files import check_apart
 from ..system.staging import staged_folder
@@ -58,9 +58,9 @@ def convert_target(
     """
     if dtype not in (None, *MODEL_CONVERSION_DTYPES):
         raise InputError("dtype", repr(dtype), f"one of {', '.join(MODEL_CONVERSION_DTYPES)}")
-    if quantize and (q_bits not in QUANTISED_BITS or q_group_size not in GROUP_SIZES):
+    if quantize and (q_bits not in QUANTIZED_BITS or q_group_size not in GROUP_SIZES):
         found = f"{q_bits} bits in groups of {q_group_size}"
-        raise InputError("quantize", found, f"bits of {QUANTISED_BITS} and groups of {GROUP_SIZES}")
+        raise InputError("quantize", found, f"bits of {QUANTIZED_BITS} and groups of {GROUP_SIZES}")
     path, destination = checkpoint_place(resolve(source)), Path(destination)
     check_apart(path, destination)
     quantization = {"group_size": q_group_size, "bits": q_bits} if quantize else None

@@ -92,7 +92,7 @@ def _write(
     if kind in MODEL_CONVERSION_DTYPES:
         _cast(model, getattr(mx, kind))
     if quantization:
-        model, config = _quantised(model, config, source, **quantization)
+        model, config = _quantized(model, config, source, **quantization)
     # Models with a vision tower need vision_config to load it again.
     tower = "vision_tower" in getattr(model, "model", {})
     weights = dict(tree_flatten(model.parameters()))
@@ -107,7 +107,7 @@ def _write(
         shutil.copy(generation, staged)
 
 
-def _quantised(
+def _quantized(
     model: nn.Module, config: dict[str, Any], source: Path, *, group_size: int, bits: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     """As mlx-lm quantises, but for rows that its one group size does not divide."""

@@ -41,7 +41,7 @@ def write_gguf(
         say_plain(source, target.rows, groups)
         chosen = {path: (bits, size) for path, size in groups.items()}
         config |= quantization_entry(chosen)
-        weights = _requantised(target, groups, bits, kind or target.matrix_type)
+        weights = _requantized(target, groups, bits, kind or target.matrix_type)
     else:
         weights = target.weights()
     writer = ShardWriter(staged)
@@ -58,11 +58,11 @@ def write_gguf(
     save_config(config, staged / "config.json")
 
 
-def _requantised(
+def _requantized(
     target: GgufTarget, groups: Mapping[str, int], bits: int, kind: mx.Dtype
 ) -> Iterator[tuple[str, mx.array]]:
     """The matrices of `groups` quantised in float32 arithmetic."""
-    for name, array in target.weights(dequantise=True):
+    for name, array in target.weights(dequantize=True):
         stem = name.removesuffix("weight")
         group_size = groups.get(stem.removesuffix("."))
         if array.ndim != 2 or group_size is None:

@@ -259,7 +259,7 @@ def _build(
         target.embed,
         target.logits,
         dtype=dtype or target.dtype,
-        dequantise=dtype is not None,
+        dequantize=dtype is not None,
         output=target.head,
         draft_vocabulary=draft_vocabulary,
         calibrations=stored.calibrations,

@@ -129,8 +129,6 @@ def test_heads_know_no_drafter():
         if name.startswith("drafters.heads"):
             others = imports_of(name)
             assert all(other.startswith(("drafters.heads", "checkpoint")) for other in others), name
-                other.startswith(("drafters.heads", "checkpoint")) for other in imports_of(name)
-            )
 
 
 def test_the_package_imports_no_command():

@@ -38,7 +38,7 @@ class GgufTarget:
     def __len__(self) -> int:
         return len(expected_tensors(self.config))
 
-    def weights(self, *, dequantise: bool = False) -> Iterator[tuple[str, mx.array]]:
+    def weights(self, *, dequantize: bool = False) -> Iterator[tuple[str, mx.array]]:
         """Names as mlx-lm has them, and arrays; a quantised tensor gives three.
 
         Q4_0, Q4_1 and Q8_0 stay as stored, in MLX's affine layout (groups of 32); F32, F16 and
@@ -53,12 +53,12 @@ class GgufTarget:
         for name, goal in expected_tensors(self.config).items():
             row = self.header.tensors[name]
             stem, part = name.rsplit(".", 1)
-            if row.type in AFFINE_BITS and not dequantise:
+            if row.type in AFFINE_BITS and not dequantize:
                 words, scales, biases = read_affine(self.header.path, row)
                 parts = {"weight": words, "scales": scales, "biases": biases}
             else:
                 values = read_values(self.header.path, row)
-                halved = row.type.endswith("_K") and not dequantise
+                halved = row.type.endswith("_K") and not dequantize
                 parts = {part: values.astype(mx.float16) if halved else values}
             for part, array in parts.items():
                 check_finite(self.header.path, f"{stem}.{part}", array)

@@ -26,7 +26,7 @@ from . import (
     specforge,
     speculators,
 )
-from .refused import recognise
+from .refused import recognize
 from .source import Shapes
 
 
@@ -74,7 +74,7 @@ def refuse_unsupported(config: dict[str, Any], shapes: Shapes, where: Path) -> N
     Raises:
         InputError: it is one.
     """
-    if unsupported := recognise(config, shapes):
+    if unsupported := recognize(config, shapes):
         raise InputError(where, f"a checkpoint of {unsupported}", f"one of {_known()}")
 
 

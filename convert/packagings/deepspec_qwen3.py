@@ -25,8 +25,8 @@ ARCHITECTURE = "Qwen3DSparkModel"
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
     """The architecture's name, without the marks of the packagings that borrow it."""
     borrowed = "projector_type" in config or "dspark_bonus_anchor" in config
-    quantised = any(name.endswith(("weight_scale", "weight_packed")) for name in shapes)
-    return is_named(config, shapes, ARCHITECTURE) and not borrowed and not quantised
+    quantized = any(name.endswith(("weight_scale", "weight_packed")) for name in shapes)
+    return is_named(config, shapes, ARCHITECTURE) and not borrowed and not quantized
 
 
 def to_drafter_config(

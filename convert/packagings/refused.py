@@ -69,6 +69,6 @@ REFUSED: tuple[tuple[str, Recognises], ...] = (
 )
 
 
-def recognise(config: dict[str, Any], shapes: Shapes) -> str | None:
+def recognize(config: dict[str, Any], shapes: Shapes) -> str | None:
     """The name of the unsupported packaging that a checkpoint is of; None for none of them."""
     return next((name for name, known in REFUSED if known(config, shapes)), None)

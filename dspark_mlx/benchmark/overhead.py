@@ -65,7 +65,7 @@ def round_overhead(layers: int, tokens: int = 200) -> float:
         for name, shape in (shapes | dict(config.vector_shapes())).items()
     }
     target = Target(Model(args), config.taps, "overhead")
-    drafter = assemble(config, tensors, target.embed, target.logits, mx.float32, dequantise=False)
+    drafter = assemble(config, tensors, target.embed, target.logits, mx.float32, dequantize=False)
     engine = Engine(target, drafter, FullScheduler())
     sampler = make_sampler(Sampling(), vocab)
     done = list(rounds(engine, [1, 2, 3], max_tokens=tokens, stop_tokens=(), sampler=sampler))

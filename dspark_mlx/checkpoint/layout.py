@@ -44,11 +44,11 @@ def stored_shapes(config: CanonicalConfig) -> dict[str, tuple[int, ...]]:
     if config.draft_vocab_size:
         shapes[DRAFT_IDS] = (config.draft_vocab_size,)
     for name, (rows, columns) in config.matrix_shapes().items():
-        quantised = config.quantization.of(name) if config.quantization else None
-        if quantised is None:
+        quantized = config.quantization.of(name) if config.quantization else None
+        if quantized is None:
             shapes[f"{name}.weight"] = (rows, columns)
             continue
-        bits, group_size = quantised
+        bits, group_size = quantized
         shapes[f"{name}.weight"] = (rows, columns * bits // 32)
         shapes[f"{name}.scales"] = shapes[f"{name}.biases"] = (rows, columns // group_size)
     return shapes

@@ -38,7 +38,7 @@ class Matrix:
         object.__setattr__(self, "_transposed", self.weight.swapaxes(-1, -2))
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """True for a quantised matrix."""
         return self.scales is not None
 
@@ -86,7 +86,7 @@ class Matrix:
             bits=self.bits,
         )
 
-    def dequantised(self, dtype: mx.Dtype) -> Matrix:
+    def dequantized(self, dtype: mx.Dtype) -> Matrix:
         """The same matrix, plain, of type `dtype`; the arithmetic is float32."""
         if self.scales is None:
             return Matrix(self.weight.astype(dtype))
@@ -155,7 +155,7 @@ def arrays_of(value: object) -> list[mx.array]:
 
 def _join(parts: Sequence[Matrix], join: _ArrayJoin) -> Matrix:
     first = parts[0]
-    if not first.quantised:
+    if not first.quantized:
         return Matrix(join([p.weight for p in parts]))
     weight = join([p.weight for p in parts])
     scales = join([p.scales for p in parts if p.scales is not None])

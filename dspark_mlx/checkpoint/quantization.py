@@ -10,10 +10,10 @@ from typing import Any
 
 from ..errors import InputError
 
-QUANTISED_BITS = (2, 3, 4, 5, 6, 8)
+QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 # The chance of survival is one dot product: its 0.1 % of the weights are worth keeping exact.
-NEVER_QUANTISED = frozenset({"confidence_head.proj"})
+NEVER_QUANTIZED = frozenset({"confidence_head.proj"})
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def choose_quantization(
         if not any(part in name for name in matrices):
             raise InputError("quantisation exception", part, f"part of {', '.join(matrices)}")
     chosen: dict[str, int] = {}
-    for name in matrices.keys() - NEVER_QUANTISED:
+    for name in matrices.keys() - NEVER_QUANTIZED:
         fitting = [part for part in by_part if part in name]
         own = by_part[max(fitting, key=len)] if fitting else bits
         if own is not None:
@@ -137,7 +137,7 @@ def check_quantization(where: Path | str, bits: object, group_size: object) -> N
     Raises:
         InputError: `bits` or `group_size` is none of the supported ones.
     """
-    if bits not in QUANTISED_BITS:
-        raise InputError(where, f"{bits} bits", f"one of {QUANTISED_BITS}")
+    if bits not in QUANTIZED_BITS:
+        raise InputError(where, f"{bits} bits", f"one of {QUANTIZED_BITS}")
     if group_size not in GROUP_SIZES:
         raise InputError(where, f"group size {group_size}", f"one of {GROUP_SIZES}")

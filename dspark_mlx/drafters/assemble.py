@@ -22,7 +22,7 @@ def assemble(
     embed: Embed,
     logits: Callable[[mx.array], mx.array],
     dtype: mx.Dtype,
-    dequantise: bool,
+    dequantize: bool,
     output: Matrix | None = None,
     draft_vocabulary: Setting = "full",
     calibrations: Calibrations | None = None,
@@ -42,7 +42,7 @@ def assemble(
         calibrations: of the confidence head; None takes it as it is.
         ranking: the target's tokens, the most frequent first; empty where nobody counted.
     """
-    stored = DrafterTensors(config, tensors, dtype, dequantise)
+    stored = DrafterTensors(config, tensors, dtype, dequantize)
     own = [stored.matrix(n) for n in ("embed_tokens", "lm_head") if f"{n}.weight" in tensors]
     if config.owns_embedding:
         embed = own[0].rows

@@ -28,17 +28,17 @@ class DrafterTensors:
     config: CanonicalConfig
     tensors: Tensors
     dtype: mx.Dtype
-    dequantise: bool
+    dequantize: bool
 
     def matrix(self, name: str) -> Matrix:
         """A matrix by its name without `.weight`."""
         tensors, quantization = self.tensors, self.config.quantization
-        quantised = quantization.of(name) if quantization else None
+        quantized = quantization.of(name) if quantization else None
         stored = Matrix(tensors[f"{name}.weight"])
-        if quantised is not None:
+        if quantized is not None:
             scales, biases = tensors[f"{name}.scales"], tensors[f"{name}.biases"]
-            stored = Matrix(tensors[f"{name}.weight"], scales, biases, *quantised)
-        return stored.dequantised(self.dtype) if self.dequantise else stored.astype(self.dtype)
+            stored = Matrix(tensors[f"{name}.weight"], scales, biases, *quantized)
+        return stored.dequantized(self.dtype) if self.dequantize else stored.astype(self.dtype)
 
     def vector(self, name: str) -> mx.array:
         """A vector by its name."""
@@ -54,13 +54,13 @@ class DrafterTensors:
         return makers
 
     def _plain(self, name: str) -> mx.array:
-        return self.matrix(name).dequantised(self.dtype).weight
+        return self.matrix(name).dequantized(self.dtype).weight
 
     def fused(self, *names: str) -> Matrix:
         """The output rows of several matrices; plain where they are not quantised alike."""
         parts = [self.matrix(name) for name in names]
         if not alike(parts):
-            parts = [part.dequantised(self.dtype) for part in parts]
+            parts = [part.dequantized(self.dtype) for part in parts]
         return Matrix.concatenate(parts)
 
     def qkv(self, layer: str) -> Matrix:

@@ -36,11 +36,11 @@ def plot(
     figure, axes = new_figure(11.0, 4.0, columns=3)
     axes[0].get_gridspec().set_width_ratios([3, 3, 2])
     raw = identity(calibration.gamma)
-    for panel, scale, colour, when in (
+    for panel, scale, color, when in (
         (axes[0], raw, BEFORE, "before"),
         (axes[1], calibration, AFTER, "after"),
     ):
-        _reliability(panel, scale.survival(logits).ravel(), labels.ravel(), colour)
+        _reliability(panel, scale.survival(logits).ravel(), labels.ravel(), color)
         panel.set_title(f"{when}, all slots")
     slots = [row.slot for row in rows]
     axes[2].plot(slots, [row.ece_before for row in rows], "o-", color=BEFORE, label="before")
@@ -51,14 +51,14 @@ def plot(
     save(figure, path)
 
 
-def _reliability(panel: Any, predicted: np.ndarray, label: np.ndarray, colour: str) -> None:
+def _reliability(panel: Any, predicted: np.ndarray, label: np.ndarray, color: str) -> None:
     count, predictions, labels = bin_counts(predicted, label)
     filled = count > 0
     # A marker's area is its bin's share of all predictions.
     area = 15 + 600 * count[filled] / count.sum()
     x, y = predictions[filled] / count[filled], labels[filled] / count[filled]
     panel.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
-    panel.plot(x, y, color=colour, linewidth=1)
-    panel.scatter(x, y, s=area, color=colour, alpha=0.6)
+    panel.plot(x, y, color=color, linewidth=1)
+    panel.scatter(x, y, s=area, color=color, alpha=0.6)
     panel.set(xlabel="predicted survival", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1))
     panel.set_aspect("equal")

@@ -11,7 +11,7 @@ from ..types import Fault
 from . import Judgement, LogProbs, Position, finite_rows
 from .effective_temperature import heat
 from .settings import LogitsProcessor, Sampling
-from .transform import Filters, normalise, process
+from .transform import Filters, normalize, process
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Chooser:
             # Rows past the accepted ones are not committed; what is said of them is not read.
             kept = mx.arange(block.size + 1) < accepted
             tokens = mx.where(kept, mx.concatenate([block, last]), last)
-        logprobs = normalise(processed.astype(mx.float32))
+        logprobs = normalize(processed.astype(mx.float32))
         chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1).squeeze(-1)
         ids = mx.zeros((logprobs.shape[0], 0), dtype=mx.int32)
         if self._top:

@@ -19,7 +19,7 @@ import mlx.core as mx
 from . import Position, finite_rows, likeliest
 from .chooser import Chooser
 from .noise import gumbel
-from .transform import normalise
+from .transform import normalize
 
 
 class Hindsight:
@@ -77,7 +77,7 @@ class Hindsight:
         weights = weights.astype(mx.float32)
         finite = finite_rows(logits) & finite_rows(weights)
         # A slot that is not finite is never kept, as if it had no odds.
-        q = mx.where(finite[:, None], mx.exp(normalise(weights)), 0.0)
+        q = mx.where(finite[:, None], mx.exp(normalize(weights)), 0.0)
         p, column, there = row, token, mx.ones((1,), dtype=mx.bool_)
         if ids is not None:
             p, column = mx.take(row, ids, axis=-1), likeliest((ids == token)[None])
@@ -103,4 +103,4 @@ class Hindsight:
 
 def target_logprobs(chooser: Chooser, logits: mx.array) -> mx.array:
     """The target's log-probabilities under a request's settings, float32 `[rows, V]`."""
-    return normalise(chooser.target_weights(logits, Position(0), None, None).weights)
+    return normalize(chooser.target_weights(logits, Position(0), None, None).weights)

@@ -24,7 +24,7 @@ from ..types import Draft
 from . import Judgement, Pick, Position, finite_drafts, likeliest
 from .chooser import Chooser
 from .noise import Noise, gumbel
-from .transform import normalise
+from .transform import normalize
 
 
 class Rejection:
@@ -103,7 +103,7 @@ class Rejection:
         coins = self._chooser.coins(coin_key[None]) if draft is None else self._coins
         coins = None if coins is None else coins[: scheduled + 1]
         judged = self._chooser.target_weights(logits, place, block, coins)
-        p = normalise(judged.weights)
+        p = normalize(judged.weights)
         accepted, row, finite = None, p, None
         if draft is not None:
             accepted = mx.zeros((1,), dtype=mx.int32)

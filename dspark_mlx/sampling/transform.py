@@ -113,7 +113,7 @@ class Filters:
         """
         s = self._sampling
         if self._filters:
-            logits = normalise(logits)
+            logits = normalize(logits)
         if s.top_p < 1:
             logits = apply_top_p(logits, s.top_p)
         if s.min_p > 0:
@@ -135,6 +135,6 @@ class Filters:
         return mx.where(dropped, -mx.inf, logits)
 
 
-def normalise(weights: mx.array) -> mx.array:
+def normalize(weights: mx.array) -> mx.array:
     """Log-weights to log-probabilities, row by row."""
     return weights - mx.logsumexp(weights, axis=-1, keepdims=True)

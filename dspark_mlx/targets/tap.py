@@ -133,10 +133,10 @@ class Target:
     def head(self) -> Matrix | None:
         """The output matrix as it is stored; None where it is not one that `Matrix` can hold."""
         module = self._head_module
-        quantised = hasattr(module, "scales")
-        if "bias" in module or (quantised and getattr(module, "mode", "affine") != "affine"):
+        quantized = hasattr(module, "scales")
+        if "bias" in module or (quantized and getattr(module, "mode", "affine") != "affine"):
             return None
-        if not quantised:
+        if not quantized:
             return Matrix(module.weight)
         return Matrix(module.weight, module.scales, module.biases, module.bits, module.group_size)
 

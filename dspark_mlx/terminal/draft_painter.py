@@ -16,8 +16,8 @@ class DraftPainter:
         colour: colour them by round; otherwise, for pipes and files, put them in brackets.
     """
 
-    def __init__(self, colour: bool) -> None:
-        self._colour = colour
+    def __init__(self, color: bool) -> None:
+        self._color = color
         self._open: int | None = None
 
     def paint(self, chunk: Chunk) -> str:
@@ -39,12 +39,12 @@ class DraftPainter:
     def _begin(self, marked: int | None) -> str:
         if marked is None:
             return ""
-        return _DRAFT_COLOURS[marked % 2] if self._colour else "["
+        return _DRAFT_COLOURS[marked % 2] if self._color else "["
 
     def _end(self) -> str:
         if self._open is None:
             return ""
-        return _RESET if self._colour else "]"
+        return _RESET if self._color else "]"
 
 
 def statistics_line(statistics: Statistics) -> str:

@@ -50,7 +50,7 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> InitialDrafter:
     if not isinstance(config, DSparkConfig):
         raise InputError(drafter, config.summary, "a DSpark or DFlash drafter")
     check_pair(config, drafter, target, folder)
-    stored = DrafterTensors(config, tensors, mx.float32, dequantise=True)
+    stored = DrafterTensors(config, tensors, mx.float32, dequantize=True)
     plain = {name: make() for name, make in stored.plain().items()}
     if config.draft_vocab_size:
         plain[DRAFT_IDS] = tensors[DRAFT_IDS]

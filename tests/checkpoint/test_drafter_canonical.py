@@ -73,7 +73,7 @@ def test_the_canonical_config_reads_back_equal(tmp_path):
         ({"q_exceptions": {"attn_x": 8}}, ("quantisation exception", "attn_x", "part of fc")),
     ],
 )
-def test_unknown_quantisation_is_refused(settings, parts, tmp_path):
+def test_unknown_quantization_is_refused(settings, parts, tmp_path):
     """Settings that MLX refuses halfway, or exceptions that match nothing and are ignored."""
     source = checkpoint("vanilla", tmp_path / "source")
     with pytest.raises(InputError) as error:
@@ -82,7 +82,7 @@ def test_unknown_quantisation_is_refused(settings, parts, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
 
 
-def test_a_converted_folder_can_be_quantised(tmp_path):
+def test_a_converted_folder_can_be_quantized(tmp_path):
     """A trained drafter that cannot, other weights than its source's, a lost calibration or count;
     weights that are quantised twice."""
     source, plain = checkpoint("vanilla", tmp_path / "source"), tmp_path / "plain"

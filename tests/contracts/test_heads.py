@@ -28,7 +28,7 @@ def config(request):
 
 @pytest.fixture
 def head(config):
-    tensors = DrafterTensors(config, toy_tensors(config), mx.float32, dequantise=False)
+    tensors = DrafterTensors(config, toy_tensors(config), mx.float32, dequantize=False)
     return load_head(config.head, tensors)
 
 
@@ -40,7 +40,7 @@ def test_it_names_its_tensors(config):
     for name in own:
         less = {other: value for other, value in every.items() if other != name}
         with pytest.raises(KeyError, match=name.removesuffix(".weight")):
-            load_head(config.head, DrafterTensors(config, less, mx.float32, dequantise=False))
+            load_head(config.head, DrafterTensors(config, less, mx.float32, dequantize=False))
 
 
 def test_blocks_side_by_side_are_as_blocks_alone(head):

@@ -20,11 +20,11 @@ from helpers.gguf_writer import (
     TEMPLATE,
     VOCAB,
     WIDTH,
-    dequantise,
+    dequantize,
     gguf_tensors,
     llama,
     metadata,
-    quantise,
+    quantize,
     write,
     write_gguf,
 )
@@ -45,7 +45,7 @@ def with_weights_of(model: Model, kind: str, embedding: str) -> Model:
             rows = np.array(array)
             heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
             # Blocks run along a row, so the order of the rows does not change them.
-            stored = dequantise(quantise(rows, form), form, rows.shape)
+            stored = dequantize(quantize(rows, form), form, rows.shape)
             assert heads is None or rows.shape[0] == heads * WIDTH
             model.load_weights([(name, mx.array(stored))], strict=False)
     return model
@@ -76,7 +76,7 @@ def test_the_converted_folder_computes_the_same_logits(
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
-def test_quantised_values_equal_numpy_exactly(tmp_path: Path, kind: str) -> None:
+def test_quantized_values_equal_numpy_exactly(tmp_path: Path, kind: str) -> None:
     model = llama()
     config, weights = load_gguf(write(tmp_path / "m.gguf", model, kind))
     bits = 8 if kind == "Q8_0" else 4
@@ -90,7 +90,7 @@ def test_quantised_values_equal_numpy_exactly(tmp_path: Path, kind: str) -> None
         )
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         found = mx.dequantize(packed, scales, biases, group_size=32, bits=bits)
-        expected = dequantise(quantise(np.array(array), kind), kind, array.shape)
+        expected = dequantize(quantize(np.array(array), kind), kind, array.shape)
         assert np.array_equal(np.array(found), expected), name
 
 
@@ -200,7 +200,7 @@ def test_rope_scaling_is_kept(tmp_path: Path, kind: str) -> None:
     assert np.abs(found - logits(llama())).max() > 1e-3
 
 
-def test_requantising_and_casting(tmp_path: Path) -> None:
+def test_requantizing_and_casting(tmp_path: Path) -> None:
     file = write(tmp_path / "m.gguf", llama(), "Q8_0")
     small = convert_target(file, tmp_path / "q", quantize=True, q_bits=6, q_group_size=64)
     model, config = load_model(small)
@@ -209,9 +209,9 @@ def test_requantising_and_casting(tmp_path: Path) -> None:
     assert layer.scales.dtype == model.model.norm.weight.dtype == mx.float16
     step = np.abs(np.array(layer.scales.astype(mx.float32))).max()
     stored = np.array(llama().model.layers[1].mlp.up_proj.weight)
-    stored = dequantise(quantise(stored, "Q8_0"), "Q8_0", stored.shape)
-    requantised = dequantize_model(model).model.layers[1].mlp.up_proj.weight
-    difference = np.abs(np.array(requantised.astype(mx.float32)) - stored).max()
+    stored = dequantize(quantize(stored, "Q8_0"), "Q8_0", stored.shape)
+    requantized = dequantize_model(model).model.layers[1].mlp.up_proj.weight
+    difference = np.abs(np.array(requantized.astype(mx.float32)) - stored).max()
     assert step / 4 < difference < step  # MLX moves a group's ends so that 0 is a level
     half = load_model(convert_target(file, tmp_path / "half", dtype="float16"))[0]
     kinds = {array.dtype for _, array in tree_flatten(half.parameters())}

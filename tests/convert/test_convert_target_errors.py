@@ -21,7 +21,7 @@ from helpers.gguf_writer import (
     gguf_tensors,
     llama,
     metadata,
-    quantise,
+    quantize,
     write,
     write_gguf,
 )
@@ -43,7 +43,7 @@ def spoiled(name: str, value: float, kind: str = "F32") -> dict[str, Any]:
     tensors = gguf_tensors(llama(), kind)
     array, kind = tensors[name]
     if kind == "Q8_0":
-        data = bytearray(quantise(array, kind))
+        data = bytearray(quantize(array, kind))
         data[34:36] = struct.pack("<e", value)
         return tensors | {name: Raw(8, bytes(data), array.shape)}
     array = array.copy()

@@ -10,7 +10,7 @@ from helpers.observed import observed
 from helpers.pairs import DRAFTERS, TARGET, checkpoint, golden, tokens_of, traces
 
 import dspark_mlx
-from dspark_mlx.checkpoint.quantization import QUANTISED_BITS
+from dspark_mlx.checkpoint.quantization import QUANTIZED_BITS
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.dspark.config import DSparkConfig
 from dspark_mlx.system.files import read_json
@@ -48,8 +48,8 @@ def test_conversion_changes_no_bit(name, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS]
 
 
-@pytest.mark.parametrize("bits", QUANTISED_BITS)
-def test_quantised_drafters_load_and_run(bits, tmp_path):
+@pytest.mark.parametrize("bits", QUANTIZED_BITS)
+def test_quantized_drafters_load_and_run(bits, tmp_path):
     """Packed shapes that the check or the fused matrices get wrong at odd bit widths; output that
     depends on the drafter's precision."""
     source = checkpoint("conf_hidden_only", tmp_path / "source")
@@ -73,7 +73,7 @@ def test_quantised_drafters_load_and_run(bits, tmp_path):
         decoder.engine.target.close()
 
 
-def test_stored_and_dequantised_arithmetic_agree(tmp_path):
+def test_stored_and_dequantized_arithmetic_agree(tmp_path):
     """Scales and biases of fused or stacked matrices in another order than their rows."""
     source, out = checkpoint("vanilla", tmp_path / "source"), tmp_path / "out"
     exceptions = {"k_proj": 8, "layers.1.mlp.gate_proj": None, "o_proj": 3}
@@ -114,11 +114,11 @@ def test_exceptions_are_honoured(tmp_path):
         "markov_head.markov_w1": None,
     }
     columns = {"fc": 192}
-    for name, quantised in expected.items():
-        assert read.of(name) == quantised
-        assert (f"{name}.scales" in after) == (quantised is not None)
-        if quantised:
-            packed = columns.get(name, 64) * quantised[0] // 32
+    for name, quantized in expected.items():
+        assert read.of(name) == quantized
+        assert (f"{name}.scales" in after) == (quantized is not None)
+        if quantized:
+            packed = columns.get(name, 64) * quantized[0] // 32
             assert after[f"{name}.weight"].shape[1] == packed
     assert first_draft(dspark_mlx.load(TARGET, out)).tokens.shape == (5,)
 

@@ -93,7 +93,7 @@ def test_an_exported_drafter_drafts_the_same(tmp_path):
     assert runs[0] == runs[1]
 
 
-def test_quantised_drafters_are_dequantised(tmp_path):
+def test_quantized_drafters_are_dequantized(tmp_path):
     """Packed words exported as weights; a default type that is not the packaging's."""
     canonical("vanilla", tmp_path, quantize=True, q_group_size=32)
     export(tmp_path / "canonical", tmp_path / "out")

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.gguf_writer import Raw, dequantise, quantise, write_gguf
+from helpers.gguf_writer import Raw, dequantize, quantize, write_gguf
 
 from dspark_mlx.convert.gguf.blocks import (
     AFFINE_BITS,
@@ -44,7 +44,7 @@ def test_affine_types_are_held_bit_for_bit(tmp_path, kind):
     shape = (6, 96)
     data = random_blocks(kind, *shape)
     row = written(tmp_path / "x.gguf", kind, data, shape)
-    expected = dequantise(data, kind, shape)
+    expected = dequantize(data, kind, shape)
     words, scales, biases = read_affine(tmp_path / "x.gguf", row)
     assert scales.dtype == biases.dtype == mx.float16
     scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
@@ -59,11 +59,11 @@ def test_plain_types_are_read_as_stored(tmp_path, kind):
     shape = (3, 5)
     array = np.random.default_rng(1).normal(0, 100, shape).astype(np.float32)
     integers = {"I32": "<i4", "I64": "<i8"}.get(kind)
-    data = array.astype(integers).tobytes() if integers else quantise(array, kind)
+    data = array.astype(integers).tobytes() if integers else quantize(array, kind)
     values = read_values(tmp_path / "x.gguf", written(tmp_path / "x.gguf", kind, data, shape))
     types = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
     assert values.dtype == types.get(kind, mx.int32 if kind == "I32" else mx.int64)
-    expected = array.astype(integers) if integers else dequantise(data, kind, shape)
+    expected = array.astype(integers) if integers else dequantize(data, kind, shape)
     assert np.array_equal(np.array(values.astype(mx.float32)), expected)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.edits import config as edit_config
 from helpers.gguf_drafters import gguf_name, kind_of, metadata_of, write_twins
-from helpers.gguf_writer import Raw, dequantise, quantise, write_gguf
+from helpers.gguf_writer import Raw, dequantize, quantize, write_gguf
 from helpers.packaged_case import Case, close
 from helpers.packaged_parts import HIDDEN, MASK, VOCAB, WINDOW
 from helpers.pairs import TARGET, checkpoint, tokens_of, traces
@@ -106,7 +106,7 @@ def test_types_may_be_mixed(tmp_path):
     source = load_file(case.source / "model.safetensors")
     tensors = {gguf_name(n): (a, kind_of(a, "Q4_0")) for n, a in source.items()}
     array = source["layers.1.self_attn.v_proj.weight"]
-    kept = dequantise(quantise(array, "Q8_0"), "Q8_0", array.shape)
+    kept = dequantize(quantize(array, "Q8_0"), "Q8_0", array.shape)
     tensors["blk.1.attn_v.weight"] = (array, "Q8_0")
     tensors["fc.weight"] = (source["fc.weight"], "BF16")
     metadata = metadata_of(read_json(case.source / "config.json"), True)
@@ -123,7 +123,7 @@ def test_types_may_be_mixed(tmp_path):
     assert case.draft(config).tokens.size == config.gamma
 
 
-def test_it_can_be_quantised_anew(tmp_path):
+def test_it_can_be_quantized_anew(tmp_path):
     """What the file has quantised kept, though other bits were asked for."""
     case = GgufCase("deepspec_qwen3", tmp_path, "Q8_0")
     config = case.convert(quantize=True, q_bits=4, q_group_size=32)

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.gguf_fixtures import float_logits, logits
-from helpers.gguf_writer import GGUF_NAMES, SPECIAL, byte_alphabet, dequantise, quantise, write_gguf
+from helpers.gguf_writer import GGUF_NAMES, SPECIAL, byte_alphabet, dequantize, quantize, write_gguf
 from helpers.gguf_writer import metadata as llama_metadata
 from helpers.pairs import TARGET
 from mlx_lm.utils import load_model, load_tokenizer
@@ -72,7 +72,7 @@ def hugging_face(folder: Path, arrays: dict[str, np.ndarray], kind: str, tied: b
     """The model with the values that `kind` keeps, as a Hugging Face checkpoint."""
     folder.mkdir()
     kept = {
-        name: dequantise(quantise(a, kind), kind, a.shape) if a.ndim == 2 else a
+        name: dequantize(quantize(a, kind), kind, a.shape) if a.ndim == 2 else a
         for name, a in arrays.items()
     }
     arrays_there = {name: mx.array(array) for name, array in kept.items()}

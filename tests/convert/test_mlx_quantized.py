@@ -80,7 +80,7 @@ def test_a_module_of_its_own_form(tmp_path):
     assert config.quantization.of(OWN) == (8, 32)
 
 
-def test_it_is_quantised_anew_where_asked(tmp_path):
+def test_it_is_quantized_anew_where_asked(tmp_path):
     packed(tmp_path / "source", "mxfp4", 4, 32)
     config = convert_drafter(
         tmp_path / "source", tmp_path / "out", quantize=True, q_bits=8, progress=False

@@ -57,7 +57,7 @@ def test_a_packaging_is_one_of_those_known(case):
 
 
 @ALL
-def test_quantised_checkpoints_load(case):
+def test_quantized_checkpoints_load(case):
     """An odd width or the ids of a draft vocabulary that quantisation breaks."""
     config = case.convert(quantize=True, q_bits=8, q_group_size=32, keep_embeddings=True)
     assert config.quantization is not None

@@ -59,7 +59,7 @@ def test_what_is_loaded_is_what_was_published(tmp_path, name):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", PACKAGED)
-def test_quantised_matrices_are_mlx_own(tmp_path, name, bits):
+def test_quantized_matrices_are_mlx_own(tmp_path, name, bits):
     """Parts of one matrix stored as another's; a matrix left plain that the config calls packed."""
     source, out = tmp_path / name, tmp_path / "out"
     PACKAGED[name](source)
@@ -142,7 +142,7 @@ def target() -> Path:
 
 
 @pytest.mark.slow
-def test_quantised_drafters_are_accepted_as_long(tmp_path, target):
+def test_quantized_drafters_are_accepted_as_long(tmp_path, target):
     """8 bits within 1 %, 4 bits within 3 %, of the same drafter in float32. What is shipped was
     trained for 4 bits in groups of 32, which would lose nothing; so its float32 form is quantised
     in groups of 64."""

@@ -37,7 +37,7 @@ def random(*shape: int) -> mx.array:
     return mx.random.normal(shape, key=mx.random.key(sum(shape)))
 
 
-def quantised(matrix: Matrix) -> Matrix:
+def quantized(matrix: Matrix) -> Matrix:
     return Matrix(*mx.quantize(matrix.weight, group_size=32, bits=8), bits=8, group_size=32)
 
 
@@ -77,7 +77,7 @@ RANKINGS = ((), tuple(range(180, 20, -2)))
 
 
 @pytest.mark.parametrize("ranking", RANKINGS, ids=["first ids", "ranked"])
-@pytest.mark.parametrize("store", [lambda m: m, quantised], ids=["plain", "quantised"])
+@pytest.mark.parametrize("store", [lambda m: m, quantized], ids=["plain", "quantised"])
 def test_its_logits_are_the_whole_vocabularys(store, ranking):
     """Columns that belong to another id, in the base logits or in the head's step."""
     cut = vocabulary(store, ranking)
@@ -144,7 +144,7 @@ def test_the_targets_output_matrix(target_model):
     model, config = load_model(TARGET, lazy=True)
     model, _ = quantize_model(model, config, group_size=32, bits=8)
     target = Target(model, (), "quantised")
-    assert target.head.quantised
+    assert target.head.quantized
     assert mx.allclose(target.head(hidden), target.logits(hidden), atol=1e-5)
 
 

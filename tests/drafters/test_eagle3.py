@@ -55,7 +55,7 @@ class Case:
             lambda ids: source["embed_tokens.weight"][ids],
             head,
             mx.float32,
-            dequantise=False,
+            dequantize=False,
             output=head,
             draft_vocabulary=vocabulary,
         )
@@ -212,7 +212,7 @@ def test_it_is_of_one_packaging(case):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_folders_load(case, bits):
+def test_quantized_folders_load(case, bits):
     """A width that quantisation breaks, or a matrix that is fused with one of other bits."""
     exceptions = {"q_proj": 8, "down_proj": None}
     config = case.convert(
@@ -273,7 +273,7 @@ def test_every_convention_of_gemma4_shows(tmp_path, changes):
     head = Matrix(mx.load(str(case.source / WEIGHTS))["lm_head.weight"])
     embed = mx.load(str(case.source / WEIGHTS))["embed_tokens.weight"]
     tensors = read_tensors(case.out)
-    wrong = assemble(stored, tensors, lambda ids: embed[ids], head, mx.float32, dequantise=False)
+    wrong = assemble(stored, tensors, lambda ids: embed[ids], head, mx.float32, dequantize=False)
     assert not close(case.first(wrong).logits, case.expected(ROUNDS[0]).logits)
 
 

@@ -195,7 +195,7 @@ def test_draft_vocabularies(folders, setting):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "stored"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_folders_decode(tmp_path, bits, precision):
+def test_quantized_folders_decode(tmp_path, bits, precision):
     """A matrix of another type than the rows that it multiplies."""
     published("qwen3", tmp_path / "source")
     folder, options = tmp_path / "drafter", {"q_bits": bits, "q_group_size": 32}

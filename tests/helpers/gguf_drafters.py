@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from dspark_mlx.system.files import read_json
-from helpers.gguf_writer import Raw, dequantise, quantise, write_gguf
+from helpers.gguf_writer import Raw, dequantize, quantize, write_gguf
 
 NAMES = {
     "embed_tokens": "token_embd",
@@ -118,7 +118,7 @@ def write_twins(folder: Path, file: Path, kind: str, **changes: Any) -> Path:
         elif name not in ("t2d", "mask_embedding"):
             form = kind_of(array, kind)
             tensors[gguf_name(name)] = (array, form)
-            stored[name] = dequantise(quantise(array, form), form, array.shape)
+            stored[name] = dequantize(quantize(array, form), form, array.shape)
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     metadata = metadata_of(config, "markov_w1.weight" in tensors)
     for key, value in changes.items():

@@ -46,7 +46,7 @@ def _value(value: Any) -> tuple[int, bytes]:
     return 9, struct.pack("<IQ", items[0][0], len(items)) + b"".join(data for _, data in items)
 
 
-def quantise(array: np.ndarray, kind: str) -> bytes:
+def quantize(array: np.ndarray, kind: str) -> bytes:
     """The bytes of `array` (float32, rows of a multiple of 32) as the ggml type `kind`."""
     if kind == "F32":
         return array.astype("<f4").tobytes()
@@ -73,7 +73,7 @@ def quantise(array: np.ndarray, kind: str) -> bytes:
     return np.concatenate([*head, levels[:, :16] | levels[:, 16:] << 4], 1).tobytes()
 
 
-def dequantise(data: bytes, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+def dequantize(data: bytes, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     """The float32 values that those bytes stand for."""
     if kind in ("F32", "F16"):
         return np.frombuffer(data, "<f4" if kind == "F32" else "<f2").reshape(shape).astype("f4")
@@ -115,7 +115,7 @@ def write_gguf(
             shape, type_id, data = tensor.shape, tensor.type_id, tensor.data
         else:
             shape, type_id = tensor[0].shape, TYPE_IDS[tensor[1]]
-            data = quantise(*tensor)
+            data = quantize(*tensor)
         body.append(b"\0" * (-at % ALIGNMENT))
         at += len(body[-1])
         head += string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])

@@ -52,7 +52,7 @@ class Case:
             lambda ids: embed[ids],
             lambda hidden: hidden @ head.T,
             mx.float32,
-            dequantise=False,
+            dequantize=False,
         )
         context = drafter.new_context()
         for rows in np.array_split(np.arange(ROWS), pieces):

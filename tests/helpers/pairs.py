@@ -57,7 +57,7 @@ def make_decoder(
         target.embed,
         target.logits,
         mx.float32,
-        dequantise=False,
+        dequantize=False,
         output=target.head,
         draft_vocabulary=draft_vocabulary,
         ranking=ranking,

@@ -122,7 +122,7 @@ def engine_of(
         target.embed,
         target.logits,
         target.dtype,
-        dequantise=False,
+        dequantize=False,
     )
     return Engine(target, drafter, scheduler)
 

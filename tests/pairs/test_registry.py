@@ -32,7 +32,7 @@ QWEN_8B = "deepseek-ai/dspark_qwen3_8b_block7"
         "/cache/hub/models--Qwen--Qwen3-8B/snapshots/0123abcd",
     ],
 )
-def test_any_quantisation_is_the_same_target(name):
+def test_any_quantization_is_the_same_target(name):
     pair = find_pair(names_of(name, {}))
     assert pair is not None and pair.drafter == QWEN_8B
 

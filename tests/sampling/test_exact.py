@@ -196,9 +196,9 @@ def test_greedy_drafts_taken_for_samples_are_caught(target, rule):
 def test_a_bfloat16_softmax_is_caught(target, monkeypatch):
     """Logits near 300 are 2 apart in bfloat16; in float32 the shift changes nothing."""
     assert compare(target, {}) < 1
-    honest = rejection.normalise
+    honest = rejection.normalize
     monkeypatch.setattr(
-        rejection, "normalise", lambda w: honest(w.astype(mx.bfloat16)).astype(mx.float32)
+        rejection, "normalize", lambda w: honest(w.astype(mx.bfloat16)).astype(mx.float32)
     )
     assert compare(target, {}) > 1
 

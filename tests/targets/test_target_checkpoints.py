@@ -166,7 +166,7 @@ def test_an_unlimited_time_step_is_taken(tmp_path):
     open_network(folder)
 
 
-def quantised(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+def quantized(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     source = checkpoint(tmp_path / "hf", **changes)
     folder = convert_target(source, tmp_path / "out", quantize=True)
     evaluate(open_network(folder)[0], folder)
@@ -177,7 +177,7 @@ def quantised(tmp_path: Path, **changes: Any) -> dict[str, Any]:
 
 def test_rows_that_the_group_does_not_divide_get_a_smaller_one(tmp_path):
     """`-q` that leaves a matrix of rows of 96 plain, and of such a model alone everything."""
-    made = quantised(tmp_path)
+    made = quantized(tmp_path)
     down = made["model.layers.0.mlp.down_proj"]
     up = made.get("model.layers.0.mlp.up_proj", made)
     assert (down["group_size"], up["group_size"], up["bits"]) == (32, 64, 4)
@@ -192,7 +192,7 @@ def test_what_stays_plain_is_said(tmp_path, capsys):
     assert "1 of 2 matrices stay plain" in said and "down_proj" in said and "up_proj" not in said
 
 
-def test_nothing_that_could_be_quantised_is_refused():
+def test_nothing_that_could_be_quantized_is_refused():
     """`-q` that quantises nothing and says that all is well."""
     with pytest.raises(InputError, match="rows a of 48, b of 100; expected rows that 64 or 32"):
         group_sizes("model", {"a": 48, "b": 100}, 64)

@@ -49,7 +49,7 @@ def block_by_block(config, tensors, table, features):
     def embed(ids):
         return table[ids]
 
-    drafter = assemble(config, tensors, embed, lambda h: h @ table.T, mx.float32, dequantise=False)
+    drafter = assemble(config, tensors, embed, lambda h: h @ table.T, mx.float32, dequantize=False)
     width = config.target_hidden_size
     for anchor in ANCHORS:
         context = drafter.new_context()
@@ -75,7 +75,7 @@ def test_whole_texts_give_what_single_blocks_give(tmp_path, name, changes, check
         mx.array([ANCHORS, ANCHORS]),
         mx.stack([table[ids], table[ids]]),
     )
-    stored = DrafterTensors(config, tensors, mx.float32, dequantise=False)
+    stored = DrafterTensors(config, tensors, mx.float32, dequantize=False)
     found = block_hidden(stored, config, blocks, checkpoint=checkpoint)[0]
     for rows, expected in zip(found, block_by_block(config, tensors, table, features), strict=True):
         difference = mx.abs(rows[config.logits_start :] - expected).max() / mx.abs(expected).max()

@@ -78,7 +78,7 @@ def test_as_good_as_the_golden_drafter_in_two_minutes(target_model, tmp_path):
         ).go()
         seconds = time.perf_counter() - begun
         drafter = assemble(
-            config, result.tensors, target.embed, target.logits, mx.float32, dequantise=False
+            config, result.tensors, target.embed, target.logits, mx.float32, dequantize=False
         )
         decoder = Decoder(make_engine(target, drafter, make_scheduler("full")), TARGET, {})
         ours = tokens_a_round(decoder, fresh)

@@ -47,7 +47,7 @@ def test_one_text_is_learnt_by_heart(target, corpus, start, tmp_path):
     gamma = start.config.gamma
     assert result.judged.tau_greedy == gamma + 1
     drafter = assemble(
-        start.config, result.tensors, target.embed, target.logits, mx.float32, dequantise=False
+        start.config, result.tensors, target.embed, target.logits, mx.float32, dequantize=False
     )
     engine = make_engine(target, drafter, make_scheduler("full"))
     # The first round's anchor is the first answer token, before which no anchor was learnt from.

@@ -109,6 +109,6 @@ def _all_layers(stack: Matrix) -> Matrix:
     Quantised stacks are laid side by side instead, a small copy: MLX's CUDA backend has no product
     of many rows with a quantised stack.
     """
-    if not stack.quantised:
+    if not stack.quantized:
         return stack
     return Matrix.concatenate([stack[i] for i in range(stack.weight.shape[0])])

@@ -70,7 +70,7 @@ class DSparkDrafter:
         names = [f"layers.{i}" for i in range(config.num_layers)]
         qkv = [tensors.qkv(name) for name in names]
         if not alike(qkv):
-            qkv = [part.dequantised(tensors.dtype) for part in qkv]
+            qkv = [part.dequantized(tensors.dtype) for part in qkv]
         weights = Weights(
             fc=tensors.matrix("fc"),
             context_norm=tensors.vector("hidden_norm.weight"),

@@ -97,7 +97,7 @@ class Network:
             A scalar, and float32 `[6, gamma]`, see `watched.Watched`.
         """
         config, gamma = self.config, self.config.gamma
-        stored = DrafterTensors(config, parameters, parameters["fc.weight"].dtype, dequantise=False)
+        stored = DrafterTensors(config, parameters, parameters["fc.weight"].dtype, dequantize=False)
         blocks = self._blocks(batch, features)
         hidden = block_hidden(stored, config, blocks, checkpoint=self._checkpoint)
         hidden = hidden[:, :, config.logits_start :].reshape(-1, gamma, config.hidden_size)
