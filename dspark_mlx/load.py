@@ -209,9 +209,9 @@ def _scheduled(decoder: Decoder, scheduler: str | Scheduler) -> Decoder:
         label = f"Measuring speed, {LIMIT:.0f} s at most"
         with progress_bar(label, "pass", delay=1.0) as progress:
             obtained = get_profile(pair, progress=progress)
-        if obtained.rejected or not obtained.kept:
-            said = [obtained.rejected] if obtained.rejected else []
-            warnings.warn(" ".join([*said, obtained.story]), stacklevel=3)
+        if obtained.stale_reason or not obtained.kept:
+            said = [obtained.stale_reason] if obtained.stale_reason else []
+            warnings.warn(" ".join([*said, obtained.message]), stacklevel=3)
         profile = obtained.profile
     has_confidence = drafter.config.has_confidence
     made = make_scheduler(scheduler, profile, drafter.calibrations, has_confidence)

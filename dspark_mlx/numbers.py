@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 
 from .errors import InputError
 
-_MOST = (1 << 63) - 1
+_MAX = (1 << 63) - 1
 _SHOWN = 60
 
 
@@ -43,7 +43,7 @@ def _dtype(value: object) -> object:
     return getattr(value, "dtype", "")
 
 
-def check_whole(name: str, value: object, least: int, most: int = _MOST) -> int:
+def check_whole(name: str, value: object, least: int, most: int = _MAX) -> int:
     """The value as an integer.
 
     Raises:
@@ -97,7 +97,7 @@ def token_ids(name: str, value: Any, size: int | None = None) -> list[int]:
         raise InputError(name, shown(value), "a collection of token ids")
     ordered: Sequence[Any] = list(ids)
     upper = "0 or more" if size is None else f"from 0 to {size - 1}"
-    most = _MOST if size is None else size - 1
+    most = _MAX if size is None else size - 1
     taken = []
     for position, each in enumerate(ordered):
         token = plain(each)

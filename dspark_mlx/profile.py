@@ -89,14 +89,14 @@ def _print_forgotten(pair: Pair, path: Path | None, as_json: bool) -> None:
 
 def _print(obtained: Obtained, as_json: bool) -> None:
     if as_json:
-        report = {"measured": obtained.measured, "stored": obtained.kept, "story": obtained.story}
-        report |= {"rejected": obtained.rejected, "profile": obtained.profile.to_dict()}
+        report = {"measured": obtained.measured, "stored": obtained.kept, "story": obtained.message}
+        report |= {"rejected": obtained.stale_reason, "profile": obtained.profile.to_dict()}
         print(json.dumps(report))
         return
     print(profile_table(obtained.profile))
-    if obtained.rejected:
-        print(f"warning: {obtained.rejected}", file=sys.stderr)
-    print(obtained.story, file=sys.stderr)
+    if obtained.stale_reason:
+        print(f"warning: {obtained.stale_reason}", file=sys.stderr)
+    print(obtained.message, file=sys.stderr)
 
 
 if __name__ == "__main__":

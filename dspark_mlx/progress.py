@@ -25,8 +25,8 @@ def progress_bar(label: str, unit: str, delay: float = 0.0) -> Iterator[Progress
     """
     with tqdm(desc=label, unit=unit, leave=False, delay=delay) as bar:
 
-        def progress(done: int, total: int) -> None:
+        def progress(count: int, total: int) -> None:
             bar.total = total
-            bar.update(done - bar.n)
+            bar.update(count - bar.n)
 
         yield progress

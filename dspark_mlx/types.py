@@ -72,7 +72,8 @@ class Verdict:
     Attributes:
         accepted: how many drafted tokens survived, 0..scheduled.
         tokens: the committed tokens: the accepted ones, then the correction or the bonus.
-        confidence: survival odds of each drafted token; empty without a confidence head.
+        confidence: per drafted token, the chance that it survives given that its prefix
+            did; empty without a confidence head.
         logprobs: of the committed tokens; empty unless asked for.
         faults: what is wrong with the row that each committed token was chosen from, 0 for nothing.
         drafts_finite: False where the logits of a verified draft are not finite, or a confidence is
@@ -96,7 +97,7 @@ class Round:
         drafted: tokens the drafter proposed (gamma, or 0 for a plain step and for the prefill).
         scheduled: proposed tokens that were verified.
         accepted: verified tokens that survived and were committed.
-        confidence: per drafted token, the odds that it survives given that its prefix did; empty
+        confidence: per drafted token, the chance that it survives given that its prefix did; empty
             without a confidence head.
         prefill: True for the first round of a request, which holds the prefill's token and does
             not count in the accepted length.

@@ -105,7 +105,7 @@ def make_row(
     difference = None
     if greedy:
         difference = first_difference(decoder.engine.target, prompt, tokens, expected)
-    host = [done.host_seconds for done in runs[-1].rounds[1:]]
+    host = [round_.host_seconds for round_ in runs[-1].rounds[1:]]
     return Row(
         task=task,
         prompt_tokens=len(prompt),
@@ -136,7 +136,7 @@ def compare(
         settings: its own, see `request.Settings`.
     """
     target = decoder.engine.target
-    tokens = [token for done in rounds for token in done.tokens]
+    tokens = [token for round_ in rounds for token in round_.tokens]
     stops = decoder.stop_tokens
     names = Settings.__annotations__
     asked = {name: value for name, value in settings.items() if name in names}
@@ -144,7 +144,7 @@ def compare(
     step = request.prefill_step_size
     plain = plain_run(target, prompt, len(tokens), stops, step, request.sampling)
     parts = []
-    seconds = sum(done.seconds for done in rounds[1:])
+    seconds = sum(round_.seconds for round_ in rounds[1:])
     if len(tokens) < 2 or len(plain.tokens) < 2:
         return "too few tokens to compare"
     if seconds and plain.seconds:
@@ -156,7 +156,7 @@ def compare(
         parts.append(_greedy_difference(decoder, prompt, tokens, plain.tokens))
     elif request.sampling.reproducible and request.sampling.seed is not None:
         again = decoder.plain().rounds(prompt, len(tokens), stop_tokens=stops, **asked)
-        other = [token for done in again for token in done.tokens]
+        other = [token for round_ in again for token in round_.tokens]
         pairs = enumerate(zip(tokens, other, strict=False))
         at = next((i for i, (a, b) in pairs if a != b), None)
         agree = f"all {len(tokens)} tokens agree" if tokens == other else ""

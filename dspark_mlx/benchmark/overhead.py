@@ -68,5 +68,5 @@ def round_overhead(layers: int, tokens: int = 200) -> float:
     drafter = assemble(config, tensors, target.embed, target.logits, mx.float32, dequantize=False)
     engine = Engine(target, drafter, FullScheduler())
     sampler = make_sampler(Sampling(), vocab)
-    done = list(rounds(engine, [1, 2, 3], max_tokens=tokens, stop_tokens=(), sampler=sampler))
-    return 1e3 * statistics.median(r.host_seconds for r in done if r.drafted)
+    made = list(rounds(engine, [1, 2, 3], max_tokens=tokens, stop_tokens=(), sampler=sampler))
+    return 1e3 * statistics.median(r.host_seconds for r in made if r.drafted)

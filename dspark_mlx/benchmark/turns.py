@@ -31,7 +31,7 @@ class TimedRun:
     @property
     def tokens(self) -> list[int]:
         """Everything committed."""
-        return [token for done in self.rounds for token in done.tokens]
+        return [token for round_ in self.rounds for token in round_.tokens]
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def decode(
     rounds: list[Round] = []
     count, started = 0, 0.0
     request = decoder.rounds(prompt, max_tokens + beyond, stop_tokens=stop_tokens, **settings)
-    for done in request:
+    for round_ in request:
         started = started or perf_counter()
-        rounds.append(done)
-        count += len(done.tokens)
+        rounds.append(round_)
+        count += len(round_.tokens)
         if count > max_tokens:
             break
     seconds = perf_counter() - started

@@ -27,7 +27,7 @@ TYPICAL = 32
 
 @dataclass(frozen=True)
 class Calibration:
-    """How raw log-odds become confidences, and what confidences to expect before they are seen.
+    """How confidence logits become confidences, and which confidences to expect beforehand.
 
     Attributes:
         temperatures: T_k; slot k's confidence is c_k = sigmoid(z_k / T_k).
@@ -58,7 +58,7 @@ class Calibration:
         """Calibrated confidences.
 
         Args:
-            logits: raw log-odds, `[n, gamma]`.
+            logits: confidence logits, `[n, gamma]`.
 
         Returns:
             float64 `[n, gamma]`, each the chance that a slot survives given that its prefix did.
@@ -69,7 +69,7 @@ class Calibration:
         return _sigmoid(check_logits(logits, self.gamma) / np.array(self.temperatures))
 
     def survival(self, logits: npt.ArrayLike) -> Array:
-        """a_k for every round and slot: raw log-odds `[n, gamma]` to float64 `[n, gamma]`."""
+        """a_k for every round and slot: confidence logits `[n, gamma]` to float64 `[n, gamma]`."""
         return np.cumprod(self.probabilities(logits), axis=1)
 
 
@@ -88,7 +88,7 @@ def fit(logits: npt.ArrayLike, accepted: npt.ArrayLike) -> Calibration:
     it; of equal ones the T_k nearest to 1 (in log T) is taken, the hotter of two as near.
 
     Args:
-        logits: raw log-odds, `[n, gamma]`.
+        logits: confidence logits, `[n, gamma]`.
         accepted: what became of each block, see `survives`.
 
     Raises:
@@ -134,7 +134,7 @@ def _typical(confidence: Array) -> tuple[tuple[float, ...], ...]:
 
 
 def check_logits(logits: npt.ArrayLike, gamma: int | None = None) -> Array:
-    """Raw log-odds as float64 `[rounds, gamma]`.
+    """Confidence logits as float64 `[rounds, gamma]`.
 
     Raises:
         InputError: another shape, or a value that is not finite.

@@ -35,7 +35,7 @@ _YARN = {
 _PARTIAL = {"partial_rotary_factor": (2.0**-20, 1.0)}
 _NEEDED = {*_PARTIAL, "factor", "original_max_position_embeddings"}
 ROPE_NUMBERS = {"yarn": _YARN, "proportional": _PARTIAL}
-MOST_TOKENS = 256
+MAX_BLOCK = 256
 """Tokens of the longest block; published ones have 16, and no tensor shows how many."""
 
 Config = TypeVar("Config", bound="CanonicalConfig")

@@ -45,12 +45,13 @@ class DrafterContext:
     Features that arrived since the last draft wait in `pending`, so that one product projects them
     and one write per layer takes them and the block's rows together. They wait as the forward left
     them, evaluated, since the next draft may be made by another thread. `vocabulary` is the
-    request's draft vocabulary, None for the whole one; `temperatures` are those of its confidences,
+    request's draft vocabulary, None for the whole one; `confidence_temperatures` calibrate its
+    confidences,
     float32 `[gamma]`.
     """
 
     caches: list[KVCache]
-    temperatures: mx.array
+    confidence_temperatures: mx.array
     vocabulary: DraftVocabulary | None = None
     pending: list[Pending] = field(default_factory=list)
 

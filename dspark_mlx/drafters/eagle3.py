@@ -22,7 +22,7 @@ from mlx_lm.models.cache import KVCache
 
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import identity
-from ..checkpoint.base_config import MOST_TOKENS, CanonicalConfig
+from ..checkpoint.base_config import MAX_BLOCK, CanonicalConfig
 from ..checkpoint.layer_shapes import layer_matrices, layer_vectors, shared_matrices
 from ..checkpoint.linear import Matrix, arrays_of
 from ..checkpoint.number_ranges import check_within
@@ -64,7 +64,7 @@ class Eagle3Config(CanonicalConfig):
         return f"Eagle3, 1 layer, {self.steps} steps"
 
     def _check(self, where: Path | str) -> None:
-        check_within(where, "steps", self.steps, 1, MOST_TOKENS)
+        check_within(where, "steps", self.steps, 1, MAX_BLOCK)
         super()._check(where)
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:

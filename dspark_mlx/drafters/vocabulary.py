@@ -23,11 +23,11 @@ from .heads.base import SequentialHead
 
 Setting: TypeAlias = int | Literal["auto", "full"]
 
-LEAST = 8192
+MIN_SIZE = 8192
 """Tokens of the smallest vocabulary that "auto" cuts to; smaller ones cost little anyway."""
 
 _WINDOW = 64
-_MOST_MISSES = 5
+_MAX_MISSES = 5
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,14 @@ def parse_setting(value: object) -> Setting:
 def choose_size(setting: Setting, vocab_size: int, ranked: int = 0) -> int | None:
     """Tokens to keep of `vocab_size`; None for all of them.
 
-    "auto" keeps a quarter, at least `LEAST`; a sixth where so many are `ranked` by how often the
+    "auto" keeps a quarter, at least `MIN_SIZE`; a sixth where so many are `ranked` by how often the
     target writes them. It cuts nothing where that saves less than half.
     """
     if setting == "full":
         return None
     if setting == "auto":
-        sixth = max(LEAST, vocab_size // 6)
-        size = sixth if ranked >= sixth else max(LEAST, vocab_size // 4)
+        sixth = max(MIN_SIZE, vocab_size // 6)
+        size = sixth if ranked >= sixth else max(MIN_SIZE, vocab_size // 4)
         return size if size <= vocab_size // 2 else None
     return setting if setting < vocab_size else None
 
@@ -187,7 +187,7 @@ class DraftVocabulary:
     def readout(self) -> Readout:
         """The readout for the next draft."""
         most = (self._common.matrix.out_features - self._common.ids.size) // 2
-        if len(self._seen) > most or sum(self._misses) > _MOST_MISSES:
+        if len(self._seen) > most or sum(self._misses) > _MAX_MISSES:
             return self._full
         if self._cut is None:
             self._cut = self._cut_down(mx.array(list(self._seen), dtype=mx.int32))

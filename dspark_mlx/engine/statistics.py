@@ -23,19 +23,19 @@ class Tally:
             self._accepted
         ) = 0
 
-    def add(self, done: Round) -> None:
+    def add(self, round_: Round) -> None:
         """Count a round."""
-        self._tokens += len(done.tokens)
-        if done.prefill:
-            self._prefill += done.seconds
+        self._tokens += len(round_.tokens)
+        if round_.prefill:
+            self._prefill += round_.seconds
             return
         self._rounds += 1
-        self._seconds += done.seconds
-        self._host += done.host_seconds
-        self._blocks += done.drafted > 0
-        self._drafted += done.drafted
-        self._scheduled += done.scheduled
-        self._accepted += done.accepted
+        self._seconds += round_.seconds
+        self._host += round_.host_seconds
+        self._blocks += round_.drafted > 0
+        self._drafted += round_.drafted
+        self._scheduled += round_.scheduled
+        self._accepted += round_.accepted
 
     def statistics(self) -> Statistics:
         """The totals up to now."""

@@ -79,12 +79,12 @@ def stream(
     """
     tally, strings = Tally(prompt_tokens), StopStrings(stop)
     count = 0
-    for index, done in enumerate(rounds):
-        tally.add(done)
+    for index, round_ in enumerate(rounds):
+        tally.add(round_)
         if on_round:
-            on_round(done)
+            on_round(round_)
         statistics = tally.statistics()
-        for position, token in enumerate(done.tokens):
+        for position, token in enumerate(round_.tokens):
             count += 1
             ended = token in stop_tokens
             if not ended:
@@ -96,11 +96,11 @@ def stream(
                 rest, stopped = strings.push(detokenizer.last_segment)
                 text += rest if stopped else rest + strings.flush()
                 reason = "stop" if stopped else reason
-            from_draft = position < done.accepted
+            from_draft = position < round_.accepted
             if reason:
                 # A stop string can end inside a round, whose later tokens are dropped.
                 statistics = replace(statistics, generation_tokens=count)
-            logprobs = done.logprobs[position] if done.logprobs else None
+            logprobs = round_.logprobs[position] if round_.logprobs else None
             yield Chunk(text, token, from_draft, index, statistics, reason, logprobs)
             if reason:
                 return

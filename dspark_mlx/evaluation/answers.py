@@ -123,14 +123,14 @@ def answers(
     for name, decoder in decoders.items():
         if decoder.engine.drafter is None:
             raise InputError(name, "no drafter", "one to evaluate")
-    total, done = count_turns(tasks), 0
+    total, count = count_turns(tasks), 0
     for task in tasks:
         for number, turns in enumerate(task.prompts):
-            for answer in _conversation(decoders, task.name, number, turns, settings, done):
-                done += answer.turns if isinstance(answer, LeftOut) else 1
+            for answer in _conversation(decoders, task.name, number, turns, settings, count):
+                count += answer.turns if isinstance(answer, LeftOut) else 1
                 yield answer
                 if progress:
-                    progress(done, total)
+                    progress(count, total)
 
 
 def count_turns(tasks: Sequence[Task]) -> int:
@@ -215,5 +215,5 @@ def _judged(
         return ()
     if settings.greedy:
         return (judge(decoder, prompt, runs[0].tokens),)
-    rounds = [done for run in runs for done in run.rounds]
+    rounds = [round_ for run in runs for round_ in run.rounds]
     return tuple((block,) for block in visited(rounds, decoder.stop_tokens))

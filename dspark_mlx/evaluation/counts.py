@@ -67,17 +67,17 @@ def count(rounds: Iterable[Round], gamma: int, stop_tokens: Collection[int]) -> 
         gamma: slots of a block.
         stop_tokens: ids that ended texts.
     """
-    done = [each for each in rounds if not each.prefill]
-    verified = [_verified(each, stop_tokens) for each in done]
-    accepted = [each.accepted for each in done]
+    drafting = [each for each in rounds if not each.prefill]
+    verified = [_verified(each, stop_tokens) for each in drafting]
+    accepted = [each.accepted for each in drafting]
     slots = np.arange(gamma)
     verifies = np.array(verified, dtype=np.int64)[:, None] > slots
     reaches = verifies & (np.array(accepted, dtype=np.int64)[:, None] >= slots)
     accepts = np.array(accepted, dtype=np.int64)[:, None] > slots
     return Counts(
-        rounds=len(done),
-        tokens=sum(len(each.tokens) for each in done),
-        drafted=sum(each.drafted for each in done),
+        rounds=len(drafting),
+        tokens=sum(len(each.tokens) for each in drafting),
+        drafted=sum(each.drafted for each in drafting),
         verified=sum(verified),
         accepted=sum(accepted),
         verified_at=tuple(verifies.sum(axis=0).tolist()),
@@ -86,13 +86,13 @@ def count(rounds: Iterable[Round], gamma: int, stop_tokens: Collection[int]) -> 
     )
 
 
-def ended_inside(done: Round, stop_tokens: Collection[int]) -> bool:
+def ended_inside(round_: Round, stop_tokens: Collection[int]) -> bool:
     """Whether an accepted draft ended the text, so that nothing is known of what follows it."""
-    return done.accepted == len(done.tokens) and done.tokens[-1] in stop_tokens
+    return round_.accepted == len(round_.tokens) and round_.tokens[-1] in stop_tokens
 
 
-def _verified(done: Round, stop_tokens: Collection[int]) -> int:
-    return done.accepted if ended_inside(done, stop_tokens) else done.scheduled
+def _verified(round_: Round, stop_tokens: Collection[int]) -> int:
+    return round_.accepted if ended_inside(round_, stop_tokens) else round_.scheduled
 
 
 def _shares(part: tuple[int, ...], whole: tuple[int, ...]) -> tuple[float | None, ...]:

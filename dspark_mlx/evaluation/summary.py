@@ -110,10 +110,10 @@ def _pooled(name: str, decoder: Decoder, found: Sequence[Answer]) -> dict[str, A
 def _rounds(name: str, found: Sequence[Answer]) -> list[Round]:
     """Rounds of all answers; greedy repeats, which are all alike, count once."""
     return [
-        done
+        round_
         for answer in found
         for run in answer.runs[name][: 1 if answer.temperature == 0 else None]
-        for done in run.rounds
+        for round_ in run.rounds
     ]
 
 

@@ -92,11 +92,11 @@ def visited(rounds: Sequence[Round], stop_tokens: Collection[int]) -> list[Block
     Empty where any was verified in part: a choice of blocks by their confidence would bias what is
     said of it.
     """
-    blocks = [done for done in rounds if done.drafted and done.confidence]
-    if any(done.scheduled < done.drafted for done in blocks):
+    blocks = [round_ for round_ in rounds if round_.drafted and round_.confidence]
+    if any(round_.scheduled < round_.drafted for round_ in blocks):
         return []
-    judged = [done for done in blocks if not ended_inside(done, stop_tokens)]
-    return [Block(done.confidence, done.accepted) for done in judged]
+    judged = [round_ for round_ in blocks if not ended_inside(round_, stop_tokens)]
+    return [Block(round_.confidence, round_.accepted) for round_ in judged]
 
 
 def _point(texts: Sequence[Text], threshold: float) -> SweepPoint:

@@ -22,7 +22,7 @@ def plot(
     """Draw predicted survival against observed frequency, before and after, and ECE by slot.
 
     Args:
-        logits: raw log-odds, `[n, gamma]`.
+        logits: confidence logits, `[n, gamma]`.
         accepted: what became of each block, see `calibration.survives`.
         calibration: what "after" means.
         path: .png, .svg or .pdf.

@@ -143,11 +143,11 @@ class _Steps:
         self._phase += 1
         before = self._phase * self._repeats
 
-        def done(passes: int) -> None:
+        def measured(passes: int) -> None:
             if self._progress:
                 self._progress(before + passes, self._total)
 
-        return done
+        return measured
 
 
 def _pass_seconds(times: Times) -> float:

@@ -77,15 +77,15 @@ class Obtained:
     Attributes:
         profile: of this pair, on this device.
         measured: False when it was found in the store.
-        story: what was done and why, one sentence.
-        rejected: what is wrong with the stored one, or with the store; None when nothing is.
+        message: what was done and why, one sentence.
+        stale_reason: what is wrong with the stored one, or with the store; None when nothing is.
         kept: whether the next run will find it.
     """
 
     profile: SpeedProfile
     measured: bool
-    story: str
-    rejected: str | None = None
+    message: str
+    stale_reason: str | None = None
     kept: bool = True
 
 
@@ -214,32 +214,32 @@ def get_profile(
     Raises:
         InputError: folders that cannot be read.
     """
-    key, rejected = pair.key(), None
+    key, stale_reason = pair.key(), None
     if not remeasure:
-        found, rejected = read_stored(key)
+        found, stale_reason = read_stored(key)
         reason = why_stale(found, pair.engine) if found else None
         if found and reason is None:
             return Obtained(found, False, f"Found in {profile_path(key)}.")
-        rejected = f"{profile_path(key)}: {reason}." if reason else rejected
+        stale_reason = f"{profile_path(key)}: {reason}." if reason else stale_reason
     length = pair.max_length
     profile = measure_profile(pair.engine, pair.name, key, progress, max_length=length, limit=limit)
     if profile.noise > _NOISY:
-        story = (
+        message = (
             f"Measured for this run only: the machine is too busy or slow (repeats of one forward "
             f"differ by {profile.noise:.0%}). Later: python -m dspark_mlx.profile --remeasure"
         )
-        return Obtained(profile, True, story, rejected, kept=False)
+        return Obtained(profile, True, message, stale_reason, kept=False)
     try:
-        story = f"Measured and stored in {save(profile)}."
+        message = f"Measured and stored in {save(profile)}."
     except InputError as error:
         # A read-only home must not keep anyone from decoding.
-        rejected = rejected or "Speed profiles cannot be kept here."
-        return Obtained(profile, True, f"Measured, not stored: {error}", rejected, kept=False)
-    return Obtained(profile, True, story, rejected)
+        stale_reason = stale_reason or "Speed profiles cannot be kept here."
+        return Obtained(profile, True, f"Measured, not stored: {error}", stale_reason, kept=False)
+    return Obtained(profile, True, message, stale_reason)
 
 
 def import_profile(pair: Pair, profile: SpeedProfile, where: object) -> Obtained:
-    """Store a profile made elsewhere as this pair's; `rejected` says if this device disagrees.
+    """Store a profile made elsewhere as this pair's; `stale_reason` says if this device disagrees.
 
     It is stored all the same, because it was asked for; `obtain` checks it at every use.
 
@@ -257,5 +257,5 @@ def import_profile(pair: Pair, profile: SpeedProfile, where: object) -> Obtained
         raise InputError(where, f"widths 1 to {profile.widths}", f"1 to {block} or more")
     profile = dataclasses.replace(profile, key=pair.key())
     path, reason = save(profile), why_stale(profile, pair.engine)
-    story = f"Imported from {where} into {path}."
-    return Obtained(profile, False, story, f"{path}: {reason}." if reason else None)
+    message = f"Imported from {where} into {path}."
+    return Obtained(profile, False, message, f"{path}: {reason}." if reason else None)

@@ -40,7 +40,7 @@ Times: TypeAlias = dict[Point, list[float]]
 def take_turns(
     points: Mapping[Point, Timed],
     repeats: int,
-    done: Callable[[int], None] = lambda passes: None,
+    measured: Callable[[int], None] = lambda passes: None,
     seconds: float = 2.5,
     least: int = 3,
     until: float = math.inf,
@@ -69,7 +69,7 @@ def take_turns(
         for point, run in points.items():
             times[point].append(run())
         passes += 1
-        done(passes)
+        measured(passes)
     return times
 
 

@@ -5,8 +5,8 @@ is already there, the coupling says what the draft was: with the walk a_0 = 1 an
 a_k = min(a_{k-1} p_k(t_k) / q_k(t_k), 1), the first k tokens of the draft survived and are the
 text's with probability prod_j min(1, q_j(t_j) / (a_{j-1} p_j(t_j))). That is the block rule's, for
 any verify length (P(N >= k, x_1..x_k) = q(x_1..x_k) a_k in its proof, see `rejection`); the token
-rule's has a = 1 throughout. So texts and drafts alone give rounds with the odds of real ones, and
-no block is verified; summed over t_k, a slot's odds are sum(min(p_k, q_k / a_{k-1})), with no
+rule's has a = 1 throughout. So texts and drafts alone give rounds as likely as real ones, and
+no block is verified; summed over t_k, a slot's chance is sum(min(p_k, q_k / a_{k-1})), with no
 outcome drawn.
 """
 
@@ -25,7 +25,7 @@ from .transform import normalize
 class Hindsight:
     """The `Pick` of one round whose outcome is known.
 
-    What is drafted behind a rejected token does not matter to the odds. The rejected token itself
+    What is drafted behind a rejected token changes no chance. The rejected token itself
     is drawn as by the token rule, which the block rule's differs from a little.
 
     Args:
@@ -76,7 +76,7 @@ class Hindsight:
         weights = self._chooser.draft_weights(logits, Position(0), drawn, ids, vocabulary, None)
         weights = weights.astype(mx.float32)
         finite = finite_rows(logits) & finite_rows(weights)
-        # A slot that is not finite is never kept, as if it had no odds.
+        # A slot that is not finite is never kept, as if its chance were 0.
         q = mx.where(finite[:, None], mx.exp(normalize(weights)), 0.0)
         p, column, there = row, token, mx.ones((1,), dtype=mx.bool_)
         if ids is not None:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 _CHUNK = 256
-_LEAST = -1e3
+_MIN_NOISE = -1e3
 
 
 class Noise:
@@ -58,4 +58,4 @@ def gumbel(keys: mx.array, size: int) -> mx.array:
     It is finite, so that a token alone in its row is chosen whatever its noise.
     """
     noise = mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys)
-    return mx.maximum(noise, _LEAST)
+    return mx.maximum(noise, _MIN_NOISE)

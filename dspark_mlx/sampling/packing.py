@@ -69,9 +69,9 @@ def unpack(packed: Packed) -> Verdict:
                 tokens, floats[:rows], _tops(ids, tops, chosen.size)[:rows], strict=True
             )
         )
-    odds = confidence.view(np.float32).tolist()
-    known = without_nan(odds)
-    drafts_finite = known == odds and bool(finite.all())
+    confidences = confidence.view(np.float32).tolist()
+    known = without_nan(confidences)
+    drafts_finite = known == confidences and bool(finite.all())
     bad = tuple(faults[: len(tokens)].tolist())
     return Verdict(count, tokens, tuple(known), logprobs, bad, drafts_finite)
 
@@ -86,5 +86,7 @@ def _tops(
 ) -> Sequence[tuple[tuple[int, float], ...]]:
     shaped = zip(ids.reshape(rows, -1), values.view(np.float32).reshape(rows, -1), strict=True)
     # What cannot be chosen is not among the likeliest, however many are asked for.
-    pairs = [zip(row.tolist(), odds.tolist(), strict=True) for row, odds in shaped]
-    return [tuple((token, odd) for token, odd in row if math.isfinite(odd)) for row in pairs]
+    pairs = [zip(row.tolist(), logprobs.tolist(), strict=True) for row, logprobs in shaped]
+    return [
+        tuple((token, logprob) for token, logprob in row if math.isfinite(logprob)) for row in pairs
+    ]

@@ -159,22 +159,22 @@ def _keep_block(
     """See `_keep_tokens`."""
     # a_k = min(a_{k-1} r_k, 1) for all k at once: the log of a walk reflected at 0.
     walk = mx.cumsum(ratios)
-    odds = mx.exp(walk - mx.maximum(mx.cummax(walk), 0))
-    keep = odds[-1:]
+    survival = mx.exp(walk - mx.maximum(mx.cummax(walk), 0))
+    keep = survival[-1:]
     if ratios.size > 1:
-        inner = odds[:-1, None]
+        inner = survival[:-1, None]
         inside = mx.exp(p[1:-1] if ids is None else mx.take(p[1:-1], ids, axis=-1))
         surplus = mx.maximum(inner * inside - mx.exp(q[1:]), 0).sum(axis=-1)
         if ids is not None:
             # No draft can propose what is outside the draft vocabulary: there q is 0.
-            surplus = surplus + odds[:-1] * mx.maximum(1 - inside.sum(axis=-1), 0)
-        below = surplus + 1 - odds[:-1]
-        inside_odds = mx.where(below > 0, surplus / below, 1)
+            surplus = surplus + survival[:-1] * mx.maximum(1 - inside.sum(axis=-1), 0)
+        below = surplus + 1 - survival[:-1]
+        chance = mx.where(below > 0, surplus / below, 1)
         # The block ends where the next slot is not sound.
-        keep = mx.concatenate([mx.where(sound[1:], inside_odds, odds[:-1]), keep])
+        keep = mx.concatenate([mx.where(sound[1:], chance, survival[:-1]), keep])
     counts = mx.where((uniform < keep) & sound, mx.arange(1, ratios.size + 1), 0)
     accepted = counts.max(keepdims=True).astype(mx.int32)
-    return accepted, mx.concatenate([mx.ones((1,)), odds])[accepted][None]
+    return accepted, mx.concatenate([mx.ones((1,)), survival])[accepted][None]
 
 
 def _residual(

@@ -52,7 +52,7 @@ class Policy(Protocol):
         """
         ...
 
-    def learn(self, done: Round) -> None:
+    def learn(self, round_: Round) -> None:
         """Take in a finished round, drafted or plain."""
         ...
 

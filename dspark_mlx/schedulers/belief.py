@@ -11,11 +11,11 @@ from ..calibration.sts import Calibration
 from ..types import Round
 
 _PRIOR_ROUNDS = 6.0
-_MOST_ROUNDS = 24.0
+_MAX_ROUNDS = 24.0
 # Tokens that count as expected and accepted at first, and what is left of them in the long run.
 _PRIOR_TOKENS = 8.0
-_LEFT_TOKENS = 1.0
-_MOST_TRUST = 1.5
+_PRIOR_TOKENS = 1.0
+_MAX_TRUST = 1.5
 
 
 class Belief:
@@ -32,12 +32,12 @@ class Belief:
         self._expected = self._happened = _PRIOR_TOKENS
 
     def survival(self, seen: Sequence[float]) -> list[float]:
-        """The odds a_1..a_gamma that the target takes the block's first k tokens.
+        """The chances a_1..a_gamma that the target takes the block's first k tokens.
 
         Realised for the slots in `seen`, expected beyond: each slot is expected at its own mean,
         moved by what is left of the last seen slot's deviation from its mean.
         """
-        trust = min(self._happened / self._expected, _MOST_TRUST)
+        trust = min(self._happened / self._expected, _MAX_TRUST)
         product, survival = 1.0, []
         for confidence in seen:
             product *= confidence
@@ -50,29 +50,29 @@ class Belief:
             survival.append(min(trust * product, 1.0))
         return survival
 
-    def learn(self, done: Round) -> None:
+    def learn(self, round_: Round) -> None:
         """Take in a drafted round: its confidences, or without them what was accepted."""
-        if done.confidence:
-            for slot, confidence in enumerate(done.confidence):
+        if round_.confidence:
+            for slot, confidence in enumerate(round_.confidence):
                 self._move(slot, confidence)
-            self._compare(done)
+            self._compare(round_)
         else:
             # A slot behind the first rejection says nothing of itself.
-            for slot in range(min(done.accepted + 1, done.scheduled)):
-                self._move(slot, float(slot < done.accepted))
+            for slot in range(min(round_.accepted + 1, round_.scheduled)):
+                self._move(slot, float(slot < round_.accepted))
 
     def _move(self, slot: int, value: float) -> None:
-        count = min(self._counts[slot] + 1, _MOST_ROUNDS)
+        count = min(self._counts[slot] + 1, _MAX_ROUNDS)
         self._counts[slot] = count
         self._means[slot] += (value - self._means[slot]) / count
 
-    def _compare(self, done: Round) -> None:
+    def _compare(self, round_: Round) -> None:
         """Expected against accepted tokens: confidences can be off for a whole text."""
         product = 1.0
-        kept = 1 - 1 / _MOST_ROUNDS
+        kept = 1 - 1 / _MAX_ROUNDS
         expected = 0.0
-        for confidence in done.confidence[: done.scheduled]:
+        for confidence in round_.confidence[: round_.scheduled]:
             product *= confidence
             expected += product
-        self._expected = kept * self._expected + (1 - kept) * _LEFT_TOKENS + expected
-        self._happened = kept * self._happened + (1 - kept) * _LEFT_TOKENS + done.accepted
+        self._expected = kept * self._expected + (1 - kept) * _PRIOR_TOKENS + expected
+        self._happened = kept * self._happened + (1 - kept) * _PRIOR_TOKENS + round_.accepted

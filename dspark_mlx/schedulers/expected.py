@@ -18,7 +18,7 @@ from .belief import Belief
 from .pace import Pace, best_length, highest_rate, long_run_rate
 from .speed_profile import Costs, SpeedProfile
 
-_LEAST_GAIN = 1.05
+_MIN_GAIN = 1.05
 # Costs change slowly with the context.
 _RECHECK = 32
 
@@ -81,7 +81,7 @@ class ExpectedPolicy:
         self._limit = limit
         costs = self._costs = self._profile.at(context)
         # Where no draft could pay, not even one is made to see: each would cost several steps.
-        if highest_rate(costs, limit) <= _LEAST_GAIN:
+        if highest_rate(costs, limit) <= _MIN_GAIN:
             return _RECHECK
         if self._pace is None:
             self._pace = Pace(long_run_rate(self._prior.typical, costs))
@@ -97,15 +97,15 @@ class ExpectedPolicy:
             self._best, _ = best_length(survival, self._costs, rate, slot, self._limit)
         return self._best > slot
 
-    def learn(self, done: Round) -> None:
+    def learn(self, round_: Round) -> None:
         """See `Policy.learn`."""
         if self._costs is None or self._pace is None:
             return  # the last token of a request of two needs no plan
-        if not done.drafted:
+        if not round_.drafted:
             self._pace.step()
             return
-        survival = self._belief.survival(done.confidence)
-        steps = (self._costs.draft + self._costs.verify[done.scheduled]) / self._costs.plain
-        expected = 1.0 + sum(survival[: done.scheduled])
-        self._pace.learn(expected, len(done.tokens), steps)
-        self._belief.learn(done)
+        survival = self._belief.survival(round_.confidence)
+        steps = (self._costs.draft + self._costs.verify[round_.scheduled]) / self._costs.plain
+        expected = 1.0 + sum(survival[: round_.scheduled])
+        self._pace.learn(expected, len(round_.tokens), steps)
+        self._belief.learn(round_)

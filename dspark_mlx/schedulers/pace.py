@@ -14,7 +14,7 @@ from operator import mul
 from .speed_profile import Costs
 
 # Chosen by replaying rounds of training prompts on all shipped profiles.
-_KEPT = 0.93
+_DECAY = 0.93
 _PRIOR_STEPS = 3.0
 _FIRST_GAP = 24
 _LAST_GAP = 192
@@ -70,8 +70,8 @@ class Pace:
             committed: tokens it did commit.
             steps: its time, in plain steps.
         """
-        self._tokens = _KEPT * self._tokens + expected
-        self._steps = _KEPT * self._steps + steps
+        self._tokens = _DECAY * self._tokens + expected
+        self._steps = _DECAY * self._steps + steps
         # Half of each: accepted tokens are few and noisy, and expectations alone could be wrong.
         self._balance += (expected + committed) / 2 - (1 - _LOSS_PER_STEP) * steps
 

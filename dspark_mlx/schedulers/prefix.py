@@ -30,7 +30,7 @@ def prefix_lengths(
     rows = len(survival)
     tokens = float(rows)
     best = tokens * rounds_per_second(rows)
-    heap = [(-odds[0], request) for request, odds in enumerate(survival) if odds]
+    heap = [(-each[0], request) for request, each in enumerate(survival) if each]
     heapq.heapify(heap)
     while heap:
         negative, request = heapq.heappop(heap)
@@ -98,5 +98,5 @@ class PrefixPolicy:
         )
         return length > slot
 
-    def learn(self, done: Round) -> None:
+    def learn(self, round_: Round) -> None:
         """See `Policy.learn`."""

@@ -27,7 +27,7 @@ class Stateless:
         """See `Policy.admit`."""
         raise NotImplementedError
 
-    def learn(self, done: Round) -> None:
+    def learn(self, round_: Round) -> None:
         """See `Policy.learn`."""
 
 

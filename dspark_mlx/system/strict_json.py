@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 
-_MOST_DIGITS = 300  # what a float can hold
+_MAX_DIGITS = 300  # what a float can hold
 
 
 def decode(content: bytes, where: object, expected: str) -> str:
@@ -50,7 +50,7 @@ def parse_json(text: str, where: object, expected: str = "a JSON object") -> Any
     huge: list[_Huge] = []
 
     def whole(digits: str) -> int | _Huge:
-        if len(digits) <= _MOST_DIGITS:
+        if len(digits) <= _MAX_DIGITS:
             return int(digits)
         huge.append(_Huge(len(digits)))
         return huge[-1]

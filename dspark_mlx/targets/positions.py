@@ -89,12 +89,12 @@ def said_when_cut(
     with contextlib.ExitStack() as stack:
         if isinstance(rounds, Generator):
             stack.callback(rounds.close)
-        for done in rounds:
-            count += len(done.tokens)
-            if count >= limit and done.tokens[-1] not in stop_tokens:
+        for round_ in rounds:
+            count += len(round_.tokens)
+            if count >= limit and round_.tokens[-1] not in stop_tokens:
                 warnings.warn(
                     f"The text ends after {limit} of max_tokens {asked}: it fills the positions "
                     "that the target was made for.",
                     stacklevel=2,
                 )
-            yield done
+            yield round_

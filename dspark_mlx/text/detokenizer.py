@@ -9,7 +9,7 @@ _UNKNOWN = "\ufffd"
 _WINDOW = 16
 _CONTEXT = 8
 # Nothing that is a character takes so many tokens; what is behind is no text.
-_MOST_HELD = 256
+_MAX_HELD = 256
 
 
 class Detokenizer:
@@ -43,7 +43,7 @@ class Detokenizer:
         self._ids.append(token)
         text = self._decode(self._ids)
         whole = text.rstrip(_UNKNOWN)
-        if len(self._ids) - self._clean > _MOST_HELD:
+        if len(self._ids) - self._clean > _MAX_HELD:
             whole = text
         self._show(whole)
         if len(whole) == len(text):

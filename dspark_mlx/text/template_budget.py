@@ -23,7 +23,7 @@ _TEXT = (str, bytes)
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 # Sizes of smaller containers are counted again rather than remembered.
 _REMEMBERED = 64
-_MOST_HELD = 1 << 20
+_MAX_HELD = 1 << 20
 
 
 class OverBudget(TemplateError):
@@ -79,7 +79,7 @@ class Budget:
             return self._counted(value)
         self.step(self.read(value))
         self.fits(self.size(value))
-        if self._held > _MOST_HELD:
+        if self._held > _MAX_HELD:
             self._sizes.clear()
             self._held = 0
         return value

@@ -29,7 +29,7 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json
 _SUFFIXES = (".json", ".jsonl", ".txt", ".model", ".tiktoken", ".jinja", ".bpe")
 _MODELS_OWN = ("config.json", "generation_config.json")
 # Of config.json: what decides which tokenizer class it is.
-_KEPT = {"model_type": str, "architectures": list, "tokenizer_class": str}
+_PRESERVED = {"model_type": str, "architectures": list, "tokenizer_class": str}
 _CONFIG = "tokenizer_config.json"
 # Keys whose value is the name of a module of mlx-lm that it imports.
 _MODULES = {"chat_template_type": mlx_lm.chat_templates, "tool_parser_type": mlx_lm.tool_parsers}
@@ -107,7 +107,9 @@ def _put(path: Path, copy: Path) -> None:
 
 def _model(path: Path) -> dict[str, Any]:
     config = read_json(path) if path.exists() else {}
-    return {key: config[key] for key, kind in _KEPT.items() if isinstance(config.get(key), kind)}
+    return {
+        key: config[key] for key, kind in _PRESERVED.items() if isinstance(config.get(key), kind)
+    }
 
 
 def blame(folder: Path) -> None:

@@ -21,7 +21,7 @@ from dspark_mlx.checkpoint.linear import Matrix
 from dspark_mlx.drafters.heads.base import correct
 from dspark_mlx.drafters.heads.vanilla import VanillaHead
 from dspark_mlx.drafters.vocabulary import (
-    LEAST,
+    MIN_SIZE,
     CommonTokens,
     DraftVocabulary,
     Readout,
@@ -150,8 +150,8 @@ def test_the_targets_output_matrix(target_model):
 
 def test_auto_cuts_large_vocabularies_only():
     """A small vocabulary cut for nothing."""
-    assert choose_size("auto", 2 * LEAST - 1) is None
-    assert choose_size("auto", 2 * LEAST) == LEAST
+    assert choose_size("auto", 2 * MIN_SIZE - 1) is None
+    assert choose_size("auto", 2 * MIN_SIZE) == MIN_SIZE
     assert choose_size("auto", 49152) == 12288
     assert choose_size("auto", 151936) == 37984
     assert choose_size("auto", 49152, ranked=8192) == 8192

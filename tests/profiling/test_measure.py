@@ -201,8 +201,8 @@ def test_a_profile_is_measured_once(tiny_pair, quick):
     """Seconds of measuring at every start."""
     first, second = get_profile(tiny_pair), get_profile(tiny_pair)
     assert (first.measured, second.measured, len(quick)) == (True, False, 1)
-    assert first.profile == second.profile and first.rejected is second.rejected is None
-    assert str(profile_path(tiny_pair.key())) in second.story
+    assert first.profile == second.profile and first.stale_reason is second.stale_reason is None
+    assert str(profile_path(tiny_pair.key())) in second.message
     assert get_profile(tiny_pair, remeasure=True).measured and len(quick) == 2
 
 
@@ -220,7 +220,7 @@ def test_a_noisy_measurement_is_said_and_not_kept(tiny_pair, quick, monkeypatch)
     monkeypatch.setattr(profile_store, "measure_profile", noisy)
     obtained = get_profile(tiny_pair, remeasure=True)
     assert obtained.measured and not obtained.kept and obtained.profile.draft == (9.0, 9.0)
-    assert "for this run only" in obtained.story and "50%" in obtained.story
+    assert "for this run only" in obtained.message and "50%" in obtained.message
     assert read_stored(tiny_pair.key()) == kept, "the old one is as good as it was"
 
 
@@ -253,7 +253,7 @@ def test_a_damaged_or_foreign_file_is_named_and_measured_anew(tiny_pair, quick, 
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     obtained = get_profile(tiny_pair)
     assert obtained.measured and len(quick) == 1
-    assert str(path) in obtained.rejected and named in obtained.rejected
+    assert str(path) in obtained.stale_reason and named in obtained.stale_reason
     assert read_stored(tiny_pair.key()) == (obtained.profile, None), "the file is whole now"
 
 
@@ -261,7 +261,7 @@ def test_a_folder_that_cannot_be_written_costs_only_the_store(tiny_pair, quick, 
     """No decoding in a container with a read-only home."""
     cache_home.write_text("a file where the folder should be")
     obtained = get_profile(tiny_pair)
-    assert obtained.measured and "not stored" in obtained.story and not obtained.kept
+    assert obtained.measured and "not stored" in obtained.message and not obtained.kept
 
 
 @pytest.mark.parametrize(
@@ -298,8 +298,8 @@ def test_a_stale_profile_is_measured_anew(tiny_pair, quick):
     old, _ = read_stored(tiny_pair.key())
     save(dataclasses.replace(old, draft=(50.0, 50.0)))
     obtained = get_profile(tiny_pair)
-    assert obtained.measured and "a draft costs" in obtained.rejected
-    assert get_profile(tiny_pair).rejected is None
+    assert obtained.measured and "a draft costs" in obtained.stale_reason
+    assert get_profile(tiny_pair).stale_reason is None
 
 
 def test_the_spot_check_of_a_real_engine(tiny_pair):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...checkpoint.base_config import MOST_TOKENS, CanonicalConfig
+from ...checkpoint.base_config import MAX_BLOCK, CanonicalConfig
 from ...checkpoint.layer_shapes import layer_matrices, layer_vectors, shared_matrices
 from ...checkpoint.number_ranges import check_within
 from ...errors import InputError
@@ -128,7 +128,7 @@ class DSparkConfig(CanonicalConfig):
 
     def _check(self, where: Path | str) -> None:
         self._check_positive(where, "num_layers")
-        check_within(where, "block_size", self.block_size, 1, MOST_TOKENS)
+        check_within(where, "block_size", self.block_size, 1, MAX_BLOCK)
         super()._check(where)
         if self.logits_start not in (0, 1) or self.gamma < 1:
             found = f"logits_start {self.logits_start} with block_size {self.block_size}"

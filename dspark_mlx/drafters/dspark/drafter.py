@@ -128,7 +128,7 @@ class DSparkDrafter:
             return block.draft(base)
         read = mx.concatenate(embeddings) if embeddings else None
         confidence_logits = self._confidence(hidden, read)
-        confidence = mx.sigmoid(confidence_logits / context.temperatures)
+        confidence = mx.sigmoid(confidence_logits / context.confidence_temperatures)
         return block.draft(base, confidence_logits, confidence)
 
     def _block(self, context: DrafterContext, anchor: mx.array) -> mx.array:

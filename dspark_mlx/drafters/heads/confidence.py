@@ -1,4 +1,4 @@
-"""The confidence head: the odds that a drafted token survives, given that its prefix did."""
+"""The confidence head: the chance that a drafted token survives, given that its prefix did."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ConfidenceHead:
     reads_embedding: bool
 
     def __call__(self, hidden: mx.array, embeddings: mx.array | None) -> mx.array:
-        """Log-odds for all rows of a block.
+        """Confidence logits of all rows of a block.
 
         Args:
             hidden: `[gamma, hidden]`.

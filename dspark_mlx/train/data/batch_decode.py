@@ -22,7 +22,7 @@ from .padded_cache import batch_caches
 _LOOK = 16
 _PREFILL = 32768
 _COLUMNS = 64
-_LEAST = -1e3
+_MIN_NOISE = -1e3
 
 WrittenCallback = Callable[[int, int], None]
 """Called with sequences that ended and tokens that were written since the last call."""
@@ -200,7 +200,7 @@ def choose(logits: mx.array, temperatures: mx.array, margins: mx.array, key: mx.
         margins: float32 `[rows, 1]`, how far below its row's largest a logit is still drawn from.
     """
     logits = logits.astype(mx.float32)
-    noise = mx.maximum(mx.random.gumbel(logits.shape, key=key), _LEAST)
+    noise = mx.maximum(mx.random.gumbel(logits.shape, key=key), _MIN_NOISE)
     drawn = logits >= logits.max(axis=-1, keepdims=True) - margins
     return mx.argmax(mx.where(drawn, logits + temperatures * noise, -mx.inf), axis=-1)
 

@@ -26,8 +26,8 @@ from .plan import DataPlan
 from .store import Header, Store
 from .templates import Template
 
-_LEAST_ANSWER = 16
-_MOST_FRUITLESS = 3
+_MIN_ANSWER = 16
+_MAX_FRUITLESS = 3
 _FIRST_WORDS = (2, 7)
 
 
@@ -64,14 +64,14 @@ def write_conversations(
     seen, fruitless = Seen(store.keys()), 0
     budget = Budget(plan, store, progress)
     with decoder.engine.target.untapped():
-        while fruitless < _MOST_FRUITLESS and (count := budget.to_begin()):
+        while fruitless < _MAX_FRUITLESS and (count := budget.to_begin()):
             written = writer.shard(store.shards, count, seen, budget)[: budget.to_keep()]
             store.append(written)
             for conversation in written:
                 seen.add(conversation.keys)
             budget.begin_shard()
             fruitless = 0 if written else fruitless + 1
-    if fruitless == _MOST_FRUITLESS or not store.conversations:
+    if fruitless == _MAX_FRUITLESS or not store.conversations:
         found = f"nothing new in {fruitless} shards, {store.conversations} conversations"
         hint = "Give more prompts, or let the target write some itself."
         raise InputError(store.folder, found, "answers that are not there yet", hint)
@@ -202,7 +202,7 @@ class _Writer:
                 talk.take(list(job.prompt), new, text)
 
     def _fits(self, job: Job) -> bool:
-        return job.max_tokens >= min(_LEAST_ANSWER, self._plan.max_answer)
+        return job.max_tokens >= min(_MIN_ANSWER, self._plan.max_answer)
 
     def _ask(self, talks: list[OpenConversation], rng: np.random.Generator) -> None:
         """Add each one's next user turn, if there is to be one."""
