@@ -46,8 +46,7 @@ class DrafterContext:
     and one write per layer takes them and the block's rows together. They wait as the forward left
     them, evaluated, since the next draft may be made by another thread. `vocabulary` is the
     request's draft vocabulary, None for the whole one; `confidence_temperatures` calibrate its
-    confidences,
-    float32 `[gamma]`.
+    confidences, float32 `[gamma]`.
     """
 
     caches: list[KVCache]

@@ -210,7 +210,7 @@ def test_a_noisy_measurement_is_said_and_not_kept(tiny_pair, quick, monkeypatch)
     """Another program's burst of work as the truth of every later run."""
     get_profile(tiny_pair)
     kept = read_stored(tiny_pair.key())
-    steady = save.measure
+    steady = profile_store.measure_profile
 
     def noisy(*args, **settings):
         calm, busy = kept[0].verify_spread[0], tuple(0.5 for _ in kept[0].verify[0])
