@@ -12,9 +12,9 @@ from ..types import Round
 
 _PRIOR_ROUNDS = 6.0
 _MAX_ROUNDS = 24.0
-# Tokens that count as expected and accepted at first, and what is left of them in the long run.
+# Tokens that count as both expected and accepted before the first round, and in the long run.
 _PRIOR_TOKENS = 8.0
-_PRIOR_TOKENS = 1.0
+_LASTING_TOKENS = 1.0
 _MAX_TRUST = 1.5
 
 
@@ -74,5 +74,5 @@ class Belief:
         for confidence in round_.confidence[: round_.scheduled]:
             product *= confidence
             expected += product
-        self._expected = kept * self._expected + (1 - kept) * _PRIOR_TOKENS + expected
-        self._happened = kept * self._happened + (1 - kept) * _PRIOR_TOKENS + round_.accepted
+        self._expected = kept * self._expected + (1 - kept) * _LASTING_TOKENS + expected
+        self._happened = kept * self._happened + (1 - kept) * _LASTING_TOKENS + round_.accepted
