@@ -1,8 +1,8 @@
-"""The one error for unusable input: it names the place, what was found and what was expected."""
+"""InputError, the one error for unusable input: where, what was found, what was expected."""
 
 from __future__ import annotations
 
-# Characters of each part: lists of tensors and other libraries' messages may be pages long.
+# Characters of each part: lists of tensors and other libraries' messages can fill pages.
 _LONGEST = 400
 
 
@@ -15,10 +15,10 @@ class InputError(ValueError):
     cut.
 
     Attributes:
-        where: the file, tensor, flag or argument.
-        found: what is there.
-        expected: what should be there.
-        hint: the way out, when there is one.
+        where: the file, tensor, flag or argument at fault.
+        found: the value found there.
+        expected: the values that are allowed there.
+        hint: what the user can do about it; "" when the other parts say it.
     """
 
     def __init__(self, where: object, found: object, expected: object, hint: str = "") -> None:
@@ -31,7 +31,7 @@ class InputError(ValueError):
 
 
 def one_line(value: object, longest: int = _LONGEST) -> str:
-    """A value as one printable line, cut in its middle where it is longer than `longest`."""
+    """A value as one printable line, cut in the middle when it is longer than `longest`."""
     text = str(value)
     if len(text) > longest:
         # The end of a path or of a message often says more than its middle.

@@ -1,4 +1,4 @@
-"""Numbers as callers have them: Python's, NumPy's, MLX's; taken for what they are, or refused."""
+"""Checks of numbers that callers pass as Python, NumPy or MLX values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = 60
 
 
 def shown(value: object) -> str:
-    """How a value is named in an error: one line, cut where it is long."""
+    """The value as text for an error message: one line, cut when it is long."""
     # Python refuses to print integers of thousands of digits.
     if isinstance(value, int) and value.bit_length() > 256:
         return "an integer of more than 77 digits"
@@ -23,8 +23,8 @@ def shown(value: object) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy or MLX integer or float as Python's; every other value as it is."""
-    # True is no number here, whoever's it is.
+    """A NumPy or MLX scalar as a Python int or float; every other value unchanged."""
+    # A boolean of Python, NumPy or MLX is not a number here.
     if isinstance(value, bool | str | bytes | bytearray) or "bool" in str(_dtype(value)):
         return value
     if getattr(value, "ndim", 0) != 0:
@@ -47,7 +47,7 @@ def check_whole(name: str, value: object, least: int, most: int = _MAX) -> int:
     """The value as an integer.
 
     Raises:
-        InputError: not a whole number from `least` to `most`.
+        InputError: the value is not a whole number from `least` to `most`.
     """
     number = plain(value)
     if not _is_int(number) or not least <= number <= most:
@@ -64,7 +64,8 @@ def check_number(name: str, value: Any, inside: Callable[[float], bool], expecte
     """The value as an integer or a float.
 
     Raises:
-        InputError: not a finite number that is `inside`; `expected` says what is.
+        InputError: the value is not a finite number, or `inside` is false for it; the message
+            says what was `expected`.
     """
     number = plain(value)
     taken = isinstance(number, int | float) and not isinstance(number, bool)
@@ -75,7 +76,7 @@ def check_number(name: str, value: Any, inside: Callable[[float], bool], expecte
 
 
 def listed(value: Any) -> Any:
-    """An array of one dimension as a list of Python numbers; every other value as it is."""
+    """A one-dimensional array as a list of Python numbers; every other value unchanged."""
     if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
         return value.tolist()
     return value
@@ -85,12 +86,12 @@ def token_ids(name: str, value: Any, size: int | None = None) -> list[int]:
     """Token ids as Python integers.
 
     Args:
-        name: of what they are, for errors.
-        value: a collection of ids: integers of Python, NumPy or MLX, or an array of them.
-        size: ids are below it; None where it is not known yet.
+        name: what the ids are, for errors.
+        value: a collection of ids (Python, NumPy or MLX integers), or an array of ids.
+        size: vocabulary size, which every id is below; None when it is not known yet.
 
     Raises:
-        InputError: another kind of value, or an id out of range.
+        InputError: the value is not a collection of ids, or an id is out of range.
     """
     ids = listed(value)
     if not isinstance(ids, Collection) or isinstance(ids, str | bytes | bytearray | memoryview):

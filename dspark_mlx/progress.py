@@ -9,19 +9,20 @@ from typing import TypeAlias
 from tqdm import tqdm
 
 ProgressCallback: TypeAlias = Callable[[int, int], None]
-"""Called with how much is done and how much there is in all, in whatever unit the work has."""
+"""Called with the units of work done so far and the units in all."""
 
 
 @contextmanager
 def progress_bar(label: str, unit: str, delay: float = 0.0) -> Iterator[ProgressCallback]:
-    """A bar on standard error, cleared at the end.
+    """Show a progress bar on standard error while the block runs, and clear it at the end.
 
     Args:
-        label: what is being done. unit: of a step.
-        delay: seconds before it is drawn, for work that is often done at once.
+        label: what is being done.
+        unit: name of one step.
+        delay: seconds before the bar is drawn, so that quick work shows none.
 
     Yields:
-        A function to be called with steps done and steps in all.
+        The callback that moves the bar.
     """
     with tqdm(desc=label, unit=unit, leave=False, delay=delay) as bar:
 

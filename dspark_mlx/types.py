@@ -1,4 +1,4 @@
-"""What travels between modules: frozen records, no behaviour beyond derived numbers."""
+"""Frozen records that modules pass to each other; their only behaviour is derived numbers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Fault(IntEnum):
     TARGET = 1
     """The target's logits are NaN, infinite, or all -inf."""
     PROCESSOR = 2
-    """The target's are fine, and a logits processor made NaN or +inf of them."""
+    """The target's logits are finite, but a logits processor returned NaN or +inf."""
     NOTHING_LEFT = 3
-    """The logits processors left no token."""
+    """The logits processors set every token to -inf."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +25,19 @@ class Draft:
 
     Attributes:
         tokens: proposed token ids, int32 `[gamma]`.
-        base_logits: logits before the sequential head, `[gamma, size]`: the block's wide part,
-            which is launched while Python builds the verify forward.
+        base_logits: logits before the sequential head, `[gamma, size]`. The device computes them
+            while Python builds the verify forward.
         logits: corrected logits (base + sequential bias), `[gamma, size]`.
-        confidence_logits: of the chance that a token survives given that its prefix did, before
-            calibration, float32 `[gamma]`; None for a drafter without a confidence head.
-        confidence: that chance, calibrated, float32 `[gamma]`; None likewise.
-        ids: token id of each of the `size` columns of the logits, int32 `[size]`; None where they
-            are the whole vocabulary.
-        columns: where each token stands among them, int32 `[gamma]`.
-        weights: log-weights that the tokens were drawn by, float32 `[gamma, size]`; their softmax
-            is q. None where they were not drawn.
+        columns: the logits' column of each proposed token, int32 `[gamma]`.
+        confidence_logits: confidence head's output before calibration, float32 `[gamma]`; None
+            for a drafter without a confidence head.
+        confidence: calibrated chance that each token survives given that its prefix did, float32
+            `[gamma]`; None for a drafter without a confidence head.
+        ids: token id of each of the `size` columns of the logits, int32 `[size]`; None when the
+            columns are the whole vocabulary.
+        weights: log-weights that the tokens were sampled from, float32 `[gamma, size]`; their
+            softmax is q. None for a greedy draft and under the rule of equality, which do not
+            need q.
     """
 
     tokens: mx.array
@@ -50,14 +52,14 @@ class Draft:
 
 @dataclass(frozen=True)
 class TokenLogProb:
-    """The target's log-probabilities where a token was committed.
+    """The target's log-probabilities at the position of a committed token.
 
-    They are those after the logits processors, before temperature and filters.
+    They are taken after the logits processors and before temperature and filters.
 
     Attributes:
-        token: its id.
-        logprob: its own.
-        top: ids and log-probabilities of the likeliest tokens, falling.
+        token: id of the committed token.
+        logprob: log-probability of the committed token.
+        top: ids and log-probabilities of the likeliest tokens, the likeliest first.
     """
 
     token: int
@@ -67,15 +69,15 @@ class TokenLogProb:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the target said of a scheduled block, on the host.
+    """The outcome of a verify forward, read back to the host.
 
     Attributes:
         accepted: how many drafted tokens survived, 0..scheduled.
         tokens: the committed tokens: the accepted ones, then the correction or the bonus.
         confidence: per drafted token, the chance that it survives given that its prefix
             did; empty without a confidence head.
-        logprobs: of the committed tokens; empty unless asked for.
-        faults: what is wrong with the row that each committed token was chosen from, 0 for nothing.
+        logprobs: log-probabilities at the committed tokens; empty unless the request asks for them.
+        faults: a `Fault` for the row that each committed token was chosen from; 0 for a sound row.
         drafts_finite: False where the logits of a verified draft are not finite, or a confidence is
             NaN.
     """
@@ -101,12 +103,12 @@ class Round:
             without a confidence head.
         prefill: True for the first round of a request, which holds the prefill's token and does
             not count in the accepted length.
-        seconds: wall-clock time of the round (the prefill's time for the first one).
-        host_seconds: the part of it spent in Python building the round beyond the target's own
-            forward: draft, head, accept, commit and context update.
-        logprobs: of the committed tokens; empty unless asked for.
-        drafts_finite: False where the drafter's numbers are NaN or infinite; such drafts are
-            rejected, and such confidences are 0.
+        seconds: wall-clock seconds of the round (of the prefill for the first one).
+        host_seconds: the part of `seconds` that Python spends on draft, head, accept, commit and
+            context update; building the target's own forward does not count.
+        logprobs: log-probabilities at the committed tokens; empty unless the request asks for them.
+        drafts_finite: False when some of the drafter's numbers are NaN or infinite. Such drafts
+            are rejected, and such confidences are 0.
     """
 
     tokens: tuple[int, ...]
@@ -131,10 +133,10 @@ class Statistics:
         generation_tokens: tokens committed, the prefill's included.
         generation_seconds: seconds after the first token.
         rounds: rounds after the prefill.
-        blocks: those of them that drafted; the others were plain steps.
+        blocks: rounds that drafted; the other rounds were plain steps.
         drafted, scheduled, accepted: sums over the rounds.
         host_seconds: sum of `Round.host_seconds`.
-        peak_memory: bytes, as MLX counts them.
+        peak_memory: MLX's peak memory in bytes.
     """
 
     prompt_tokens: int = 0
@@ -151,7 +153,7 @@ class Statistics:
 
     @property
     def accepted_length(self) -> float:
-        """Mean tokens committed per round after the prefill (tau); 0 when there was none."""
+        """Mean tokens committed per round after the prefill (tau); 0 without such rounds."""
         return (self.generation_tokens - 1) / self.rounds if self.rounds else 0.0
 
     @property
@@ -174,11 +176,12 @@ class Chunk:
     Attributes:
         text: text that became final; may be empty while a character or a stop string is undecided.
         token: the token id.
-        from_draft: True when it was drafted and accepted.
+        from_draft: True when the token was drafted and accepted.
         round: index of the round that committed it; 0 is the prefill.
         statistics: totals up to and including that round.
         finish_reason: None until the last chunk, then "stop" or "length".
-        logprobs: the target's log-probabilities at this token; None unless asked for.
+        logprobs: the target's log-probabilities at this token; None unless the request asks for
+            them.
     """
 
     text: str

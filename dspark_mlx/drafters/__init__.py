@@ -1,1 +1,1 @@
-"""Drafters: one file or folder a method, behind `base.Drafter`."""
+"""Drafters, one file or folder per drafting method; each implements `base.Drafter`."""

@@ -1,4 +1,4 @@
-"""From a canonical folder's checked tensors to a drafter bound to its target."""
+"""Builds a drafter from a canonical folder's checked tensors and its target's matrices."""
 
 from __future__ import annotations
 
@@ -28,19 +28,23 @@ def assemble(
     calibrations: Calibrations | None = None,
     ranking: Sequence[int] = (),
 ) -> Drafter:
-    """A drafter from checked tensors, evaluated.
+    """A drafter made of checked tensors; its weights are evaluated.
 
     Args:
-        config: what the tensors are; its class is the drafter's method.
-        tensors: exactly the folder's, see `check_tensors`.
-        embed, logits: the target's; not used where the drafter owns its own.
-        dtype: of the arithmetic.
-        dequantise: store quantised matrices plain, where that is faster.
-        output: the target's output matrix, for a draft vocabulary; None where it has none that can
-            be cut.
+        config: the drafter's configuration; its class decides the drafting method.
+        tensors: all tensors of the folder and no others, see `check_tensors`.
+        embed: the target's embedding, token ids `[n]` to `[n, hidden]`; not used when the drafter
+            has its own.
+        logits: the target's output matrix as a function, hidden rows `[n, hidden]` to
+            `[n, vocabulary]`; not used when the drafter has its own.
+        dtype: type of the drafter's arithmetic.
+        dequantize: True makes quantised matrices plain, for devices where those are faster.
+        output: the target's output matrix, to be cut down to a draft vocabulary; None when it is
+            not stored in a way that can be cut.
         draft_vocabulary: see `vocabulary.choose_size`.
-        calibrations: of the confidence head; None takes it as it is.
-        ranking: the target's tokens, the most frequent first; empty where nobody counted.
+        calibrations: calibrations of the confidence head; None leaves its confidences uncalibrated.
+        ranking: the target's token ids, the most frequent first; empty when the frequencies are
+            not known.
     """
     stored = DrafterTensors(config, tensors, dtype, dequantize)
     own = [stored.matrix(n) for n in ("embed_tokens", "lm_head") if f"{n}.weight" in tensors]
@@ -52,7 +56,7 @@ def assemble(
     if config.softcap:
         logits, output = _capped(logits, config.softcap), None
     mx.eval(arrays_of(own))
-    # What is reduced already, or capped behind the product, is read out whole.
+    # A vocabulary that the checkpoint has reduced, or logits with a soft cap, are not cut further.
     size = choose_size(draft_vocabulary, config.vocab_size, len(ranking)) if ids is None else None
     cut = (
         CommonTokens.of(output, size, ranking) if output is not None and size is not None else None
@@ -66,5 +70,5 @@ def _capped(logits: Callable[[mx.array], mx.array], cap: float) -> Callable[[mx.
 
 
 def capped(logits: mx.array, cap: float) -> mx.array:
-    """Logits under a soft cap; 0 for none."""
+    """Logits with the soft cap tanh(logits / cap) * cap; unchanged where `cap` is 0."""
     return mx.tanh(logits / cap) * cap if cap else logits

@@ -1,6 +1,6 @@
-"""What the decode loop asks of a drafter, whatever its method, and what a drafter keeps of a text.
+"""The interface of a drafter, the same for every method, and its context of a request.
 
-Knows token ids and arrays only; what loads, schedules or verifies stands elsewhere.
+This module knows token ids and arrays only; loading, scheduling and verifying are elsewhere.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Embed: TypeAlias = Callable[[mx.array], mx.array]
 
 @dataclass(frozen=True)
 class Pending:
-    """Features of committed tokens.
+    """Features of committed tokens that are not in the drafter's K/V cache yet.
 
     Attributes:
-        taps: one `[rows or more, target_hidden]` a tap.
-        tokens: those that the features belong to, int `[rows or more]`.
-        rows: how many of both count.
+        taps: one array per tap, `[rows or more, target_hidden]`.
+        tokens: the tokens that the features belong to, int `[rows or more]`.
+        rows: how many leading rows of `taps` and `tokens` were committed; later rows are ignored.
     """
 
     taps: tuple[mx.array, ...]
@@ -40,13 +40,17 @@ class Pending:
 
 @dataclass
 class DrafterContext:
-    """Tap features of the committed tokens before the anchor, as each layer's cached K/V.
+    """A request's drafter context: tap features of the committed tokens before the anchor.
 
-    Features that arrived since the last draft wait in `pending`, so that one product projects them
-    and one write per layer takes them and the block's rows together. They wait as the forward left
-    them, evaluated, since the next draft may be made by another thread. `vocabulary` is the
-    request's draft vocabulary, None for the whole one; `confidence_temperatures` calibrate its
-    confidences, float32 `[gamma]`.
+    Features that arrived since the last draft wait in `pending`. The next draft projects them with
+    one product, and writes them together with the block's rows, one write per layer. Pending
+    features are evaluated, since another thread may make the next draft.
+
+    Attributes:
+        caches: K/V made of the features, one cache per drafter layer.
+        confidence_temperatures: calibration temperatures T_k of the request, float32 `[gamma]`.
+        vocabulary: the request's draft vocabulary; None for the whole vocabulary.
+        pending: features that are not in `caches` yet, oldest first.
     """
 
     caches: list[KVCache]
@@ -56,15 +60,19 @@ class DrafterContext:
 
     @property
     def length(self) -> int:
-        """Committed positions covered, the pending ones included."""
+        """Number of committed tokens in the context, pending ones included."""
         return self.caches[0].offset + sum(waiting.rows for waiting in self.pending)
 
     def add(self, taps: Sequence[mx.array], tokens: mx.array, rows: int | None) -> None:
-        """Append committed tokens, see `Drafter.extend`."""
+        """Append committed tokens and their features to `pending`, see `Drafter.extend`."""
         self.pending.append(Pending(tuple(taps), tokens, tokens.size if rows is None else rows))
 
     def take(self) -> tuple[mx.array, mx.array] | None:
-        """The pending features `[rows, taps * target_hidden]` and tokens `[rows]`, given away."""
+        """Remove and return what is pending; None when nothing is.
+
+        Returns:
+            Features `[rows, taps * target_hidden]` and their tokens, int `[rows]`.
+        """
         if not self.pending:
             return None
         pending, self.pending = self.pending, []
@@ -75,45 +83,45 @@ class DrafterContext:
         return mx.concatenate(features), mx.concatenate(tokens)
 
     def trim(self, rows: int) -> None:
-        """Take back the last rows that a draft or a flush moved into the cache."""
+        """Remove the last `rows` rows from every layer's cache."""
         for cache in self.caches:
             cache.trim(rows)
 
     def commit(self, tokens: Iterable[int]) -> None:
-        """Tell the draft vocabulary what was committed."""
+        """Add committed tokens to the request's draft vocabulary."""
         if self.vocabulary:
             self.vocabulary.commit(tokens)
 
     def arrays(self) -> list[mx.array]:
-        """Everything it holds on the device."""
+        """Every array that the context holds on the device, to be evaluated with the round."""
         kept = [a for c in self.caches if c.keys is not None for a in (c.keys, c.values)]
         return kept + [a for p in self.pending for a in (*p.taps, p.tokens)]
 
 
 class Drafter(Protocol):
-    """Proposes blocks of `config.gamma` tokens, for any number of requests with a context each."""
+    """Proposes blocks of `config.gamma` tokens. Every request has a context of its own."""
 
     @property
     def config(self) -> CanonicalConfig:
-        """Its canonical configuration."""
+        """The drafter's canonical configuration."""
         ...
 
     @property
     def calibrations(self) -> Calibrations:
-        """Of its confidences; temperatures of 1 where there are none."""
+        """Calibrations of its confidences; temperatures of 1 for a drafter without calibration."""
         ...
 
     @property
     def vocabulary_size(self) -> int:
-        """Tokens that drafts are chosen from, before a request has shown any more."""
+        """Number of tokens that every request's drafts are chosen from."""
         ...
 
     def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
-        """An empty context, for a request whose prompt has these tokens.
+        """An empty context for a new request.
 
         Args:
-            prompt: token ids.
-            temperature: the request's sampling temperature, for its confidences.
+            prompt: the prompt's token ids, which are added to the request's draft vocabulary.
+            temperature: the request's sampling temperature, which its calibration is chosen by.
         """
         ...
 
@@ -127,31 +135,31 @@ class Drafter(Protocol):
         """Append committed tokens and their features.
 
         Args:
-            context: changed in place.
-            taps: one `[rows, target_hidden]` per tap, in the configuration's order.
-            tokens: those that were run through the target there, int `[rows]`.
-            rows: how many of them were committed; None for all.
+            context: the request's context, changed in place.
+            taps: one array per tap in the configuration's order, each `[rows, target_hidden]`.
+            tokens: the tokens that the target's forward ran, int `[rows]`.
+            rows: how many of the first rows were committed; None for all.
         """
         ...
 
     def flush(self, context: DrafterContext) -> None:
-        """Move the pending features into the K/V cache now, as a long prefill does by chunk."""
+        """Move the pending features into the K/V cache now, as a prefill does after every chunk."""
         ...
 
     def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
-        """Propose a block after the anchor (paper section 3.1), nothing read back to the host.
+        """Propose a block after the anchor (paper section 3.1); reads nothing back to the host.
 
         Args:
-            context: holds every committed token before the anchor; its pending rows are taken in,
-                and of the block nothing stays.
+            context: holds every committed token before the anchor. Pending rows move into its
+                caches; the block's own rows do not stay in them.
             anchor: the newest committed token, int `[1]`, at position `context.length`.
-            pick: chooses the tokens, slot by slot.
+            pick: chooses each slot's token.
         """
         ...
 
 
 class DraftingMethod(Drafter, Protocol):
-    """A method's class: what reads its configuration and what makes a drafter of its tensors.
+    """The class of a drafting method: its configuration's class and how its tensors are loaded.
 
     Attributes:
         CONFIG: the canonical configuration's class, whose METHOD is the method's name.
@@ -168,13 +176,13 @@ class DraftingMethod(Drafter, Protocol):
         output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> Drafter:
-        """A drafter of checked tensors, evaluated.
+        """A drafter made of checked tensors; its weights are evaluated.
 
         Args:
             config: an instance of CONFIG.
-            tensors: the folder's.
+            tensors: the folder's tensors.
             embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
-            output: how hidden rows are read out; it has no sequential head yet.
-            calibrations: of its confidences; None takes them as they are.
+            output: turns hidden rows into logits; it has no sequential head yet.
+            calibrations: calibrations of the confidences; None leaves them uncalibrated.
         """
         ...

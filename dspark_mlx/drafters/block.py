@@ -1,4 +1,4 @@
-"""A block in the making: tokens chosen slot by slot, and what the verify step needs of them."""
+"""Builds a `Draft` slot by slot."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .vocabulary import Readout
 
 
 class BlockBuilder:
-    """Chooses a block's tokens, left to right, whatever the drafter's method.
+    """Chooses a block's tokens from left to right; every drafting method uses it.
 
     Args:
-        readout: what the logits' columns stand for.
-        pick: the request's rule for choosing.
+        readout: says which token each column of the logits is.
+        pick: the request's rule for choosing a slot's token.
 
     Attributes:
-        tokens: chosen so far, int32 `[1]` each.
+        tokens: the tokens chosen so far, int32 `[1]` each.
     """
 
     def __init__(self, readout: Readout, pick: Pick) -> None:
@@ -45,10 +45,10 @@ class BlockBuilder:
         confidence_logits: mx.array | None = None,
         confidence: mx.array | None = None,
     ) -> Draft:
-        """The block.
+        """The finished block.
 
         Args:
-            base_logits: see `Draft`; None where no sequential head corrects them.
+            base_logits: see `Draft`; None when there is no sequential head to correct them.
             confidence_logits, confidence: see `Draft`.
         """
         logits = mx.concatenate(self._logits)

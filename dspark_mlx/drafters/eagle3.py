@@ -1,13 +1,13 @@
-"""Eagle3's drafter: one layer that writes a token at a time, on features of the target.
+"""Eagle3's drafter: one layer that drafts a block token by token from the target's features.
 
-A row pairs what the target made of a token, the feature at position i, with the token at i + 1, and
-predicts the one at i + 2; it is rotated by i. The first token of a block is read from the newest
-feature and the anchor, each next one from the row before it, whose own state stands for the feature
-that the target has not made yet. Nothing of that stays: once tokens are committed, their rows are
-written from the target's features.
+A row joins the feature at position i with the embedding of the token at i + 1, and predicts the
+token at i + 2; its rotary position is i. The first token of a block comes from the newest feature
+and the anchor. For each later token, the target's feature does not exist yet, so the output of the
+row before takes its place. A block's rows are removed after the draft: the rows of committed tokens
+are written from the target's features.
 
-There is one layer, so a committed row's K/V follows from its feature and token alone, and no
-attention is run for it.
+The drafter has one layer, so a committed row's K/V depends on its feature and token alone, and
+needs no attention.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Eagle3Config(CanonicalConfig):
     """An Eagle3 drafter: one layer, run once a token (DeepSpec's Eagle3 draft models).
 
     Attributes:
-        steps: tokens that it proposes.
+        steps: tokens proposed per round (DeepSpec's `ttt_length`).
     """
 
     METHOD: ClassVar[str] = "eagle3"
@@ -60,7 +60,7 @@ class Eagle3Config(CanonicalConfig):
 
     @property
     def summary(self) -> str:
-        """What it is, in a few words."""
+        """A description of the drafter in a few words."""
         return f"Eagle3, 1 layer, {self.steps} steps"
 
     def _check(self, where: Path | str) -> None:
@@ -81,15 +81,16 @@ class Eagle3Config(CanonicalConfig):
 
 @dataclass(frozen=True)
 class Eagle3Weights:
-    """The drafter's weights, fused as they are used.
+    """The drafter's weights; matrices that are multiplied together are fused.
 
     Attributes:
         fc: projection of the concatenated taps, `[hidden, taps * target_hidden]`.
-        feature_norm: of the layer's second half of input, the feature.
+        feature_norm: weight of the norm of the feature, the second half of the layer's input.
         qkv: query, key and value rows, `[features, 2 * hidden]`; without value rows where the
             values are the keys.
-        layer: the rest of the layer; its `input_norm` is of the first half, the embedding.
-        norm: the final norm.
+        layer: the layer's other weights; its `input_norm` is the norm of the embedding, the first
+            half of the layer's input.
+        norm: weight of the final norm, `[hidden]`.
     """
 
     fc: Matrix
@@ -100,19 +101,19 @@ class Eagle3Weights:
 
 
 class Eagle3Drafter:
-    """A drafter bound to its target's embedding and head, see `base.Drafter`.
+    """An Eagle3 drafter that uses its target's embedding and head, see `base.Drafter`.
 
-    The newest feature waits in the context for its token, the anchor: it is never in the cache but
-    while a block is drafted.
+    The newest feature is joined with the anchor, which may not be known yet. So it stays pending in
+    the context, and is in the cache only while a block is drafted.
 
     Args:
         config: the canonical configuration.
         weights: the fused weights.
-        dtype: of the arithmetic.
+        dtype: type of the arithmetic.
         embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
-        output: how hidden rows are read out.
-        calibrations: there is no confidence to calibrate, but schedulers that learn acceptance
-            start from them; None starts from nothing.
+        output: turns hidden rows into logits.
+        calibrations: expected acceptance, which some schedulers start from; there is no confidence
+            to calibrate. None starts them from `calibration.sts.identity`.
     """
 
     CONFIG: ClassVar[type[CanonicalConfig]] = Eagle3Config
@@ -177,7 +178,7 @@ class Eagle3Drafter:
         context.add(taps, tokens, rows)
 
     def flush(self, context: DrafterContext) -> None:
-        """See `Drafter.flush`; the newest row stays, for the token after it is not known."""
+        """See `Drafter.flush`; the newest row stays pending, since its next token is not known."""
         pending = context.take()
         if pending is None:
             return
@@ -188,9 +189,9 @@ class Eagle3Drafter:
         _keep_newest(context, features, tokens)
 
     def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
-        """See `Drafter.draft`; at least one token's features must have come."""
+        """See `Drafter.draft`; the context must hold a committed token's feature."""
         pending = context.take()
-        assert pending is not None, "features of a committed token come before a draft"
+        assert pending is not None, "a draft needs the features of a committed token"
         features, tokens = pending
         _keep_newest(context, features, tokens)
         readout = self._output.readout(context.vocabulary)
@@ -202,16 +203,16 @@ class Eagle3Drafter:
                 state = self._step(cache, state, block.tokens[-1])
             normed = mx.fast.rms_norm(state, self._weights.norm, self.config.rms_norm_eps)
             block.add(readout.logits(normed))
-        # The newest row, and those of the block after it.
+        # Removes the newest row and the gamma - 1 rows of the block after it.
         context.trim(gamma)
         return block.draft()
 
     def _features(self, taps: mx.array) -> mx.array:
-        """The fused features, `[rows, hidden]`, of the concatenated taps."""
+        """Features `[rows, hidden]` from concatenated taps `[rows, taps * target_hidden]`."""
         return self._weights.fc(taps.astype(self._dtype))
 
     def _inputs(self, features: mx.array, tokens: mx.array) -> mx.array:
-        """The attention's input, `[rows, 2 * hidden]`: the next token's embedding, the feature."""
+        """The attention's input, next token's embedding beside feature, `[rows, 2 * hidden]`."""
         weights, eps = self._weights, self.config.rms_norm_eps
         embedded = self._parts.embedded(self._embed(tokens), self._dtype)
         halves = [
@@ -221,23 +222,23 @@ class Eagle3Drafter:
         return mx.concatenate(halves, axis=-1)
 
     def _step(self, cache: KVCache, features: mx.array, tokens: mx.array) -> mx.array:
-        """Write rows at the cache's end; returns the last one's output, `[1, hidden]`.
+        """Append rows to the cache and return the last row's output, `[1, hidden]`.
 
         Args:
-            cache: of everything before.
+            cache: K/V of all rows before.
             features: fused features, or the output of the row before, `[rows, hidden]`.
-            tokens: the token after each, int `[rows]`.
+            tokens: the token after each feature, int `[rows]`.
         """
         layer = self._weights.layer
         projected = self._weights.qkv(self._inputs(features, tokens))
         queries, kv = mx.split(projected, [self.config.query_size], axis=-1)
         keys, values = self._parts.write(layer, cache, kv)
-        # The last row sees all others: no mask.
+        # The last row attends to all rows, so it needs no mask.
         attended = self._parts.attend(layer, queries[-1:], keys, values, cache.offset - 1, None)
         return self._parts.finish(layer, features[-1:], attended)
 
 
 def _keep_newest(context: DrafterContext, features: mx.array, tokens: mx.array) -> None:
-    # A copy, or it would hold the memory of the rows before it.
+    # A copy: a view would keep the memory of all rows before it.
     newest, token = mx.contiguous(features[-1:]), mx.contiguous(tokens[-1:])
     context.pending = [Pending((newest,), token, 1)]

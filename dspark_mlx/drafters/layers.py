@@ -1,6 +1,6 @@
-"""One drafter layer's parts: its K/V rows, attention, and what follows it.
+"""The parts of a drafter's layer: K/V rows, queries, attention and MLP.
 
-Built from small parts that the canonical configuration chooses; it knows no packaging and no text.
+The canonical configuration chooses their variants; packagings and text are unknown here.
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ from .rotary import make_rope
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one layer beside its query, key and value projections.
+    """Weights of one layer except its query, key and value projections.
 
     Attributes:
-        input_norm, query_norm, key_norm, mlp_norm: before what they are named for.
-        output, gate_up, down: projections.
-        attention_out_norm, mlp_out_norm: after the sublayers, of sandwich norms; else None.
-        scalar: what the layer's output is multiplied by, `[1]`; None for 1.
+        input_norm: weight of the norm before the attention.
+        query_norm: weight of the norm of each head's queries.
+        key_norm: weight of the norm of each head's keys.
+        output: the attention's output projection.
+        mlp_norm: weight of the norm before the MLP.
+        gate_up: the MLP's gate and up projections, concatenated.
+        down: the MLP's down projection.
+        attention_out_norm: weight of the norm after the attention; None without sandwich norms.
+        mlp_out_norm: weight of the norm after the MLP; None without sandwich norms.
+        scalar: factor of the layer's output, `[1]`; None for 1.
     """
 
     input_norm: mx.array
@@ -41,7 +47,7 @@ class Layer:
 
 
 class LayerParts:
-    """The arithmetic of a layer under a configuration's conventions.
+    """The functions of a layer, in the variants that a configuration asks for.
 
     Args:
         config: the canonical configuration.
@@ -54,7 +60,7 @@ class LayerParts:
         self._query_width = config.query_size // config.num_heads
 
     def embedded(self, x: mx.array, dtype: mx.Dtype) -> mx.array:
-        """Embeddings as the layers take them, `[rows, hidden]`."""
+        """Embeddings cast to `dtype` and scaled as the configuration says, `[rows, hidden]`."""
         scale = self._config.embedding_scale
         x = x.astype(dtype)
         return x if scale == 1 else x * scale
@@ -62,12 +68,12 @@ class LayerParts:
     def keys_values(
         self, layer: Layer, kv: mx.array, start: int | mx.array
     ) -> tuple[mx.array, mx.array]:
-        """Keys and values as attention takes them, `[batch, kv heads, rows, head_dim]` each.
+        """Normed and rotated keys, and values, `[batch, kv heads, rows, head_dim]` each.
 
         Args:
-            layer: whose weights.
-            kv: projected, `[(batch,) rows, kv features]`.
-            start: position of the first row; one for each of the batch where it is an array.
+            layer: the layer's weights.
+            kv: projected keys and values, `[(batch,) rows, kv features]`.
+            start: position of the first row; an array holds one for each element of the batch.
         """
         config, eps = self._config, self._config.rms_norm_eps
         shape = (-1, kv.shape[-2], config.num_kv_heads, config.head_dim)
@@ -80,22 +86,22 @@ class LayerParts:
         return self._rope(keys.transpose(0, 2, 1, 3), start), values.transpose(0, 2, 1, 3)
 
     def write(self, layer: Layer, cache: KVCache, kv: mx.array) -> tuple[mx.array, mx.array]:
-        """Append K/V rows `[rows, kv features]` at the cache's end; returns all K and V."""
+        """Append K/V rows `[rows, kv features]` to the cache and return all its K and V."""
         return cache.update_and_fetch(*self.keys_values(layer, kv, cache.offset))
 
     def queries(
         self, layer: Layer, queries: mx.array, start: int | mx.array
     ) -> tuple[mx.array, mx.array | None]:
-        """Queries as attention takes them, `[batch, heads, rows, head_dim]`, and their gate.
+        """Normed and rotated queries, and their output gate.
 
         Args:
-            layer: whose weights.
-            queries: projected, `[(batch,) rows, query features]`.
+            layer: the layer's weights.
+            queries: projected queries, `[(batch,) rows, query features]`.
             start: see `keys_values`.
 
         Returns:
-            The queries, and what multiplies their outputs, `[batch, rows, heads, head_dim]`; None
-            without a gate.
+            The queries `[batch, heads, rows, head_dim]`, and the gate before its sigmoid,
+            `[batch, rows, heads, head_dim]`, or None for a drafter without gates.
         """
         config = self._config
         queries = queries.reshape(-1, queries.shape[-2], config.num_heads, self._query_width)
@@ -114,7 +120,13 @@ class LayerParts:
         )
 
     def project(self, layer: Layer, attended: mx.array, gate: mx.array | None) -> mx.array:
-        """The attention's output projection, `[batch * rows, hidden]`; see `queries`."""
+        """The attention's gated and projected output, `[batch * rows, hidden]`.
+
+        Args:
+            layer: the layer's weights.
+            attended: output of `attention`.
+            gate: second result of `queries`.
+        """
         attended = attended.transpose(0, 2, 1, 3)
         if gate is not None:
             attended = attended * mx.sigmoid(gate)
@@ -129,19 +141,20 @@ class LayerParts:
         start: int,
         mask: mx.array | None,
     ) -> mx.array:
-        """The attention's output projection, `[rows, hidden]`.
+        """The attention sublayer's output before its residual, `[rows, hidden]`.
 
         Args:
-            layer: whose weights.
-            queries: projected, `[rows, query features]`, the first of them at position `start`.
+            layer: the layer's weights.
+            queries: projected queries, `[rows, query features]`.
             keys, values: as `write` returns them.
-            mask: bool `[rows, columns]`; None where every row attends to everything.
+            start: position of the first query.
+            mask: bool `[rows, columns]`; None when every row attends to everything.
         """
         heads, gate = self.queries(layer, queries, start)
         return self.project(layer, self.attention(heads, keys, values, mask), gate)
 
     def finish(self, layer: Layer, x: mx.array, attended: mx.array) -> mx.array:
-        """The layer's output: what it adds to its residual `x`, MLP included, shaped alike."""
+        """The layer's output: residual `x` plus attention, then MLP; all are `[rows, hidden]`."""
         config, eps = self._config, self._config.rms_norm_eps
         x = x + _normed(attended, layer.attention_out_norm, eps)
         normed = mx.fast.rms_norm(x, layer.mlp_norm, eps)

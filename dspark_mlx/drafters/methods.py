@@ -1,7 +1,7 @@
-"""Drafting methods by name: one class each, which owns its configuration and its loading.
+"""Drafting methods by name; each is one class with its configuration and its loading.
 
-A new method is a file or a folder beside these and a line in `METHODS`; the checkpoint's layout,
-the converters, loading and the help texts read it from there.
+To add a method, add a file or a folder beside this one and a line to `METHODS`, which the
+checkpoint's layout, the converters, loading and the help texts read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ METHODS: dict[str, type[DraftingMethod]] = {
 
 
 def read_config(data: dict[str, Any], where: Path | str) -> CanonicalConfig:
-    """Read the config.json of a canonical folder strictly, by the method that it names.
+    """The configuration in a canonical folder's config.json, by the method that it names.
 
     Raises:
-        InputError: an unknown method, or see `CanonicalConfig.from_dict`.
+        InputError: the method is unknown, or the values are refused by
+            `CanonicalConfig.from_dict`.
     """
     name = method_of(data)
     if not isinstance(name, str) or name not in METHODS:

@@ -1,4 +1,4 @@
-"""Positions: the drafter's rotary embedding, and what a block's rows may attend to."""
+"""The drafter's rotary embedding and the attention mask of a block."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..checkpoint.base_config import CanonicalConfig
 from .dspark.config import Attention
 
 Rope = Callable[[mx.array, int | mx.array], mx.array]
-"""Rotates `[1, heads, rows, head_dim]`, whose first row is at the given position."""
+"""Rotates `[1, heads, rows, head_dim]`, given the first row's position."""
 
 
 def make_rope(config: CanonicalConfig) -> Rope:
-    """The rotary embedding of a configuration; the scaled kinds are mlx-lm's."""
+    """The rotary embedding of a configuration; scaled kinds use mlx-lm's implementation."""
     dims, theta = config.rope_dims or config.head_dim, config.rope_theta
     interleaved = config.rope_interleaved
     if config.rope_scaling:
@@ -29,15 +29,15 @@ def make_rope(config: CanonicalConfig) -> Rope:
 
 
 def block_mask(kind: Attention, context: int, rows: int) -> mx.array | None:
-    """Which columns [context, block] each of the block's rows attends to, bool `[rows, columns]`.
+    """The attention mask of a block's rows over the columns [context, block].
 
     Args:
-        kind: of the layer.
-        context: committed rows before the anchor, whose position this is.
-        rows: of the block.
+        kind: the layer's attention.
+        context: number of committed rows before the anchor, which is the anchor's position.
+        rows: rows of the block.
 
     Returns:
-        None where every row attends to everything.
+        bool `[rows, context + rows]`; None when every row attends to everything.
     """
     windowed = kind.window and context + (rows - 1 if kind.by_row else 0) > kind.window
     if not kind.causal and not windowed:
@@ -46,7 +46,7 @@ def block_mask(kind: Attention, context: int, rows: int) -> mx.array | None:
     row = mx.arange(rows)[:, None]
     mask = mx.ones((rows, context + rows), dtype=mx.bool_)
     if windowed:
-        # Measured from the anchor for all rows alike, or from each row's own position.
+        # The first visible column, measured from the anchor or from each row's own position.
         first = context - kind.window + (row if kind.by_row else 0)
         mask = mask & ((columns >= first) | (columns >= context))
     if kind.causal:

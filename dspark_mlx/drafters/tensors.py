@@ -1,4 +1,4 @@
-"""A drafter's tensors as they are computed with: cast, dequantised where asked, fused."""
+"""A drafter's tensors, ready for use: cast, fused, and dequantised where asked."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .layers import Layer
 
 @dataclass(frozen=True)
 class DrafterTensors:
-    """A folder's tensors as they are computed with.
+    """Gives the tensors of a canonical folder in the types that a drafter computes with.
 
     Attributes:
-        config: what they are.
-        tensors: exactly the folder's, see `check_tensors`.
-        dtype: of the arithmetic.
-        dequantise: hold quantised matrices plain.
+        config: the drafter's configuration.
+        tensors: all tensors of the folder and no others, see `check_tensors`.
+        dtype: type of the arithmetic.
+        dequantize: True makes quantised matrices plain.
     """
 
     config: CanonicalConfig
@@ -31,7 +31,7 @@ class DrafterTensors:
     dequantize: bool
 
     def matrix(self, name: str) -> Matrix:
-        """A matrix by its name without `.weight`."""
+        """The matrix of a name without `.weight`."""
         tensors, quantization = self.tensors, self.config.quantization
         quantized = quantization.of(name) if quantization else None
         stored = Matrix(tensors[f"{name}.weight"])
@@ -41,11 +41,11 @@ class DrafterTensors:
         return stored.dequantized(self.dtype) if self.dequantize else stored.astype(self.dtype)
 
     def vector(self, name: str) -> mx.array:
-        """A vector by its name."""
+        """The vector of a name."""
         return self.tensors[name].astype(self.dtype)
 
     def plain(self) -> dict[str, Callable[[], mx.array]]:
-        """Name of every tensor of the unquantised folder to what makes it, one at a time."""
+        """Maps each tensor name of the unquantised folder to a function that makes the tensor."""
         makers: dict[str, Callable[[], mx.array]] = {}
         for name in self.config.matrix_shapes():
             makers[f"{name}.weight"] = partial(self._plain, name)
@@ -57,19 +57,19 @@ class DrafterTensors:
         return self.matrix(name).dequantized(self.dtype).weight
 
     def fused(self, *names: str) -> Matrix:
-        """The output rows of several matrices; plain where they are not quantised alike."""
+        """Several matrices as one, rows concatenated; plain unless all are quantised alike."""
         parts = [self.matrix(name) for name in names]
         if not alike(parts):
             parts = [part.dequantized(self.dtype) for part in parts]
         return Matrix.concatenate(parts)
 
     def qkv(self, layer: str) -> Matrix:
-        """Query, key and value rows; no value rows where the values are the keys."""
+        """A layer's query, key and value rows as one matrix, see `Eagle3Weights.qkv`."""
         kinds = "qkv" if self.config.values == "projected" else "qk"
         return self.fused(*(f"{layer}.self_attn.{kind}_proj" for kind in kinds))
 
     def layer(self, layer: str) -> Layer:
-        """The rest of a layer."""
+        """The weights of a layer except its query, key and value rows."""
         attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
         sandwich, scaled = self.config.sandwich_norms, self.config.layer_scalars
         after = self.vector(f"{layer}.post_attention_layernorm.weight")

@@ -1,10 +1,10 @@
 """The draft vocabulary: which tokens a drafter may propose, and the matrices cut down to them.
 
-Reading out every row against the whole vocabulary costs more than a small drafter's backbone. The
-tokens that the target writes most, with those that the request itself has shown, hold nearly every
-token that a draft could get right. Where nobody counted them, the first ids stand for them: those
-of byte-pair vocabularies are in merge order. Whatever is drafted, the target verifies it: the
-output is the same, only the accepted length can change.
+Logits over the whole vocabulary cost more than a small drafter's backbone. The tokens that the
+target writes most often, with those of the request's own text, include nearly every token that a
+draft could get right. When the frequencies are not known, the lowest ids are used: byte-pair
+vocabularies are in merge order. The target verifies every draft, so a draft vocabulary changes the
+accepted length but not the output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .heads.base import SequentialHead
 Setting: TypeAlias = int | Literal["auto", "full"]
 
 MIN_SIZE = 8192
-"""Tokens of the smallest vocabulary that "auto" cuts to; smaller ones cost little anyway."""
+"""The least tokens that "auto" keeps; logits over fewer tokens cost hardly less."""
 
 _WINDOW = 64
 _MAX_MISSES = 5
@@ -32,10 +32,10 @@ _MAX_MISSES = 5
 
 @dataclass(frozen=True)
 class Readout:
-    """What turns backbone rows into drafted tokens.
+    """The functions that turn hidden rows into logits and token ids.
 
     Attributes:
-        logits: hidden rows `[n, hidden]` to base logits `[n, size]`.
+        logits: maps hidden rows `[n, hidden]` to base logits `[n, size]`.
         head: the sequential head over the same `size` columns; None for a DFlash drafter.
         ids: the token id of each column, int32 `[size]`; None for the whole vocabulary.
     """
@@ -45,7 +45,7 @@ class Readout:
     ids: mx.array | None = None
 
     def tokens(self, columns: mx.array) -> mx.array:
-        """Token ids of columns."""
+        """The token ids of columns, int32 of the same shape."""
         return columns if self.ids is None else self.ids[columns]
 
 
@@ -54,10 +54,10 @@ class CommonTokens:
     """The tokens that every request's drafts can be chosen from.
 
     Attributes:
-        ids: ascending, int32 `[size]`.
-        members: the same ids, to look up.
+        ids: the token ids, ascending, int32 `[size]`.
+        members: the same ids as a Python container, for membership tests.
         matrix: the whole output matrix, `[vocabulary, hidden]`.
-        rows: its rows of `ids`.
+        rows: the output matrix's rows of these ids, `[size, hidden]`.
     """
 
     ids: mx.array
@@ -67,7 +67,7 @@ class CommonTokens:
 
     @staticmethod
     def of(matrix: Matrix, size: int, ranking: Sequence[int] = ()) -> CommonTokens:
-        """The first `size` of a ranking, and the lowest ids where it is too short; evaluated."""
+        """The first `size` tokens of a ranking, filled up with the lowest ids; evaluated."""
         if not ranking:
             ids, rows = mx.arange(size), matrix.slice(0, size)
             members: Container[int] = range(size)
@@ -84,11 +84,11 @@ class CommonTokens:
 
 @dataclass(frozen=True)
 class DraftOutput:
-    """How a drafter reads out: the whole vocabulary, or what a request's drafts are cut down to.
+    """Gives a drafter the readout for a request: the whole vocabulary, or a draft vocabulary.
 
     Attributes:
-        full: the readout over every token that it can propose.
-        cut: what drafts are cut down to; None reads out every row.
+        full: the readout over every token that the drafter can propose.
+        cut: the tokens that draft vocabularies begin with; None uses the full readout.
     """
 
     full: Readout
@@ -100,11 +100,11 @@ class DraftOutput:
 
     @property
     def size(self) -> int:
-        """Tokens that drafts are cut down to; 0 for none."""
+        """Tokens that draft vocabularies begin with; 0 when the full readout is used."""
         return self.cut.ids.size if self.cut else 0
 
     def vocabulary(self, prompt: Iterable[int]) -> DraftVocabulary | None:
-        """The draft vocabulary of a request whose prompt has these tokens; None for the whole."""
+        """A new request's draft vocabulary, with its prompt's tokens; None for the whole one."""
         if self.cut is None:
             return None
         vocabulary = DraftVocabulary(self.cut, self.full)
@@ -112,15 +112,15 @@ class DraftOutput:
         return vocabulary
 
     def readout(self, vocabulary: DraftVocabulary | None) -> Readout:
-        """The readout for a request's next draft."""
+        """The readout for a request's next draft; `vocabulary` is what `vocabulary()` gave."""
         return vocabulary.readout() if vocabulary else self.full
 
 
 def parse_setting(value: object) -> Setting:
-    """A setting from its text or number.
+    """The `draft_vocabulary` setting from a flag's text or an argument's value.
 
     Raises:
-        InputError: neither "auto", "full" nor a whole number of at least 1.
+        InputError: the value is neither "auto", "full" nor a whole number of at least 1.
     """
     if value == "auto" or value == "full":
         return value
@@ -134,10 +134,15 @@ def parse_setting(value: object) -> Setting:
 
 
 def choose_size(setting: Setting, vocab_size: int, ranked: int = 0) -> int | None:
-    """Tokens to keep of `vocab_size`; None for all of them.
+    """How many of `vocab_size` tokens to keep; None for all of them.
 
-    "auto" keeps a quarter, at least `MIN_SIZE`; a sixth where so many are `ranked` by how often the
-    target writes them. It cuts nothing where that saves less than half.
+    "auto" keeps a sixth when at least as many tokens are ranked by frequency, else a quarter, and
+    in either case at least `MIN_SIZE`. It keeps all where that would drop less than half.
+
+    Args:
+        setting: "auto", "full" or a number of tokens.
+        vocab_size: tokens of the whole vocabulary.
+        ranked: how many tokens are ranked by how often the target writes them.
     """
     if setting == "full":
         return None
@@ -149,13 +154,13 @@ def choose_size(setting: Setting, vocab_size: int, ranked: int = 0) -> int | Non
 
 
 class DraftVocabulary:
-    """One request's draft vocabulary: the common tokens, and every one that the request has shown.
+    """One request's draft vocabulary: the common tokens and all tokens of the request's text.
 
-    Where the text keeps leaving it (a language whose tokens have late ids), the whole vocabulary is
-    read out until it no longer does.
+    When many of the newest tokens were not in it (in a language whose tokens have high ids, say),
+    the whole vocabulary is used until few of them are new.
 
     Args:
-        common: tokens kept from the start.
+        common: tokens that the draft vocabulary begins with.
         full: the readout over the whole vocabulary.
     """
 
@@ -167,27 +172,27 @@ class DraftVocabulary:
         self._cut: Readout | None = None
 
     def add(self, tokens: Iterable[int]) -> None:
-        """Take in tokens that no draft could have proposed, as the prompt's."""
-        new = [t for t in tokens if not self._holds(t)]
+        """Add tokens that were not drafted against this vocabulary, such as the prompt's."""
+        new = [t for t in tokens if not self._contains(t)]
         if new:
             self._seen.update(dict.fromkeys(new))
             self._cut = None
 
     def commit(self, tokens: Iterable[int]) -> None:
-        """Take in committed tokens, counting those that were not in it."""
+        """Add committed tokens, and count those that were not in the draft vocabulary."""
         for token in tokens:
-            missed = not self._holds(token)
+            missed = not self._contains(token)
             self._misses.append(missed)
             if missed:
                 self.add((token,))
 
-    def _holds(self, token: int) -> bool:
+    def _contains(self, token: int) -> bool:
         return token in self._common.members or token in self._seen
 
     def readout(self) -> Readout:
         """The readout for the next draft."""
-        most = (self._common.matrix.out_features - self._common.ids.size) // 2
-        if len(self._seen) > most or sum(self._misses) > _MAX_MISSES:
+        max_seen = (self._common.matrix.out_features - self._common.ids.size) // 2
+        if len(self._seen) > max_seen or sum(self._misses) > _MAX_MISSES:
             return self._full
         if self._cut is None:
             self._cut = self._cut_down(mx.array(list(self._seen), dtype=mx.int32))
@@ -197,13 +202,13 @@ class DraftVocabulary:
         ids = mx.concatenate([self._common.ids, seen])
         head = self._full.head
         if head is not None:
-            # Small enough to copy, which spares the block's steps a second product each.
+            # The cut matrix is copied whole: two parts would cost two products a slot.
             head = replace(head, w2=head.w2.take(ids))  # type: ignore[type-var]
-        first, rest = self._common.rows, self._common.matrix.take(seen)
-        # It is kept for later rounds, which another thread may compute.
+        common, rest = self._common.rows, self._common.matrix.take(seen)
+        # The readout is kept for later rounds, which another thread may compute.
         mx.async_eval(arrays_of([ids, head, rest]))
 
         def logits(hidden: mx.array) -> mx.array:
-            return mx.concatenate([first(hidden), rest(hidden)], axis=-1)
+            return mx.concatenate([common(hidden), rest(hidden)], axis=-1)
 
-        return Readout(logits if seen.size else first, head, ids)
+        return Readout(logits if seen.size else common, head, ids)

@@ -1,6 +1,6 @@
-"""The parallel backbone's forward: context K/V and the block's rows, layer by layer.
+"""The parallel backbone's forward over context K/V and a block's rows (paper, section 3.1.1).
 
-Built from small parts that the canonical configuration chooses; it knows no packaging and no text.
+The canonical configuration chooses its parts; packagings and text are unknown here.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from .config import DSparkConfig
 
 @dataclass(frozen=True)
 class Weights:
-    """The backbone's weights, fused as they are used.
+    """The backbone's weights; matrices that are multiplied together are fused.
 
     Attributes:
         fc: projection of the concatenated taps, `[hidden, taps * target_hidden]`.
-        context_norm: norm after it.
-        qkv: every layer's query (and its gate's), key and value rows, a stack
-            `[layers, features, hidden]`; without value rows where the values are the keys.
-        layers: the rest of each layer.
-        norm: the final norm.
+        context_norm: weight of the norm after `fc`, `[hidden]`.
+        qkv: every layer's query, key and value rows, stacked, `[layers, features, hidden]`. Rows of
+            a query gate are among the query rows; where the values are the keys, there are no
+            value rows.
+        layers: the other weights of each layer.
+        norm: weight of the final norm, `[hidden]`.
     """
 
     fc: Matrix
@@ -38,12 +39,12 @@ class Weights:
 
 
 class Backbone:
-    """See the module.
+    """The parallel backbone: all of a block's rows in one forward.
 
     Args:
         config: the canonical configuration.
         weights: the fused weights.
-        dtype: of the arithmetic.
+        dtype: type of the arithmetic.
     """
 
     def __init__(self, config: DSparkConfig, weights: Weights, dtype: mx.Dtype) -> None:
@@ -58,7 +59,7 @@ class Backbone:
         self._kinds = [config.attention_of(i) for i in range(config.num_layers)]
 
     def context_rows(self, features: mx.array) -> list[mx.array]:
-        """K/V of all layers for tap features, `[rows, kv features]` a layer.
+        """K/V rows made of tap features, one `[rows, kv features]` per layer.
 
         Args:
             features: the concatenated taps, `[rows, taps * target_hidden]`.
@@ -71,7 +72,7 @@ class Backbone:
         return [layer.squeeze(0) for layer in mx.split(rows, self._config.num_layers)]
 
     def extend(self, caches: Sequence[KVCache], rows: Sequence[mx.array]) -> None:
-        """Append `context_rows` to the layers' caches."""
+        """Append rows from `context_rows` to the layers' caches."""
         for layer, cache, added in zip(self._weights.layers, caches, rows, strict=True):
             self._parts.write(layer, cache, added)
 
@@ -81,9 +82,10 @@ class Backbone:
         """The block's rows after the final norm, `[rows, hidden]`.
 
         Args:
-            caches: the context's, a layer each; as long afterwards as the context with `added`.
+            caches: the context's caches, one per layer. Afterwards they hold `added` too, but not
+                the block's rows.
             x: the block's embeddings, `[rows, hidden]`.
-            added: `context_rows` of features not written yet; None without any.
+            added: `context_rows` of features that are not in the caches yet; None without any.
         """
         config, parts, rows = self._config, self._parts, x.shape[0]
         eps = config.rms_norm_eps
@@ -96,7 +98,7 @@ class Backbone:
             if added is not None:
                 kv = mx.concatenate([added[i], kv])
             keys, values = parts.write(layer, caches[i], kv)
-            # The block's rows stay for this forward only; the next write goes over them.
+            # The arrays keep the block's rows for this forward; the next write replaces them.
             caches[i].trim(rows)
             attended = parts.attend(layer, queries, keys, values, start, masks[self._kinds[i]])
             x = parts.finish(layer, x, attended)
@@ -104,10 +106,10 @@ class Backbone:
 
 
 def _all_layers(stack: Matrix) -> Matrix:
-    """One product for the context K/V of all layers: the stack's own memory, as a view.
+    """A matrix that gives the context K/V of all layers in one product.
 
-    Quantised stacks are laid side by side instead, a small copy: MLX's CUDA backend has no product
-    of many rows with a quantised stack.
+    A plain stack is used as it is, without a copy. A quantised stack is concatenated, which copies
+    it: MLX's CUDA backend has no product of many rows with a quantised stack.
     """
     if not stack.quantized:
         return stack

@@ -20,9 +20,10 @@ class Attention:
     """What the block's rows of a layer attend to.
 
     Attributes:
-        window: committed rows before the anchor; 0 for all.
-        causal: no later row of the block.
-        by_row: the window is measured from each row's position, else from the anchor's.
+        window: how many committed rows before the anchor; 0 for all of them.
+        causal: True when a row does not attend to the block's later rows.
+        by_row: True when the window is measured from each row's position, False when it is
+            measured from the anchor's.
     """
 
     window: int
@@ -35,19 +36,20 @@ class DSparkConfig(CanonicalConfig):
     """A drafter of the DSpark family (paper section 3.1; DeepSpec's Qwen3 draft model).
 
     Attributes:
-        num_layers: of the backbone.
+        num_layers: layers of the backbone.
         block_size: rows of a block, the anchor's included.
-        logits_start: first row that is read out. 0 is anchor-first (row k predicts position
+        logits_start: the first row that gives logits. 0 is anchor-first (row k predicts position
             p+k+1, gamma = block_size); 1 is bonus-anchor (gamma = block_size - 1).
         mask_token_id: id that fills the rows after the anchor.
         head: sequential head, a name of `heads.HEADS` or "none".
-        head_rank: rank of its embedding; 0 without a head.
+        head_rank: rank of the sequential head's embedding; 0 without a head.
         confidence: what the confidence head reads, one of `heads.confidence.INPUTS`.
-        windows: of each layer, committed rows before the anchor that it attends to, 0 for all; ()
-            where no layer has a window.
-        window_by_row: True where a window is measured from each row's position, else from the
-            anchor's.
-        causal: of each layer, whether the block's rows attend to no later row; () where none is.
+        windows: for each layer, how many committed rows before the anchor it attends to, 0 for all
+            of them; () when no layer has a window.
+        window_by_row: True when a window is measured from each row's position, False when it is
+            measured from the anchor's.
+        causal: for each layer, True when a row does not attend to the block's later rows; () when
+            no layer is causal.
     """
 
     METHOD: ClassVar[str] = "dspark"
@@ -79,7 +81,7 @@ class DSparkConfig(CanonicalConfig):
 
     @property
     def has_confidence(self) -> bool:
-        """Whether it says how likely its tokens are to survive."""
+        """True for a drafter with a confidence head."""
         return self.confidence != "none"
 
     @property
@@ -89,19 +91,19 @@ class DSparkConfig(CanonicalConfig):
 
     @property
     def summary(self) -> str:
-        """What it is, in a few words."""
+        """A description of the drafter in a few words."""
         head = f"{self.head} head" if self.head != NO_HEAD else "no sequential head"
         return f"{self.num_layers} layers, block of {self.block_size}, {head}"
 
     def attention_of(self, layer: int) -> Attention:
-        """What the rows of a layer attend to."""
+        """What the block's rows attend to in a layer."""
         window = self.windows[layer] if self.windows else 0
         causal = self.causal[layer] if self.causal else False
         return Attention(window, causal, self.window_by_row)
 
     @property
     def head_sizes(self) -> HeadSizes:
-        """The sizes that the heads' tensors follow from."""
+        """The sizes that determine the shapes of the heads' tensors."""
         return HeadSizes(self.head_rank, self.hidden_size, self.vocab_size, self.output_size)
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""DSpark's drafter, and DFlash's: parallel backbone, sequential head, confidence head -> Draft."""
+"""The drafter of DSpark and DFlash: backbone, sequential head and confidence head make a Draft."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .config import DSparkConfig
 
 
 class DSparkDrafter:
-    """A drafter bound to its target's embedding and head, see `base.Drafter`.
+    """A DSpark or DFlash drafter that uses its target's embedding and head, see `base.Drafter`.
 
     Args:
         config: the canonical configuration.
         backbone: the parallel backbone.
         confidence: the confidence head; None without one.
         embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
-        output: how hidden rows are read out, with the sequential head.
-        calibrations: of the confidence head; None takes it as it is.
+        output: turns hidden rows into logits; holds the sequential head.
+        calibrations: calibrations of the confidences; None leaves them uncalibrated.
     """
 
     CONFIG: ClassVar[type[CanonicalConfig]] = DSparkConfig
@@ -126,17 +126,18 @@ class DSparkDrafter:
             previous = block.add(row)
         if self._confidence is None:
             return block.draft(base)
-        read = mx.concatenate(embeddings) if embeddings else None
-        confidence_logits = self._confidence(hidden, read)
+        previous_embeddings = mx.concatenate(embeddings) if embeddings else None
+        confidence_logits = self._confidence(hidden, previous_embeddings)
         confidence = mx.sigmoid(confidence_logits / context.confidence_temperatures)
         return block.draft(base, confidence_logits, confidence)
 
     def _block(self, context: DrafterContext, anchor: mx.array) -> mx.array:
+        """The backbone's rows for [anchor, mask, mask, ...], `[block_size, hidden]`."""
         x = self._embed(mx.concatenate([anchor, self._masks]))
         return self._backbone.block(context.caches, x, self._take_pending(context))
 
     def _take_pending(self, context: DrafterContext) -> list[mx.array] | None:
-        """Context K/V of all layers for the pending features."""
-        # The tokens are not needed: the features say what the target made of them.
+        """K/V rows of the pending features, one array per layer; None when nothing is pending."""
+        # The context is made of features alone; the tokens are for methods such as Eagle3.
         pending = context.take()
         return None if pending is None else self._backbone.context_rows(pending[0])

@@ -1,4 +1,4 @@
-"""What the drafters, the checkpoint's layout and the trainer ask of a sequential head."""
+"""The interface of a sequential head, for drafters, the checkpoint's layout and training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ W1, W2 = "markov_head.markov_w1", "markov_head.markov_w2"
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """The sizes that a head's tensors follow from.
+    """The sizes that determine the shapes of a head's tensors.
 
     Attributes:
-        rank: of the head's embedding.
+        rank: width of the head's embedding.
         hidden: width of the backbone's rows.
-        vocabulary: tokens that can come before a row.
-        output: tokens that can be drafted.
+        vocabulary: number of tokens that can precede a slot.
+        output: number of tokens that can be drafted.
     """
 
     rank: int
@@ -31,43 +31,41 @@ class HeadSizes:
 
 
 class HeadTensors(Protocol):
-    """A drafter's tensors by name, in the type that they are computed with."""
+    """Gives a drafter's tensors by name, in the type of the arithmetic."""
 
     def matrix(self, name: str) -> Matrix:
-        """A matrix by its name without `.weight`."""
+        """The matrix of a name without `.weight`."""
         ...
 
     def vector(self, name: str) -> mx.array:
-        """A vector by its name."""
+        """The vector of a name."""
         ...
 
 
 class SequentialHead(Protocol):
-    """Turns base logits into corrected logits, one row after the other (paper, section 3.1.2).
-
-    The state is whatever the head carries along the block; None at its start.
+    """Corrects base logits given the token before each slot (paper, section 3.1.2).
 
     Attributes:
-        NAME: as `head` in config.json and `--head` name it.
-        w2: map `[output, rank]` from the rank to the logits, the last thing a step does; a
-            dataclass copy with fewer rows is the head over fewer tokens.
+        NAME: the head's name in config.json and for `--head`.
+        w2: matrix `[output, rank]` that maps the head's vector to the correction of the logits. A
+            dataclass copy with fewer rows of w2 is the head over fewer tokens.
     """
 
     NAME: ClassVar[str]
 
     @property
     def w2(self) -> Matrix:
-        """See above."""
+        """The matrix that maps the head's vector to the logits, `[output, rank]`."""
         ...
 
     @staticmethod
     def matrices(sizes: HeadSizes) -> dict[str, tuple[int, int]]:
-        """Name (without `.weight`) and `[out, in]` of the head's own matrices beside W1 and W2."""
+        """Maps names without `.weight` to `[out, in]` for the matrices other than W1 and W2."""
         ...
 
     @staticmethod
     def vectors(sizes: HeadSizes) -> dict[str, tuple[int]]:
-        """Name and length of the head's vectors."""
+        """Maps names to `[length]` for the head's vectors."""
         ...
 
     @classmethod
@@ -78,15 +76,16 @@ class SequentialHead(Protocol):
     def vector(
         self, previous: mx.array, hidden: mx.array, state: Any
     ) -> tuple[mx.array, mx.array, Any]:
-        """What W2 maps to the correction of a row's logits, for one row or for rows of n blocks.
+        """The vector that W2 maps to the correction, for the same slot of n blocks.
 
         Args:
-            previous: the token before each row (the anchor for the first slot), int `[n]`.
-            hidden: backbone output of the rows after the final norm, `[n, hidden]`.
-            state: what the slot before returned; None for the first.
+            previous: the token before each block's slot (the anchor before the first), int `[n]`.
+            hidden: the slot's rows of the backbone after the final norm, `[n, hidden]`.
+            state: the state that the slot before returned; None for the first slot.
 
         Returns:
-            The vector `[n, rank]`, the embedding W1[previous] `[n, rank]`, the state.
+            The vector `[n, rank]`, the embedding W1[previous] `[n, rank]`, and the state for the
+            next slot, None for a head without one.
         """
         ...
 
@@ -94,15 +93,16 @@ class SequentialHead(Protocol):
 def correct(
     head: SequentialHead, base: mx.array, previous: mx.array, hidden: mx.array, state: Any
 ) -> tuple[mx.array, mx.array, Any]:
-    """Correct one row given the token before it: logits = base + W2 vector.
+    """Correct one slot's logits given the token before it: logits = base + W2 vector.
 
     Args:
-        head: the head.
-        base: base logits of the row, `[1, vocabulary]`.
+        head: the sequential head.
+        base: base logits of the slot, `[1, output]`.
         previous, hidden, state: see `SequentialHead.vector`.
 
     Returns:
-        Corrected logits `[1, vocabulary]`, the embedding W1[previous] `[1, rank]`, the state.
+        Corrected logits `[1, output]`, the embedding W1[previous] `[1, rank]`, and the state for
+        the next slot.
     """
     vector, embedding, state = head.vector(previous, hidden, state)
     return head.w2.add_to(base, vector), embedding, state

@@ -10,13 +10,13 @@ from ...checkpoint.linear import Matrix
 from .base import HeadSizes, HeadTensors
 
 INPUTS = ("none", "hidden", "hidden+markov")
-"""What a confidence head may read: there is none, the row, or the row and W1[x_{k-1}]."""
+"""What a confidence head reads: no head, the hidden row, or the hidden row and W1[x_{k-1}]."""
 _PROJ = "confidence_head.proj"
 
 
 @dataclass(frozen=True)
 class ConfidenceHead:
-    """Paper section 3.2.1: c_k = sigmoid(w . [h_k ; W1[x_{k-1}]] + b).
+    """The confidence head, c_k = sigmoid(w . [h_k ; W1[x_{k-1}]] + b) (paper, section 3.2.1).
 
     Attributes:
         weight: w, `[1, hidden]` or `[1, hidden + rank]`.
@@ -29,14 +29,12 @@ class ConfidenceHead:
     reads_embedding: bool
 
     def __call__(self, hidden: mx.array, embeddings: mx.array | None) -> mx.array:
-        """Confidence logits of all rows of a block.
+        """Confidence logits of a block's slots, float32 `[gamma]`.
 
         Args:
-            hidden: `[gamma, hidden]`.
-            embeddings: W1 of the token before each row, `[gamma, rank]`; None without a head.
-
-        Returns:
-            float32 `[gamma]`.
+            hidden: the slots' rows of the backbone after the final norm, `[gamma, hidden]`.
+            embeddings: W1 of the token before each slot, `[gamma, rank]`; None without a
+                sequential head.
         """
         if self.reads_embedding:
             assert embeddings is not None  # the config guarantees a head
@@ -45,11 +43,11 @@ class ConfidenceHead:
 
 
 def confidence_matrices(reads: str, sizes: HeadSizes) -> dict[str, tuple[int, int]]:
-    """Name (without `.weight`) and `[out, in]` of the confidence head's matrices.
+    """Maps names without `.weight` to `[out, in]` for the confidence head's matrices.
 
     Args:
         reads: one of `INPUTS`.
-        sizes: the drafter's.
+        sizes: the drafter's sizes.
     """
     if reads == "none":
         return {}
@@ -57,12 +55,12 @@ def confidence_matrices(reads: str, sizes: HeadSizes) -> dict[str, tuple[int, in
 
 
 def confidence_vectors(reads: str) -> dict[str, tuple[int]]:
-    """Name and length of the confidence head's vectors."""
+    """Maps names to `[length]` for the confidence head's vectors."""
     return {} if reads == "none" else {f"{_PROJ}.bias": (1,)}
 
 
 def load_confidence(reads: str, tensors: HeadTensors) -> ConfidenceHead | None:
-    """The confidence head made of a drafter's tensors; None without one."""
+    """The confidence head made of a drafter's tensors; None where `reads` is "none"."""
     if reads == "none":
         return None
     weight, bias = tensors.matrix(_PROJ), tensors.vector(f"{_PROJ}.bias")

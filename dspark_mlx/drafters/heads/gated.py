@@ -1,4 +1,4 @@
-"""The gated head: a Markov bias whose gate sees the row, W2 (sigmoid(Wg [h;e] + b) * e)."""
+"""The gated head: a Markov bias with a gate that reads the row, W2 (sigmoid(Wg [h;e] + b) * e)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _GATE = "markov_head.gate_proj"
 
 @dataclass(frozen=True)
 class GatedHead:
-    """The gated variant of DeepSpec's Markov head.
+    """DeepSpec's gated variant of the Markov head; e is W1[x_{k-1}] and h is the hidden row.
 
     Attributes:
         w1: embedding table `[vocabulary, rank]`.
-        w2: map `[vocabulary, rank]` from the rank to the logits.
+        w2: output matrix `[output, rank]`.
         gate: Wg, `[rank, hidden + rank]`.
         gate_bias: b, `[rank]`.
     """
@@ -50,7 +50,7 @@ class GatedHead:
     def vector(
         self, previous: mx.array, hidden: mx.array, state: None
     ) -> tuple[mx.array, mx.array, None]:
-        """See `SequentialHead.vector`; keeps no state."""
+        """See `SequentialHead.vector`; there is no state."""
         embedding = self.w1.rows(previous)
         gate = self.gate.add_to(self.gate_bias, mx.concatenate([hidden, embedding], axis=-1))
         return mx.sigmoid(gate) * embedding, embedding, None

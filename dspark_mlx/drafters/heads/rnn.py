@@ -1,4 +1,4 @@
-"""The RNN head: a gated recurrent state along the block, bias = W2 tanh(o)."""
+"""The RNN head: a gated recurrent state along the block; bias = W2 tanh(o)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _JOINT = "markov_head.joint_proj"
 
 @dataclass(frozen=True)
 class RNNHead:
-    """The recurrent variant of DeepSpec's Markov head.
+    """DeepSpec's recurrent variant of the Markov head.
 
-    [g, c, o] = split(Wj [s; e; h] + b); s = sigmoid(g) s + (1 - sigmoid(g)) tanh(c); the state is 0
-    at the start of every block.
+    [g, c, o] = split(Wj [s; e; h] + b) and s = sigmoid(g) s + (1 - sigmoid(g)) tanh(c), where e is
+    W1[x_{k-1}], h is the hidden row, and the state s is 0 at the start of every block.
 
     Attributes:
         w1: embedding table `[vocabulary, rank]`.
-        w2: map `[vocabulary, rank]` from the rank to the logits.
+        w2: output matrix `[output, rank]`.
         joint: Wj, `[3 rank, 2 rank + hidden]`.
         joint_bias: b, `[3 rank]`.
     """
@@ -53,7 +53,7 @@ class RNNHead:
     def vector(
         self, previous: mx.array, hidden: mx.array, state: mx.array | None
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """See `SequentialHead.vector`; the state is `[n, rank]`."""
+        """See `SequentialHead.vector`; the state is s, `[n, rank]`."""
         embedding = self.w1.rows(previous)
         if state is None:
             state = mx.zeros_like(embedding)

@@ -13,11 +13,11 @@ from .base import W1, W2, HeadSizes, HeadTensors
 
 @dataclass(frozen=True)
 class VanillaHead:
-    """Paper section 3.1.2, equation of the first-order Markov head.
+    """The first-order Markov head (paper, section 3.1.2).
 
     Attributes:
         w1: embedding table `[vocabulary, rank]`.
-        w2: map `[vocabulary, rank]` from the rank to the logits.
+        w2: output matrix `[output, rank]`.
     """
 
     NAME: ClassVar[str] = "vanilla"
@@ -27,12 +27,12 @@ class VanillaHead:
 
     @staticmethod
     def matrices(sizes: HeadSizes) -> dict[str, tuple[int, int]]:
-        """See `SequentialHead.matrices`; it has no others."""
+        """See `SequentialHead.matrices`; this head has W1 and W2 only."""
         return {}
 
     @staticmethod
     def vectors(sizes: HeadSizes) -> dict[str, tuple[int]]:
-        """See `SequentialHead.vectors`; it has none."""
+        """See `SequentialHead.vectors`; this head has none."""
         return {}
 
     @classmethod
@@ -43,6 +43,6 @@ class VanillaHead:
     def vector(
         self, previous: mx.array, hidden: mx.array, state: None
     ) -> tuple[mx.array, mx.array, None]:
-        """See `SequentialHead.vector`; reads no hidden row and keeps no state."""
+        """See `SequentialHead.vector`; the hidden row is not read and there is no state."""
         embedding = self.w1.rows(previous)
         return embedding, embedding, None
