@@ -39,7 +39,7 @@ def start_verify(
     # and what nothing reads would pile up.
     held = state.speculation.context.arrays() if draft and state.speculation else []
     prefix = [] if position.prefix is None else [position.prefix]
-    mx.async_eval([packed.array, judgement.last, *taps, *prefix, *state.sampler.kept, *held])
+    mx.async_eval([packed.array, judgement.last, *taps, *prefix, *state.sampler.arrays, *held])
     return VerifyForward(position, tokens, judgement.last, taps, packed)
 
 
@@ -66,14 +66,14 @@ def _following(step: VerifyForward) -> Position:
     """Where the forward behind a plain step stands."""
     before = step.position.prefix
     prefix = None if before is None else mx.concatenate([before, step.last])
-    return Position(step.position.position + 1, prefix)
+    return Position(step.position.index + 1, prefix)
 
 
 def _rows(
     engine: Engine, position: Position, anchor: mx.array, draft: Draft, scheduled: int
 ) -> mx.array:
     """The rows to run, int32 `[rows]`."""
-    rows = engine.rows(scheduled + 1, position.position)
+    rows = engine.rows(scheduled + 1, position.index)
     # What pads is verified too and then ignored: nothing of it may be committed.
     block = draft.tokens[: rows - 1]
     padding = [anchor] * (rows - 1 - block.size)

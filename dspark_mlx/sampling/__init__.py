@@ -1,7 +1,7 @@
-"""Sampling: how a request's tokens are chosen. One rule a file, one interface.
+"""Sampling: the rules that choose a request's tokens, one file per rule, and their interface.
 
-All arithmetic is float32 from the logits on, and stays on the device: what the host needs of a
-round comes back in one small array, see `packing`.
+All arithmetic is float32 from the logits on and stays on the device. The host reads each round's
+result back as one small array, see `packing`.
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ Pick: TypeAlias = Callable[
 """Chooses one slot's token.
 
 Called with the slot's corrected logits `[1, size]`, the token id of each column (None for the whole
-vocabulary) and the block's tokens so far, int32 `[1]` each. Returns the column, int32 `[1]`, and
-the log-weights `[1, size]` float32 that it was drawn by; None where it was not drawn.
+vocabulary) and the block's tokens so far, int32 `[1]` each. Returns the chosen column, int32 `[1]`,
+and the log-weights of q, float32 `[1, size]`, or None under rules that do not need q.
 """
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a forward's first row stands.
+    """The position of a forward's first row, the anchor, in its request.
 
     Attributes:
-        position: the anchor's; row i chooses the token at `position + 1 + i`.
-        prefix: every token up to the anchor, int32 `[position + 1]`; None for a request without
+        index: number of tokens before the anchor; row i chooses the token at `index + 1 + i`.
+        prefix: every token up to the anchor, int32 `[index + 1]`; None for a request without
             logits processors.
     """
 
-    position: int
+    index: int
     prefix: mx.array | None = None
 
 
 @dataclass(frozen=True)
 class LogProbs:
-    """The target's log-probabilities, after the logits processors, at every row.
+    """The target's log-probabilities at every row, after the logits processors.
 
     Attributes:
-        chosen: of the token that would be committed there, float32 `[rows]`.
-        ids, values: the likeliest n tokens, falling, int32 and float32 `[rows, n]`.
+        chosen: log-probability of the token that the row would commit, float32 `[rows]`.
+        ids: the likeliest n tokens of each row, the likeliest first, int32 `[rows, n]`.
+        values: log-probabilities of `ids`, float32 `[rows, n]`.
     """
 
     chosen: mx.array
@@ -55,15 +56,15 @@ class LogProbs:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a rule made of a verify forward, on the device.
+    """A rule's result for a verify forward, on the device.
 
     Attributes:
-        accepted: drafted tokens that survive, int32 `[1]`; None where nothing was drafted.
-        last: the correction, or the bonus, int32 `[1]`.
+        accepted: number of drafted tokens that survive, int32 `[1]`; None for a plain step.
+        last: the correction or the bonus, int32 `[1]`.
         faults: a `types.Fault`, or 0, for each row, int32 `[rows]`.
-        finite: whether the drafter's logits are, for each verified slot, bool `[scheduled]`; None
-            where nothing was.
-        logprobs: None unless asked for.
+        finite: True for each verified slot whose drafter logits are finite, bool `[scheduled]`;
+            None when no slot was verified.
+        logprobs: log-probabilities at every row; None unless the request asks for them.
     """
 
     accepted: mx.array | None
@@ -74,57 +75,59 @@ class Judgement:
 
 
 class Sampler(Protocol):
-    """One request's rule for choosing tokens, from its first round to its last."""
+    """One request's rule for choosing tokens; it serves all rounds of the request."""
 
     @property
     def deterministic(self) -> bool:
-        """True where the schedule cannot change the output, so that it may depend on anything."""
+        """True when no schedule can change the output, so that a policy may read anything."""
         ...
 
     @property
     def temperature(self) -> float:
-        """Above 0 where tokens are drawn; see `heat`."""
+        """The request's effective temperature, see `heat`; 0 for greedy decoding."""
         ...
 
     @property
     def needs_prefix(self) -> bool:
-        """Whether `Place.prefix` is read."""
+        """True when the rule reads `Position.prefix`."""
         ...
 
     @property
-    def kept(self) -> list[mx.array]:
-        """What it keeps on the device from round to round.
+    def arrays(self) -> list[mx.array]:
+        """Arrays that the rule keeps on the device between rounds.
 
-        It is evaluated with every round: an array that is not belongs to the thread that made it.
+        Every round evaluates them, since only the thread that made an array can evaluate it, and
+        another thread may run the next round.
         """
         ...
 
-    def propose(self, place: Position, gamma: int) -> Pick:
-        """Begin a round that drafts `gamma` slots."""
+    def propose(self, position: Position, gamma: int) -> Pick:
+        """Begin a round that drafts `gamma` slots; returns the choice of their tokens."""
         ...
 
-    def judge(self, logits: mx.array, place: Position, draft: Draft | None) -> Judgement:
-        """Accept and choose.
+    def judge(self, logits: mx.array, position: Position, draft: Draft | None) -> Judgement:
+        """Accept drafted tokens, and choose the correction or the bonus.
 
         Args:
-            logits: the target's, `[scheduled + 1, vocabulary]`: after the anchor and after each
-                verified token.
-            place: of the first row.
+            logits: the target's logits after the anchor and after each verified token,
+                `[scheduled + 1, vocabulary]`.
+            position: position of the anchor.
             draft: the block whose first `scheduled` tokens were verified; None for a plain step.
         """
         ...
 
 
 def finite_rows(logits: mx.array) -> mx.array:
-    """Whether a token can be chosen from each row: `[rows, vocabulary]` to bool `[rows]`.
+    """True for each row that a token can be chosen from: `[rows, vocabulary]` to bool `[rows]`.
 
-    A row may have -inf, but not alone. MLX's maximum is NaN where anything is, on every backend.
+    A row may hold -inf beside finite numbers. MLX's maximum of a row with a NaN is NaN, on every
+    backend.
     """
     return mx.isfinite(logits.max(axis=-1))
 
 
 def finite_drafts(draft: Draft, scheduled: int) -> mx.array:
-    """Whether the drafter's logits are finite in each of the first slots, bool `[scheduled]`."""
+    """True for each of the first slots whose drafter logits are finite, bool `[scheduled]`."""
     return finite_rows(draft.logits[:scheduled])
 
 

@@ -1,10 +1,11 @@
-"""How hot a request's texts are: the temperature that, without filters, makes texts as predictable.
+"""A request's effective temperature: without filters, it makes texts equally predictable.
 
-Drafts survive where a text is predictable, which filters change as much as the temperature does:
-of texts at temperature 1, those with top-p 0.9 accept like those at 0.7. The formula was fitted to
-SmolLM2-135M-Instruct: to the mean surprise of its next token, 455 positions, top-p 0.5 to 0.98,
-top-k 5 to 100 and min-p 0.02 to 0.2 at temperatures 0.7 and 1. It is right within 0.06 for all but
-the most cutting ones. It only chooses what a request is believed to be before its first round.
+The more predictable a text is, the more drafts survive, and filters change that as much as the
+temperature does: at temperature 1 with top-p 0.9, as many drafts are accepted as at temperature
+0.7. The formula was fitted to the mean surprise of SmolLM2-135M-Instruct's next token over 455
+positions, with top-p 0.5 to 0.98, top-k 5 to 100 and min-p 0.02 to 0.2 at temperatures 0.7 and 1.
+Its error is at most 0.06, except for the strictest filters. It only chooses a request's
+calibration, so an error can cost speed but does not change the output's distribution.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ _POWER = 4
 
 
 def heat(sampling: Sampling) -> float:
-    """A request's temperature, less what its filters take; 0 where greedy.
+    """The effective temperature of a request's settings; 0 for greedy decoding.
 
-    XTC, penalties and other logits processors are left out: what they do depends on the text.
+    XTC, penalties and other logits processors do not count, since their effect depends on the text.
     """
     temperature = sampling.temperature
     if temperature == 0:

@@ -1,7 +1,7 @@
-"""Structured output: a logits processor that lets only tokens through that a JSON schema allows.
+"""Structured output: a logits processor that allows only tokens of a JSON schema's grammar.
 
-The grammar is llguidance's; this adds what speculation needs: its state is that of the tokens it is
-shown, whichever were shown before, so that drafts can be taken back.
+llguidance follows the grammar. This module adds what speculation needs: the processor's result
+depends only on the tokens of the current call, so that rejected drafts leave no trace.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _REMEMBERED = 64
 
 
 class JsonSchema:
-    """Give it to a request as one of its `logits_processors`.
+    """A JSON schema to be given to a request as one of its `logits_processors`.
 
     Args:
         schema: a JSON schema.
         tokenizer: a fast Hugging Face tokenizer.
-        vocabulary: the target's tokens, at least the tokenizer's.
+        vocabulary: size of the target's vocabulary, at least the tokenizer's.
         stop_tokens: ids that may end the text once it is valid.
 
     Raises:
         InputError: llguidance is not installed, there are no stop tokens, the tokenizer is not a
-            fast one, or the schema is not one that it can follow.
+            fast one, or llguidance does not support the schema.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class JsonSchema:
             )
         except ValueError as error:
             raise InputError("JSON schema", str(error), "a fast tokenizer") from error
-        # Whitespace is fixed: free, it would let a text go on without end.
+        # Free whitespace would let a text go on without end.
         try:
             self._grammar = llguidance.LLMatcher.grammar_from_json_schema(
                 json.dumps(schema), overrides={"whitespace_flexible": False}
@@ -70,17 +70,17 @@ class JsonSchema:
         self._stops = frozenset(stop_tokens)
 
     def start(self, prompt_tokens: int) -> SchemaProcessor:
-        """The processor of one request."""
+        """A new request's processor, for a prompt of `prompt_tokens` tokens."""
         matcher = self._matcher(self._tokenizer, self._grammar)
         return SchemaProcessor(matcher, prompt_tokens, self._vocabulary, self._stops)
 
 
 class SchemaProcessor:
-    """One request's state of a grammar: a function of the tokens it is shown.
+    """One request's logits processor for a grammar.
 
     Args:
-        matcher: an `llguidance.LLMatcher`, fresh.
-        prompt_tokens: tokens that come before the text.
+        matcher: an `llguidance.LLMatcher` that has taken no tokens yet.
+        prompt_tokens: number of prompt tokens, which the grammar does not apply to.
         vocabulary: columns of the logits.
         stops: ids that end the text.
     """
@@ -96,7 +96,7 @@ class SchemaProcessor:
         self._masks: dict[tuple[int, ...], mx.array | None] = {}
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        """Logits with -inf wherever the grammar allows no token; waits for `tokens`."""
+        """Logits with -inf for each token that the grammar forbids; reads `tokens` to the host."""
         text = tuple(np.array(tokens[self._prompt :]).tolist())
         if text not in self._masks:
             while len(self._masks) >= _REMEMBERED:
@@ -106,7 +106,7 @@ class SchemaProcessor:
         return logits if mask is None else mx.where(mask, logits, -mx.inf)
 
     def _mask(self, text: list[int]) -> mx.array | None:
-        """What may follow, bool `[vocabulary]`; None where the text is over or not allowed."""
+        """Allowed next tokens, bool `[vocabulary]`; None for a text that is over or not allowed."""
         same = 0
         for old, new in zip(self._text, text, strict=False):
             if old != new:
@@ -114,7 +114,7 @@ class SchemaProcessor:
             same += 1
         self._matcher.rollback(len(self._text) - same)
         added = text[same:]
-        # A matcher never recovers from a wrong token. What follows a wrong draft is not kept.
+        # A matcher cannot go on after a forbidden token, so it takes only the tokens before it.
         valid = self._matcher.validate_tokens(added)
         self._matcher.consume_tokens(added[:valid])
         self._text = text[: same + valid]

@@ -1,4 +1,4 @@
-"""The rule that a request's settings ask for."""
+"""Makes the rule that a request's settings ask for."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .transform import make_processors
 def make_sampler(
     sampling: Sampling, vocabulary: int, prompt_tokens: int = 0, sample: int = 0
 ) -> Sampler:
-    """A fresh rule for one request.
+    """A new request's rule for choosing tokens.
 
     Args:
-        sampling: checked.
-        vocabulary: the target's tokens.
-        prompt_tokens: of the request, for processors that need to know where its text begins.
-        sample: which of several samples of one seed.
+        sampling: the request's settings, checked.
+        vocabulary: size of the target's vocabulary.
+        prompt_tokens: number of prompt tokens, for processors that apply to the text after it.
+        sample: number of the sample, for several samples with one seed.
     """
     chooser = Chooser(sampling, make_processors(sampling, prompt_tokens))
     if sampling.temperature == 0:

@@ -1,4 +1,4 @@
-"""A request's randomness: its own keys, from its own seed, whatever else runs in the process."""
+"""A request's random keys, made from its own seed and independent of other requests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _MIN_NOISE = -1e3
 
 
 class Noise:
-    """Keys for MLX's generator, which is a pure function of its key.
+    """Makes keys for MLX's random functions, which are pure functions of their key.
 
     Args:
-        seed: 0 or more; None draws one from the system.
-        sample: which of several samples of one seed; each has randomness of its own.
+        seed: 0 or more; None takes one from the operating system.
+        sample: number of the sample; the samples of one seed have different keys.
     """
 
     def __init__(self, seed: int | None, sample: int = 0) -> None:
@@ -26,23 +26,23 @@ class Noise:
         self._chunks: dict[int, mx.array] = {}
 
     @property
-    def kept(self) -> list[mx.array]:
-        """See `Sampler.kept`."""
+    def arrays(self) -> list[mx.array]:
+        """See `Sampler.arrays`."""
         return [self._key, *self._chunks.values()]
 
     def fresh(self, count: int) -> list[mx.array]:
-        """Keys that were never given out before."""
+        """`count` keys that no call returned before, uint32 `[2]` each."""
         keys = mx.random.split(self._key, count + 1)
         self._key = keys[0]
         return [keys[i] for i in range(1, count + 1)]
 
     def at(self, position: int, rows: int) -> mx.array:
-        """Keys of consecutive positions, uint32 `[rows, 2]`; the same whenever asked."""
+        """Keys of consecutive positions, uint32 `[rows, 2]`; a position's key never changes."""
         first, last = position // _CHUNK, (position + rows - 1) // _CHUNK
         for chunk in range(first, last + 1):
             if chunk not in self._chunks:
                 self._chunks[chunk] = mx.random.split(self._make(1, chunk), _CHUNK)
-        # Positions only move on.
+        # Positions only increase, so earlier chunks are not needed again.
         self._chunks = {c: keys for c, keys in self._chunks.items() if c >= first}
         keys = mx.concatenate([self._chunks[chunk] for chunk in range(first, last + 1)])
         return keys[position - first * _CHUNK :][:rows]
@@ -53,9 +53,9 @@ class Noise:
 
 
 def gumbel(keys: mx.array, size: int) -> mx.array:
-    """Standard Gumbel noise, one row a key: uint32 `[rows, 2]` to float32 `[rows, size]`.
+    """Standard Gumbel noise, one row per key: uint32 `[rows, 2]` to float32 `[rows, size]`.
 
-    It is finite, so that a token alone in its row is chosen whatever its noise.
+    The noise is finite, so that the only token left in a row is chosen whatever its noise.
     """
     noise = mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys)
     return mx.maximum(noise, _MIN_NOISE)

@@ -1,4 +1,4 @@
-"""What the host needs of a round, as one small array: a round's one wait for the device."""
+"""Packs a round's results into one small array, so that the host waits for the device once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from . import Judgement
 
 @dataclass(frozen=True)
 class Packed:
-    """Arrays of four bytes an element, one after the other.
+    """A round's results as one array.
 
     Attributes:
-        array: int32 `[sum of sizes]`.
-        sizes: of accepted, last, faults, finite, block, confidence, chosen, and top ids and values.
+        array: the parts one after the other, each viewed as int32, `[sum of sizes]`.
+        sizes: elements of each part, 0 for an absent one. The parts are accepted, last, faults,
+            finite, block, confidence, chosen log-probabilities, top ids and top values.
     """
 
     array: mx.array
@@ -27,11 +28,11 @@ class Packed:
 
 
 def pack(judgement: Judgement, draft: Draft | None, scheduled: int) -> Packed:
-    """A judged round, and the drafter's confidences with it.
+    """Pack a judged round, with the drafter's confidences.
 
     Args:
-        judgement: what the rule made of it.
-        draft: the block, or None for a plain step.
+        judgement: the rule's result.
+        draft: the block; None for a plain step.
         scheduled: drafted tokens that were verified.
     """
     reported = judgement.logprobs
@@ -53,7 +54,7 @@ def pack(judgement: Judgement, draft: Draft | None, scheduled: int) -> Packed:
 
 
 def unpack(packed: Packed) -> Verdict:
-    """Wait for a packed round."""
+    """Wait for a packed round and return it as a `Verdict`."""
     values = np.array(packed.array)
     parts = np.split(values, np.cumsum(packed.sizes)[:-1])
     accepted, last, faults, finite, block, confidence, chosen, ids, tops = parts
@@ -77,7 +78,7 @@ def unpack(packed: Packed) -> Verdict:
 
 
 def without_nan(confidence: list[float]) -> list[float]:
-    """Confidences, 0 where they are NaN: nothing is known in favour of such a draft."""
+    """Confidences with 0 in place of NaN: such a draft has no chance worth a verified row."""
     return [c if c == c else 0.0 for c in confidence]
 
 
@@ -85,7 +86,7 @@ def _tops(
     ids: np.ndarray, values: np.ndarray, rows: int
 ) -> Sequence[tuple[tuple[int, float], ...]]:
     shaped = zip(ids.reshape(rows, -1), values.view(np.float32).reshape(rows, -1), strict=True)
-    # What cannot be chosen is not among the likeliest, however many are asked for.
+    # Tokens of probability 0 are left out, however many tokens the request asks for.
     pairs = [zip(row.tolist(), logprobs.tolist(), strict=True) for row, logprobs in shaped]
     return [
         tuple((token, logprob) for token, logprob in row if math.isfinite(logprob)) for row in pairs

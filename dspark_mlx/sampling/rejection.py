@@ -1,17 +1,20 @@
-"""The rule of rejection: a draft from q survives so often that what is committed is the target's p.
+"""The rule of rejection: drafts from q are rejected so that committed tokens have distribution p.
 
-"token" is the paper's rule (section 3.1, speculative sampling): x_k survives, given that its prefix
-did, with probability min(1, p_k(x_k) / q_k(x_k)); a rejected one is replaced from max(p - q, 0).
+The token rule is the paper's (section 3.1, speculative sampling): x_k survives, given that its
+prefix did, with probability min(1, p_k(x_k) / q_k(x_k)); a rejected token is replaced by a sample
+from max(p - q, 0).
 
-"block" judges the block as a whole (Sun et al. 2024, "Block Verification Accelerates Speculative
-Decoding"): with a_k = min(a_{k-1} p_k(x_k) / q_k(x_k), 1), a prefix of n tokens is kept, for the
-largest n that draws below h_n = s_n / (s_n + 1 - a_n), s_n = sum(max(a_n p_{n+1} - q_{n+1}, 0)), or
-below a_n at the block's end; the next token comes from max(a_n p_{n+1} - q_{n+1}, 0). On average it
-never accepts less. The proof goes by the tree of prefixes and asks of each only whether the block
-ends there, so it holds for every schedule that does not see the token it judges.
+The block rule judges the block as a whole (Sun et al. 2024, "Block Verification Accelerates
+Speculative Decoding"). Let a_0 = 1, a_k = min(a_{k-1} p_k(x_k) / q_k(x_k), 1) and
+s_n = sum(max(a_n p_{n+1} - q_{n+1}, 0)). Each n has a uniform number, which passes below
+h_n = s_n / (s_n + 1 - a_n), or below a_n where n is the block's end. The n tokens of the largest n
+that passes survive, and the next token is sampled from max(a_n p_{n+1} - q_{n+1}, 0). On average
+the rule accepts at least as many tokens as the token rule. Its proof follows the tree of prefixes
+and uses only whether the block ends at each, so it holds for every schedule that does not see the
+token it judges.
 
-A block ends before the first slot whose p or q is not finite, as if no more had been scheduled:
-both are known before the slot's token is. The next token then comes from p alone.
+A block ends before the first slot whose p or q is not finite, as if no more slots had been
+scheduled: p and q are known before the slot's token is. The next token is then sampled from p.
 """
 
 from __future__ import annotations
@@ -28,15 +31,16 @@ from .transform import normalize
 
 
 class Rejection:
-    """See the module.
+    """The rule of rejection for one request.
 
     Args:
         chooser: the request's settings.
-        noise: fresh in every round. What the schedule learns depends on rejected drafts too, and
-            noise used again at their positions would let it see what it judges.
-        vocabulary: the target's.
-        sampled_drafts: False where q is all on the drafter's likeliest token.
-        block: which of the two rules.
+        noise: the request's keys; every round uses fresh ones. Policies learn from rejected drafts
+            too, so noise reused at a rejected draft's position would show the schedule the token
+            it judges.
+        vocabulary: size of the target's vocabulary.
+        sampled_drafts: False drafts the drafter's likeliest tokens, so that q is 1 on each of them.
+        block: True for the block rule, False for the token rule.
     """
 
     deterministic = False
@@ -54,7 +58,7 @@ class Rejection:
         self._vocabulary = vocabulary
         self._sampled_drafts = sampled_drafts
         self._block = block
-        self._coins: mx.array | None = None
+        self._use_xtc: mx.array | None = None
 
     @property
     def temperature(self) -> float:
@@ -67,24 +71,24 @@ class Rejection:
         return self._chooser.needs_prefix
 
     @property
-    def kept(self) -> list[mx.array]:
-        """See `Sampler.kept`."""
-        return self._noise.kept
+    def arrays(self) -> list[mx.array]:
+        """See `Sampler.arrays`."""
+        return self._noise.arrays
 
-    def propose(self, place: Position, gamma: int) -> Pick:
+    def propose(self, position: Position, gamma: int) -> Pick:
         """See `Sampler.propose`."""
-        coin_key, draft_key = self._noise.fresh(2)
-        # The target tosses the same coins at the same slots, so that p and q keep the same tokens.
-        coins = self._coins = self._chooser.coins(mx.random.split(coin_key, gamma + 1))
+        xtc_key, draft_key = self._noise.fresh(2)
+        # `judge` uses the same draws, so that XTC treats p and q alike in every slot.
+        use_xtc = self._use_xtc = self._chooser.draw_xtc(mx.random.split(xtc_key, gamma + 1))
         noise: list[mx.array] = []
 
         def pick(
             logits: mx.array, ids: mx.array | None, drawn: Sequence[mx.array]
         ) -> tuple[mx.array, mx.array]:
             slot = slice(len(drawn), len(drawn) + 1)
-            coin = None if coins is None else coins[slot]
+            slot_xtc = None if use_xtc is None else use_xtc[slot]
             chooser, vocabulary = self._chooser, self._vocabulary
-            weights = chooser.draft_weights(logits, place, drawn, ids, vocabulary, coin)
+            weights = chooser.draft_weights(logits, position, drawn, ids, vocabulary, slot_xtc)
             if not self._sampled_drafts:
                 column = likeliest(weights)
                 point = mx.arange(weights.shape[-1]) == column
@@ -95,15 +99,15 @@ class Rejection:
 
         return pick
 
-    def judge(self, logits: mx.array, place: Position, draft: Draft | None) -> Judgement:
+    def judge(self, logits: mx.array, position: Position, draft: Draft | None) -> Judgement:
         """See `Sampler.judge`."""
         scheduled = logits.shape[0] - 1
         block = draft.tokens[:scheduled] if draft else None
-        coin_key, accept_key, last_key = self._noise.fresh(3)
-        coins = self._chooser.coins(coin_key[None]) if draft is None else self._coins
-        coins = None if coins is None else coins[: scheduled + 1]
-        judged = self._chooser.target_weights(logits, place, block, coins)
-        p = normalize(judged.weights)
+        xtc_key, accept_key, last_key = self._noise.fresh(3)
+        use_xtc = self._chooser.draw_xtc(xtc_key[None]) if draft is None else self._use_xtc
+        use_xtc = None if use_xtc is None else use_xtc[: scheduled + 1]
+        target = self._chooser.target_weights(logits, position, block, use_xtc)
+        p = normalize(target.weights)
         accepted, row, finite = None, p, None
         if draft is not None:
             accepted = mx.zeros((1,), dtype=mx.int32)
@@ -113,8 +117,8 @@ class Rejection:
             weights = draft.weights[:scheduled]
             sums = mx.logsumexp(weights, axis=-1, keepdims=True)
             q, finite = weights - sums, finite_drafts(draft, scheduled)
-            sound = finite & mx.isfinite(sums.squeeze(-1)) & (judged.faults[:-1] == 0)
-            # The slots before the first that is not.
+            sound = finite & mx.isfinite(sums.squeeze(-1)) & (target.faults[:-1] == 0)
+            # Slots after one that is not sound are not sound either.
             sound = mx.cumprod(sound).astype(mx.bool_)
             drawn = mx.take_along_axis(q, draft.columns[:scheduled, None], axis=-1)
             ratios = mx.take_along_axis(p[:-1], draft.tokens[:scheduled, None], axis=-1) - drawn
@@ -124,7 +128,7 @@ class Rejection:
             accepted, scale = rule(ratios, p, q, draft.ids, uniform, sound)
             row = _residual(p, q, draft.ids, accepted, scale, sound.sum())
         last = likeliest(row + gumbel(last_key[None], self._vocabulary))
-        return self._chooser.judgement(judged, block, accepted, last, finite)
+        return self._chooser.judgement(target, block, accepted, last, finite)
 
 
 def _keep_tokens(
@@ -135,17 +139,17 @@ def _keep_tokens(
     uniform: mx.array,
     sound: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """Accepted count, int32 `[1]`, and the residual's weight of p, float32 `[1, 1]`.
+    """The token rule: accepted count, int32 `[1]`, and factor of p in the residual, `[1, 1]`.
 
     Args:
         ratios: log p_k(x_k) / q_k(x_k), float32 `[scheduled]`; -inf where the slot is not sound.
         p, q: log-probabilities, float32 `[scheduled + 1, V]` and `[scheduled, size]`.
         ids: see `Draft`.
-        uniform: coins in [0, 1), float32 `[scheduled]`.
-        sound: whether p and q are finite in the slot and all before it, bool `[scheduled]`.
+        uniform: uniform random numbers in [0, 1), float32 `[scheduled]`.
+        sound: True where p and q are finite in the slot and all before it, bool `[scheduled]`.
     """
-    kept = mx.log(uniform) < ratios
-    return mx.cumprod(kept).sum(keepdims=True).astype(mx.int32), mx.ones((1, 1))
+    survives = mx.log(uniform) < ratios
+    return mx.cumprod(survives).sum(keepdims=True).astype(mx.int32), mx.ones((1, 1))
 
 
 def _keep_block(
@@ -156,8 +160,8 @@ def _keep_block(
     uniform: mx.array,
     sound: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """See `_keep_tokens`."""
-    # a_k = min(a_{k-1} r_k, 1) for all k at once: the log of a walk reflected at 0.
+    """The block rule; arguments and results as for `_keep_tokens`."""
+    # a_k = min(a_{k-1} r_k, 1) for all k at once: log a_k is a walk reflected at 0.
     walk = mx.cumsum(ratios)
     survival = mx.exp(walk - mx.maximum(mx.cummax(walk), 0))
     keep = survival[-1:]
@@ -166,11 +170,11 @@ def _keep_block(
         inside = mx.exp(p[1:-1] if ids is None else mx.take(p[1:-1], ids, axis=-1))
         surplus = mx.maximum(inner * inside - mx.exp(q[1:]), 0).sum(axis=-1)
         if ids is not None:
-            # No draft can propose what is outside the draft vocabulary: there q is 0.
+            # q is 0 for tokens outside the draft vocabulary.
             surplus = surplus + survival[:-1] * mx.maximum(1 - inside.sum(axis=-1), 0)
-        below = surplus + 1 - survival[:-1]
-        chance = mx.where(below > 0, surplus / below, 1)
-        # The block ends where the next slot is not sound.
+        total = surplus + 1 - survival[:-1]
+        chance = mx.where(total > 0, surplus / total, 1)
+        # The block ends before a slot that is not sound.
         keep = mx.concatenate([mx.where(sound[1:], chance, survival[:-1]), keep])
     counts = mx.where((uniform < keep) & sound, mx.arange(1, ratios.size + 1), 0)
     accepted = counts.max(keepdims=True).astype(mx.int32)
@@ -187,8 +191,8 @@ def _residual(
 ) -> mx.array:
     """Log-weights `[1, V]` of the token after the accepted ones: max(scale p - q, 0), or p.
 
-    p at the block's end, `end` slots from its start; also where rounding leaves nothing, which it
-    can only do where p and q are equal but for rounding.
+    They are p's after a fully accepted block, whose sound slots are `end`, and when the residual is
+    empty, which happens only when p and q are equal but for rounding.
     """
     scheduled = q.shape[0]
     target = p[accepted]
@@ -200,5 +204,5 @@ def _residual(
     else:
         less = mx.take(weights, ids, axis=-1) - drafted
         weights = mx.put_along_axis(weights, ids[None].astype(mx.int32), less, axis=-1)
-    left = mx.where(weights > 0, mx.log(weights), -mx.inf)
-    return mx.where(left.max(axis=-1, keepdims=True) > -mx.inf, left, target)
+    residual = mx.where(weights > 0, mx.log(weights), -mx.inf)
+    return mx.where(residual.max(axis=-1, keepdims=True) > -mx.inf, residual, target)

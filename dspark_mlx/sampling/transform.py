@@ -1,7 +1,7 @@
-"""From logits to log-weights: logits processors, then filters, then temperature, as in mlx-lm.
+"""Turns logits into log-weights: logits processors, then filters, then temperature, as in mlx-lm.
 
-The filters and penalties are mlx-lm's own functions, so that a setting means what it means there.
-XTC alone is written out: mlx-lm's draws from the process-wide generator.
+Filters and penalties are mlx-lm's own functions, so that every setting has mlx-lm's meaning. Only
+XTC is implemented here: mlx-lm's XTC uses the process-wide random generator.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .settings import LogitsProcessor, Sampling
 
 
 def make_processors(sampling: Sampling, prompt_tokens: int) -> list[LogitsProcessor]:
-    """The processors of one request, in mlx-lm's order, its own ones last."""
+    """A request's logits processors: bias and penalties in mlx-lm's order, then the user's own."""
     bias = {int(t): float(b) for t, b in sampling.logit_bias.items()}
     bias |= dict.fromkeys(sampling.banned_tokens, -math.inf)
     penalty = sampling.repetition_penalty
@@ -49,12 +49,12 @@ def process(
     prefix: mx.array | None,
     block: mx.array | None,
 ) -> mx.array:
-    """Float32 logits after the processors, each row with its own prefix.
+    """Logits after the processors, float32 `[rows, vocabulary]`.
 
     Args:
-        processors: applied in order.
+        processors: applied in order, to each row with the tokens before it.
         logits: `[rows, vocabulary]`.
-        prefix: the tokens before row 0's choice, int32 `[n]`; unused without processors.
+        prefix: the tokens before row 0's choice, int32 `[n]`; None only without processors.
         block: the tokens that rows 1 and on follow, int32 `[rows - 1 or more]`; None for one row.
     """
     logits = logits.astype(mx.float32)
@@ -72,9 +72,9 @@ def process(
 
 
 def plain_sampler(sampling: Sampling, vocabulary: int) -> Callable[[mx.array], mx.array]:
-    """mlx-lm's own sampler of the same settings, for decoding to be compared with."""
+    """mlx-lm's own sampler with the same settings, for comparison with mlx-lm's decoding."""
     s = sampling
-    # mlx-lm's functions refuse sizes that keep everything.
+    # mlx-lm refuses sizes as large as the vocabulary, which would keep every token.
     return mlx_lm_sampler(
         s.temperature,
         s.top_p,
@@ -88,10 +88,10 @@ def plain_sampler(sampling: Sampling, vocabulary: int) -> Callable[[mx.array], m
 
 
 class Filters:
-    """Top-p, min-p, XTC and top-k, then a temperature.
+    """Applies top-p, min-p, XTC and top-k, then a temperature.
 
     Args:
-        sampling: of the request.
+        sampling: the request's settings.
         temperature: above 0.
     """
 
@@ -102,13 +102,13 @@ class Filters:
         self._filters = s.top_p < 1 or s.min_p > 0 or s.xtc_probability > 0
 
     def __call__(
-        self, logits: mx.array, coins: mx.array | None, ids: mx.array | None = None
+        self, logits: mx.array, use_xtc: mx.array | None, ids: mx.array | None = None
     ) -> mx.array:
-        """Log-weights, not normalised, -inf where filtered out.
+        """Log-weights `[rows, size]`, not normalised; -inf for tokens that are filtered out.
 
         Args:
             logits: float32 `[rows, size]`.
-            coins: whether XTC applies, bool `[rows, 1]`; None for a request without XTC.
+            use_xtc: whether XTC applies to each row, bool `[rows, 1]`; None without XTC.
             ids: token id of each column, int32 `[size]`; None for the whole vocabulary.
         """
         s = self._sampling
@@ -118,17 +118,17 @@ class Filters:
             logits = apply_top_p(logits, s.top_p)
         if s.min_p > 0:
             logits = apply_min_p(logits, s.min_p, min(s.min_tokens_to_keep, logits.shape[-1]))
-        if coins is not None:
-            logits = self._xtc(logits, coins, ids)
+        if use_xtc is not None:
+            logits = self._xtc(logits, use_xtc, ids)
         if 0 < s.top_k < logits.shape[-1]:
             logits = apply_top_k(logits, s.top_k)
         return logits * self._scale if self._scale != 1 else logits
 
-    def _xtc(self, logits: mx.array, coins: mx.array, ids: mx.array | None) -> mx.array:
+    def _xtc(self, logits: mx.array, use_xtc: mx.array, ids: mx.array | None) -> mx.array:
         probabilities = mx.softmax(logits, axis=-1)
         above = probabilities > self._sampling.xtc_threshold
-        least = mx.where(above, probabilities, mx.inf).min(axis=-1, keepdims=True)
-        dropped = (probabilities > least) & coins
+        smallest = mx.where(above, probabilities, mx.inf).min(axis=-1, keepdims=True)
+        dropped = (probabilities > smallest) & use_xtc
         columns = mx.arange(logits.shape[-1]) if ids is None else ids
         for token in self._sampling.xtc_special_tokens:
             dropped = dropped & (columns != token)
@@ -136,5 +136,5 @@ class Filters:
 
 
 def normalize(weights: mx.array) -> mx.array:
-    """Log-weights to log-probabilities, row by row."""
+    """Log-probabilities of log-weights `[rows, size]`, row by row."""
     return weights - mx.logsumexp(weights, axis=-1, keepdims=True)

@@ -111,6 +111,6 @@ def test_arithmetic_is_float32(settings):
 def test_coins_differ_by_row_and_fall_as_often():
     """One coin for a whole block, or a share that is not the probability."""
     made = chooser({"xtc_probability": 0.3})
-    tossed = np.array(made.coins(mx.random.split(mx.random.key(1), 4000)))
+    tossed = np.array(made.draw_xtc(mx.random.split(mx.random.key(1), 4000)))
     assert tossed.shape == (4000, 1)
     assert abs(tossed.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 4000)
