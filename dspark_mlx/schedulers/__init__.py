@@ -1,9 +1,9 @@
-"""Schedulers: how much of a drafted block is verified. One file a policy, one interface.
+"""Schedulers, which choose how much of a drafted block is verified: their interface.
 
-The interface cannot leak (paper section 3.2.2 and appendix A). When sampling, a policy is asked
-slot by slot and shown, for slot k, the confidences of slots 1..k only, each of which depends on
-nothing but tokens before the slot it judges. Where the rule is deterministic (greedy, or noise that
-belongs to the position), any choice is lossless, and all confidences are shown.
+A policy cannot see the token that it judges (paper, section 3.2.2 and appendix A). When sampling,
+it is asked slot by slot, and for slot k gets only the confidences of slots 1..k, each of which
+depends only on tokens before its slot. When the sampler is deterministic (greedy, or with noise
+fixed by the position), every choice is lossless, and the policy gets the whole block's confidences.
 """
 
 from __future__ import annotations
@@ -20,79 +20,70 @@ from .speed_profile import SpeedProfile
 
 
 class Policy(Protocol):
-    """One request's scheduling, from its first round to its last.
-
-    Attributes:
-        reads_confidence: False when `admit` ignores the confidences; the round then needs no host
-            synchronisation before the verify forward.
-    """
+    """Chooses the verify length of one request's rounds."""
 
     @property
     def reads_confidence(self) -> bool:
-        """See above."""
+        """False when `admit` ignores confidences; a round then reads none before its verify."""
         ...
 
     def park(self, context: int, limit: int) -> int:
-        """How many plain steps to make before it is asked again; 0 drafts now.
+        """The number of plain steps before the policy is asked again; 0 to draft now.
 
         Args:
             context: committed tokens before the anchor.
-            limit: slots that a round may verify at most, at least 1.
+            limit: the most slots that the round may verify, at least 1.
         """
         ...
 
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
-        """Whether to verify a slot whose predecessors are all verified.
+        """Whether to verify a slot, given that all slots before it are verified.
 
         Args:
-            slot: from 0.
-            seen: confidences of the slots whose confidences may be used: of the first `slot + 1`
-                when sampling, of the whole block when deterministic; empty without a confidence
-                head.
+            slot: the slot's index from 0.
+            seen: the confidences that may be used: those of the first `slot + 1` slots when
+                sampling, those of the whole block when deterministic; empty when
+                `reads_confidence` is False.
         """
         ...
 
     def learn(self, round_: Round) -> None:
-        """Take in a finished round, drafted or plain."""
+        """Update the policy with a finished round, drafted or plain."""
         ...
 
 
 class Scheduler(Protocol):
-    """A verification policy's settings, shared by all requests.
-
-    Attributes:
-        name: as `make_scheduler` takes it.
-        needs_confidence: True when it cannot do without a confidence head.
-    """
+    """Makes a policy for each request from settings that all requests share."""
 
     @property
     def name(self) -> str:
-        """See above."""
+        """The name that `make_scheduler` takes, with its argument."""
         ...
 
     @property
     def needs_confidence(self) -> bool:
-        """See above."""
+        """True for a scheduler that requires a drafter with a confidence head."""
         ...
 
     def start(self, gamma: int, temperature: float = 0.0) -> Policy:
         """The policy of a new request.
 
         Args:
-            gamma: slots of its blocks.
-            temperature: that it samples at, 0 where greedy. Sampling costs time at every row, and
-                the hotter it is, the fewer drafts survive.
+            gamma: slots of the request's blocks; 0 for an engine without a drafter.
+            temperature: the request's sampling temperature, 0 for greedy. Sampling costs time at
+                every row, and the higher the temperature, the fewer drafts survive.
         """
         ...
 
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What is known of a pair, for schedulers that are made from it.
+    """Facts of a target and its drafter that schedulers are made from.
 
     Attributes:
-        profile: measured of the pair and device; None where nothing was measured.
-        calibration: the drafter's, one or by sampling temperature; None without any.
+        profile: speed profile of this pair on this device; None when it was not measured.
+        calibration: the drafter's calibration, or its calibrations by sampling temperature; None
+            for a drafter without calibration.
         has_confidence: False for a drafter without a confidence head.
     """
 
@@ -117,13 +108,13 @@ class PairFacts:
 
 
 class SchedulerKind(Scheduler, Protocol):
-    """A scheduler's class: what its name looks like, and what makes one of it.
+    """The class of a scheduler, with its name, its help text and how it is made from a name.
 
     Attributes:
-        USAGE: the name, with a colon and a placeholder where it takes an argument.
-        HELP: what is verified, in a few words.
-        EXAMPLE: a name that makes one.
-        NEEDS_PROFILE: True where it cannot be made without a speed profile.
+        USAGE: the name; for a scheduler with an argument, with a colon and a placeholder.
+        HELP: what the scheduler verifies, in a few words.
+        EXAMPLE: a complete name, with an argument if the scheduler takes one.
+        NEEDS_PROFILE: True for a scheduler that cannot be made without a speed profile.
     """
 
     USAGE: ClassVar[str]
@@ -136,17 +127,25 @@ class SchedulerKind(Scheduler, Protocol):
         """A scheduler of this kind.
 
         Args:
-            argument: the text behind the name's colon; "" without one.
-            pair: what is known of the pair.
+            argument: the text after the name's colon; "" without a colon.
+            pair: facts of the target and its drafter.
 
         Raises:
-            InputError: an argument that means nothing, or a pair that lacks what it needs.
+            InputError: the argument is not usable, or the pair lacks a profile or a calibration
+                that the scheduler needs.
         """
         ...
 
 
 def schedule(policy: Policy, confidence: Sequence[float], limit: int, deterministic: bool) -> int:
-    """The verify length: slots admitted one after the other, at most `limit`."""
+    """The verify length: how many slots the policy admits, asked one by one.
+
+    Args:
+        policy: the request's policy.
+        confidence: the block's confidences, `[gamma]`; empty when the policy does not read them.
+        limit: the most slots to admit.
+        deterministic: `Sampler.deterministic`.
+    """
     for slot in range(limit):
         seen = confidence if deterministic else confidence[: slot + 1]
         if not policy.admit(slot, seen):

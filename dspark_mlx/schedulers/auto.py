@@ -1,4 +1,4 @@
-"""The default: scheduling by the speed profile where there is one, whole blocks where not."""
+"""The default scheduler: `expected` for a measured pair, else `full`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .full import FullScheduler
 
 
 class AutoScheduler(FullScheduler):
-    """Makes `ExpectedScheduler` of a measured pair, and `FullScheduler` of another."""
+    """Makes an `ExpectedScheduler` for a measured pair, and a `FullScheduler` for others."""
 
     USAGE: ClassVar[str] = "auto"
     HELP: ClassVar[str] = "expected where this pair was measured on this device, else full"

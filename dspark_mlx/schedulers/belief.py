@@ -1,6 +1,6 @@
-"""What a request's rounds have taught of its drafts: confidences to expect, and how far to trust.
+"""A request's expected survival, learned from its rounds.
 
-Plain Python on a handful of numbers: it runs once a round, between two launches.
+Plain Python on a few numbers, since it runs on the host in every round.
 """
 
 from __future__ import annotations
@@ -19,25 +19,29 @@ _MAX_TRUST = 1.5
 
 
 class Belief:
-    """Running expectations of one request's blocks.
+    """Running means of one request's confidences, and how far its drafts live up to them.
 
     Args:
-        prior: the drafter's; its means count as a few rounds.
+        prior: the drafter's calibration, whose means count as the first `_PRIOR_ROUNDS` rounds.
     """
 
     def __init__(self, prior: Calibration) -> None:
         self._means = list(prior.means)
         self._persistence = prior.persistence
         self._counts = [_PRIOR_ROUNDS] * len(self._means)
-        self._expected = self._happened = _PRIOR_TOKENS
+        self._expected = self._accepted = _PRIOR_TOKENS
 
     def survival(self, seen: Sequence[float]) -> list[float]:
-        """The chances a_1..a_gamma that the target takes the block's first k tokens.
+        """The chances a_1..a_gamma that the target accepts the block's first k tokens.
 
-        Realised for the slots in `seen`, expected beyond: each slot is expected at its own mean,
-        moved by what is left of the last seen slot's deviation from its mean.
+        Each of them is scaled by the request's accepted tokens per expected token.
+
+        Args:
+            seen: the confidences of the block's first slots. A slot d slots after the last of them
+                is expected to have its own mean plus persistence^d times the last seen slot's
+                deviation from its mean.
         """
-        trust = min(self._happened / self._expected, _MAX_TRUST)
+        trust = min(self._accepted / self._expected, _MAX_TRUST)
         product, survival = 1.0, []
         for confidence in seen:
             product *= confidence
@@ -51,13 +55,13 @@ class Belief:
         return survival
 
     def learn(self, round_: Round) -> None:
-        """Take in a drafted round: its confidences, or without them what was accepted."""
+        """Update the means with a drafted round: its confidences, or its acceptance without any."""
         if round_.confidence:
             for slot, confidence in enumerate(round_.confidence):
                 self._move(slot, confidence)
             self._compare(round_)
         else:
-            # A slot behind the first rejection says nothing of itself.
+            # After the first rejection nothing is known of a slot.
             for slot in range(min(round_.accepted + 1, round_.scheduled)):
                 self._move(slot, float(slot < round_.accepted))
 
@@ -67,7 +71,7 @@ class Belief:
         self._means[slot] += (value - self._means[slot]) / count
 
     def _compare(self, round_: Round) -> None:
-        """Expected against accepted tokens: confidences can be off for a whole text."""
+        """Update expected and accepted tokens: confidences can be too high for a whole text."""
         product = 1.0
         kept = 1 - 1 / _MAX_ROUNDS
         expected = 0.0
@@ -75,4 +79,4 @@ class Belief:
             product *= confidence
             expected += product
         self._expected = kept * self._expected + (1 - kept) * _LASTING_TOKENS + expected
-        self._happened = kept * self._happened + (1 - kept) * _LASTING_TOKENS + round_.accepted
+        self._accepted = kept * self._accepted + (1 - kept) * _LASTING_TOKENS + round_.accepted

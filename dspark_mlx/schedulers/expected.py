@@ -1,8 +1,9 @@
-"""The default: optimal stopping over the measured speed profile, which parks where no draft pays.
+"""The default scheduler of a measured pair: optimal stopping, and plain steps where drafts lose.
 
-Slot k is admitted while some later stopping point, k included, is worth more than stopping before
-it. What lies beyond the confidences that may be seen enters by its expectation only, never by its
-realised value, so cliffs in the verify cost are crossed without leaking (paper, appendix A).
+Slot k is admitted while stopping somewhere from k on is worth more than stopping before k. Slots
+whose confidences may not be seen yet count with their expected confidences, never with their actual
+ones. So the search can pass widths whose verify cost jumps, without seeing a token that it judges
+(paper, appendix A).
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from .pace import Pace, best_length, highest_rate, long_run_rate
 from .speed_profile import Costs, SpeedProfile
 
 _MIN_GAIN = 1.05
-# Costs change slowly with the context.
+# Plain steps before the costs are looked at again; they change slowly with the context.
 _RECHECK = 32
 
 
 class ExpectedScheduler:
-    """See the module.
+    """Verifies the length that is worth most tokens per second, and parks when drafts lose time.
 
     Args:
-        profile: measured of the pair and device.
-        prior: the drafter's calibration, or those by sampling temperature.
-        reads_confidence: False for a drafter without a confidence head, whose accepted counts are
-            then all there is to learn from.
+        profile: speed profile of the pair on this device.
+        prior: the drafter's calibration, or its calibrations by sampling temperature.
+        reads_confidence: False for a drafter without a confidence head; policies then learn from
+            accepted counts alone.
     """
 
     USAGE: ClassVar[str] = "expected"
@@ -63,7 +64,7 @@ class ExpectedScheduler:
 
 
 class ExpectedPolicy:
-    """One request of `ExpectedScheduler`."""
+    """The policy of `ExpectedScheduler` for one request."""
 
     def __init__(self, profile: SpeedProfile, prior: Calibration, reads_confidence: bool) -> None:
         self.reads_confidence = reads_confidence
@@ -80,7 +81,7 @@ class ExpectedPolicy:
         """See `Policy.park`."""
         self._limit = limit
         costs = self._costs = self._profile.at(context)
-        # Where no draft could pay, not even one is made to see: each would cost several steps.
+        # Where not even full acceptance pays, no draft is tried: each costs several plain steps.
         if highest_rate(costs, limit) <= _MIN_GAIN:
             return _RECHECK
         if self._pace is None:
@@ -90,7 +91,7 @@ class ExpectedPolicy:
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
         """See `Policy.admit`."""
         assert self._costs is not None and self._pace is not None
-        # When greedy all slots are asked about with the same list, and the answer is one.
+        # A deterministic request passes the same list for all slots, and needs one search.
         if seen is not self._shown or slot == 0:
             survival, rate = self._belief.survival(seen), self._pace.rate
             self._shown = seen
@@ -100,7 +101,7 @@ class ExpectedPolicy:
     def learn(self, round_: Round) -> None:
         """See `Policy.learn`."""
         if self._costs is None or self._pace is None:
-            return  # the last token of a request of two needs no plan
+            return  # no round of this request could draft yet
         if not round_.drafted:
             self._pace.step()
             return

@@ -1,4 +1,4 @@
-"""The same verify length every round."""
+"""The scheduler with the same verify length every round."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class FixedScheduler(Stateless):
     """Admits the first `length` slots; 0 never drafts.
 
     Args:
-        length: slots, 0 or more; a block may have fewer.
+        length: slots to verify, 0 or more; a block may have fewer.
 
     Raises:
-        InputError: below 0.
+        InputError: the length is below 0.
     """
 
     USAGE: ClassVar[str] = "fixed:N"

@@ -1,4 +1,4 @@
-"""The whole block, always."""
+"""The scheduler that verifies the whole block every round."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Paper section 5.2: the width comes from the confidences of earlier rounds.
+"""The scheduler that uses the confidences of earlier rounds only (paper, section 5.2).
 
-It is known before the draft is, so the round needs no host synchronisation in its middle, and no
-confidence of the block itself can leak; a global search over the jagged cost curve is then allowed.
+The verify length is known before the draft is, so the round waits for the device only at its end.
+The block's own confidences are not used, so a global search over the verify costs is lossless.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .expected import ExpectedPolicy, ExpectedScheduler
 
 
 class LaggedScheduler(ExpectedScheduler):
-    """`ExpectedScheduler` that is never shown the block's own confidences."""
+    """`ExpectedScheduler` whose policies do not get the block's own confidences."""
 
     USAGE: ClassVar[str] = "lagged"
     HELP: ClassVar[str] = "as expected, by the confidences of earlier rounds only"
@@ -28,7 +28,7 @@ class LaggedScheduler(ExpectedScheduler):
 
 
 class LaggedPolicy(ExpectedPolicy):
-    """One request of `LaggedScheduler`."""
+    """The policy of `LaggedScheduler` for one request."""
 
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
         """See `Policy.admit`."""

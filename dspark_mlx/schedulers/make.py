@@ -1,7 +1,7 @@
-"""Schedulers by name: one file each, which owns its settings, its argument and its help text.
+"""Schedulers by name; each is one file with its settings, its argument and its help text.
 
-A new scheduler is a file beside these and a line in `SCHEDULERS`; loading, replay, the flags and
-the help texts read it from there.
+To add a scheduler, add a file beside this one and a line to `_KINDS`, from which `SCHEDULERS` is
+made; loading, replay, the flags and the help texts read that.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ SCHEDULERS: dict[str, type[SchedulerKind]] = {kind.USAGE.partition(":")[0]: kind
 
 
 def usages() -> tuple[str, ...]:
-    """What `--scheduler` takes, placeholders included."""
+    """All values of `--scheduler`, with placeholders for arguments."""
     return tuple(kind.USAGE for kind in SCHEDULERS.values())
 
 
 def check_scheduler(scheduler: str | Scheduler) -> None:
-    """Refuse what is neither a scheduler's name nor one.
+    """Refuse a value that is neither a scheduler's name nor a scheduler.
 
     Raises:
-        InputError: an unknown name, an unusable argument, or an object of another kind.
+        InputError: the name is unknown, its argument is not usable, or the object does not have
+            the members of `Scheduler`.
     """
     if isinstance(scheduler, str):
         needs_profile(scheduler)
@@ -53,11 +54,11 @@ def needs_profile(name: str) -> bool:
     """True for a scheduler that cannot be made without a speed profile; "auto" can.
 
     Raises:
-        InputError: an unknown name, a missing or unusable argument.
+        InputError: the name is unknown, or its argument is missing or not usable.
     """
     kind, argument = _kind(name)
     if not kind.NEEDS_PROFILE:
-        kind.make(argument, PairFacts())  # refuses an argument that means nothing
+        kind.make(argument, PairFacts())  # refuses an unusable argument
     return kind.NEEDS_PROFILE
 
 
@@ -74,7 +75,8 @@ def make_scheduler(
         profile, calibration, has_confidence: see `PairFacts`.
 
     Raises:
-        InputError: an unknown name, an unusable argument, or no profile where one is needed.
+        InputError: the name is unknown, its argument is not usable, or the scheduler needs a
+            profile and there is none.
     """
     kind, argument = _kind(name)
     return kind.make(argument, PairFacts(profile, calibration, has_confidence))

@@ -1,8 +1,8 @@
-"""The long-run rate a request decodes at, and whether drafting pays.
+"""The rate at which a request decodes in the long run, and whether drafting pays.
 
-By the renewal-reward theorem the rate of a schedule is its mean tokens per round over its mean time
-per round, and a round is scheduled best when it maximises tokens - rate * time at that very rate.
-So one number, the running rate, is all that a round needs to know of the others.
+By the renewal-reward theorem, a schedule's rate is its mean tokens per round divided by its mean
+time per round, and the best schedule maximises tokens - rate * time in every round, where rate is
+the best schedule's own. So one number, the running rate, is all that a round needs of other rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from operator import mul
 
 from .speed_profile import Costs
 
-# Chosen by replaying rounds of training prompts on all shipped profiles.
+# Constants of this module were chosen by replaying training prompts on all shipped profiles.
 _DECAY = 0.93
 _PRIOR_STEPS = 3.0
 _FIRST_GAP = 24
@@ -24,13 +24,13 @@ _SUBSTITUTIONS = 5
 
 
 class Pace:
-    """Tokens per plain step's time, running over the last rounds that drafted.
+    """The running rate of a request's newest drafted rounds, in tokens per plain step's time.
 
-    Time is counted in plain steps, which makes rounds at different contexts comparable and plain
-    decoding's own rate 1.
+    Time is counted in plain steps, so that rounds at different contexts are comparable. The rate of
+    plain decoding is 1.
 
     Args:
-        prior: the rate expected before anything is known.
+        prior: the rate that is expected before the first round.
     """
 
     def __init__(self, prior: float) -> None:
@@ -42,15 +42,16 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """The rate that the next round competes with: never below plain decoding's."""
+        """The rate that the next round is compared with, at least plain decoding's 1."""
         return max(self._tokens / self._steps, 1.0)
 
     def park(self) -> int:
-        """Plain steps to make before the next draft: none while drafting pays.
+        """The number of plain steps before the next draft; 0 while drafting pays.
 
-        While it does not, a single round is drafted now and then to see whether it does again, at
-        distances that double. What all drafts of a request may lose in sum is limited as well.
-        Asked again after the steps it gave, it lets that round be drafted.
+        While drafting does not pay, one round is drafted after each gap of plain steps to see
+        whether it pays again, and the gaps double. The total time that a request's drafts may lose
+        is limited too. Calls alternate: one returns the gap, and the next, after those steps,
+        returns 0 for the trial round.
         """
         pays = self._tokens >= self._steps
         if pays and self._balance >= 0:
@@ -63,51 +64,52 @@ class Pace:
         return gap
 
     def learn(self, expected: float, committed: int, steps: float) -> None:
-        """Take in a drafted round.
+        """Update the rate with a drafted round.
 
         Args:
-            expected: tokens it was expected to commit, a better measure than the few it did.
-            committed: tokens it did commit.
-            steps: its time, in plain steps.
+            expected: tokens that the round was expected to commit, which is less noisy than
+                `committed`.
+            committed: tokens that the round committed.
+            steps: the round's time, in plain steps.
         """
         self._tokens = _DECAY * self._tokens + expected
         self._steps = _DECAY * self._steps + steps
-        # Half of each: accepted tokens are few and noisy, and expectations alone could be wrong.
+        # The mean of both: accepted counts are noisy, and expectations can be wrong.
         self._balance += (expected + committed) / 2 - (1 - _LOSS_PER_STEP) * steps
 
     def step(self) -> None:
-        """Take in a plain step."""
+        """Count a plain step; it adds a little to the time that drafts may lose."""
         self._balance += _LOSS_PER_STEP
 
 
 def best_length(
     survival: Sequence[float], costs: Costs, rate: float, start: int, limit: int
 ) -> tuple[int, float]:
-    """The verify length in start..limit that is worth most, and its worth.
+    """The verify length in start..limit that is worth most, and its worth in tokens.
 
-    The worth of a length is its expected tokens less what the rate would have made of its time;
-    the draft's time is spent in any case. A global search, since verify costs are jagged.
+    The worth of a length is its expected tokens minus the rate times its verify time; the draft's
+    time is the same for all lengths. All lengths are compared, since verify costs have jumps.
 
     Args:
         survival: a_1..a_gamma.
-        costs: at this context.
+        costs: costs at the round's context length.
         rate: tokens per plain step's time.
         start: slots that are admitted already.
-        limit: slots at most.
+        limit: the most slots to verify.
     """
-    price = rate / costs.plain
+    tokens_per_ms = rate / costs.plain
     tokens = 1.0 + sum(survival[:start])
-    best, most = start, tokens - price * costs.verify[start]
+    best, best_worth = start, tokens - tokens_per_ms * costs.verify[start]
     for length in range(start + 1, limit + 1):
         tokens += survival[length - 1]
-        worth = tokens - price * costs.verify[length]
-        if worth > most:
-            best, most = length, worth
-    return best, most
+        worth = tokens - tokens_per_ms * costs.verify[length]
+        if worth > best_worth:
+            best, best_worth = length, worth
+    return best, best_worth
 
 
 def highest_rate(costs: Costs, limit: int) -> float:
-    """The rate if every draft survived, tokens per plain step's time: no text can do better."""
+    """The best rate if every draft survived, in tokens per plain step's time."""
     return max(
         (1 + length) * costs.plain / (costs.draft + costs.verify[length])
         for length in range(limit + 1)
@@ -115,10 +117,13 @@ def highest_rate(costs: Costs, limit: int) -> float:
 
 
 def long_run_rate(blocks: Sequence[Sequence[float]], costs: Costs) -> float:
-    """The best rate over blocks of known confidences, tokens per plain step's time.
+    """The best rate over blocks of known confidences, in tokens per plain step's time.
 
-    Found by repeated substitution (Dinkelbach): schedule every block for a rate, see what rate that
-    makes, and again.
+    Dinkelbach's method: schedule every block at a rate, compute the rate of that schedule, repeat.
+
+    Args:
+        blocks: confidences of each block, `[blocks][gamma]`.
+        costs: costs at the request's context length.
     """
     rate = 1.0
     for _ in range(_SUBSTITUTIONS):

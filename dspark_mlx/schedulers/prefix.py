@@ -1,4 +1,4 @@
-"""The paper's Algorithm 1: slots of all requests by survival, until throughput stops growing."""
+"""The paper's Algorithm 1: admits slots in order of survival until throughput stops growing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ def prefix_lengths(
 ) -> list[int]:
     """Verify lengths of a batch (paper, Algorithm 1).
 
-    The most likely next slot of any request is admitted while tokens per second grow; the first
-    that does not make them grow ends it. Survival falls along a block, so a request's slots come
-    in order, and none is looked at before its predecessors are admitted.
+    Of all requests' next slots, the one with the highest survival is admitted if tokens per second
+    grow; at the first slot that does not make them grow, the search ends. Survival falls along a
+    block, so a request's slots are admitted in order, and a slot is considered only after all slots
+    before it are admitted.
 
     Args:
         survival: a_1..a_gamma of every request.
-        rounds_per_second: SPS(B), of a round that verifies B rows in all, the anchors included.
+        rounds_per_second: SPS(B) for a round that verifies B rows in all, the anchors included.
     """
     lengths = [0] * len(survival)
     rows = len(survival)
@@ -49,7 +50,7 @@ class PrefixScheduler:
     """Algorithm 1 for one request at a time.
 
     Args:
-        profile: measured of the pair and device.
+        profile: speed profile of the pair on this device.
     """
 
     USAGE: ClassVar[str] = "prefix"
@@ -75,7 +76,7 @@ class PrefixScheduler:
 
 
 class PrefixPolicy:
-    """One request of `PrefixScheduler`; stopping early, it reads no later slot than it judges."""
+    """The policy of `PrefixScheduler` for one request; it reads no slot after the one it judges."""
 
     reads_confidence = True
 

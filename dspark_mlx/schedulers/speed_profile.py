@@ -1,6 +1,6 @@
-"""The speed profile: what a verify forward, a draft and a plain step cost, by width and context.
+"""The speed profile: costs of a verify forward, a draft and a plain step, by width and context.
 
-Numbers only; knows nothing of MLX, of how they were measured or of where they are kept.
+Numbers and their JSON file only; `profiling` measures profiles and stores them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _LONGEST_MS = 1e9
 
 @dataclass(frozen=True)
 class Costs:
-    """What a round's parts cost at one context length, milliseconds.
+    """Costs of a round's parts at one context length, in milliseconds.
 
     Attributes:
-        draft: drafting a block.
-        plain: a plain decoding step, the next one launched before it is read.
-        verify: `[rows - 1]`, a verify forward that gives at least so many rows: the cheapest among
-            the forwards of that width or more.
-        rows: `[rows - 1]`, how many rows that cheapest forward runs.
+        draft: cost of drafting a block.
+        plain: cost of a plain step; the next step starts before this one is read.
+        verify: cost of verifying `rows` rows, at index `rows - 1`: that of the cheapest forward of
+            this width or more.
+        rows: width of that cheapest forward, at index `rows - 1`.
     """
 
     draft: float
@@ -46,23 +46,23 @@ class Costs:
 
 @dataclass(frozen=True)
 class SpeedProfile:
-    """Medians measured of one pair on one device, milliseconds, as they came.
+    """Median times of one pair's forwards on one device, in milliseconds, not smoothed.
 
     Attributes:
-        name: what was measured, for messages.
-        key: `fingerprint` of what was measured; "" for a profile made by hand.
-        device: where it was measured.
-        contexts: cache lengths, ascending.
-        verify: `[context][width - 1]`, a forward of widths 1..n of one request.
-        draft: `[context]`, drafting a block.
-        plain: `[context]`, a plain step. The next one is launched before it is read, so it can be
-            cheaper than a verify forward of width 1.
-        batches: number of requests to `[width - 1]`, a forward of all of them at the middle
-            context; empty where the target's caches do not take several.
-        verify_spread: as `verify`, the quartiles' distance over the median; 1 where it was measured
-            too few times to know.
-        sampling: what sampling adds to a draft, to a forward's first row and to each further one;
-            zeros where it was not measured.
+        name: name of the pair, for messages.
+        key: `checkpoint.fingerprint` of what was measured; "" for a profile made by hand.
+        device: name of the device.
+        contexts: cache lengths that were measured, ascending.
+        verify: time of a verify forward of one request, `[context][width - 1]`.
+        draft: time to draft a block, `[context]`.
+        plain: time of a plain step, `[context]`. The next step starts before this one is read, so a
+            plain step can be cheaper than a verify forward of width 1.
+        batches: for a number of requests, the time of one forward over all of them at the middle
+            context, `[width - 1]`; empty when the target's caches do not support batches.
+        verify_spread: interquartile range of each `verify` time divided by its median, of the same
+            shape; 1 where there were too few repeats.
+        sampling: times that sampling adds to a draft, to a forward's first row and to each further
+            row; zeros when they were not measured.
     """
 
     name: str
@@ -79,12 +79,12 @@ class SpeedProfile:
 
     @property
     def widths(self) -> int:
-        """The largest width measured; all from 1 on are."""
+        """The largest width measured; every width from 1 to it was."""
         return len(self.verify[0])
 
     @property
     def noise(self) -> float:
-        """How much repeats of one forward differ: a context's median spread, of the worst one."""
+        """How much repeats of a forward differ: the largest median spread of a context."""
         return max(statistics.median(row) for row in self.verify_spread)
 
     @cached_property
@@ -101,10 +101,10 @@ class SpeedProfile:
         )
 
     def at(self, context: int) -> Costs:
-        """Costs at a cache length, which is rounded to a multiple of 64.
+        """Costs at a cache length, rounded to a multiple of 64.
 
-        Linear between the measured contexts and constant before the first. Beyond the last they
-        grow with the mean slope of all contexts, and never shrink.
+        They are linear between measured contexts and constant before the first. After the last one
+        they grow with the mean slope over all contexts, and never shrink.
         """
         bucket = (context + _BUCKET // 2) // _BUCKET
         costs = self._costs.get(bucket)
@@ -117,31 +117,31 @@ class SpeedProfile:
         columns = np.column_stack([self.draft, self.plain, self.verify])
         beyond = context - self.contexts[-1]
         if beyond > 0 and len(lengths) > 1:
-            # The longest baseline: the noise of two neighbours would be multiplied far out.
+            # First and last: a slope between neighbours would carry their noise far out.
             slope = (columns[-1] - columns[0]) / (lengths[-1] - lengths[0])
             row = columns[-1] + np.maximum(slope, 0) * beyond
         else:
             row = np.array([np.interp(context, lengths, column) for column in columns.T])
         draft, plain, *verify = row.tolist()
-        # The first minimum of what is left: of equally cheap widths the smallest.
+        # The cheapest width from each width on; of equally cheap widths the smallest.
         best = [i + int(np.argmin(verify[i:])) for i in range(len(verify))]
         rows = tuple(i + 1 for i in best)
         return Costs(draft, plain, tuple(verify[i] for i in best), rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        shown = [f.name for f in dataclasses.fields(self) if f.init]
-        values = {name: getattr(self, name) for name in shown}
+        """The profile as a JSON object, see `from_dict`."""
+        names = [f.name for f in dataclasses.fields(self) if f.init]
+        values = {name: getattr(self, name) for name in names}
         values["batches"] = {str(rows): row for rows, row in self.batches.items()}
         return {"format": FORMAT, "format_version": FORMAT_VERSION, **values}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: Path | str) -> SpeedProfile:
-        """Read what `to_dict` gave and JSON kept; `where` names it in errors.
+        """The profile in a JSON object from `to_dict`; `where` names its file in errors.
 
         Raises:
-            InputError: another format or version, a key missing, unknown or of the wrong type, a
-                shape that does not fit the others, a number that is no time.
+            InputError: the format or its version is another one, a key is missing, unknown or of
+                the wrong type, a shape contradicts the others, or a number is not a valid time.
         """
         values = untagged(where, data, FORMAT, FORMAT_VERSION)
         names = {f.name for f in dataclasses.fields(cls) if f.init}
@@ -178,7 +178,7 @@ def read_profile(path: Path) -> SpeedProfile:
     """The profile in a JSON file.
 
     Raises:
-        InputError: see `files.read_json` and `SpeedProfile.from_dict`.
+        InputError: the file is refused by `files.read_json` or `SpeedProfile.from_dict`.
     """
     return SpeedProfile.from_dict(read_json(path), path)
 
@@ -187,17 +187,17 @@ def write_profile(path: Path, profile: SpeedProfile) -> None:
     """Write a profile as JSON, atomically.
 
     Raises:
-        InputError: the file cannot be written there.
+        InputError: the file cannot be written.
     """
     try:
         write_json(path, profile.to_dict())
     except OSError as error:
-        found = f"no way to write there ({error.strerror})"
+        found = f"a path that cannot be written ({error.strerror})"
         raise InputError(path, found, "a writable file in an existing folder") from error
 
 
 def profile_table(profile: SpeedProfile) -> str:
-    """The profile as text, a line a context; `*` marks widths that a larger one undercuts."""
+    """The profile as text, one line per context; `*` marks widths dearer than a larger width."""
     lines = [profile.name, f"on {profile.device}; milliseconds of one request"]
     widths = "".join(f"{width:>8} " for width in range(1, profile.widths + 1))
     lines += [f"{'':>25}  rows verified", f"{'context':>9}{'draft':>8}{'plain':>8}  {widths}"]
@@ -217,6 +217,7 @@ def profile_table(profile: SpeedProfile) -> str:
 
 
 def _marked(verify: tuple[float, ...]) -> str:
+    """Times of widths 1..n as columns, `*` after each that is dearer than a larger width."""
     cheapest = [min(verify[i:]) for i in range(len(verify))]
     pairs = zip(verify, cheapest, strict=True)
     return "".join(f"{ms:>8.2f}{'*' if least < ms else ' '}" for ms, least in pairs)
@@ -236,7 +237,7 @@ def _contexts(value: object, where: str) -> tuple[int, ...]:
 
 
 def _times(value: object, count: int, where: str, *, zero: bool = False) -> tuple[float, ...]:
-    """Finite positive numbers (or 0 where `zero`), `count` of them."""
+    """A list of `count` finite positive numbers; 0 is allowed where `zero`."""
     if not isinstance(value, list) or len(value) != count:
         raise InputError(where, _shape(value), f"a list of {count} numbers")
     for item in value:

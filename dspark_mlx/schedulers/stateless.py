@@ -1,4 +1,4 @@
-"""What the schedulers share that learn nothing: each is its own policy, for every request."""
+"""Base of schedulers without per-request state: each serves as every request's policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import Policy, SchedulerKind
 
 
 class Stateless:
-    """Always drafts and learns nothing; a subclass says what it admits."""
+    """A scheduler and policy that always drafts and learns nothing; subclasses define `admit`."""
 
     needs_confidence = False
     reads_confidence = False
@@ -32,15 +32,15 @@ class Stateless:
 
 
 def number_after_colon(kind: type[SchedulerKind], argument: str, of: str) -> float:
-    """The number that a scheduler's name ends in.
+    """The number after the colon of a scheduler's name.
 
     Args:
         kind: the scheduler's class.
-        argument: the text behind the colon.
+        argument: the text after the colon.
         of: what is expected, for messages.
 
     Raises:
-        InputError: there is none, or it is no number.
+        InputError: the argument is missing or is not a number.
     """
     try:
         return float(argument)

@@ -1,4 +1,4 @@
-"""DeepSpec's evaluator rule: the block ends before the first slot below a fixed confidence."""
+"""DeepSpec's evaluator rule: verify up to the first slot whose confidence is below a threshold."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .stateless import Stateless, number_after_colon
 
 
 class ThresholdScheduler(Stateless):
-    """Admits a slot while its own confidence reaches `value`.
+    """Admits slots while their confidences are at least `value`.
 
     Args:
-        value: in [0, 1].
+        value: the least confidence, from 0 to 1.
 
     Raises:
-        InputError: outside that range.
+        InputError: the value is outside that range.
     """
 
     USAGE: ClassVar[str] = "threshold:VALUE"
