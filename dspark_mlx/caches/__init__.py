@@ -1,7 +1,7 @@
-"""The target's caches by mlx-lm's class: which of them roll back exactly, one file a kind.
+"""The target's caches: making them and rolling them back exactly.
 
-After `keep_rows(caches, width, n)` the next logits equal those of a fresh prefill of the committed
-tokens. A new kind is a file beside these and a line in `CACHES`.
+After `keep_rows`, the next logits equal those of a fresh prefill of the tokens that are kept. To
+add a kind of cache, add a class in a file beside this one and put it into `_KINDS`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ CACHES: dict[type, type[CacheKind]] = {kind.CACHE: kind for kind in _KINDS}
 
 
 def new_caches(model: nn.Module, where: object) -> list[Any]:
-    """Empty caches for one request.
+    """Empty caches for one request, one per layer of the target.
+
+    Args:
+        model: the target's model.
+        where: names the model in errors.
 
     Raises:
-        InputError: the model uses a cache that cannot be rolled back exactly here.
+        InputError: the model has a kind of cache that is not in `CACHES`.
     """
     caches = make_prompt_cache(model)
     for cache in caches:
@@ -36,17 +40,21 @@ def new_caches(model: nn.Module, where: object) -> list[Any]:
     return caches
 
 
-def keep_rows(caches: list[Any], width: int, n: int) -> None:
-    """Keep the first `n` of the last `width` rows, the ones a verify forward just wrote.
+def keep_rows(caches: list[Any], written: int, kept: int) -> None:
+    """Remove what the newest forward wrote into the caches, except its first rows.
 
-    At least one where a cache rotates: mlx-lm's own bookkeeping of a full window needs it.
+    Args:
+        caches: the target's caches.
+        written: number of rows that the forward wrote.
+        kept: how many of them to keep; at least 1 for a rotating cache, since mlx-lm's own state of
+            a full window needs one.
     """
-    if width == n:
+    if written == kept:
         return
     for cache in caches:
-        CACHES[type(cache)].drop(cache, width - n)
+        CACHES[type(cache)].drop(cache, written - kept)
 
 
 def cache_arrays(caches: list[Any]) -> list[mx.array]:
-    """Every array the caches hold, for evaluation after a prefill chunk."""
+    """Every array that the caches hold, to be evaluated after a prefill chunk."""
     return [a for cache in caches if not cache.empty() for a in CACHES[type(cache)].arrays(cache)]

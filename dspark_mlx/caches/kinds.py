@@ -1,4 +1,4 @@
-"""What the decode loop asks of a kind of cache."""
+"""The interface of a kind of cache."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import mlx.core as mx
 
 
 class CacheKind(Protocol):
-    """How one of mlx-lm's caches is cut back and looked into.
+    """Functions on the objects of one of mlx-lm's cache classes.
 
     Attributes:
-        CACHE: mlx-lm's class.
+        CACHE: mlx-lm's cache class.
     """
 
     CACHE: ClassVar[type]
 
     @staticmethod
     def drop(cache: Any, rows: int) -> None:
-        """Take the last rows out, which one forward over at least as many has just written."""
+        """Remove the last `rows` rows, all of which the newest forward wrote."""
         ...
 
     @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
-        """Every array that a cache which is not empty holds."""
+        """Every array of a cache that is not empty."""
         ...

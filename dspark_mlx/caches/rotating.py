@@ -1,4 +1,4 @@
-"""Caches of a sliding window: the newest positions only."""
+"""Caches of sliding-window layers, which hold the newest positions only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mlx_lm.models.cache import RotatingKVCache
 
 
 class RotatingCache:
-    """Keys and values of a window's positions."""
+    """Keys and values of the window's positions."""
 
     CACHE: ClassVar[type] = RotatingKVCache
 
@@ -17,9 +17,10 @@ class RotatingCache:
     def drop(cache: Any, rows: int) -> None:
         """See `CacheKind.drop`.
 
-        A forward over several rows leaves them last, in order, behind at least max_size - 1 older
-        ones, so cutting them off loses nothing that the window still covers. mlx-lm's `trim` only
-        moves the write position, which is wrong once the window has wrapped.
+        After a forward over several rows, mlx-lm's cache holds these rows last and in order, after
+        at least max_size - 1 older ones. So cutting them off removes nothing that the window still
+        covers. mlx-lm's `trim` only moves the write position, which is wrong once the window has
+        wrapped around.
         """
         assert cache.keys is not None and cache._idx == cache.keys.shape[2]
         cache.keys = cache.keys[..., :-rows, :]

@@ -1,4 +1,4 @@
-"""Caches that mlx-lm's own `trim` cuts back exactly: plain and quantised keys and values."""
+"""Caches that mlx-lm's own `trim` rolls back exactly: plain and quantised keys and values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PlainCache:
 
 
 class QuantizedCache(PlainCache):
-    """The same, each as packed numbers, scales and biases."""
+    """Quantised keys and values of all positions, each as packed numbers, scales and biases."""
 
     CACHE: ClassVar[type] = QuantizedKVCache
 

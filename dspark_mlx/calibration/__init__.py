@@ -1,1 +1,1 @@
-"""Calibration of confidences (paper, section 3.2.1) and what it is judged by."""
+"""Calibration of confidences (paper, section 3.2.1) and the metrics that judge it."""

@@ -1,8 +1,8 @@
-"""A drafter's calibrations by sampling temperature, and calibration.json, which holds them.
+"""A drafter's calibrations by sampling temperature, and the file calibration.json.
 
-The hotter a request samples, the fewer of its drafts survive, and the confidence head knows nothing
-of temperatures. So each has a fit of its own, and a request between two of them gets what lies
-between.
+The higher a request's temperature, the fewer of its drafts survive, but the confidence head does
+not know the temperature. So each temperature has a fit of its own, and a request between two fitted
+temperatures gets an interpolated calibration.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .sts import Calibration
 FILE = "calibration.json"
 FORMAT = "dspark_mlx.calibration"
 FORMAT_VERSION = 2
-# Held one fit, of greedy rounds, without a sampling temperature.
+# Version 1 held a single fit, of greedy rounds, without a sampling temperature.
 _GREEDY_VERSION = 1
 
 _FIELDS = sorted(field.name for field in dataclasses.fields(Calibration))
@@ -30,11 +30,11 @@ _FIELDS = sorted(field.name for field in dataclasses.fields(Calibration))
 
 @dataclass(frozen=True)
 class Calibrations:
-    """See the module.
+    """A drafter's calibrations by sampling temperature.
 
     Attributes:
-        by_temperature: sampling temperature, 0 for greedy, to the fit of rounds sampled at it; at
-            least one, all of as many slots.
+        by_temperature: maps a sampling temperature, 0 for greedy, to the calibration fitted on
+            rounds sampled at it. There is at least one; all have the same number of slots.
     """
 
     by_temperature: Mapping[float, Calibration]
@@ -45,9 +45,10 @@ class Calibrations:
         return next(iter(self.by_temperature.values())).gamma
 
     def at(self, temperature: float) -> Calibration:
-        """The calibration of a request: linear between the two nearest fits, constant beyond.
+        """The calibration of a request with a sampling temperature.
 
-        A single fit, whatever it was made of, is every request's.
+        It is linear between the two nearest fits and constant beyond the first and the last. A
+        single fit serves every temperature.
         """
         known = sorted(self.by_temperature)
         below = max((t for t in known if t <= temperature), default=known[0])
@@ -58,7 +59,7 @@ class Calibrations:
 
 
 def write_calibrations(folder: Path, calibrations: Calibrations) -> Path:
-    """Write calibration.json beside a drafter's config.json; returns its path."""
+    """Write calibration.json into a drafter's folder and return its path."""
     fits = [
         {"sampling_temperature": temperature, **dataclasses.asdict(fitted)}
         for temperature, fitted in sorted(calibrations.by_temperature.items())
@@ -69,11 +70,15 @@ def write_calibrations(folder: Path, calibrations: Calibrations) -> Path:
 
 
 def read_calibrations(folder: Path, gamma: int) -> Calibrations | None:
-    """The calibrations beside a drafter whose blocks have `gamma` slots; None without any.
+    """The calibrations in a drafter's folder; None when it has no calibration.json.
+
+    Args:
+        folder: the drafter's folder.
+        gamma: slots of the drafter's blocks.
 
     Raises:
-        InputError: another format or version, a key missing or unknown, another number of slots,
-            two fits of one temperature, or a value out of range.
+        InputError: the format or its version is another one, a key is missing or unknown, the
+            number of slots is not `gamma`, a temperature has two fits, or a value is out of range.
     """
     path = folder / FILE
     if not path.exists():
@@ -128,14 +133,14 @@ def _numbers(path: Path, name: str, values: object, count: int) -> tuple[float, 
 
 
 def _between(low: Calibration, high: Calibration, share: float) -> Calibration:
-    """`share` of the way from one fit to the other, number by number."""
+    """The interpolated calibration (1 - share) * low + share * high, number by number."""
 
     def mixed(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
         return tuple((1 - share) * x + share * y for x, y in zip(a, b, strict=True))
 
     nearest = low if share < 0.5 else high
     typical = nearest.typical
-    # Both are ordered by promise, so that each is mixed with its like.
+    # Both lists are ordered by expected accepted tokens, so blocks of the same rank are mixed.
     if len(low.typical) == len(high.typical):
         typical = tuple(map(mixed, low.typical, high.typical))
     (persistence,) = mixed((low.persistence,), (high.persistence,))

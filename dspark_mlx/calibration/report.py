@@ -1,4 +1,4 @@
-"""A calibration judged slot by slot: ECE and AUC of the survival, before and after."""
+"""ECE and AUC of each slot's survival, before and after calibration."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .sts import Calibration, check_logits, identity, survives
 
 @dataclass(frozen=True)
 class SlotReport:
-    """Survival of one slot, as the raw confidences (before) and the calibrated ones (after) see it.
+    """How well one slot's survival is predicted, before and after calibration.
 
     Attributes:
-        slot: from 1 to gamma.
-        ece_before, ece_after: expected calibration error.
+        slot: number of the slot, from 1 to gamma.
+        ece_before, ece_after: expected calibration error of the survival.
         auc_before, auc_after: area under the ROC curve; nan when every label is the same.
         predicted_before, predicted_after: mean predicted survival.
-        observed: share of the blocks whose first `slot` tokens the target takes, or its chance.
+        observed: share of blocks whose first `slot` tokens the target accepts, or the mean of its
+            known chances.
     """
 
     slot: int
@@ -37,7 +38,7 @@ class SlotReport:
 def slot_reports(
     logits: npt.ArrayLike, accepted: npt.ArrayLike, calibration: Calibration
 ) -> list[SlotReport]:
-    """Before and after, slot by slot; arguments as for `fit`."""
+    """The reports of all slots; `logits` and `accepted` are those of `sts.fit`."""
     labels = survives(accepted, check_logits(logits, calibration.gamma))
     before = identity(calibration.gamma).survival(logits)
     after = calibration.survival(logits)
@@ -57,7 +58,7 @@ def slot_reports(
 
 
 def report_table(rows: list[SlotReport]) -> str:
-    """The report as text: a line per slot, then the means over the slots."""
+    """The reports as text: a line per slot, then the means over the slots."""
     fields = [field.name for field in dataclasses.fields(SlotReport)][1:]
     values = np.array([[getattr(row, name) for name in fields] for row in rows])
     names = [str(row.slot) for row in rows]

@@ -1,7 +1,7 @@
 """Calibration of the confidence head by sequential temperature scaling (paper section 3.2.1).
 
-NumPy only: knows recorded log-odds and accepted counts, nothing of models. Slots are the tokens of
-a block, 1..gamma; the survival a_k of slot k is the product of the confidences c_1..c_k.
+The input is recorded confidence logits and accepted counts, as NumPy arrays. A block has slots
+1..gamma; the survival a_k of slot k is the product of the confidences c_1..c_k.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .metrics import ece
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# Symmetric in log T, with 1 exactly in the middle.
+# The temperatures searched are symmetric in log T, with 1 exactly in the middle.
 _HALF = np.geomspace(1.0, 5.0, 101)
 GRID = np.concatenate([1 / _HALF[:0:-1], _HALF])
 FLAT = 0.1
@@ -33,10 +33,10 @@ class Calibration:
         temperatures: T_k; slot k's confidence is c_k = sigmoid(z_k / T_k).
         rounds: recorded rounds it was fitted on; 0 for the identity.
         means: mean calibrated confidence of each slot.
-        persistence: how much of slot k's deviation from its mean slot k + 1 keeps, from 0 to 1;
-            c_{k+1} is expected at means[k+1] + persistence * (c_k - means[k]).
-        typical: calibrated confidences of a few recorded blocks, from the least to the most
-            promising: what a request's blocks may be like before the first one is seen.
+        persistence: share of slot k's deviation from its mean that slot k + 1 is expected to keep,
+            from 0 to 1: c_{k+1} is expected at means[k+1] + persistence * (c_k - means[k]).
+        typical: calibrated confidences of a few recorded blocks, ascending by expected accepted
+            tokens; schedulers expect such blocks before a request's first round.
     """
 
     temperatures: tuple[float, ...]
@@ -51,11 +51,11 @@ class Calibration:
         return len(self.temperatures)
 
     def at(self, temperature: float) -> Calibration:
-        """Itself: made of one kind of rounds, it is the same for every sampling temperature."""
+        """This calibration itself, so that it can stand in for `Calibrations`."""
         return self
 
     def probabilities(self, logits: npt.ArrayLike) -> Array:
-        """Calibrated confidences.
+        """Calibrated confidences c_k.
 
         Args:
             logits: confidence logits, `[n, gamma]`.
@@ -64,35 +64,35 @@ class Calibration:
             float64 `[n, gamma]`, each the chance that a slot survives given that its prefix did.
 
         Raises:
-            InputError: another shape, or a value that is not finite.
+            InputError: the shape is another one, or a value is not finite.
         """
         return _sigmoid(check_logits(logits, self.gamma) / np.array(self.temperatures))
 
     def survival(self, logits: npt.ArrayLike) -> Array:
-        """a_k for every round and slot: confidence logits `[n, gamma]` to float64 `[n, gamma]`."""
+        """Survival a_k of every round and slot: logits `[n, gamma]` to float64 `[n, gamma]`."""
         return np.cumprod(self.probabilities(logits), axis=1)
 
 
 def identity(gamma: int) -> Calibration:
-    """The confidence head as it is; each slot is expected to be as sure as the one before."""
+    """A calibration that changes no confidence, and expects each to equal the one before."""
     half = (0.5,) * gamma
     return Calibration((1.0,) * gamma, 0, half, 1.0, (half,))
 
 
 def fit(logits: npt.ArrayLike, accepted: npt.ArrayLike) -> Calibration:
-    """Sequential temperature scaling (paper section 3.2.1).
+    """The calibration of recorded rounds by sequential temperature scaling (paper section 3.2.1).
 
-    Slot by slot from the left, the temperatures before it fixed, a grid search over T_k looks for
-    the least expected calibration error of the survival a_k. Errors less than FLAT / sqrt(n) above
-    the least (a fifth of the largest standard error of a frequency in n rounds) count as equal to
-    it; of equal ones the T_k nearest to 1 (in log T) is taken, the hotter of two as near.
+    From slot 1 to gamma, with the temperatures of earlier slots fixed, a grid search finds the T_k
+    with the least expected calibration error of the survival a_k. Errors at most FLAT / sqrt(n)
+    above the least count as equal to it (a fifth of the largest standard error of a frequency in n
+    rounds). Of equal ones the T_k nearest to 1 in log T is taken; of two as near, the larger.
 
     Args:
         logits: confidence logits, `[n, gamma]`.
-        accepted: what became of each block, see `survives`.
+        accepted: accepted counts or chances, see `survives`.
 
     Raises:
-        InputError: no rounds, shapes that do not fit, or values out of range.
+        InputError: there are no rounds, the shapes do not agree, or values are out of range.
     """
     z = check_logits(logits)
     labels = survives(accepted, z)
@@ -112,12 +112,12 @@ def fit(logits: npt.ArrayLike, accepted: npt.ArrayLike) -> Calibration:
 
 
 def _sigmoid(x: Array) -> Array:
-    # By tanh, which does not overflow.
+    # tanh does not overflow, unlike exp.
     return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
 def _persistence(confidence: Array) -> float:
-    """Least-squares slope of slot k + 1's deviation on slot k's, pooled, kept within [0, 1]."""
+    """Slope of slot k + 1's deviation on slot k's, least squares over all slots, within [0, 1]."""
     deviation = confidence - confidence.mean(axis=0)
     square = float((deviation[:, :-1] ** 2).sum())
     if square == 0:
@@ -126,7 +126,7 @@ def _persistence(confidence: Array) -> float:
 
 
 def _typical(confidence: Array) -> tuple[tuple[float, ...], ...]:
-    """The blocks in the middle of equal shares of all, ordered by expected accepted tokens."""
+    """Quantiles of the blocks by expected accepted tokens: `TYPICAL` of them, ascending."""
     order = np.argsort(np.cumprod(confidence, axis=1).sum(axis=1), kind="stable")
     middles = (np.arange(TYPICAL) + 0.5) * len(order) / TYPICAL
     blocks = confidence[order[middles.astype(np.int64)]]
@@ -137,7 +137,7 @@ def check_logits(logits: npt.ArrayLike, gamma: int | None = None) -> Array:
     """Confidence logits as float64 `[rounds, gamma]`.
 
     Raises:
-        InputError: another shape, or a value that is not finite.
+        InputError: the shape is another one, or a value is not finite.
     """
     z = np.asarray(logits, dtype=np.float64)
     if z.ndim != 2 or 0 in z.shape or gamma not in (None, z.shape[1]):
@@ -151,31 +151,31 @@ def check_logits(logits: npt.ArrayLike, gamma: int | None = None) -> Array:
 
 
 def survives(accepted: npt.ArrayLike, logits: Array) -> Array:
-    """Whether the first k tokens were all taken, or the chance of it, float64 `[n, gamma]`.
+    """Labels of the survival: whether the first k tokens were accepted, float64 `[n, gamma]`.
 
     Args:
-        accepted: tokens of each block that the target takes, integers `[n]` from 0 to gamma; or the
-            chance that it takes the first k, `[n, gamma]`.
-        logits: of the same rounds, `[n, gamma]`.
+        accepted: accepted tokens of each block, integers `[n]` from 0 to gamma; or known chances
+            that the first k tokens are accepted, `[n, gamma]`, which are returned as they are.
+        logits: confidence logits of the same rounds, `[n, gamma]`.
 
     Raises:
-        InputError: counts or chances of another number than the rounds, or out of range.
+        InputError: the shape does not agree with `logits`, or a value is out of range.
     """
     found, (n, gamma) = np.asarray(accepted), logits.shape
     if found.ndim == 2:
         chances = found.astype(np.float64)
         if chances.shape != (n, gamma):
-            where = f"shape {list(chances.shape)}"
-            raise InputError("chances", where, f"shape [{n}, {gamma}]")
+            shape = f"shape {list(chances.shape)}"
+            raise InputError("chances", shape, f"shape [{n}, {gamma}]")
         # Written so that NaN, which compares as false, is refused too.
         if not ((chances >= 0) & (chances <= 1)).all():
-            where = f"chances from {chances.min()} to {chances.max()}"
-            raise InputError("chances", where, "numbers from 0 to 1")
+            range_ = f"chances from {chances.min()} to {chances.max()}"
+            raise InputError("chances", range_, "numbers from 0 to 1")
         return chances
     if found.shape != (n,) or not np.issubdtype(found.dtype, np.integer):
-        where = f"{found.dtype} of shape {list(found.shape)}"
-        raise InputError("accepted counts", where, f"integers of shape [{n}]")
+        shape = f"{found.dtype} of shape {list(found.shape)}"
+        raise InputError("accepted counts", shape, f"integers of shape [{n}]")
     if found.min() < 0 or found.max() > gamma:
-        where = f"counts from {found.min()} to {found.max()}"
-        raise InputError("accepted counts", where, f"counts from 0 to {gamma}")
+        range_ = f"counts from {found.min()} to {found.max()}"
+        raise InputError("accepted counts", range_, f"counts from 0 to {gamma}")
     return (found[:, None] > np.arange(gamma)).astype(np.float64)
