@@ -1,1 +1,1 @@
-"""Targets: any mlx-lm model, made to show its hidden states; family files only where needed."""
+"""Targets: mlx-lm models whose forward also gives hidden states, the taps."""

@@ -1,4 +1,4 @@
-"""Whether a drafter was made for a target of these sizes."""
+"""Checks that a drafter's sizes are those of its target."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ def check_pair(
 ) -> None:
     """Refuse a drafter that was made for another target.
 
+    Args:
+        config: the drafter's configuration.
+        drafter: names the drafter in errors.
+        target: the target.
+        target_name: names the target in errors.
+
     Raises:
-        InputError: vocabulary, width or depth differ.
+        InputError: vocabulary size, hidden size or number of layers differ.
     """
-    pairs = [
+    sizes = [
         ("vocabulary", config.vocab_size, target.vocab_size),
         ("hidden size", config.target_hidden_size, target.hidden_size),
         ("number of layers", config.target_num_layers or target.num_layers, target.num_layers),
     ]
-    for what, made_for, there in pairs:
-        if made_for != there:
+    for what, made_for, actual in sizes:
+        if made_for != actual:
             found = f"a drafter for a target of {what} {made_for}"
             hint = f"The target is {target_name}."
-            raise InputError(drafter, found, f"one for {what} {there}", hint)
+            raise InputError(drafter, found, f"one for {what} {actual}", hint)
     shared = not (config.owns_embedding and config.owns_head)
     if shared and config.hidden_size != target.hidden_size:
         found = f"hidden size {config.hidden_size} without an embedding and head of its own"

@@ -1,6 +1,7 @@
-"""A target's folder to mlx-lm's model: the only place that calls its loader.
+"""Opens a target's folder as mlx-lm's model; no other module calls mlx-lm's loader.
 
-What it reads is checked first, and what it raises becomes one InputError that names the folder.
+The files are checked before mlx-lm reads them, and its exceptions become one InputError that names
+the folder.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..checkpoint.size_limits import check_sizes
 from ..errors import InputError
 from ..system.files import read_json
 
-# What Python, MLX, mlx-lm and transformers raise for a checkpoint that contradicts itself.
+# Exceptions of Python, MLX, mlx-lm and transformers for a checkpoint that contradicts itself.
 REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -42,16 +43,16 @@ REFUSALS = (
 )
 _OBJECTS = ("text_config", "quantization", "quantization_config")
 _DRAFTERS = ("fc.weight", "model.fc.weight")
-# Of other software's; mlx-lm reads how weights are quantised there.
+# mlx-lm reads end tokens and other software's description of quantised weights in these files.
 _BESIDE = ("generation_config.json", "hf_quant_config.json")
 
 
 def open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A target's model, its weights not read yet, and its configuration as mlx-lm completes it.
+    """A target's model, whose weights are not read yet, and its config as mlx-lm completes it.
 
     Raises:
-        InputError: no target, a damaged one, one with code of its own, or one that mlx-lm cannot
-            load.
+        InputError: the folder is not a target, is damaged, has code of its own, or cannot be loaded
+            by mlx-lm.
     """
     where = folder / "config.json"
     config = read_json(where)
@@ -81,17 +82,17 @@ def open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def refusal(folder: Path, error: BaseException) -> InputError:
-    """What mlx-lm raised for a folder, as the one error."""
+    """The InputError for an exception that mlx-lm raised on a folder."""
     reason = f"{type(error).__name__}: {error}"
     found = f"a checkpoint that mlx-lm cannot load ({reason})"
     return InputError(folder, found, "one that mlx-lm loads")
 
 
 def evaluate(model: nn.Module, folder: Path) -> None:
-    """Read the weights of an opened model, one at a time, and look at each.
+    """Read the weights of an opened model, one at a time, and check that all are finite.
 
     Raises:
-        InputError: NaN or infinity; of quantised weights the scales and biases are looked at.
+        InputError: a weight holds NaN or infinity, or a quantised weight's scales or biases do.
     """
     try:
         for name, array in tree_flatten(model.parameters()):
@@ -106,10 +107,11 @@ def evaluate(model: nn.Module, folder: Path) -> None:
 def _as_mlx_lm_reads(
     folder: Path, config: dict[str, Any], headers: dict[str, TensorHeader]
 ) -> Iterator[Path]:
-    """A folder of links to the checkpoint's files, under the names that mlx-lm looks for.
+    """A temporary folder of links to the checkpoint's files, under names that mlx-lm finds.
 
-    It takes `model*.safetensors` only, none in a folder whose path has glob characters, and no
-    config.json with a byte-order mark. Its arrays keep their files open, so that the links may go.
+    mlx-lm finds only `model*.safetensors`, finds no file under a path with glob characters, and
+    cannot read a config.json with a byte-order mark. MLX's arrays keep their files open, so the
+    links can be removed before the weights are read.
     """
     with tempfile.TemporaryDirectory(prefix="dspark-mlx-") as name:
         view = Path(name)
@@ -124,9 +126,10 @@ def _as_mlx_lm_reads(
 
 
 def _check_types(model: nn.Module, headers: dict[str, TensorHeader], folder: Path) -> None:
-    """Refuse FP8 or integer weights in a layer that takes them for numbers.
+    """Refuse FP8 or integer weights in a layer that would compute with them as plain numbers.
 
-    MLX reads FP8 as bytes, and no layer minds: a quantisation that its config does not declare.
+    MLX reads FP8 as bytes, and layers compute with bytes without an error. Such weights belong to a
+    quantisation that config.json does not declare.
     """
     for path, module in model.named_modules():
         if "scales" in module or "weight_scale" in module:

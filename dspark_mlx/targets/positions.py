@@ -1,4 +1,4 @@
-"""How many positions a target was made for, as configs say it, and what a request hears of them."""
+"""The number of positions that a target was made for, and the warning when a text fills them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from ..numbers import plain, shown
 from ..types import Round
 
 _KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
-# Kinds whose `factor` lengthens the context; the others keep it.
+# Kinds of rope scaling whose `factor` lengthens the context; other kinds keep it.
 _LENGTHENING = ("linear", "dynamic", "yarn", "deepseek_yarn", "telechat3-yarn", "llama3",
     "longrope", "su")  # fmt: skip
 _ORIGINAL = "original_max_position_embeddings"
 
 
 def max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
-    """Positions the target was made for; None when its config does not say.
+    """The number of positions that a target was made for; None when its config does not say.
 
-    A scaled context counts scaled: `factor` times `original_max_position_embeddings`, or times
-    `max_position_embeddings` where no original length is given (vLLM reads configs likewise).
-    Configs that give the scaled length themselves are taken at their word.
+    With rope scaling it is `factor` times `original_max_position_embeddings`, or times
+    `max_position_embeddings` when the config gives no original length, as in vLLM. A config whose
+    own `max_position_embeddings` is larger is believed.
 
     Args:
-        folder: the target's, for errors. config: its config.json.
+        folder: the target's folder, for errors.
+        config: its config.json.
 
     Raises:
-        InputError: a length that is no positive whole number.
+        InputError: a length is not a positive whole number.
     """
     text = config.get("text_config")
     for values in (config, text if isinstance(text, Mapping) else {}):
@@ -53,7 +54,7 @@ def _scaled(config: Mapping[str, Any], length: int) -> int:
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     if not isinstance(scaling, Mapping):
         return length
-    # Gemma 3's length has the scaling in it, without saying what it was.
+    # Gemma 3's length includes the scaling already, without saying so.
     if str(config.get("model_type")).startswith("gemma3"):
         return length
     kind = scaling.get("type") or scaling.get("rope_type")
@@ -78,12 +79,13 @@ def _number(value: object) -> float | None:
 def said_when_cut(
     rounds: Iterator[Round], limit: int, asked: int, stop_tokens: Collection[int]
 ) -> Generator[Round, None, None]:
-    """The rounds; a warning where a text ends because the target has no position left.
+    """The rounds, with a warning when a text ends because the target has no position left.
 
     Args:
-        rounds: of one request.
-        limit: tokens that fit. asked: the request's `max_tokens`, more.
-        stop_tokens: a text that ends with one of them was not cut.
+        rounds: the rounds of one request.
+        limit: number of tokens that the target has positions for.
+        asked: the request's `max_tokens`, which is more than `limit`.
+        stop_tokens: ids that end a text by themselves, without a warning.
     """
     count = 0
     with contextlib.ExitStack() as stack:

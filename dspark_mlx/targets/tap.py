@@ -1,7 +1,7 @@
-"""Taps: an mlx-lm model's own forward, with the outputs of chosen layers recorded on the way.
+"""Taps: records the outputs of chosen layers during an mlx-lm model's own forward.
 
-Only the layer objects of that one instance change: each becomes an instance of a subclass of its
-own class whose call records its output. No logit is computed anywhere but in the model's forward.
+A tapped layer object becomes an instance of a subclass of its class, whose call records its output.
+Other models and the class itself do not change. All logits come from the model's own forward.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ class Target:
         where: names the model in errors.
 
     Attributes:
-        where: see above.
-        turns: held by whoever runs or changes the model, shared by all targets of it.
-        num_layers: depth. hidden_size: width of a tap. vocab_size: rows of the embedding.
+        where: names the model in errors.
+        turns: the lock to hold while the model runs or changes; all targets of a model share it.
+        num_layers: number of the model's layers.
+        hidden_size: width of a tap.
+        vocab_size: rows of the embedding table.
 
     Raises:
-        InputError: a tap is not a layer of this model, its layers are tapped already, or no single
-            embedding table is found.
+        InputError: a tap is not a layer of this model, its layers are tapped already, or it does
+            not have exactly one embedding table.
     """
 
     def __init__(self, model: nn.Module, taps: Iterable[int], where: object) -> None:
@@ -53,7 +55,7 @@ class Target:
         self._tied = own_head is None
         self._head_module = self._embedding if own_head is None else own_head
         self._taps = tuple(taps)
-        # Shared by all targets of one model, as is what each layer call records.
+        # All targets of one model share this set, the recorded taps and the tapped layers.
         self._every = set(self._taps)
         self._recorded: dict[int, mx.array] = {}
         self._tapped: list[tuple[nn.Module, type, type]] = []
@@ -63,7 +65,7 @@ class Target:
         self._attach(where)
 
     def sharing(self, taps: Iterable[int], where: object) -> Target:
-        """The same model with other taps, for a second drafter; closing either closes both.
+        """A target of the same model with other taps; closing either of them closes both.
 
         Args:
             taps, where: see `Target`.
@@ -82,10 +84,10 @@ class Target:
         return other
 
     def __call__(self, tokens: mx.array, caches: list[Any]) -> tuple[mx.array, list[mx.array]]:
-        """The model's own forward over int `[rows]` new tokens.
+        """Run the model's own forward over new tokens, int `[rows]`.
 
         Returns:
-            Logits `[rows, vocabulary]` and, tap by tap in the order given, `[rows, hidden]`.
+            Logits `[rows, vocabulary]`, and one `[rows, hidden]` per tap in the order of `taps`.
 
         Raises:
             InputError: the target was closed.
@@ -96,21 +98,21 @@ class Target:
         return logits.squeeze(0), [tap.squeeze(0) for tap in taps]
 
     def embed(self, tokens: mx.array) -> mx.array:
-        """Rows of the embedding table as stored: int `[n]` to `[n, hidden]`, no scaling."""
+        """Rows of the embedding table without the model's scale: int `[n]` to `[n, hidden]`."""
         return self._embedding(tokens)
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """The output matrix alone, no scale or softcap: `[n, hidden]` to `[n, vocabulary]`."""
+        """The output matrix without scale or softcap: `[n, hidden]` to `[n, vocabulary]`."""
         return self._embedding.as_linear(hidden) if self._tied else self._head_module(hidden)
 
     def record(self, tokens: mx.array) -> tuple[list[mx.array], mx.array]:
-        """Taps of whole texts, and what their output matrix would read; no logit is computed.
+        """Taps of whole texts, and the output matrix's input; no logits are evaluated.
 
         Args:
-            tokens: int `[batch, length]`; a text shorter than the others is padded at its end.
+            tokens: int `[batch, length]`; shorter texts are padded at their end.
 
         Returns:
-            Tap by tap `[batch, length, hidden]`, and the output matrix's input, shaped the same.
+            One `[batch, length, hidden]` per tap, and the output matrix's input of the same shape.
 
         Raises:
             InputError: the model's forward does not call its output matrix.
@@ -131,7 +133,7 @@ class Target:
 
     @property
     def head(self) -> Matrix | None:
-        """The output matrix as it is stored; None where it is not one that `Matrix` can hold."""
+        """The output matrix as stored; None when it has a bias or `Matrix` cannot hold it."""
         module = self._head_module
         quantized = hasattr(module, "scales")
         if "bias" in module or (quantized and getattr(module, "mode", "affine") != "affine"):
@@ -142,11 +144,11 @@ class Target:
 
     @property
     def dtype(self) -> mx.Dtype:
-        """The type of its hidden states."""
+        """The type of the model's hidden states."""
         return self.embed(mx.array([0])).dtype
 
     def close(self) -> None:
-        """Give the layers their own classes back; requests still running end with an error."""
+        """Remove the taps from the model; requests that still run end with an error."""
         with self.turns:
             for layer, original, _ in self._tapped:
                 layer.__class__ = original
@@ -154,7 +156,7 @@ class Target:
 
     @contextlib.contextmanager
     def untapped(self) -> Iterator[None]:
-        """The bare model for the length of the block, in which other threads wait for it."""
+        """Remove the taps while the block runs; other threads wait for the model meanwhile."""
         with self.turns:
             self.close()
             try:
@@ -164,7 +166,7 @@ class Target:
                     layer.__class__ = tapped
 
     def _take(self) -> list[mx.array]:
-        """What the last forward recorded of its own taps; nothing of others is kept alive."""
+        """This target's taps of the last forward; all recorded arrays are released."""
         if not self._recorded.keys() >= set(self._taps):
             raise InputError(self.where, "a target that was closed", "one that is open")
         recorded = [self._recorded[tap] for tap in self._taps]
@@ -177,7 +179,7 @@ class Target:
             raise InputError(where, f"{self.num_layers} layers", f"layers to tap at {outside}")
 
     def _attach(self, where: object) -> None:
-        # The embedding output, after whatever the family does to it, is what enters layer 0.
+        # The input of layer 0 is the embedding output, after the family's scaling or norm.
         indices = {max(tap, 0) for tap in self._every}
         if any(getattr(type(self._layers[i]), "_tapped", False) for i in indices):
             raise InputError(where, "a model that is tapped already", "one Target per model")
@@ -200,7 +202,7 @@ def _tapped_class(
             recorded[-1] = x
         result = call(self, x, *args, **kwargs)
         if output:
-            # Some families return the hidden state first among other things.
+            # Layers of some families return a tuple that begins with the hidden state.
             recorded[index] = result[0] if isinstance(result, tuple) else result
         return result
 
@@ -220,11 +222,12 @@ def _recording_head(original: Any, tied: bool, recorded: list[mx.array]) -> type
 
 
 def check_taps(model: nn.Module, target: Target, untapped: mx.array, where: object) -> None:
-    """Refuse a family whose taps change a logit or record something else than one row a token.
+    """Refuse a model whose taps change its logits or do not have one row per token.
 
     Args:
-        model: the target's model. target: it, tapped.
-        untapped: logits of `probe_logits(model)` before it was tapped.
+        model: the target's model.
+        target: the tapped target of this model.
+        untapped: `probe_logits(model)` from before the model was tapped.
         where: names the model in errors.
 
     Raises:
@@ -243,30 +246,30 @@ def check_taps(model: nn.Module, target: Target, untapped: mx.array, where: obje
 
 
 PROBE = mx.array([[0, 1, 2, 3, 5]])
-"""A short text of token ids that every vocabulary has."""
+"""A short text of token ids that every vocabulary has, int `[1, 5]`."""
 
 
 def probe_logits(model: nn.Module) -> mx.array:
-    """Logits of a few fixed tokens, without a cache."""
+    """Logits of `PROBE`, `[1, 5, vocabulary]`, computed without a cache."""
     return model(PROBE)
 
 
 def check_logits(logits: mx.array, where: object) -> None:
-    """Refuse a model that nothing can be decoded with.
+    """Refuse a model with logits that no token can be chosen from.
 
     Args:
-        logits: see `probe_logits`.
+        logits: the model's `probe_logits`.
         where: names the model in errors.
 
     Raises:
-        InputError: a row is NaN, infinite, or all -inf.
+        InputError: a row has NaN or +inf, or is all -inf.
     """
     if not finite_rows(logits).all().item():
         raise not_finite_error(where, "for a few fixed tokens")
 
 
 def not_finite_error(where: object, tokens: str) -> InputError:
-    """The error of a model whose logits are not finite for these tokens."""
+    """The error for a model whose logits are not finite; `tokens` says for which tokens."""
     found = f"logits that are not finite {tokens}"
     hint = "Weights may be damaged, or overflow in their precision; float32 holds more."
     return InputError(where, found, "finite numbers", hint)
@@ -282,7 +285,7 @@ def _find_embedding(model: nn.Module, where: object) -> Any:
 
 
 def _find_head(model: nn.Module, embedding: Any) -> Any:
-    """The output matrix's own module; None where it is the embedding table."""
+    """The output matrix's module; None when the output matrix is the embedding table."""
     rows, _ = _embedding_shape(embedding)
     for name, module in model.named_modules():
         named = name.rsplit(".", 1)[-1] in _HEAD_NAMES

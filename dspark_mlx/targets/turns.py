@@ -1,4 +1,4 @@
-"""What requests share that run at once: turns at a model, and its weights held in memory."""
+"""Shared by concurrent requests: the lock of a model, and the wired memory limit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mlx_lm.generate import wired_limit
 
 
 class Turns:
-    """A lock, used by `with`, that goes to whoever has waited longest; its owner can take it again.
+    """A fair, reentrant lock for `with`: it goes to the thread that has waited longest.
 
-    An ordinary lock goes back to the thread that has just let go of it, so that one request would
-    run to its end while others wait. Here such a thread stands behind those that wait.
+    A thread that releases an ordinary lock usually gets it again at once, so that one request would
+    run to its end while others wait. Here such a thread queues behind the waiting ones.
     """
 
     def __init__(self) -> None:
@@ -41,21 +41,21 @@ class Turns:
 
 
 class WiredMemory:
-    """mlx-lm's wired limit, which belongs to the process, from the first of its users to the last.
+    """Raises the process's wired memory limit, by mlx-lm, while at least one request runs.
 
-    Requests that overlap do not end in the order they began in, so that each putting back what it
-    found would leave the limit of another.
+    Overlapping requests end in any order. If each restored the limit that it found, the last one
+    could restore another request's limit instead of the original one.
     """
 
     def __init__(self) -> None:
-        # Not `Turns`: requests end where their iterator is collected, in the middle of anything.
+        # Not `Turns`: garbage collection can end a request while its thread is taking a lock.
         self._lock = threading.RLock()
         self._users = 0
         self._limit: contextlib.AbstractContextManager[None] | None = None
 
     @contextlib.contextmanager
     def use(self, model: nn.Module) -> Iterator[None]:
-        """Keep the limit for the length of the block, whichever thread ends it."""
+        """Hold the limit while the block runs; another thread may end the block."""
         with self._lock:
             self._users += 1
             if self._limit is None:
@@ -72,4 +72,4 @@ class WiredMemory:
 
 
 WIRED = WiredMemory()
-"""Of this process."""
+"""The wired memory of this process."""
