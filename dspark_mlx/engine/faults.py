@@ -1,4 +1,4 @@
-"""Rows of logits that no token can be chosen from: refused, with what is to blame."""
+"""Refuses rows of logits that no token can be chosen from, and names the cause."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .state import Engine
 
 
 def refuse_faults(engine: Engine, faults: Sequence[int], position: int) -> None:
-    """Refuse tokens that were chosen from numbers that nothing can be chosen from.
+    """Refuse committed tokens whose rows of logits have a fault.
 
     Args:
-        engine: whose target is named.
-        faults: see `Verdict.faults`; of the tokens that are committed.
-        position: of the first of them in the request, the prompt's included.
+        engine: the engine, whose target is named in errors.
+        faults: `Verdict.faults` of the committed tokens.
+        position: the first token's position in the request, where the prompt begins at 0.
 
     Raises:
-        InputError: the target's logits are not finite, or a logits processor's, or a processor left
-            no token.
+        InputError: the target's logits are not finite, a logits processor made them NaN or +inf, or
+            it left no token.
     """
     for row, fault in enumerate(faults):
         if not fault:

@@ -1,4 +1,4 @@
-"""The prompt, read in chunks: the first forward of every request."""
+"""Runs the prompt in chunks and chooses a request's first token."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ def prefill(
     chunk_size: int,
     progress: ProgressCallback | None,
 ) -> Round:
-    """Run the prompt and choose the first token; of all but its last token no logit is computed.
+    """Run the prompt and choose the first token; only the last row's logits are computed.
 
     Args:
-        engine: whose target runs.
-        state: fresh.
-        prompt: token ids.
-        chunk_size: tokens of a forward.
-        progress: called with the prompt's tokens.
+        engine: the engine.
+        state: the state of a new request.
+        prompt: token ids, at least one.
+        chunk_size: prompt tokens per forward.
+        progress: called with prompt tokens done and prompt tokens in all; None for no calls.
+
+    Returns:
+        The round of the first token.
     """
     tokens = mx.array(list(prompt), dtype=mx.int32)
-    body = len(prompt) - 1
-    for start in range(0, body, chunk_size):
+    last = len(prompt) - 1
+    for start in range(0, last, chunk_size):
         if progress:
             progress(start, len(prompt))
         with engine.target.turns:
-            _read_chunk(engine, state, tokens[start : min(start + chunk_size, body)])
-    state.position, state.anchor = body, tokens[body:]
+            _read_chunk(engine, state, tokens[start : min(start + chunk_size, last)])
+    state.anchor_index, state.anchor = last, tokens[last:]
     state.prefix = tokens if state.sampler.needs_prefix else None
     with engine.target.turns:
         verdict = commit(state, start_verify(engine, state))

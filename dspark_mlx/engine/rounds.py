@@ -1,6 +1,6 @@
 """The decode loop: prefill, then rounds of draft, schedule, verify and commit.
 
-Token ids only; knows nothing of text. Plain decoding is the same loop with nothing drafted.
+It works on token ids; text is unknown here. Plain decoding is the same loop without drafts.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ def rounds(
     prefill_step_size: int = 2048,
     progress: ProgressCallback | None = None,
 ) -> Iterator[Round]:
-    """Decode, one `Round` at a time; closing the iterator frees the request's caches.
+    """Decode a request and yield its rounds; closing the iterator frees the request's caches.
 
-    Rounds may be asked for by different threads, one after the other. Requests of one target take
-    turns, a round each, whichever threads they are asked for by.
+    Different threads may call `next`, but not at the same time. Concurrent requests of one target
+    take turns, one round each.
 
     Args:
         engine: target, drafter and scheduler.
         prompt: token ids, at least one.
-        max_tokens: tokens to commit at most, exactly kept.
-        stop_tokens: ids that end the request; the one that did is the last token committed.
-        sampler: the request's rule for choosing tokens, fresh.
+        max_tokens: the most tokens to commit, which is never exceeded.
+        stop_tokens: ids that end the request; the stop token is the last token committed.
+        sampler: the request's rule for choosing tokens, from `make_sampler`.
         prefill_step_size: prompt tokens per prefill forward.
-        progress: called during the prefill with the prompt's tokens.
+        progress: called during the prefill with prompt tokens done and in all; None for no calls.
 
     Raises:
-        InputError: the target's logits are not finite, or a logits processor's, or a logits
-            processor leaves no token.
+        InputError: the target's logits are not finite, a logits processor made them NaN or +inf, or
+            it left no token.
     """
     target, stop = engine.target, frozenset(stop_tokens)
     speculation = Speculation.start(engine, list(prompt), sampler.temperature)
@@ -62,45 +62,45 @@ def rounds(
             yield round_
             if remaining == 0 or round_.tokens[-1] in stop:
                 return
-            draws = should_draft(state, remaining)
+            drafts = should_draft(state, remaining)
             with target.turns:
                 state.timer = RoundTimer()
-                round_ = (drafted_round if draws else plain_round)(engine, state, remaining, stop)
+                round_ = (drafted_round if drafts else plain_round)(engine, state, remaining, stop)
             policy.learn(round_)
 
 
 def drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
     """Draft, schedule, verify, commit (paper, section 3)."""
     assert state.speculation is not None
-    position = state.position + 1
+    first = state.anchor_index + 1
     draft = propose(state, state.speculation)
     gamma = draft.tokens.size
     length = choose_length(state, draft, limit=min(gamma, remaining - 1))
     forward = start_verify(engine, state, draft, length)
     verdict = commit(state, forward)
     round_ = cut_at_stop(make_round(state, verdict, draft, length), stop)
-    # Behind a token that ends the text a processor may well leave nothing.
-    refuse_faults(engine, verdict.faults[: len(round_.tokens)], position)
+    # After a stop token a logits processor may rightly leave no token.
+    refuse_faults(engine, verdict.faults[: len(round_.tokens)], first)
     return round_
 
 
 def plain_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
-    """One token; the next step starts before this one is read where it is plain as well."""
-    position = state.position + 1
+    """Decode one token; if the next step is plain too, it starts before this one is read."""
+    first = state.anchor_index + 1
     forward = state.next_step or start_verify(engine, state)
     state.next_step = None
     state.parked = max(state.parked - 1, 0)
     if remaining > 1 and (state.speculation is None or state.parked):
         state.next_step = start_verify(engine, state, after=forward)
     verdict = commit(state, forward)
-    refuse_faults(engine, verdict.faults, position)
+    refuse_faults(engine, verdict.faults, first)
     return make_round(state, verdict)
 
 
 def make_round(
     state: State, verdict: Verdict, draft: Draft | None = None, length: int = 0
 ) -> Round:
-    """The record of a round that has just been committed."""
+    """The `Round` of a verdict that was just committed; without a draft, of a plain step."""
     return Round(
         verdict.tokens,
         drafted=draft.tokens.size if draft else 0,
@@ -115,7 +115,7 @@ def make_round(
 
 
 def cut_at_stop(round_: Round, stop: frozenset[int]) -> Round:
-    """The round without what follows its first stop token."""
+    """The round without the tokens after its first stop token."""
     for i, token in enumerate(round_.tokens[:-1]):
         if token in stop:
             return replace(

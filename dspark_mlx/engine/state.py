@@ -1,4 +1,4 @@
-"""What the decode loop works with: the engine that requests share, and a request's own state."""
+"""The engine that all requests share, and the state of one request."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from .timer import RoundTimer
 
 @dataclass(frozen=True)
 class Engine:
-    """What all requests share.
+    """The target, drafter and scheduler that all requests share.
 
     Attributes:
-        target: verifies every token.
-        drafter: None decodes plainly.
-        scheduler: decides how much of a block is verified.
-        profile: of the pair and device; a verify forward then runs as many rows as is cheapest.
+        target: the model that verifies every token.
+        drafter: the drafter; None for plain decoding.
+        scheduler: chooses how much of a block is verified.
+        profile: speed profile of the pair on this device, by which verify forwards are padded to
+            the cheapest width; None for no padding.
     """
 
     target: Target
@@ -34,7 +35,7 @@ class Engine:
     profile: SpeedProfile | None = None
 
     def rows(self, wanted: int, context: int) -> int:
-        """Rows to run a verify forward of `wanted` rows with, at a cache length."""
+        """The cheapest width of a verify forward over at least `wanted` rows, at a cache length."""
         if self.profile is None or wanted > self.profile.widths:
             return wanted
         return self.profile.at(context).rows[wanted - 1]
@@ -42,11 +43,11 @@ class Engine:
 
 @dataclass(frozen=True)
 class Speculation:
-    """A drafter at work for one request.
+    """A drafter and its context of one request.
 
     Attributes:
         drafter: proposes the blocks.
-        context: what it keeps of the request's committed tokens.
+        context: the drafter's features of the request's committed tokens.
     """
 
     drafter: Drafter
@@ -59,22 +60,21 @@ class Speculation:
 
     @classmethod
     def start(cls, engine: Engine, prompt: list[int], temperature: float) -> Speculation | None:
-        """Of a new request; None for an engine without a drafter."""
+        """The speculation of a new request; None for an engine without a drafter."""
         drafter = engine.drafter
         return cls(drafter, drafter.new_context(prompt, temperature)) if drafter else None
 
 
 @dataclass(frozen=True)
 class VerifyForward:
-    """A verify forward under way.
+    """A verify forward that was started and is not committed yet.
 
     Attributes:
-        position: of its first row.
-        tokens: of its rows, int32 `[rows]`; those past the scheduled ones are padding and mean
-            nothing.
-        last: the last token it commits, int32 `[1]`: the next anchor.
-        taps: the rows' features, one array a tap.
-        packed: what the host will read of it.
+        position: position of its first row, the anchor.
+        tokens: tokens of its rows, int32 `[rows]`; rows after the scheduled ones are padding.
+        last: the last token that it commits, which is the next anchor, int32 `[1]`.
+        taps: the rows' features, one `[rows, hidden]` per tap.
+        packed: the round's results, to be read by the host.
     """
 
     position: Position
@@ -86,26 +86,26 @@ class VerifyForward:
 
 @dataclass
 class State:
-    """One request between two rounds.
+    """The state of one request between two rounds.
 
     Attributes:
-        caches: the target's, holding every committed token but the anchor.
-        speculation: the drafter and its context; None decodes plainly.
-        policy: the scheduler's, for this request.
-        sampler: its rule for choosing tokens.
-        position: the anchor's, which is the committed tokens before it.
+        caches: the target's caches, which hold every committed token but the anchor.
+        speculation: the drafter and its context; None for plain decoding.
+        policy: the scheduler's policy for this request.
+        sampler: the request's rule for choosing tokens.
+        anchor_index: number of tokens before the anchor, the prompt's included.
         anchor: the newest committed token, int32 `[1]`.
-        prefix: all tokens up to the anchor; None where no logits processor reads them.
-        parked: plain steps to make before the policy is asked again.
-        next_step: the next plain step, launched before the last one was read.
-        timer: of the round under way.
+        prefix: all tokens up to the anchor, int32; None when no logits processor reads them.
+        parked: number of plain steps before the policy is asked again.
+        next_step: the next plain step, if it was started before the last one was read; else None.
+        timer: the timer of the current round.
     """
 
     caches: list[Any]
     speculation: Speculation | None
     policy: Policy
     sampler: Sampler
-    position: int = 0
+    anchor_index: int = 0
     anchor: mx.array = field(default_factory=lambda: mx.zeros((1,), mx.int32))
     prefix: mx.array | None = None
     parked: int = 0
@@ -113,12 +113,12 @@ class State:
     timer: RoundTimer = field(default_factory=RoundTimer)
 
     @property
-    def place(self) -> Position:
-        """Where the next forward stands."""
-        return Position(self.position, self.prefix)
+    def position(self) -> Position:
+        """Position of the next forward's first row, the anchor."""
+        return Position(self.anchor_index, self.prefix)
 
     def close(self) -> None:
-        """Wait for what was launched ahead: nothing of a request runs on after it."""
+        """Wait for `next_step`, so that nothing of the request still runs afterwards."""
         next_step, self.next_step = self.next_step, None
         if next_step is not None:
             mx.eval(next_step.packed.array)
@@ -130,10 +130,10 @@ def make_engine(
     scheduler: Scheduler,
     profile: SpeedProfile | None = None,
 ) -> Engine:
-    """An engine whose parts fit each other.
+    """An engine whose scheduler is checked against its drafter; arguments as for `Engine`.
 
     Raises:
-        InputError: the scheduler reads confidences that the drafter does not have.
+        InputError: the scheduler needs confidences and the drafter has no confidence head.
     """
     if drafter is not None and scheduler.needs_confidence and not drafter.config.has_confidence:
         found = "a drafter without a confidence head"

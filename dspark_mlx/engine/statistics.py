@@ -1,4 +1,4 @@
-"""Running totals of a request, from its rounds."""
+"""Running totals of a request's rounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..types import Round, Statistics
 
 
 class Tally:
-    """Adds rounds up into `Statistics`.
+    """Adds up a request's rounds as `Statistics`.
 
     Args:
         prompt_tokens: tokens of the prompt.
@@ -16,22 +16,22 @@ class Tally:
 
     def __init__(self, prompt_tokens: int) -> None:
         self._prompt_tokens = prompt_tokens
-        self._prefill = 0.0
+        self._prefill_seconds = 0.0
         self._seconds = 0.0
-        self._host = 0.0
+        self._host_seconds = 0.0
         self._tokens = self._rounds = self._blocks = self._drafted = self._scheduled = (
             self._accepted
         ) = 0
 
     def add(self, round_: Round) -> None:
-        """Count a round."""
+        """Add a round to the totals."""
         self._tokens += len(round_.tokens)
         if round_.prefill:
-            self._prefill += round_.seconds
+            self._prefill_seconds += round_.seconds
             return
         self._rounds += 1
         self._seconds += round_.seconds
-        self._host += round_.host_seconds
+        self._host_seconds += round_.host_seconds
         self._blocks += round_.drafted > 0
         self._drafted += round_.drafted
         self._scheduled += round_.scheduled
@@ -41,7 +41,7 @@ class Tally:
         """The totals up to now."""
         return Statistics(
             prompt_tokens=self._prompt_tokens,
-            prompt_seconds=self._prefill,
+            prompt_seconds=self._prefill_seconds,
             generation_tokens=self._tokens,
             generation_seconds=self._seconds,
             rounds=self._rounds,
@@ -49,6 +49,6 @@ class Tally:
             drafted=self._drafted,
             scheduled=self._scheduled,
             accepted=self._accepted,
-            host_seconds=self._host,
+            host_seconds=self._host_seconds,
             peak_memory=mx.get_peak_memory(),
         )

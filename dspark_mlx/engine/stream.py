@@ -1,4 +1,4 @@
-"""Rounds to text: detokenise, cut at stop strings, give the finish reason and the statistics."""
+"""Turns rounds into text: detokenizes, cuts at stop strings, and adds totals to each chunk."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from .statistics import Tally
 
 
 class Detokenizer(Protocol):
-    """The part of mlx-lm's streaming detokenizers that is used here."""
+    """The members of mlx-lm's streaming detokenizers that `stream` uses."""
 
     @property
     def last_segment(self) -> str:
-        """Text that became final since the last look."""
+        """Text that became final since this property was last read."""
         ...
 
     def add_token(self, token: int) -> None:
-        """Take in one token id."""
+        """Add one token id to the text."""
         ...
 
     def finalize(self) -> None:
-        """Release what was held back."""
+        """Make all text final, as no token follows."""
         ...
 
 
 class StopStrings:
-    """Holds text back while it may be the beginning of a stop string.
+    """Finds stop strings, and holds text back while it may be the beginning of one.
 
     Args:
-        strings: any of them ends the text; none is ever emitted.
+        strings: strings that end the text; none of them is emitted.
     """
 
     def __init__(self, strings: Collection[str]) -> None:
@@ -39,16 +39,16 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Take text in; returns what is final now and whether a stop string was found."""
+        """Add text; returns the text that is final now and whether a stop string was found."""
         self._held += text
-        found = [at for at in (self._held.find(s) for s in self._strings) if at >= 0]
-        if found:
-            return self._take(min(found)), True
+        starts = [start for start in map(self._held.find, self._strings) if start >= 0]
+        if starts:
+            return self._take(min(starts)), True
         held_back = max((_overlap(self._held, s) for s in self._strings), default=0)
         return self._take(len(self._held) - held_back), False
 
     def flush(self) -> str:
-        """What was held back, when no more text comes."""
+        """The text that is still held back; to be called when no more text comes."""
         return self._take(len(self._held))
 
     def _take(self, length: int) -> str:
@@ -66,16 +66,16 @@ def stream(
     stop: Collection[str],
     on_round: Callable[[Round], None] | None = None,
 ) -> Iterator[Chunk]:
-    """One chunk per token; the last one has the finish reason and the text held back.
+    """Yield one chunk per token; the last one has the finish reason and all text held back.
 
     Args:
-        rounds: of one request, as `rounds.rounds` yields them.
-        detokenizer: fresh.
-        prompt_tokens: for the statistics.
-        max_tokens: as the rounds were given it.
-        stop_tokens: ids that end the text and add none to it.
-        stop: strings that end the text just before them.
-        on_round: called with every round before its tokens are emitted.
+        rounds: the rounds of one request, from `rounds.rounds`.
+        detokenizer: a detokenizer that has taken no tokens yet.
+        prompt_tokens: number of prompt tokens, for the statistics.
+        max_tokens: the `max_tokens` of these rounds.
+        stop_tokens: ids that end the text; their own text is not emitted.
+        stop: strings that end the text; the text is cut just before them.
+        on_round: called with every round before its tokens are emitted; None for no calls.
     """
     tally, strings = Tally(prompt_tokens), StopStrings(stop)
     count = 0
@@ -98,7 +98,7 @@ def stream(
                 reason = "stop" if stopped else reason
             from_draft = position < round_.accepted
             if reason:
-                # A stop string can end inside a round, whose later tokens are dropped.
+                # A stop string can end before a round's last token; later tokens do not count.
                 statistics = replace(statistics, generation_tokens=count)
             logprobs = round_.logprobs[position] if round_.logprobs else None
             yield Chunk(text, token, from_draft, index, statistics, reason, logprobs)
@@ -107,7 +107,7 @@ def stream(
 
 
 def _overlap(text: str, string: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `string`."""
+    """Length of the longest end of `text` that is a beginning of `string`, but not all of it."""
     for length in range(min(len(text), len(string) - 1), 0, -1):
         if text.endswith(string[:length]):
             return length

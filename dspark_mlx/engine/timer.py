@@ -1,4 +1,4 @@
-"""The stop-watch of one round."""
+"""Measures the time of one round."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from time import perf_counter
 
 
 class RoundTimer:
-    """Runs from when it is made.
+    """Measures a round's time from the creation of this object.
 
     Attributes:
-        host_seconds: the part spent in Python beyond the target's own forward: draft, head, accept,
-            commit and context update.
+        host_seconds: time spent in Python on draft, head, accept, commit and context update; the
+            target's own forward does not count.
     """
 
     def __init__(self) -> None:
@@ -21,12 +21,12 @@ class RoundTimer:
 
     @property
     def seconds(self) -> float:
-        """Seconds since it was made."""
+        """Seconds since this object was made."""
         return perf_counter() - self._started
 
     @contextlib.contextmanager
     def host(self) -> Iterator[None]:
-        """Count the block's time as Python's."""
+        """Add the time of the block to `host_seconds`."""
         started = perf_counter()
         yield
         self.host_seconds += perf_counter() - started

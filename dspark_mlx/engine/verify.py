@@ -1,4 +1,4 @@
-"""Verify and commit: start the target's forward over a block, wait for it, keep what it accepts."""
+"""Verify and commit: the target's forward over a block, and the update of a request's state."""
 
 from __future__ import annotations
 
@@ -21,35 +21,38 @@ def start_verify(
     """Start the verify forward over [anchor, x_1..x_scheduled], padded where that is cheaper.
 
     Args:
-        engine: whose target runs.
-        state: whose caches it writes.
+        engine: the engine.
+        state: the request's state, whose caches the forward writes.
         draft: the block; None for a plain step.
-        scheduled: its tokens to verify.
-        after: a plain step that is not committed yet, which this one follows.
+        scheduled: number of its tokens to verify.
+        after: the plain step before this one, if it is not committed yet; else None.
     """
-    position, anchor = state.place, state.anchor
+    position, anchor = state.position, state.anchor
     if after is not None:
-        anchor, position = after.last, _following(after)
+        anchor, position = after.last, _position_after(after)
     tokens = anchor if draft is None else _rows(engine, position, anchor, draft, scheduled)
     logits, taps = engine.target(tokens, state.caches)
     with state.timer.host():
         judgement = state.sampler.judge(logits[: scheduled + 1], position, draft)
         packed = pack(judgement, draft, scheduled)
-    # All that outlives the round is evaluated with it: another thread may go on with the request,
-    # and what nothing reads would pile up.
-    held = state.speculation.context.arrays() if draft and state.speculation else []
+    # Every array that outlives the round is evaluated with it: another thread may run the next
+    # round, and the graphs of arrays that nothing reads would grow.
+    context = state.speculation.context.arrays() if draft and state.speculation else []
     prefix = [] if position.prefix is None else [position.prefix]
-    mx.async_eval([packed.array, judgement.last, *taps, *prefix, *state.sampler.arrays, *held])
+    mx.async_eval([packed.array, judgement.last, *taps, *prefix, *state.sampler.arrays, *context])
     return VerifyForward(position, tokens, judgement.last, taps, packed)
 
 
 def commit(state: State, forward: VerifyForward) -> Verdict:
-    """Wait for a forward, roll the caches back to what it accepts, and extend the context by it."""
+    """Wait for a forward and make the accepted tokens part of the request.
+
+    The caches are rolled back to the accepted rows, and the drafter's context is extended by them.
+    """
     verdict = unpack(forward.packed)
     with state.timer.host():
         kept = len(verdict.tokens)
         keep_rows(state.caches, forward.tokens.size, kept)
-        state.position += kept
+        state.anchor_index += kept
         state.anchor = forward.last
         if forward.position.prefix is not None:
             new = mx.array(list(verdict.tokens), dtype=mx.int32)
@@ -62,8 +65,8 @@ def commit(state: State, forward: VerifyForward) -> Verdict:
     return verdict
 
 
-def _following(step: VerifyForward) -> Position:
-    """Where the forward behind a plain step stands."""
+def _position_after(step: VerifyForward) -> Position:
+    """Position of the first row of the forward after a plain step."""
     before = step.position.prefix
     prefix = None if before is None else mx.concatenate([before, step.last])
     return Position(step.position.index + 1, prefix)
@@ -72,9 +75,9 @@ def _following(step: VerifyForward) -> Position:
 def _rows(
     engine: Engine, position: Position, anchor: mx.array, draft: Draft, scheduled: int
 ) -> mx.array:
-    """The rows to run, int32 `[rows]`."""
+    """Tokens of the rows to run, padding included, int32 `[rows]`."""
     rows = engine.rows(scheduled + 1, position.index)
-    # What pads is verified too and then ignored: nothing of it may be committed.
+    # Padding rows are computed and then ignored, so any tokens serve.
     block = draft.tokens[: rows - 1]
     padding = [anchor] * (rows - 1 - block.size)
     return mx.concatenate([anchor, block, *padding]) if rows > 1 else anchor
