@@ -1,7 +1,8 @@
-"""Packagings of drafter checkpoints, one file each, and the choice among them.
+"""Packagings of drafter checkpoints, one file each, and the choice of a checkpoint's packaging.
 
-A packaging states whether a checkpoint is its own, translates its config to the canonical one, and
-renames its tensors. Every convention is normalised there and nowhere else.
+A packaging recognises its checkpoints, translates their config to the canonical one, and renames
+and converts their tensors. All conventions are normalised in the packagings' files. To add one, add
+a file beside this one and put it into `PACKAGINGS`.
 """
 
 from __future__ import annotations
@@ -31,26 +32,42 @@ from .source import Shapes
 
 
 class Packaging(Protocol):
-    """What each module of this package provides."""
+    """The members of each packaging's module.
+
+    Attributes:
+        NAME: the packaging's name, for messages.
+    """
 
     NAME: str
 
     def matches(self, config: dict[str, Any], shapes: Shapes) -> bool:
-        """True when config.json and the tensor list are of this packaging."""
+        """True when a config.json and a tensor list belong to this packaging."""
         ...
 
     def to_drafter_config(
         self, config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
     ) -> CanonicalConfig:
-        """The canonical configuration; InputError where the checkpoint contradicts itself."""
+        """The canonical configuration of a checkpoint.
+
+        Args:
+            config: its config.json, or the metadata of a GGUF file.
+            shapes: shape of each tensor by its name.
+            where: the folder or file, for errors.
+            keep_embeddings: True keeps the checkpoint's own embedding and output matrix where they
+                are copies of the target's; False shares the target's.
+
+        Raises:
+            InputError: a key is missing, the checkpoint contradicts itself, or it asks for
+                something that is not supported.
+        """
         ...
 
     def rename(self, config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
-        """Source tensor name to canonical name; None for one that is dropped on purpose."""
+        """Maps each tensor name to its canonical name; None for a tensor that is not needed."""
         ...
 
     def adapt(self, config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
-        """A tensor by its canonical name, from the source's convention to the canonical one."""
+        """A tensor in the canonical convention; `name` is its canonical name."""
         ...
 
 
@@ -69,20 +86,21 @@ PACKAGINGS: tuple[Packaging, ...] = (
 
 
 def refuse_unsupported(config: dict[str, Any], shapes: Shapes, where: Path) -> None:
-    """Refuse a packaging that is recognised and not supported.
+    """Refuse a checkpoint of a packaging that is known but not supported.
 
     Raises:
-        InputError: it is one.
+        InputError: the checkpoint is of such a packaging.
     """
     if unsupported := recognize(config, shapes):
         raise InputError(where, f"a checkpoint of {unsupported}", f"one of {_known()}")
 
 
 def find_packaging(config: dict[str, Any], shapes: Shapes, where: Path) -> Packaging:
-    """The one packaging that matches.
+    """The packaging of a checkpoint.
 
     Raises:
-        InputError: none or several match; the message lists what was seen and what is known.
+        InputError: no packaging matches, or several do; the message lists what the checkpoint has
+            and which packagings are known.
     """
     refuse_unsupported(config, shapes, where)
     matching = [p for p in PACKAGINGS if p.matches(config, shapes)]
@@ -91,10 +109,10 @@ def find_packaging(config: dict[str, Any], shapes: Shapes, where: Path) -> Packa
     if matching:
         several = ", ".join(p.NAME for p in matching)
         raise InputError(where, f"a checkpoint that fits {several}", "exactly one packaging")
-    tops = sorted({name.split(".")[0] for name in shapes})
+    prefixes = sorted({name.split(".")[0] for name in shapes})
     named = config.get("architectures") or config.get("general.architecture")
     found = f"architectures {named}, keys {', '.join(sorted(config)[:12])}..., "
-    found += f"tensors {', '.join(tops)}"
+    found += f"tensors {', '.join(prefixes)}"
     raise InputError(where, found, f"a drafter in one of the packagings known here ({_known()})")
 
 

@@ -1,4 +1,4 @@
-"""A folder in the canonical format itself, as training writes it: to be quantised or uploaded."""
+"""Folders in the canonical format itself, which training writes, to be quantised or uploaded."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ NAME = "dspark_mlx"
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """By the format's name."""
+    """True for a config with the canonical format's name."""
     return config.get("format") == FORMAT
 
 
 def to_drafter_config(
     config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
 ) -> CanonicalConfig:
-    """The configuration as it is.
+    """The folder's configuration, unchanged.
 
     Raises:
-        InputError: see `read_config`; or the weights are quantised.
+        InputError: `read_config` refuses it, or the weights are quantised.
     """
     found = read_config(config, where / "config.json")
     if found.quantization is not None:
@@ -38,10 +38,10 @@ def to_drafter_config(
 
 
 def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
-    """Every tensor keeps its name."""
+    """Maps every tensor name to itself."""
     return {name: name for name in names}
 
 
 def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
-    """Every tensor stays as it is."""
+    """The tensor, unchanged."""
     return tensor

@@ -1,9 +1,10 @@
 """DeepSpec's native packaging of Eagle3 drafters (`Qwen3Eagle3Model`, `Gemma4Eagle3Model`).
 
-One layer with the conventions of the family's DSpark drafters, whose attention reads a token's
-embedding and a feature side by side; no sequential head, no confidence head, the whole vocabulary.
-As many tokens are proposed a round as training unrolled (`ttt_length`), and as for the other
-drafters the stored embedding and head are frozen copies of the target's, left out and shared.
+The drafter has one layer, with the conventions of the family's DSpark drafters, whose attention
+reads a token's embedding beside a feature. It has no sequential head and no confidence head, and
+proposes from the whole vocabulary. A round proposes as many tokens as training unrolled
+(`ttt_length`). The stored embedding and output matrix are frozen copies of the target's; they are
+left out, and the target's are shared.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _TAPS = 5
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """By the architecture's name."""
+    """True for the architecture of an Eagle3 drafter and a drafter's tensors."""
     return any(is_named(config, shapes, name) for name in FAMILIES)
 
 
@@ -37,14 +38,14 @@ def to_drafter_config(
     """The canonical configuration.
 
     Raises:
-        InputError: a key is missing, or asks for what a DeepSpec Eagle3 drafter does not have.
+        InputError: a key is missing, or has a value that DeepSpec Eagle3 drafters do not have.
     """
     source = Source(config, shapes, where, NAME)
     conventions = FAMILIES[config["architectures"][0]](source)
     if (layers := conventions.pop("num_layers")) != 1:
         source.refuse("num_hidden_layers", layers, "1")
     ids = source.need("target_layer_ids")
-    # Unlike the other drafters these have no tap of the embedding.
+    # Unlike other drafters, Eagle3 drafters have no tap of the embedding output.
     if not isinstance(ids, list) or len(ids) != _TAPS or -1 in ids:
         source.refuse("target_layer_ids", ids, f"{_TAPS} layers")
     return source.finish_as(

@@ -1,8 +1,9 @@
-"""DeepSpec's native packaging of Gemma4-shaped drafters (`Gemma4DSparkModel`) and DFlash twins.
+"""DeepSpec's native packaging of Gemma4-shaped DSpark and DFlash drafters (`Gemma4DSparkModel`).
 
-Beside the Qwen3 ones: embeddings times sqrt(hidden), norms before and after both sublayers, a
-stored scalar a layer, scores not scaled, partial proportional rope, values that may be the keys,
-and a softcap on the base logits, before the sequential bias.
+It differs from the packaging of Qwen3-shaped drafters: embeddings are multiplied by sqrt(hidden),
+both sublayers have norms before and after them, each layer has a stored scalar, attention scores
+are not scaled, rope is partial and proportional, values can be the keys, and base logits have a
+softcap, which comes before the sequential bias.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _UNSUPPORTED = ("enable_moe_block", "num_kv_shared_layers", "hidden_size_per_lay
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """By the architecture's name."""
+    """True for the architecture's name and a drafter's tensors."""
     return is_named(config, shapes, ARCHITECTURE)
 
 
@@ -32,7 +33,7 @@ def to_drafter_config(
     """The canonical configuration.
 
     Raises:
-        InputError: a key is missing, or asks for what a DeepSpec Gemma4 drafter does not have.
+        InputError: a key is missing, or has a value that DeepSpec Gemma4 drafters do not have.
     """
     source = Source(config, shapes, where, NAME)
     return source.finish(
@@ -44,10 +45,10 @@ def to_drafter_config(
 
 
 def conventions(source: Source) -> dict[str, Any]:
-    """Of the layers of a DeepSpec Gemma4 drafter, whatever the method.
+    """Canonical keys that describe the layers of a DeepSpec Gemma4 drafter of any method.
 
     Raises:
-        InputError: a key is missing, or asks for what these drafters do not have.
+        InputError: a key is missing, or has a value that these drafters do not have.
     """
     config = source.config
     for key in _UNSUPPORTED:

@@ -1,9 +1,10 @@
-"""DeepSpec's native packaging of Qwen3-shaped drafters (`Qwen3DSparkModel`), DFlash twin included.
+"""DeepSpec's native packaging of Qwen3-shaped DSpark and DFlash drafters (`Qwen3DSparkModel`).
 
-Its conventions, which are the canonical ones: taps are outputs of layers (-1 the embedding),
-anchor-first blocks, bidirectional attention, split-half rope over the whole head. The stored
-embedding and head are frozen copies of the target's, so they are left out and shared instead.
-Community files in this layout carry leftovers of their targets' configs, which are ignored.
+Its conventions are the canonical ones: taps are outputs of layers (-1 is the embedding), blocks are
+anchor-first, attention is bidirectional, and rope is split-half over the whole head. The stored
+embedding and output matrix are frozen copies of the target's; they are left out, and the target's
+are shared. Community files in this layout have unused keys of their targets' configs, which are
+ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ARCHITECTURE = "Qwen3DSparkModel"
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """The architecture's name, without the marks of the packagings that borrow it."""
+    """True for the architecture's name, without keys of other packagings that use the same name."""
     borrowed = "projector_type" in config or "dspark_bonus_anchor" in config
     quantized = any(name.endswith(("weight_scale", "weight_packed")) for name in shapes)
     return is_named(config, shapes, ARCHITECTURE) and not borrowed and not quantized
@@ -35,7 +36,7 @@ def to_drafter_config(
     """The canonical configuration.
 
     Raises:
-        InputError: a key is missing, or asks for what a DeepSpec Qwen3 drafter does not have.
+        InputError: a key is missing, or has a value that DeepSpec Qwen3 drafters do not have.
     """
     source = Source(config, shapes, where, NAME)
     return source.finish(
@@ -47,10 +48,10 @@ def to_drafter_config(
 
 
 def conventions(source: Source) -> dict[str, Any]:
-    """Of the layers of a DeepSpec Qwen3 drafter, whatever the method.
+    """Canonical keys that describe the layers of a DeepSpec Qwen3 drafter of any method.
 
     Raises:
-        InputError: a key is missing, or asks for what these drafters do not have.
+        InputError: a key is missing, or has a value that these drafters do not have.
     """
     backbone = source.shape_of_backbone()
     source.layer_types(backbone["num_layers"])

@@ -1,8 +1,9 @@
-"""z-lab's DFlash packaging (`DFlashDraftModel`): no sequential head, and the anchor's row not read.
+"""z-lab's DFlash packaging (`DFlashDraftModel`).
 
-Newer files nest `block_size` in `dflash_config`. A window counts the row that looks as well. What
-is drafted for Gemma targets, which a softcap shows, takes their embedding scale. Files with this
-name and DSpark's tensors are DeepSpec drafters under another label.
+There is no sequential head, and the anchor's row gives no logits. Newer files nest `block_size` in
+`dflash_config`. A window's width includes the attending row itself. A softcap marks a drafter for
+a Gemma target, whose embedding scale the drafter uses. Files with this architecture's name and
+DSpark's tensors are DeepSpec drafters under another name.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ARCHITECTURE = "DFlashDraftModel"
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """By the architecture's name."""
+    """True for the architecture's name and tensors, without keys of packagings that use it too."""
     borrowed = "speculators_model_type" in config or config.get("projector_type")
     nested = config.get("dflash_config")
     borrowed = borrowed or (isinstance(nested, dict) and nested.get("projector_type") == "dspark")
@@ -36,7 +37,7 @@ def to_drafter_config(
     """The canonical configuration.
 
     Raises:
-        InputError: a key is missing, or asks for what is not supported.
+        InputError: a key is missing, or has a value that is not supported.
     """
     source = Source(config, shapes, where, NAME)
     values = dict(config) | source.nested("dflash_config")

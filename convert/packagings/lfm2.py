@@ -1,7 +1,8 @@
 """LiquidAI's packaging for LFM2 targets (`Lfm2DSparkDraftModel`).
 
-Anchor-first, nine rows, and rotary pairs that are neighbours: rotated by halves it accepts half as
-much. Taps and mask stand in `dflash_config`; no embedding and no head are stored.
+Blocks are anchor-first with nine rows. Rope rotates neighbouring pairs; with split-half rope the
+accepted length would be half. `dflash_config` holds the taps and the mask token. The embedding and
+the output matrix are not stored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ARCHITECTURE = "Lfm2DSparkDraftModel"
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """By the architecture's name."""
+    """True for the architecture's name and a drafter's tensors."""
     return is_named(config, shapes, ARCHITECTURE)
 
 
@@ -31,7 +32,7 @@ def to_drafter_config(
     """The canonical configuration.
 
     Raises:
-        InputError: a key is missing, or asks for what is not supported.
+        InputError: a key is missing, or has a value that is not supported.
     """
     source = Source(config, shapes, where, NAME)
     values = dict(config) | source.nested("dflash_config")

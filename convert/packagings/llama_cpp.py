@@ -1,8 +1,9 @@
-"""llama.cpp's GGUF packaging ("dflash"): DFlash drafters, and DSpark ones by their Markov tensors.
+"""llama.cpp's GGUF packaging ("dflash") of DFlash drafters, and of DSpark drafters.
 
-Tap ids name the layer that a state enters, one more than the layer that made it; early files, which
-call the list `dflash.target_layer_ids`, name the layer that made it. A reduced vocabulary's ids are
-absolute. Sliding layers are read as in the safetensors files that these files are made of.
+Markov tensors mark a DSpark drafter. Tap ids are those of the layer that a hidden state enters, one
+more than the layer whose output it is; early files, which call the list `dflash.target_layer_ids`,
+have the ids of the layer whose output it is. Ids of a reduced vocabulary are absolute. Sliding
+layers follow the conventions of the safetensors files that these files are converted from.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ _MASK = "tokenizer.ggml.mask_token_id"
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """By the architecture that the file names."""
+    """True for the architecture's name in the GGUF metadata."""
     return config.get("general.architecture") in ARCHITECTURES
 
 
 def canonical(name: str) -> str:
-    """The canonical name of a tensor; an unknown one's own, for the check to name it."""
+    """The canonical name of a tensor; an unknown name is unchanged, so that checks report it."""
     layer = re.match(r"blk\.(\d+)\.", name)
     stem, _, part = name[layer.end() if layer else 0 :].rpartition(".")
     if stem not in _TENSORS:
@@ -75,10 +76,10 @@ def to_drafter_config(
     """The canonical configuration.
 
     Raises:
-        InputError: a key is missing, or asks for what is not supported.
+        InputError: a key is missing, or has a value that is not supported.
     """
     prefix = f"{config['general.architecture']}."
-    # float32 numbers as they were in the config that the file was made of.
+    # float32 metadata as the decimal numbers of the config that the file was converted from.
     values = {
         key.removeprefix(prefix): shortest(value) if isinstance(value, float) else value
         for key, value in config.items()
@@ -94,7 +95,7 @@ def to_drafter_config(
     sizes["vocab_size"] = _vocab_size(source)
     eps = {"rms_norm_eps": source.number("attention.layer_norm_rms_epsilon")}
     heads = source.heads({"markov_rank": source.rank, "markov_head_type": "vanilla"})
-    # A DSpark file without the key reads the anchor's row out, a plain DFlash file never does.
+    # Without the key, the anchor's row gives logits in a DSpark file and none in a DFlash file.
     from_anchor = values.get("sample_from_anchor", heads["head"] != "none")
     return source.finish(
         **source.shape_of_backbone(sizes | eps),
@@ -113,19 +114,19 @@ def to_drafter_config(
 
 
 def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
-    """To canonical names; copies of the target's embedding and head go unless they are kept."""
+    """Maps names to canonical names; copies of the target's tables to None unless kept."""
     owned = {COPIES[0]: config.owns_embedding, COPIES[1]: config.owns_head}
     new = {name: canonical(name) for name in names}
     return {old: name if owned.get(name, True) else None for old, name in new.items()}
 
 
 def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
-    """Ids of a draft vocabulary, absolute already, to int32."""
+    """Draft vocabulary ids as int32; other tensors unchanged."""
     return tensor.astype(mx.int32) if name == DRAFT_IDS else tensor
 
 
 def _vocab_size(source: Source) -> int:
-    """From the tensors that have a row a token; a file without any has the target's tokens."""
+    """The vocabulary's size, from tensors with a row per token, else from the metadata."""
     for name in ("markov_head.markov_w1.weight", COPIES[0]):
         if name in source.shapes:
             return source.shapes[name][0]
@@ -150,8 +151,8 @@ def _taps(source: Source) -> dict[str, Any]:
     ids = source.need("dflash.target_layer_ids" if early else "target_layers")
     fc, width = source.shapes.get("fc.weight", ()), None
     if isinstance(ids, list) and len(fc) == 2 and all(name in source.shapes for name in COPIES):
-        # With tables of its own a drafter need not be as wide as its target, whose width no key
-        # states here; a loaded target is compared with it.
+        # With its own tables, a drafter can differ in width from its target. No key gives the
+        # target's width; loading compares this one with the target.
         width = fc[1] // max(len(ids), 1)
     return source.taps(ids, shift=0 if early else -1, width=width)
 

@@ -1,7 +1,7 @@
 """Community drafters for Qwen3.5 targets (`Qwen35DSparkModel`), in DeepSpec's layout.
 
-Queries have an output gate behind them, rope turns a part of each head, and norm weights are stored
-as their distance from 1.
+Each head's query rows are followed by the rows of its output gate, rope rotates a part of each
+head, and norm weights are stored minus 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ARCHITECTURE = "Qwen35DSparkModel"
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """By the architecture's name."""
+    """True for the architecture's name and a drafter's tensors."""
     return is_named(config, shapes, ARCHITECTURE)
 
 
@@ -32,7 +32,7 @@ def to_drafter_config(
     """The canonical configuration.
 
     Raises:
-        InputError: a key is missing, or asks for what is not supported.
+        InputError: a key is missing, or has a value that is not supported.
     """
     source = Source(config, shapes, where, NAME)
     backbone = source.shape_of_backbone()
@@ -49,5 +49,5 @@ def to_drafter_config(
 
 
 def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
-    """Norm weights to factors, in float32: next to 1, bfloat16 would lose most of them."""
+    """Norm weights plus 1, in float32, since bfloat16 is coarse near 1; other tensors unchanged."""
     return tensor.astype(mx.float32) + 1 if name.endswith("norm.weight") else tensor

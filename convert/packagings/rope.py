@@ -1,4 +1,4 @@
-"""Rotary embeddings as published configs spell them: base, and YaRN's scaling."""
+"""Reads rotary embeddings from published configs: the base and YaRN's scaling."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from .source import Source
 
 
 def read_rope(source: Source, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Base and scaling, from `rope_parameters` (transformers 5) or the older top-level keys.
+    """The canonical keys of a rotary embedding: `rope_theta`, and `rope_scaling` for YaRN.
+
+    They come from `rope_parameters` (transformers 5) or from older top-level keys.
 
     Args:
         source: the checkpoint.
-        values: with the keys; None for its config.
+        values: the object that holds the keys; None for the checkpoint's config.
 
     Raises:
-        InputError: a scaling that is neither none nor YaRN.
+        InputError: the scaling is of another kind than YaRN, or a value is not usable.
     """
     values = source.config if values is None else values
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}

@@ -1,7 +1,7 @@
-"""Reading a published checkpoint's config and tensor list, for all packagings alike.
+"""Reads a published checkpoint's config and tensor list; all packagings use it.
 
-The tensor list is the authority: widths that it shows are taken from it, and a config that says
-otherwise is an error.
+Sizes that follow from tensor shapes are taken from the shapes, and a config that contradicts them
+is an error.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Source:
 
     Attributes:
         config: config.json, or the metadata of a GGUF file.
-        shapes: by tensor name, without prefixes, see `canonical_name`.
-        where: the folder, or the file.
-        name: of the packaging, for messages.
+        shapes: shape of each tensor by its name without prefixes, see `canonical_name`.
+        where: the folder or the GGUF file.
+        name: the packaging's name, for messages.
     """
 
     config: Mapping[str, Any]
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """Of config.json, or of a GGUF file, for messages."""
+        """The path of config.json or of the GGUF file, for messages."""
         return self.where if self.where.suffix.lower() == ".gguf" else self.where / "config.json"
 
     def need(self, key: str, values: Mapping[str, Any] | None = None) -> Any:
@@ -63,7 +63,7 @@ class Source:
         """A finite number that must be there, unless it has a default.
 
         Raises:
-            InputError: it is missing, or something else.
+            InputError: the value is missing, or is not a finite number.
         """
         if default is not None and (self.config if values is None else values).get(key) is None:
             return default
@@ -75,7 +75,7 @@ class Source:
         """A positive whole number that must be there.
 
         Raises:
-            InputError: it is missing, something else, or more than MLX counts.
+            InputError: the value is missing, is not such a number, or is too large for MLX.
         """
         value = self.need(key, values)
         if type(value) is not int or not 0 < value < 1 << 31:
@@ -83,10 +83,10 @@ class Source:
         return value
 
     def nested(self, key: str) -> dict[str, Any]:
-        """An object inside the config; empty where there is none.
+        """An object inside the config; {} when the key is missing.
 
         Raises:
-            InputError: something else.
+            InputError: the value is not an object.
         """
         value = self.config.get(key) or {}
         if not isinstance(value, dict):
@@ -96,15 +96,15 @@ class Source:
     def layer_types(
         self, layers: int, values: Mapping[str, Any] | None = None, known: Sequence[str] = (FULL,)
     ) -> list[str]:
-        """The kind of each layer; all see everything where the config does not say.
+        """The kind of each layer; `FULL` for all when the config does not say.
 
         Args:
-            layers: how many there are.
-            values: with the key; None for the config.
-            known: kinds that are supported.
+            layers: number of layers.
+            values: the object with the key `layer_types`; None for the config.
+            known: the kinds that are supported.
 
         Raises:
-            InputError: another kind, or another number of layers.
+            InputError: a kind is not supported, or the number of kinds is not `layers`.
         """
         kinds = (self.config if values is None else values).get("layer_types") or [FULL] * layers
         if (
@@ -125,15 +125,17 @@ class Source:
         raise InputError(self.path, f"{key} {value!r}", expected)
 
     def taps(self, ids: object, shift: int = 0, width: int | None = None) -> dict[str, Any]:
-        """`taps` and `target_hidden_size`, from the ids, compared with the width of `fc`.
+        """The canonical keys `taps` and `target_hidden_size`, checked against the width of `fc`.
 
         Args:
-            ids: as the packaging lists them.
-            shift: added to each, to give "output of layer i".
-            width: of a tap; None for the stated one, else that of the drafter's own states.
+            ids: the packaging's list of tap ids.
+            shift: added to each id to make it that of the layer whose output is tapped.
+            width: width of a tap; None takes the config's `target_hidden_size`, or without one the
+                drafter's hidden size.
 
         Raises:
-            InputError: no list of whole numbers, or `fc` is not as wide as so many states.
+            InputError: `ids` is not a list of whole numbers, or `fc` does not have one column per
+                element of the taps.
         """
         if not isinstance(ids, list) or not ids or any(type(i) is not int for i in ids):
             raise InputError(self.path, f"taps {ids!r}", "a list of layers")
@@ -147,7 +149,7 @@ class Source:
         return {"taps": tuple(i + shift for i in ids), "target_hidden_size": width}
 
     def shape_of_backbone(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The canonical sizes of a Qwen3-shaped backbone."""
+        """The canonical keys for the sizes of a Qwen3-shaped backbone; `values` as in `need`."""
         values = self.config if values is None else values
         if values.get("attention_bias"):
             self.refuse("attention_bias", True, "projections without bias")
@@ -172,22 +174,22 @@ class Source:
 
     @property
     def rank(self) -> int:
-        """Of the sequential head, as its tensors show it; 0 without one."""
+        """The sequential head's rank, from its tensors; 0 without a head."""
         w1 = self.shapes.get("markov_head.markov_w1.weight")
         return w1[1] if w1 and len(w1) == 2 else 0
 
     def heads(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """`head`, `head_rank` and `confidence`, as the tensors show them.
+        """The canonical keys `head`, `head_rank` and `confidence`, from the tensors.
 
         Raises:
-            InputError: the config names another rank or head, or the confidence head has a width
-                that is neither the hidden size nor that and the rank.
+            InputError: the config contradicts the tensors, or the confidence head's input is
+                neither the hidden row nor the hidden row with the head's embedding.
         """
         values = self.config if values is None else values
         w1, fc = self.shapes.get("markov_head.markov_w1.weight"), self.shapes.get("fc.weight")
-        rank, said = self.rank, values.get("markov_rank") or 0
-        if said != rank:
-            found = f"markov_rank {said} with " + (f"markov_w1 {list(w1)}" if w1 else "no head")
+        rank, stated = self.rank, values.get("markov_rank") or 0
+        if stated != rank:
+            found = f"markov_rank {stated} with " + (f"markov_w1 {list(w1)}" if w1 else "no head")
             raise InputError(self.where, found, "the rank of its tensors")
         kind = values.get("markov_head_type") or "vanilla" if rank else "none"
         proj = self.shapes.get("confidence_head.proj.weight")
@@ -204,15 +206,21 @@ class Source:
         return {"head": kind, "head_rank": rank, "confidence": widths[proj[1]]}
 
     def copies(self, keep: bool) -> dict[str, Any]:
-        """`owns_embedding` and `owns_head` where stored tables are copies of the target's."""
+        """The canonical keys `owns_embedding` and `owns_head`, for copies of the target's tables.
+
+        Args:
+            keep: True makes stored copies the drafter's own; False shares the target's tables.
+        """
         stored = [name in self.shapes for name in COPIES]
         return {"owns_embedding": keep and stored[0], "owns_head": keep and stored[1]}
 
     def block(self, values: Mapping[str, Any], keep: bool) -> dict[str, Any]:
-        """Taps, block, mask, depth and copies, as all packagings but vLLM's spell them.
+        """The canonical keys of taps, block, mask token, target's depth and copied tables.
+
+        All packagings but vLLM's have the same source keys for them.
 
         Args:
-            values: with the keys: the config, with what it nests.
+            values: the config, with its nested objects merged in.
             keep: see `copies`.
         """
         return {
@@ -224,11 +232,11 @@ class Source:
         }
 
     def finish(self, **values: Any) -> DSparkConfig:
-        """The canonical configuration of `values`, with every check of its schema."""
+        """The canonical DSpark configuration with these keys, fully checked."""
         return self.finish_as(DSparkConfig, **values)
 
     def finish_as(self, kind: type[Config], **values: Any) -> Config:
-        """As `finish`, for a drafter of another method."""
+        """The canonical configuration of a method's class with these keys, fully checked."""
         names = ("target_model_name_or_path", "_name_or_path", "target_model_type")
         target = next((self.config[name] for name in names if self.config.get(name)), "")
         config = kind(**{"target": str(target), **values})
@@ -236,23 +244,23 @@ class Source:
 
 
 def is_named(config: Mapping[str, Any], shapes: Shapes, architecture: str) -> bool:
-    """Whether a checkpoint goes by an architecture's name and has a drafter's tensors."""
+    """Whether a checkpoint has an architecture's name and a drafter's tensors."""
     return config.get("architectures") == [architecture] and "fc.weight" in shapes
 
 
 def canonical_name(name: str) -> str | None:
-    """A tensor's name without the prefixes that exporters add; None for what is never needed."""
+    """A tensor's name without exporters' prefixes; None for a tensor that is never needed."""
     for prefix in ("model.", "logit_head."):
         name = name.removeprefix(prefix)
     return None if name in _DROPPED or name.endswith("rotary_emb.inv_freq") else name
 
 
 def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
-    """Names stay; copies of the target's embedding and head go unless they are kept."""
+    """Maps names to themselves; copies of the target's tables to None unless they are kept."""
     owned = {COPIES[0]: config.owns_embedding, COPIES[1]: config.owns_head}
     return {name: name if owned.get(name, True) else None for name in names}
 
 
 def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
-    """Tensors stay as they are."""
+    """The tensor, unchanged."""
     return tensor

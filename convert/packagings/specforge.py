@@ -1,8 +1,9 @@
-"""SpecForge's and SGLang's packaging (`projector_type` "dspark"), and MiniCPM5's dialect of it.
+"""SpecForge's and SGLang's packaging (`projector_type` "dspark"), and MiniCPM5's variant of it.
 
-SpecForge nests its values in `dflash_config` and mostly repeats them at the top; MiniCPM5 has them
-at the top alone, under DeepSpec's architecture name. Anchor-first; no embedding and no head are
-stored. Sliding layers are causal inside the block, with a window by row.
+SpecForge nests its keys in `dflash_config` and repeats most of them at the top level; MiniCPM5 has
+them only at the top level, under DeepSpec's architecture name. Blocks are anchor-first. The
+embedding and the output matrix are not stored. Sliding layers are causal inside the block, and
+their window is measured from each row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NAME = "SpecForge / SGLang"
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """By the projector's type, nested or not."""
+    """True for the projector type "dspark", nested or not, and a drafter's tensors."""
     nested = config.get("dflash_config")
     kinds = [config.get("projector_type")]
     kinds += [nested.get("projector_type")] if isinstance(nested, dict) else []
@@ -34,7 +35,7 @@ def to_drafter_config(
     """The canonical configuration.
 
     Raises:
-        InputError: a key is missing, or asks for what is not supported.
+        InputError: a key is missing, or has a value that is not supported.
     """
     source = Source(config, shapes, where, NAME)
     values = dict(config) | source.nested("dflash_config")
@@ -55,10 +56,16 @@ def to_drafter_config(
 def sliding(
     source: Source, values: dict[str, Any], layers: int, *, by_row: bool = False, less: int = 0
 ) -> dict[str, Any]:
-    """Windows and causality, which `use_swa` and `causal` say of all layers at once.
+    """Windows and causality of layers, where `use_swa` and `causal` apply to all layers.
+
+    Args:
+        source: the checkpoint.
+        values: the config, with its nested objects merged in.
+        layers: number of layers.
+        by_row, less: see `read_windows`.
 
     Raises:
-        InputError: sinks, or see `read_windows`.
+        InputError: the attention has sinks, or `read_windows` refuses the config.
     """
     if values.get("attention_sink_bias"):
         source.refuse("attention_sink_bias", True, "attention without sinks")

@@ -1,8 +1,9 @@
 """vLLM's "speculators" packaging: `speculator.dspark` and `speculator.dflash`.
 
-The backbone's values stand in `transformer_layer_config`. Tap ids name the layer that a state
-enters, one more than the layer that made it. A reduced vocabulary brings its own head and `d2t`,
-stored as offsets. Sliding layers are causal inside the block unless `sliding_window_non_causal`.
+`transformer_layer_config` holds the backbone's keys. Tap ids are those of the layer that a hidden
+state enters, one more than the layer whose output it is. A reduced vocabulary comes with its own
+output matrix and with `d2t`, which holds token ids as offsets. Sliding layers are causal inside the
+block unless `sliding_window_non_causal` is set.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _KINDS = ("dspark", "dflash")
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """By `speculators_model_type`; the architecture's name is shared with another packaging."""
+    """True for this `speculators_model_type`; another packaging has the same architectures."""
     return config.get("speculators_model_type") in _KINDS
 
 
@@ -36,7 +37,7 @@ def to_drafter_config(
     """The canonical configuration.
 
     Raises:
-        InputError: a key is missing, or asks for what is not supported.
+        InputError: a key is missing, or has a value that is not supported.
     """
     source = Source(config, shapes, where, NAME)
     values = source.nested("transformer_layer_config")
@@ -62,21 +63,21 @@ def to_drafter_config(
 
 
 def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
-    """`d2t` from offsets to token ids."""
+    """`d2t` converted from offsets to token ids; other tensors unchanged."""
     if name != DRAFT_IDS:
         return tensor
     return (tensor + mx.arange(tensor.size, dtype=tensor.dtype)).astype(mx.int32)
 
 
 def _logits_start(source: Source) -> int:
-    """Whether the anchor's row is read out: said by a key, else by the tokens proposed.
+    """`logits_start`: 0 when the anchor's row gives logits, else 1.
 
-    Early files have no key and do not read it out; but a file that proposes as many tokens as its
-    block has rows must.
+    Early files lack the key `sample_from_anchor`, and their anchor's row gives none, unless the
+    file proposes as many tokens as its block has rows.
     """
-    said = source.config.get("sample_from_anchor")
-    if isinstance(said, bool):
-        return 0 if said else 1
+    stated = source.config.get("sample_from_anchor")
+    if isinstance(stated, bool):
+        return 0 if stated else 1
     methods = source.nested("speculators_config").get("proposal_methods")
     first = methods[0] if isinstance(methods, list) and methods else None
     tokens = first.get("speculative_tokens") if isinstance(first, dict) else None

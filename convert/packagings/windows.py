@@ -1,4 +1,4 @@
-"""Sliding windows and causality of a drafter's layers, as published configs spell them."""
+"""Reads sliding windows and causality of a drafter's layers from published configs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ def read_windows(
     less: int = 0,
     by_row: bool = False,
 ) -> dict[str, Any]:
-    """Windows and causality by layer: sliding layers have both, full ones neither.
+    """The canonical keys `windows`, `causal` and `window_by_row`, without those that are all off.
 
     Args:
         source: the checkpoint.
-        values: with `layer_types` and `sliding_window`.
-        layers: how many there are.
-        causal: of all layers, where the config says so itself; None for the sliding ones.
-        less: rows by which the window is wider than the context it leaves.
+        values: the object with `layer_types` and `sliding_window`.
+        layers: number of layers.
+        causal: whether all layers are causal, if the config says so; None makes sliding layers
+            causal and full ones not.
+        less: rows of the config's window that are not committed rows before the anchor.
         by_row: see `DSparkConfig.window_by_row`.
 
     Raises:
-        InputError: an unknown kind of layer, another number of them, or no window.
+        InputError: a kind of layer is unknown, their number is not `layers`, or sliding layers have
+            no window.
     """
     kinds = source.layer_types(layers, values, (FULL, SLIDING))
     sliding = [kind == SLIDING for kind in kinds]
@@ -38,10 +40,10 @@ def read_windows(
         "causal": tuple(one if causal is None else causal for one in sliding),
         "window_by_row": by_row,
     }
-    # Nothing said of any layer is the canonical way to say nothing.
+    # The canonical config leaves a key out when it is off for every layer.
     return {name: value for name, value in found.items() if value is True or _any_of(value)}
 
 
 def _any_of(value: object) -> bool:
-    """Whether a tuple holds anything but zeros and False."""
+    """True for a tuple with an element other than 0 and False."""
     return isinstance(value, tuple) and any(value)
