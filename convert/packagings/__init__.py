@@ -108,7 +108,7 @@ def find_packaging(config: dict[str, Any], shapes: Shapes, where: Path) -> Packa
         return matching[0]
     if matching:
         several = ", ".join(p.NAME for p in matching)
-        raise InputError(where, f"a checkpoint that fits {several}", "exactly one packaging")
+        raise InputError(where, f"a checkpoint that fits {several}", "one that fits one packaging")
     prefixes = sorted({name.split(".")[0] for name in shapes})
     named = config.get("architectures") or config.get("general.architecture")
     found = f"architectures {named}, keys {', '.join(sorted(config)[:12])}..., "

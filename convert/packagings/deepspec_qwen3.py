@@ -56,7 +56,7 @@ def conventions(source: Source) -> dict[str, Any]:
     backbone = source.shape_of_backbone()
     source.layer_types(backbone["num_layers"])
     if source.config.get("use_sliding_window"):
-        source.refuse("use_sliding_window", True, "full_attention alone")
+        source.refuse("use_sliding_window", True, "full attention in every layer")
     rope = read_rope(source)
     if "rope_scaling" in rope:
         raise InputError(source.path, "rope type 'yarn'", "'default'")

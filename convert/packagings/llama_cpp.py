@@ -86,7 +86,7 @@ def to_drafter_config(
     }
     source = Source(values, {canonical(name): shape for name, shape in shapes.items()}, where, NAME)
     if any(name.endswith("attn_sinks.weight") for name in shapes):
-        source.refuse("attn_sinks", "one a layer", "attention without sinks")
+        source.refuse("attn_sinks", "one per layer", "attention without sinks")
     if values.get("logit_scale") not in (None, 1.0):
         source.refuse("logit_scale", values["logit_scale"], "1")
     sizes = {ours: source.whole(theirs) for ours, theirs in _SIZES.items()}
@@ -187,7 +187,7 @@ def _attention(source: Source, layers: int, *, by_row: bool) -> dict[str, Any]:
     pattern = source.config.get(f"{key}_pattern", [window > 0] * layers)
     flags = isinstance(pattern, list) and all(isinstance(flag, bool) for flag in pattern)
     if not flags or len(pattern) != layers:
-        source.refuse(f"{key}_pattern", pattern, f"{layers} of true or false")
+        source.refuse(f"{key}_pattern", pattern, f"{layers} values, each true or false")
     kinds = [SLIDING if flag and window else FULL for flag in pattern]
     values = {"layer_types": kinds, "sliding_window": window}
     causal = source.config.get("attention.causal")

@@ -43,9 +43,9 @@ def _yarn(source: Source, rope: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
     more = ("mscale", "mscale_all_dim")
     if unknown := sorted(set(rope) - known - {*keys, *more}):
-        raise InputError(source.path, f"YaRN keys {', '.join(unknown)}", f"{', '.join(keys)}")
+        raise InputError(source.path, f"YaRN keys {', '.join(unknown)}", f"only {', '.join(keys)}")
     if rope.get("attention_factor") is not None:
-        source.refuse("attention_factor", rope["attention_factor"], "YaRN's own")
+        source.refuse("attention_factor", rope["attention_factor"], "no such key: YaRN's default")
     scaling = {key: source.number(key, rope) for key in keys[:2]}
     scaling |= {key: source.number(key, rope) for key in (*keys[2:], *more) if key in rope}
     return {"rope_type": "yarn", **scaling}

@@ -112,8 +112,7 @@ class Source:
             or len(kinds) != layers
             or any(k not in known for k in kinds)
         ):
-            alone = " or ".join(known) + " alone" * (len(known) == 1)
-            self.refuse("layer_types", kinds, f"{layers} of {alone}")
+            self.refuse("layer_types", kinds, f"{layers} entries, each {' or '.join(known)}")
         return kinds
 
     def refuse(self, key: str, value: object, expected: str) -> None:
@@ -138,7 +137,7 @@ class Source:
                 element of the taps.
         """
         if not isinstance(ids, list) or not ids or any(type(i) is not int for i in ids):
-            raise InputError(self.path, f"taps {ids!r}", "a list of layers")
+            raise InputError(self.path, f"taps {ids!r}", "a list of layer numbers")
         fc = self.shapes.get("fc.weight", ())
         if width is None and self.config.get("target_hidden_size") is not None:
             width = self.whole("target_hidden_size")

@@ -100,7 +100,7 @@ def read_calibrations(folder: Path, gamma: int) -> Calibrations | None:
         (temperature,) = _numbers(path, name, [values.pop(name, None)], 1)
         if temperature < 0 or temperature in read:
             found_value = f"{name} {temperature}" + " twice" * (temperature in read)
-            raise InputError(path, found_value, "0 or more, each once")
+            raise InputError(path, found_value, "temperatures of 0 or more, each once")
         read[temperature] = _read_fit(path, values, gamma)
     return Calibrations(read)
 
@@ -120,7 +120,7 @@ def _read_fit(path: Path, data: dict[str, Any], gamma: int) -> Calibration:
         raise InputError(path, f"typical {blocks!r}", "a list of blocks' confidences")
     typical = tuple(_numbers(path, "typical", block, gamma) for block in blocks)
     if not all(0 <= value <= 1 for value in (*means, persistence, *chain(*typical))):
-        found_values = "a mean, a persistence or a confidence outside"
+        found_values = "a mean, a persistence or a confidence below 0 or above 1"
         raise InputError(path, found_values, "numbers from 0 to 1")
     return Calibration(temperatures, data["rounds"], means, persistence, typical)
 

@@ -29,6 +29,6 @@ def refuse_faults(engine: Engine, faults: Sequence[int], position: int) -> None:
         if fault == Fault.TARGET:
             raise not_finite_error(engine.target.where, at)
         if fault == Fault.PROCESSOR:
-            found = f"NaN or +inf {at}, of finite logits"
+            found = f"NaN or +inf {at}, made of finite logits"
             raise InputError("logits_processors", found, "finite numbers, or -inf")
-        raise InputError("logits_processors", f"no token left to choose {at}", "at least one")
+        raise InputError("logits_processors", f"no token left to choose {at}", "at least one token")

@@ -44,11 +44,11 @@ class JsonSchema:
             import llguidance.hf
         except ImportError as error:
             hint = 'pip install "dspark-mlx-lm[grammar]"'
-            raise InputError("JSON schema", "no llguidance", "it installed", hint) from error
+            raise InputError("JSON schema", "no llguidance", "this package", hint) from error
         if not isinstance(schema, Mapping):
             raise InputError("JSON schema", type(schema).__name__, "an object")
         if not stop_tokens:
-            raise InputError("JSON schema", "a target without end tokens", "one that can end")
+            raise InputError("JSON schema", "a target without end tokens", "end tokens")
         try:
             self._tokenizer = llguidance.hf.from_tokenizer(
                 tokenizer, n_vocab=vocabulary, eos_token=sorted(stop_tokens)
@@ -65,7 +65,8 @@ class JsonSchema:
         self._matcher = llguidance.LLMatcher
         problem = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)
         if problem:
-            raise InputError("JSON schema", problem.splitlines()[0], "one that can be followed")
+            expected = "a schema that llguidance supports"
+            raise InputError("JSON schema", problem.splitlines()[0], expected)
         self._vocabulary = vocabulary
         self._stops = frozenset(stop_tokens)
 
@@ -119,7 +120,8 @@ class SchemaProcessor:
         self._matcher.consume_tokens(added[:valid])
         self._text = text[: same + valid]
         if self._matcher.is_error():
-            raise InputError("JSON schema", self._matcher.get_error(), "a grammar to follow")
+            expected = "a grammar that llguidance can follow"
+            raise InputError("JSON schema", self._matcher.get_error(), expected)
         if valid < len(added) or not self._stops.isdisjoint(text):
             return None
         allowed = np.zeros(self._vocabulary, dtype=bool)

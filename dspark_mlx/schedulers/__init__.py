@@ -99,8 +99,9 @@ class PairFacts:
         """
         profile, calibration = self.profile, self.calibration
         if profile is None or calibration is None:
-            found, expected = "no speed profile", "one of this pair and device"
-            raise InputError(f"scheduler {scheduler}", found, expected)
+            missing = "speed profile" if profile is None else "calibration"
+            expected = f"a {missing} of this pair"
+            raise InputError(f"scheduler {scheduler}", f"no {missing}", expected)
         if profile.widths <= calibration.gamma:
             found = f"widths 1 to {profile.widths} of {profile.name}"
             raise InputError("speed profile", found, f"1 to {calibration.gamma + 1} at least")

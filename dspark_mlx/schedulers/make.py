@@ -46,7 +46,7 @@ def check_scheduler(scheduler: str | Scheduler) -> None:
     if isinstance(scheduler, str):
         needs_profile(scheduler)
     elif not all(hasattr(scheduler, name) for name in ("name", "start", "needs_confidence")):
-        expected = "a name, or an object as schedulers.Scheduler"
+        expected = "a name, or an object with the members of schedulers.Scheduler"
         raise InputError("scheduler", repr(scheduler), expected)
 
 

@@ -252,15 +252,15 @@ def _table(
     value: object, count: int, widths: int, where: str, *, zero: bool = False
 ) -> tuple[tuple[float, ...], ...]:
     if not isinstance(value, list) or len(value) != count:
-        raise InputError(where, _shape(value), f"{count} lists, one a context")
+        raise InputError(where, _shape(value), f"{count} lists, one per context")
     rows = enumerate(value)
     return tuple(_times(row, widths, f"{where}[{i}]", zero=zero) for i, row in rows)
 
 
 def _batches(value: object, widths: int, where: str) -> dict[int, tuple[float, ...]]:
     if not isinstance(value, dict):
-        raise InputError(where, repr(value), "an object of numbers of requests")
+        raise InputError(where, repr(value), "an object with a key for each number of requests")
     for name in value:
         if not (name.isascii() and name.isdigit() and name[0] != "0"):
-            raise InputError(where, repr(name), "a number of requests")
+            raise InputError(where, f"the key {name!r}", "a number of requests")
     return {int(name): _times(row, widths, f"{where}[{name}]") for name, row in value.items()}

@@ -128,7 +128,7 @@ class Target:
             taps = self._take()
         if len(recorded) != 1:
             found = f"a forward that calls its output matrix {len(recorded)} times"
-            raise InputError(type(self.model).__module__, found, "once")
+            raise InputError(type(self.model).__module__, found, "one call")
         return taps, recorded[0]
 
     @property
@@ -238,7 +238,7 @@ def check_taps(model: nn.Module, target: Target, untapped: mx.array, where: obje
         logits = probe_logits(model)
         recorded = target._take()
     if not mx.array_equal(logits, untapped).item():
-        raise InputError(where, "other logits when its layers are tapped", "the same, bit by bit")
+        raise InputError(where, "other logits when its layers are tapped", "equal logits")
     shape = (1, PROBE.size, target.hidden_size)
     for tap, value in zip(target._taps, recorded, strict=True):
         if value.shape != shape:
@@ -280,7 +280,8 @@ def _find_embedding(model: nn.Module, where: object) -> Any:
     named = [(n, m) for n, m in tables if n.rsplit(".", 1)[-1] in _EMBEDDING_NAMES]
     if len(named) != 1:
         found = ", ".join(name for name, _ in tables) or "none"
-        raise InputError(where, f"embedding tables {found}", f"one of {_EMBEDDING_NAMES}")
+        expected = f"exactly one that is named {' or '.join(_EMBEDDING_NAMES)}"
+        raise InputError(where, f"embedding tables {found}", expected)
     return named[0][1]
 
 

@@ -111,7 +111,7 @@ BROKEN = {
     "activation": (config(hidden_act="relu"), (CONFIG, "'relu'", "'silu'")),
     "sliding": (
         config(layer_types=["sliding_attention"] * 2),
-        (CONFIG, "sliding_attention", "alone"),
+        (CONFIG, "sliding_attention", "each full_attention"),
     ),
 }
 

@@ -134,11 +134,10 @@ class DSparkConfig(CanonicalConfig):
         super()._check(where)
         if self.logits_start not in (0, 1) or self.gamma < 1:
             found = f"logits_start {self.logits_start} with block_size {self.block_size}"
-            raise InputError(where, found, "0 or 1, and a row left to read out")
+            raise InputError(where, found, "0 or 1, and at least one row that gives logits")
         if not 0 <= self.mask_token_id < self.vocab_size:
-            raise InputError(
-                where, f"mask_token_id {self.mask_token_id}", "an id of the vocabulary"
-            )
+            found = f"mask_token_id {self.mask_token_id}"
+            raise InputError(where, found, f"an id of the vocabulary, below {self.vocab_size}")
         names = head_names()
         if self.head not in names or (self.head == NO_HEAD) != (self.head_rank == 0):
             found = f"head {self.head!r} of rank {self.head_rank}"
@@ -146,10 +145,12 @@ class DSparkConfig(CanonicalConfig):
         if self.confidence not in INPUTS:
             raise InputError(where, f"confidence {self.confidence!r}", f"one of {INPUTS}")
         if self.confidence == "hidden+markov" and self.head == NO_HEAD:
-            raise InputError(where, "confidence 'hidden+markov' without a head", "a head to read")
+            found = "confidence 'hidden+markov' without a sequential head"
+            raise InputError(where, found, "a sequential head")
         for name in ("windows", "causal"):
-            found = getattr(self, name)
-            if len(found) not in (0, self.num_layers):
-                raise InputError(where, f"{name} {list(found)}", f"none, or {self.num_layers}")
+            by_layer = getattr(self, name)
+            if len(by_layer) not in (0, self.num_layers):
+                expected = f"an empty list, or {self.num_layers} entries, one per layer"
+                raise InputError(where, f"{name} {list(found)}", expected)
         if any(window < 0 for window in self.windows):
             raise InputError(where, f"windows {list(self.windows)}", "0 or more rows")
