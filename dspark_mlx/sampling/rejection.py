@@ -191,8 +191,8 @@ def _residual(
 ) -> mx.array:
     """Log-weights `[1, V]` of the token after the accepted ones: max(scale p - q, 0), or p.
 
-    They are p's after a fully accepted block, whose sound slots are `end`, and when the residual is
-    empty, which happens only when p and q are equal but for rounding.
+    They are p's when all `end` sound slots were accepted, and when the residual is empty, which
+    happens only when p and q are equal but for rounding.
     """
     scheduled = q.shape[0]
     target = p[accepted]

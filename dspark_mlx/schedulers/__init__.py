@@ -24,7 +24,7 @@ class Policy(Protocol):
 
     @property
     def reads_confidence(self) -> bool:
-        """False when `admit` ignores confidences; a round then reads none before its verify."""
+        """False when `admit` ignores confidences, so that no round waits for them."""
         ...
 
     def park(self, context: int, limit: int) -> int:
