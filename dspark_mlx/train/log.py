@@ -1,14 +1,13 @@
-"""A run's journal: a CSV line every few steps and at every evaluation."""
+"""A training run's log: a CSV line every few steps and at every evaluation."""
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..system.files import write_text
+from ..system.files import read_text, write_text
 from ..system.system_errors import writing
 from .step.metrics import BlockMetrics
 
@@ -23,17 +22,21 @@ FIELDS = [
     "confidence_error",
     "seconds",
 ]
+KINDS = ("train", "held-out")
+_HINT = "Move it away to go on without the lines before."
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line.
+    """A line of the log.
 
     Attributes:
         kind: "train" for the steps since the last line, "held-out" for an evaluation.
-        step: steps done. epoch: times that every text was seen. learning_rate: of the last step.
-        watched: see `Watched`.
-        seconds: of training so far.
+        step: steps done.
+        epoch: how often every text was seen.
+        learning_rate: the last step's.
+        watched: the blocks' metrics, see `BlockMetrics`.
+        seconds: training time so far.
     """
 
     kind: str
@@ -44,7 +47,7 @@ class Entry:
     seconds: float
 
     def row(self) -> dict[str, str]:
-        """As text, by column."""
+        """The values as text, by column."""
         watched = self.watched
         values = {
             "kind": self.kind,
@@ -61,50 +64,83 @@ class Entry:
         return values | {f"acceptance_{k}": f"{value:.4f}" for k, value in slots}
 
 
-class Journal:
-    """The file.
+class TrainingLog:
+    """The log file of a run, which is begun anew or gone on with.
 
     Args:
-        path: of the CSV file.
+        path: the CSV file.
         gamma: slots of a block.
-        step: of the checkpoint gone on from, -1 without any; later lines are dropped.
+        step: the step of the checkpoint that the run goes on from, -1 without any; later lines of
+            the file are dropped.
 
     Raises:
-        InputError: the file is another's.
+        InputError: the file is damaged, or the log of blocks of another length.
     """
 
     def __init__(self, path: Path, gamma: int, step: int) -> None:
         self._path = path
-        self._fields = [*FIELDS, *(f"acceptance_{k}" for k in range(1, gamma + 1))]
-        kept = [row for row in read_journal(path) if int(row["step"]) <= step]
-        if kept and list(kept[0]) != self._fields:
-            raise InputError(path, f"columns {', '.join(kept[0])}", ", ".join(self._fields))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._fields)
-        writer.writeheader()
-        writer.writerows(kept)
-        write_text(path, text.getvalue())
+        self._columns = [*FIELDS, *_acceptance(gamma)]
+        rows = read_log(path)
+        if rows and list(rows[0]) != self._columns:
+            raise InputError(path, f"columns {', '.join(rows[0])}", ", ".join(self._columns))
+        kept = [list(row.values()) for row in rows if int(row["step"]) <= step]
+        write_text(path, "".join(",".join(line) + "\n" for line in [self._columns, *kept]))
 
     def add(self, entry: Entry) -> None:
         """Append a line; it is on disk when this returns.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the file cannot be written to.
         """
+        row = entry.row()
+        line = ",".join(row[name] for name in self._columns) + "\n"
         with writing(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._fields).writerow(entry.row())
+            file.write(line)
 
 
-def read_journal(path: Path) -> list[dict[str, str]]:
-    """Every line by column; none where there is no file.
+def read_log(path: Path) -> list[dict[str, str]]:
+    """The lines of a log, each by column; none where there is no file.
+
+    A last line without an end is left out: a full disk cut it off.
 
     Raises:
-        InputError: a file without the columns of a journal.
+        InputError: the file is no text, has other columns, or a line (named by its number) has
+            fewer or more values, an unknown kind, or text in the place of a number.
     """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if rows and not set(FIELDS) <= set(rows[0]):
-        raise InputError(path, f"columns {', '.join(rows[0])}", ", ".join(FIELDS))
-    return rows
+    lines = [line.removesuffix("\r") for line in read_text(path, "a run's log").split("\n")]
+    if lines == [""]:
+        return []
+    columns = lines[0].split(",")
+    if columns != [*FIELDS, *_acceptance(len(columns) - len(FIELDS))]:
+        expected = f"{', '.join(FIELDS)}, acceptance_1, ..."
+        raise InputError(path, f"columns {', '.join(columns)}", expected, _HINT)
+    return [_row(f"{path}:{i}", columns, line) for i, line in enumerate(lines[1:-1], 2)]
+
+
+def _row(where: str, columns: list[str], line: str) -> dict[str, str]:
+    values = line.split(",")
+    if len(values) != len(columns):
+        raise InputError(where, f"{len(values)} values", f"{len(columns)}, one a column", _HINT)
+    row = dict(zip(columns, values, strict=True))
+    if row["kind"] not in KINDS:
+        raise InputError(where, f"kind {row['kind']!r}", " or ".join(KINDS), _HINT)
+    if not re.fullmatch("[0-9]{1,18}", row["step"]):
+        raise InputError(where, f"step {row['step']!r}", "a whole number, 0 or more", _HINT)
+    for name in columns[2:]:
+        if not _is_number(row[name]):
+            raise InputError(where, f"{name} {row[name]!r}", "a number", _HINT)
+    return row
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _acceptance(gamma: int) -> list[str]:
+    return [f"acceptance_{k}" for k in range(1, gamma + 1)]

@@ -1,4 +1,4 @@
-"""A run drawn from its journal: loss, tokens a round, and acceptance by position."""
+"""A picture of a run from its log: loss, tokens a round, and acceptance by position."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 from ..errors import InputError
 from ..plots import new_figure, save
-from .log import read_journal
+from .log import read_log
 
 
-def plot(journal: Path, path: Path) -> None:
+def plot(log: Path, path: Path) -> None:
     """Draw a run: training as thin lines, evaluations as marked ones.
 
     Args:
-        journal: the run's log.csv.
+        log: the run's log.csv.
         path: of the picture; its suffix gives the format.
 
     Raises:
-        InputError: no lines in the journal, or no matplotlib.
+        InputError: no lines in the log, or no matplotlib.
     """
-    rows = read_journal(journal)
+    rows = read_log(log)
     if not rows:
-        raise InputError(journal, "no lines", "a run's log")
+        raise InputError(log, "no lines", "a run's log")
     figure, (loss, tokens, acceptance) = new_figure(width=14.0, columns=3)
     kinds: dict[str, dict[str, Any]] = {
         "train": {"alpha": 0.5, "linewidth": 1},

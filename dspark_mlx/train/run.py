@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..targets.tap import Target
 from .checkpoints import Checkpoints, TrainingProgress
 from .data.corpus import Corpus
-from .log import Entry, Journal
+from .log import Entry, TrainingLog
 from .settings import TrainingSettings
 from .step.batches import Batches, split
 from .step.features import readout
@@ -141,7 +141,7 @@ class TrainingRun:
         except OSError as error:
             raise InputError(folder, f"no way to write there ({error})", "a folder") from error
         kept = self.progress.step if self._begun else -1
-        self._journal = Journal(folder / "log.csv", config.gamma, kept)
+        self._log_file = TrainingLog(folder / "log.csv", config.gamma, kept)
 
     def go(self, stop: Callable[[], bool] = lambda: False) -> Result:
         """Train to the end.
@@ -233,7 +233,7 @@ class TrainingRun:
         epoch = progress.step * recipe.accumulate / self._batches.per_epoch
         rate = recipe.rate(progress.step - 1) if progress.step else 0.0
         entry = Entry(kind, progress.step, epoch, rate, watched, progress.seconds)
-        self._journal.add(entry)
+        self._log_file.add(entry)
         if self._report:
             self._report(entry)
 
