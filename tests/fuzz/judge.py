@@ -97,6 +97,10 @@ def _message(call: Call, said: str) -> str:
     lines = [line for line in re.split(r"[\n\r]", said) if line.strip() and not _BAR.search(line)]
     if news := _NEWS.get(call.command):
         lines = [line for line in lines if not news.match(line)]
+    notes = [line for line in lines if line.startswith("note: ")]
+    if len(notes) > 1:
+        return "several notes"
+    lines = [line for line in lines if line not in notes]
     if len(lines) != 1:
         return f"{'several' if lines else 'no'} lines"
     if not lines[0].startswith("error: "):

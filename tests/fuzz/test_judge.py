@@ -15,13 +15,15 @@ SAID = {
     "": (0, "", {}),
     "one line": (2, "error: config.json: found x; expected y.\n", {}),
     "after a bar": (2, f"{BAR}error: config.json: found x; expected y.\n", {}),
+    "after a note": (2, f"note: slow\n{BAR}error: config.json: found x; expected y.\n", {}),
     "an output": (0, "", {"out": "folder"}),
 }
 FAULTS = {
     "traceback: KeyError": (1, "Traceback (most recent call last):\n  File\nKeyError: 'a'\n", {}),
     "exit status 1": (1, "error: x\n", {}),
     "several lines": (2, "usage: generate [-h]\ngenerate: error: no --prompt\n", {}),
-    "no lines": (2, "", {}),
+    "no lines": (2, "note: slow\n", {}),
+    "several notes": (2, "note: slow\nnote: slow\nerror: x\n", {}),
     "no error:": (2, "found x\n", {}),
     "long message": (2, f"error: {'x' * 2000}\n", {}),
     "killed by signal 11": (-11, "", {}),
