@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from .benchmark.prompts import read_prompts
-from .calibration.by_temperature import Calibrations, write_calibrations
+from .calibration.by_temperature import write_calibrations
 from .calibration.report import SlotReport, report_table, slot_reports
-from .calibration.sts import Calibration, fit
+from .calibration.sts import Calibration
 from .decoder import Decoder
 from .errors import InputError
 from .plots import check_path, reliability
 from .progress import progress_bar
-from .replay.record import TEMPERATURES, record
+from .replay.fit import (
+    MIN_ROUNDS,
+    TEMPERATURES,
+    fewest_rounds,
+    fit_temperatures,
+    record_temperatures,
+)
 from .replay.recorded import (
     RecordedRound,
     arrays,
@@ -30,8 +36,6 @@ from .sampling.settings import Sampling
 from .system.files import check_output
 from .terminal import command, flags
 
-MIN_ROUNDS = 200
-
 
 def main(argv: list[str] | None) -> int:
     """Parse, record or read the rounds, fit, print before and after, store."""
@@ -42,7 +46,7 @@ def main(argv: list[str] | None) -> int:
     held_out_prompts = read_prompts(args.held_out) if args.held_out else []
     fitted = read_rounds(args.rounds) if args.rounds else []
     held_out = read_rounds(args.held_out_rounds) if args.held_out_rounds else []
-    _check_enough(fitted, len(prompts) * args.max_tokens)
+    _check_enough(fewest_rounds(fitted) if fitted else len(prompts) * args.max_tokens)
     to: Path | None = args.to
     if prompts or held_out_prompts or not (to or args.dry_run):
         decoder = _load(args)
@@ -53,15 +57,20 @@ def main(argv: list[str] | None) -> int:
             held_out = _record(decoder, held_out_prompts, args.max_tokens, temperatures, "Held out")
             _check_any(held_out, args.held_out)
         to = to or decoder.drafter_folder
-    _check_enough(fitted)
-    fits = [_fit(*each, by_temperature(held_out)) for each in by_temperature(fitted).items()]
+    _check_enough(fewest_rounds(fitted, temperatures if prompts else ()))
+    calibrations = fit_temperatures(fitted)
+    judging = by_temperature(held_out)
+    fits = [
+        _fit(temperature, calibrations.by_temperature[temperature], rounds, judging)
+        for temperature, rounds in by_temperature(fitted).items()
+    ]
     if args.record:
         write_rounds(args.record, fitted)
     if args.plot:
         _plot(fits, args.plot)
     stored = None
     if to and not args.dry_run:
-        stored = write_calibrations(to, Calibrations({f.temperature: f.calibration for f in fits}))
+        stored = write_calibrations(to, calibrations)
     if args.json:
         path = None if stored is None else str(stored)
         print(json.dumps({"stored": path, "fits": [fitted.numbers() for fitted in fits]}))
@@ -99,13 +108,13 @@ class _Fit:
 
 def _fit(
     temperature: float,
+    calibration: Calibration,
     rounds: list[RecordedRound],
     held_out: dict[float, list[RecordedRound]],
 ) -> _Fit:
     judged = {"fitted": rounds}
     if temperature in held_out:
         judged["held out"] = held_out[temperature]
-    calibration = fit(*arrays(rounds))
     reports = {name: slot_reports(*arrays(each), calibration) for name, each in judged.items()}
     return _Fit(temperature, calibration, judged, reports)
 
@@ -171,7 +180,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         found = f"rounds already in {args.rounds}"
         raise InputError("--temp", found, "none: rounds keep their temperature")
     for temperature in args.temp or ():
-        _sampling(temperature).check()
+        Sampling(temperature=temperature).check()
     if args.record and args.rounds:
         raise InputError("--record", f"rounds already in {args.rounds}", "--prompts to record")
     if args.record:
@@ -182,17 +191,12 @@ def _check_flags(args: argparse.Namespace) -> None:
         check_path(args.plot)
 
 
-def _sampling(temperature: float) -> Sampling:
-    return Sampling(temperature=temperature)
-
-
-def _check_enough(rounds: Sequence[RecordedRound], expected: int = 0) -> None:
-    """Refuse too few rounds of a temperature, or of all where none is recorded yet."""
-    counts = [len(group) for group in by_temperature(rounds).values()] or [expected]
-    if min(counts) < MIN_ROUNDS:
+def _check_enough(rounds: int) -> None:
+    """Refuse too few rounds of a sampling temperature, recorded or to be recorded."""
+    if rounds < MIN_ROUNDS:
         hint = "Give more prompts, or more --max-tokens."
-        of = " at each temperature" if len(counts) > 1 else ""
-        raise InputError("calibration", f"{min(counts)} rounds", f"{MIN_ROUNDS} or more{of}", hint)
+        expected = f"{MIN_ROUNDS} or more at each sampling temperature"
+        raise InputError("calibration", f"{rounds} rounds", expected, hint)
 
 
 def _check_any(rounds: Sequence[RecordedRound], prompts: Path) -> None:
@@ -235,12 +239,10 @@ def _record(
             found = f"{len(ids)} tokens, with {longest} to decode"
             raise InputError(f"prompt {number}", found, f"{decoder.max_length} positions at most")
         encoded.append((prompt["task"], ids))
-    recorded: list[RecordedRound] = []
-    engine, stops = decoder.engine, decoder.stop_tokens
-    for t in temperatures:
-        with progress_bar(f"{label} at temperature {t:g}", "prompt") as progress:
-            recorded += record(engine, encoded, max_tokens, stops, progress, _sampling(t))
-    return recorded
+    with progress_bar(label, "prompt") as progress:
+        return record_temperatures(
+            decoder.engine, encoded, max_tokens, decoder.stop_tokens, temperatures, progress
+        )
 
 
 def _row(slot: SlotReport) -> dict[str, Any]:

@@ -47,12 +47,6 @@ class Matrix:
         """Rows of the matrix."""
         return self.weight.shape[-2]
 
-    @property
-    def in_features(self) -> int:
-        """Columns of the matrix, unpacked."""
-        columns = self.weight.shape[-1]
-        return columns * 32 // self.bits if self.bits else columns
-
     def __call__(self, x: mx.array) -> mx.array:
         """`x @ self.T`, `[rows, in]` to `[rows, out]`; a stack gives `[n, rows, out]`."""
         if self.scales is None:

@@ -36,10 +36,6 @@ from .recorded import RecordedRound
 P = TypeVar("P", bound=Pick)
 
 
-TEMPERATURES = (0.0, 0.7, 1.0)
-"""Sampling temperatures that confidences are calibrated at where none is asked for."""
-
-
 def record(
     engine: Engine,
     prompts: Sequence[tuple[str, Sequence[int]]],
@@ -67,16 +63,16 @@ def record(
         found = "no drafter" if drafter is None else "a drafter without a confidence head"
         raise InputError("recording", found, "a drafter with a confidence head")
     sampling = sampling or Sampling()
-    judge = _judge if sampling.temperature == 0 else _judge_sampled
     recorded: list[RecordedRound] = []
     with wired_limit(engine.target.model):
         for request, (task, prompt) in enumerate(prompts):
             length = max_tokens + drafter.config.gamma
             text = _text(engine, prompt, length, stop_tokens, sampling, request)
             if len(text) > drafter.config.gamma:
-                judged = enumerate(judge(engine.target, drafter, prompt, text, sampling, request))
+                judged = _judged(engine.target, drafter, prompt, text, sampling, request)
                 recorded += [
-                    RecordedRound(request, task, len(prompt) + i, *each) for i, each in judged
+                    RecordedRound(request, task, len(prompt) + i, *each)
+                    for i, each in enumerate(judged)
                 ]
             if progress:
                 progress(request + 1, len(prompts))
@@ -103,16 +99,25 @@ def _text(
 
 
 Judged: TypeAlias = tuple[tuple[float, ...], int, float, tuple[float, ...]]
-"""Log-odds, accepted count, temperature and chances of a `RecordedRound`."""
+"""Confidence logits, accepted count, temperature and chances of a `RecordedRound`."""
 
 
-def _judge(
+def _judged(
     target: Target,
     drafter: Drafter,
     prompt: Sequence[int],
     text: Sequence[int],
     sampling: Sampling,
     sample: int,
+) -> Iterator[Judged]:
+    """The block after each token of `text` that it fits into, as the text was made."""
+    if sampling.temperature == 0:
+        return _judged_greedy(target, drafter, prompt, text)
+    return _judged_sampled(target, drafter, prompt, text, sampling, sample)
+
+
+def _judged_greedy(
+    target: Target, drafter: Drafter, prompt: Sequence[int], text: Sequence[int]
 ) -> Iterator[Judged]:
     """The greedy block after each token of `text` that it fits into."""
     anchors = len(text) - drafter.config.gamma
@@ -121,7 +126,7 @@ def _judge(
         yield tuple(np.array(draft.confidence_logits).tolist()), accepted, 0.0, ()
 
 
-def _judge_sampled(
+def _judged_sampled(
     target: Target,
     drafter: Drafter,
     prompt: Sequence[int],
@@ -131,8 +136,8 @@ def _judge_sampled(
 ) -> Iterator[Judged]:
     """The sampled block that led to what follows each token of `text`."""
     gamma, chooser = drafter.config.gamma, Chooser(sampling, [])
-    taps, logits = _features_and_logits(target, prompt, text[:-1])
-    logprobs, tokens = target_logprobs(chooser, logits), mx.array(list(text), dtype=mx.int32)
+    taps, after = _features_and_logits(target, prompt, text[:-1])
+    logprobs, tokens = target_logprobs(chooser, after), mx.array(list(text), dtype=mx.int32)
     mx.eval(taps, logprobs)
     # The text's own noise is of seed 0.
     keys = Noise(1, sample).at(0, len(text))
@@ -143,8 +148,9 @@ def _judge_sampled(
         return Hindsight(chooser, tokens[block], logprobs[i : i + gamma], keys[i], rule)
 
     for draft, pick in _drafts(drafter, prompt, text, taps, pick_at):
-        odds, (kept, chances) = np.array(draft.confidence_logits), np.array(pick.outcome)
-        yield tuple(odds.tolist()), int(kept.sum()), sampling.temperature, tuple(chances.tolist())
+        logits, (kept, chances) = np.array(draft.confidence_logits), np.array(pick.outcome)
+        accepted = int(kept.sum())
+        yield tuple(logits.tolist()), accepted, sampling.temperature, tuple(chances.tolist())
 
 
 def judged_drafts(

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.by_temperature import Calibrations, read_calibrations
-from ..calibration.sts import fit
 from ..errors import InputError
 from ..schedulers.fixed import FixedScheduler
 from ..schedulers.make import SCHEDULERS, make_scheduler
 from ..schedulers.speed_profile import SpeedProfile, read_profile
 from ..system.files import DATA
-from .recorded import RecordedRound, arrays, by_temperature, read_rounds
+from .fit import fit_temperatures
+from .recorded import RecordedRound, read_rounds
 from .simulate import Outcome, ReplayText, best_fixed, oracle, replay, texts
 
 SHIPPED = DATA / "profiles"
@@ -92,8 +92,7 @@ def replay_report(
 def _calibration(rounds: Sequence[RecordedRound], folder: Path | None) -> Calibrations:
     gamma = len(rounds[0].confidence_logits)
     if folder is None:
-        groups = by_temperature(rounds).items()
-        return Calibrations({temperature: fit(*arrays(group)) for temperature, group in groups})
+        return fit_temperatures(rounds)
     found = read_calibrations(folder, gamma)
     if found is None:
         raise InputError(folder, "no calibration.json", "a calibrated drafter's folder")

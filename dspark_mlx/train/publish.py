@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ..calibration.by_temperature import Calibrations, write_calibrations
-from ..calibration.sts import fit
+from ..calibration.by_temperature import write_calibrations
 from ..checkpoint.frequent_tokens import write_ranking
 from ..checkpoint.layout import check_tensors
 from ..checkpoint.tensor_writer import write_tensors
 from ..decoder import Decoder
 from ..drafters.dspark.config import DSparkConfig
 from ..load import add_drafter
-from ..replay.record import TEMPERATURES, record
-from ..replay.recorded import arrays
-from ..sampling.settings import Sampling
+from ..progress import ProgressCallback
+from ..replay.fit import (
+    MIN_ROUNDS,
+    TEMPERATURES,
+    fewest_rounds,
+    fit_temperatures,
+    record_temperatures,
+)
 from ..system.files import write_json, write_text
 from ..system.staging import staged_folder
 from .data.corpus import Corpus
 from .step.network import FROZEN
-
-_LEAST_ROUNDS = 200
 
 
 def write_drafter(
@@ -58,7 +60,7 @@ def calibrate(
     folder: Path,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> int:
     """Fit the confidence head on texts that were not learnt from, and store it in the folder.
 
@@ -76,21 +78,11 @@ def calibrate(
     """
     engine = add_drafter(decoder, folder, "full").engine
     texts = [("held-out", list(prompt)) for prompt in prompts]
-    fits, count = {}, 0
-    for number, temperature in enumerate(TEMPERATURES):
-
-        def further(done: int, total: int, before: int = number * len(texts)) -> None:
-            if progress:
-                progress(before + done, len(TEMPERATURES) * total)
-
-        sampling = Sampling(temperature=temperature)
-        rounds = record(engine, texts, max_tokens, decoder.stop_tokens, further, sampling)
-        if len(rounds) < _LEAST_ROUNDS:
-            return 0
-        fits[temperature] = fit(*arrays(rounds))
-        count += len(rounds)
-    write_calibrations(folder, Calibrations(fits))
-    return count
+    rounds = record_temperatures(engine, texts, max_tokens, decoder.stop_tokens, progress=progress)
+    if fewest_rounds(rounds, TEMPERATURES) < MIN_ROUNDS:
+        return 0
+    write_calibrations(folder, fit_temperatures(rounds))
+    return len(rounds)
 
 
 def prompts_of(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[int]]:
