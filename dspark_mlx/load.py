@@ -132,15 +132,14 @@ def load_unpaired(
     precision = choose_precision(precision)
     if model is not None:
         find_config(model)
-    stored = read_drafter(drafter)
+    # Its calibrations are of its own block, which another configuration may make shorter.
+    stored = read_drafter(drafter, calibrated=False)
     opened = _open(model, precision)
     target = _tapped(opened, taps(stored.config, len(opened.network.layers)))
     check_pair(stored.config, stored.folder, target, opened.folder)
 
     def build(changed: CanonicalConfig) -> Drafter:
-        # Its calibrations are of its own block, which another configuration may make shorter.
-        reading = replace(stored, config=changed, calibrations=None)
-        return _build(reading, target, precision, "full")
+        return _build(replace(stored, config=changed), target, precision, "full")
 
     return opened.decoder(target), stored.config, build
 

@@ -31,7 +31,7 @@ class StoredDrafter:
         folder: where it is.
         config: its configuration.
         tensors: its checked tensors.
-        calibrations: of its confidence head; None without any.
+        calibrations: of its confidence head; None without any, and where they were not read.
         ranking: the target's tokens, the most frequent first; empty where nobody counted.
     """
 
@@ -42,11 +42,12 @@ class StoredDrafter:
     ranking: tuple[int, ...]
 
 
-def read_drafter(drafter: str | Path) -> StoredDrafter:
+def read_drafter(drafter: str | Path, calibrated: bool = True) -> StoredDrafter:
     """A drafter's folder, checked.
 
     Args:
         drafter: a folder (converted on the fly where it is not yet) or Hub id.
+        calibrated: False does not read the calibrations, which a wrong configuration does not fit.
 
     Raises:
         InputError: see `load`.
@@ -55,7 +56,7 @@ def read_drafter(drafter: str | Path) -> StoredDrafter:
     config = read_config(read_json(folder / "config.json"), folder / "config.json")
     tensors = read_tensors(folder)
     check_tensors(config, tensors, folder)
-    calibrations = read_calibrations(folder, config.gamma)
+    calibrations = read_calibrations(folder, config.gamma) if calibrated else None
     ranking = read_ranking(folder, config.vocab_size)
     return StoredDrafter(folder, config, tensors, calibrations, ranking)
 

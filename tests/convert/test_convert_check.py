@@ -84,6 +84,18 @@ def test_a_calibrated_drafter_is_checked(tmp_path):
     assert len(found) == 12 and {len(reading.counts) for reading in found} == {1}
 
 
+def test_a_wrong_block_is_tried_though_calibrated(tmp_path):
+    """A calibration of the right block, for which the wrong configuration is not even tried."""
+    folder = tmp_path / "drafter"
+    config = convert_drafter(golden("vanilla"), folder, progress=False)
+    write_calibrations(folder, Calibrations({0.0: identity(config.gamma)}))
+    wrong = read_json(folder / "config.json") | {"logits_start": 1 - config.logits_start}
+    (folder / "config.json").write_text(json.dumps(wrong))
+    decoder, read, _ = load_unpaired(TARGET, folder, all_taps, "float32")
+    decoder.engine.target.close()
+    assert read.gamma != config.gamma
+
+
 def texts(mean, spread=0.0, number=8, seed=1):
     """Counts of 20 blocks a text around `mean`, and each text's own distance from it."""
     rng = np.random.default_rng(seed)
