@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..load import load_unpaired, open_target
 from ..progress import progress_bar
 from ..terminal import command
-from .card import origin_of, write_card
+from .card import origin_of, write_converted_card
 from .check import all_taps, longest_block, sweep, verdict, written
 from .drafter import convert_drafter
 from .export import DTYPES, export_drafter
@@ -41,7 +41,7 @@ def main(argv: list[str] | None, hub: Hub | None = None) -> int:
         # What cannot be read of it is known before the conversion.
         origin = origin_of(args.source, resolve(args.source))
         name = args.upload_repo or args.to.resolve().name
-        finish = partial(write_card, origin=origin, name=name)
+        finish = partial(write_converted_card, origin=origin, name=name)
     print(f"{args.to}: {_converted(args, finish)}")
     if args.upload_repo:
         upload(args.to, args.upload_repo, hub)

@@ -1,4 +1,4 @@
-"""The model card of a converted folder: README.md, with the front matter that the Hub reads."""
+"""A converted folder's model card: what it was made from, and under what licence."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCardData, metadata_load
+from huggingface_hub import metadata_load
 
-from ..checkpoint.base_config import CanonicalConfig
+from ..checkpoint.base_config import FORMAT
 from ..checkpoint.hub import checkpoint_place, hub_name
-from ..drafters.dspark.config import DSparkConfig
+from ..checkpoint.model_card import drafter_text, target_text, weights_text, write_card
 from ..drafters.methods import read_config
 from ..errors import InputError
-from ..system.files import read_json, write_text
+from ..system.files import read_json
 from .gguf.header import read_header
 
-PROJECT = "dspark_mlx"
-_INSTALL = "pip install dspark-mlx-lm"
 _REPOSITORY = re.compile(r"(?:https://huggingface\.co/)?([\w.-]+/[\w.-]+)")
 
 
@@ -28,9 +26,9 @@ class Origin:
     """Where a converted folder comes from.
 
     Attributes:
-        name: the Hub id, or the last part of a path: what lies around it is nobody's business.
-        licence: as the source states it, "" where it does not.
-        base: Hub ids that the source is or comes from.
+        name: the Hub id, or the last part of a path; the rest of a path tells of the user's disk.
+        licence: as the source states it, "" where it states none.
+        base: Hub ids of the source itself, or of the models that it says it was made from.
     """
 
     name: str
@@ -39,14 +37,14 @@ class Origin:
 
 
 def origin_of(source: str, place: Path) -> Origin:
-    """What a source says of itself.
+    """The name, licence and base models of a source, as its own card or GGUF header states them.
 
     Args:
-        source: as it was asked for, a path or a Hub id.
+        source: what the user asked for, a path or a Hub id.
         place: where it is on disk.
 
     Raises:
-        InputError: neither a checkpoint nor a GGUF file.
+        InputError: it is neither a checkpoint nor a GGUF file, or its card cannot be read.
     """
     place = checkpoint_place(place)
     stated = _of_gguf(place) if place.is_file() else _of_folder(place)
@@ -61,68 +59,29 @@ def origin_of(source: str, place: Path) -> Origin:
     )
 
 
-def write_card(folder: Path, origin: Origin, name: str) -> None:
+def write_converted_card(folder: Path, origin: Origin, name: str) -> None:
     """Write README.md into a converted folder.
 
     Args:
-        folder: of a drafter or of a target.
-        origin: of what it was made from.
+        folder: a drafter's or a target's.
+        origin: what it was made from.
         name: what it is to be called: a Hub id, or the last part of its path.
     """
     config = read_json(folder / "config.json")
-    drafter = config.get("format") == PROJECT
-    tags = ["mlx", "dspark", "speculative-decoding"] if drafter else ["mlx"]
-    data = ModelCardData(
-        license=origin.licence or None,
-        base_model=list(origin.base) or None,
-        library_name="mlx",
-        pipeline_tag="text-generation",
-        tags=tags,
-    )
-    text = _drafter_text(name, read_config(config, folder)) if drafter else _target_text(name)
-    lines = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {name.rsplit('/', 1)[-1]}",
-        text,
-        f"{_form(config)} Converted from {_linked(origin)} with {PROJECT}."
-        + ("" if origin.licence else " Its licence was not stated there."),
-    ]
-    write_text(folder / "README.md", "\n\n".join(lines) + "\n")
-
-
-def _drafter_text(name: str, config: CanonicalConfig) -> str:
-    made_for = f"the target {config.target}" if config.target else "its target"
-    models = f"--model {config.target or 'TARGET'} --drafter {name}"
-    if isinstance(config, DSparkConfig):
-        kind, method = f"A drafter of {config.num_layers} layers for DSpark", "blocks"
-    else:
-        kind, method = "An Eagle3 drafter of one layer for", "chains"
-    return (
-        f"{kind} speculative decoding on MLX. It was"
-        f" trained for {made_for} and is of use with no other: it proposes {method} of up to "
-        f"{config.gamma} tokens, which the target verifies, so the output is the target's own.\n\n"
-        f"{_command(models)}"
-    )
-
-
-def _target_text(name: str) -> str:
-    return (
-        "A language model in MLX's format, for mlx-lm and, with a drafter that was trained for it, "
-        f"for DSpark speculative decoding.\n\n{_command(f'--model {name}')}"
-    )
-
-
-def _command(models: str) -> str:
-    return f'```\n{_INSTALL}\npython -m dspark_mlx.generate {models} --prompt "Hello"\n```'
-
-
-def _form(config: dict[str, Any]) -> str:
-    quantization = config.get("quantization")
-    if not quantization:
-        return "The weights are not quantised."
-    bits, group = quantization["bits"], quantization["group_size"]
-    return (
-        f"The weights are quantised: {bits} bits in groups of {group}, where not stored otherwise."
+    is_drafter = config.get("format") == FORMAT
+    text = drafter_text(read_config(config, folder), name) if is_drafter else target_text(name)
+    quantization = config.get("quantization") or {"bits": 0, "group_size": 0}
+    weights = weights_text(quantization["bits"], quantization["group_size"])
+    source = f"{weights} Converted from {_linked(origin)} with dspark_mlx."
+    if not origin.licence:
+        source += " Its licence was not stated there."
+    write_card(
+        folder,
+        name.rsplit("/", 1)[-1],
+        [text, source],
+        drafter=is_drafter,
+        licence=origin.licence,
+        base=origin.base,
     )
 
 
@@ -133,7 +92,7 @@ def _linked(origin: Origin) -> str:
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
-    """The front matter of the folder's own card."""
+    """The front matter of the card in a folder; empty where there is none."""
     card = folder / "README.md"
     if not card.exists():
         return {}

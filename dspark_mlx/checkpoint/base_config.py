@@ -48,6 +48,7 @@ class CanonicalConfig:
     Attributes:
         METHOD: as the folder names it.
         EXAMPLE: the method's own fields in a small drafter, for measurements and tests.
+        PROPOSES: what it drafts in a round, as a model card says it.
         hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim: of a layer.
         rms_norm_eps: of every norm.
         vocab_size: rows of the target's head.
@@ -78,6 +79,7 @@ class CanonicalConfig:
 
     METHOD: ClassVar[str]
     EXAMPLE: ClassVar[dict[str, Any]]
+    PROPOSES: ClassVar[str] = "blocks"
 
     hidden_size: int
     intermediate_size: int

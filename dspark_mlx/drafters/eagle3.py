@@ -45,6 +45,7 @@ class Eagle3Config(CanonicalConfig):
 
     METHOD: ClassVar[str] = "eagle3"
     EXAMPLE: ClassVar[dict[str, Any]] = {"steps": 4}
+    PROPOSES: ClassVar[str] = "chains"
 
     steps: int
 

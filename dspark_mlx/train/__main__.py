@@ -28,7 +28,7 @@ from .data.store import Store, check_same_target, load_all
 from .log import Entry
 from .memory import check_memory
 from .plot import plot
-from .publish import calibrate, prompts_of, write_card, write_drafter
+from .publish import calibrate, prompts_of, write_drafter, write_trained_card
 from .run import Result, TrainingRun
 from .settings import TrainingSettings
 from .start import new_drafter, published_drafter, tapped
@@ -83,7 +83,7 @@ def main(argv: list[str] | None) -> int:
     if start.config.has_confidence and not args.no_calibration:
         rounds = _calibrate(decoder, folder, prompts_of(corpus, run.held_out, _PROMPTS))
         facts["calibrated on rounds"] = rounds or "none: the held-out texts are too short"
-    write_card(folder, facts, start.config)
+    write_trained_card(folder, facts, start.config)
     if args.plot:
         plot(args.to / "log.csv", args.plot)
     _tell(args, {**facts, "drafter": str(folder)})

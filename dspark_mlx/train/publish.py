@@ -12,6 +12,7 @@ import mlx.core as mx
 from ..calibration.by_temperature import write_calibrations
 from ..checkpoint.frequent_tokens import write_ranking
 from ..checkpoint.layout import check_tensors
+from ..checkpoint.model_card import drafter_text, weights_text, write_card
 from ..checkpoint.tensor_writer import write_tensors
 from ..decoder import Decoder
 from ..drafters.dspark.config import DSparkConfig
@@ -24,7 +25,7 @@ from ..replay.fit import (
     fit_temperatures,
     record_temperatures,
 )
-from ..system.files import write_json, write_text
+from ..system.files import write_json
 from ..system.staging import staged_folder
 from .data.corpus import Corpus
 from .step.network import FROZEN
@@ -94,36 +95,21 @@ def prompts_of(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[
     return [prompt for prompt in found if prompt]
 
 
-def write_card(folder: Path, facts: dict[str, Any], config: DSparkConfig) -> None:
-    """Write README.md, the drafter's model card.
+def write_trained_card(folder: Path, facts: dict[str, Any], config: DSparkConfig) -> None:
+    """Write README.md, the model card of a trained drafter.
 
     Args:
-        folder: of the drafter.
-        facts: of the run, name to value, in order.
-        config: of the drafter.
+        folder: the drafter's.
+        facts: what the run was, name to value, in the order of the card's table.
+        config: the drafter's.
     """
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    rows = [f"| {name} | {value} |" for name, value in facts.items()]
     sizes = ", ".join(
         f"{name} {value}"
         for name, value in dataclasses.asdict(config).items()
         if name in ("num_layers", "hidden_size", "head", "head_rank", "block_size", "taps")
     )
-    write_text(
-        folder / "README.md",
-        f"""---
-library_name: dspark-mlx-lm
-tags: [mlx, speculative-decoding, dspark]
----
-
-# A drafter for {config.target}
-
-Drafts for speculative decoding with dspark_mlx: `python -m dspark_mlx.generate --model TARGET
---drafter FOLDER`. It changes speed only; the text is the target's own.
-
-{sizes}.
-
-| training | |
-|---|---|
-{rows}
-""",
-    )
+    title = f"A drafter for {config.target}"
+    table = "\n".join(["| training | |", "|---|---|", *rows])
+    text = drafter_text(config, "FOLDER")
+    write_card(folder, title, [text, f"{weights_text(0, 0)} {sizes}.", table], drafter=True)

@@ -101,7 +101,7 @@ def test_a_card_that_cannot_be_written_leaves_no_folder(tmp_path, monkeypatch):
     def fail(*_):
         raise InputError("card", "nothing", "a card")
 
-    monkeypatch.setattr("dspark_mlx.convert.card.write_text", fail)
+    monkeypatch.setattr("dspark_mlx.checkpoint.model_card.write_text", fail)
     with pytest.raises(InputError, match="card"):
         main(drafter_arguments(tmp_path, "--card"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers.chat_toys import END, LENGTH, chat_folder
 from helpers.tiny_models import config_of, tiny
+from huggingface_hub import metadata_load
 from mlx.utils import tree_flatten
 
 import dspark_mlx
@@ -62,6 +63,7 @@ def test_the_drafter_loads_and_decodes(target, trained):
     drafted = [token for r in decoder.rounds([1, 5, 6, 0, 2], 24) for token in r.tokens]
     plain = [token for r in decoder.plain().rounds([1, 5, 6, 0, 2], 24) for token in r.tokens]
     assert drafted == plain
+    assert metadata_load(trained / "drafter" / "README.md")["library_name"] == "mlx"
     assert (trained / "drafter" / "README.md").read_text().startswith("---")
     texts = load_all(Store.open(trained / "conversations"))
     written = texts.tokens[texts.answer]
