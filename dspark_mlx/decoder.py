@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
-from .engine.request import Request, Settings, check_prompt
+from .engine.request import SETTINGS, Request, Settings, check_prompt
 from .engine.rounds import rounds
 from .engine.state import Engine, make_engine
 from .engine.stream import stream
@@ -17,6 +17,7 @@ from .numbers import listed, plain, shown, token_ids
 from .progress import ProgressCallback
 from .sampling.json_schema import JsonSchema
 from .sampling.make import make_sampler
+from .sampling.setting_table import with_settings
 from .schedulers import Scheduler
 from .schedulers.speed_profile import SpeedProfile
 from .targets.positions import max_length, said_when_cut
@@ -25,26 +26,22 @@ from .text.tokenizer import Tokenizer
 from .text.tokenizer_files import has_tokenizer
 from .types import Chunk, Round
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 Messages: TypeAlias = Sequence[dict[str, Any]]
 Prompt: TypeAlias = str | Messages | Sequence[int]
 
 
 class Decoder:
-    """A target and its drafter, ready to decode.
+    """A target and its drafter, ready to decode; `load` makes one.
 
-    Made by `load`. Requests may overlap, in one thread or in several: those of one target take
-    turns, a round each. One request's rounds may be asked for by different threads, one after the
-    other.
+    Requests may overlap, in one thread or in several: requests of the same target take turns, one
+    round each. Different threads may ask for the rounds of one request, one thread at a time.
 
     Args:
         engine: target, drafter and scheduler.
-        folder: the target's folder, for its tokenizer.
+        folder: the target's folder, which holds its tokenizer.
         config: the target's config.json.
         drafter_folder: the drafter's canonical folder; None without a drafter.
-        precision: what the weights are held in, one of `precision.NAMES` but "auto".
+        precision: the type that the weights are held in, one of `precision.NAMES` except "auto".
     """
 
     def __init__(
@@ -70,12 +67,12 @@ class Decoder:
 
     @property
     def target_folder(self) -> Path:
-        """Where the target is."""
+        """The folder that the target was loaded from."""
         return self._folder
 
     @property
     def drafter_folder(self) -> Path | None:
-        """Where the drafter is, in canonical form; None without one."""
+        """The folder of the drafter in canonical form; None without a drafter."""
         return self._drafter_folder
 
     @property
@@ -85,7 +82,7 @@ class Decoder:
 
     @property
     def precision(self) -> str:
-        """What the weights are held in: "stored", "float32", "bfloat16" or "float16"."""
+        """The type that the weights are held in: "stored", "float32", "bfloat16" or "float16"."""
         return self._precision
 
     @property
@@ -101,9 +98,10 @@ class Decoder:
 
     @property
     def stop_tokens(self) -> frozenset[int]:
-        """The ids that end a text: all that the target's configs and its tokenizer name.
+        """Token ids that end a text, where a request names no others in its own `stop_tokens`.
 
-        A folder without a tokenizer has its configs' alone.
+        They are the union of what the target's config.json, generation_config.json and tokenizer
+        name; a folder without a tokenizer has what its configs name.
 
         Raises:
             InputError: see `end_tokens.end_tokens` and `Tokenizer.load`.
@@ -118,7 +116,7 @@ class Decoder:
 
     @property
     def max_length(self) -> int | None:
-        """Positions the target was made for; None when its config does not say.
+        """Number of positions that the target was made for; None where its config does not say.
 
         Raises:
             InputError: see `positions.max_length`.
@@ -126,24 +124,26 @@ class Decoder:
         return max_length(self._folder, self._config)
 
     def plain(self) -> Decoder:
-        """The same target decoding without the drafter, through the same loop."""
+        """A decoder of the same target without the drafter; it runs the same loop."""
         return self._with(dataclasses.replace(self._engine, drafter=None), None)
 
     def with_scheduler(self, scheduler: Scheduler, profile: SpeedProfile | None = None) -> Decoder:
-        """The same pair under another scheduler.
+        """A decoder of the same pair under another scheduler.
 
         Args:
-            scheduler: see `schedulers.make.make_scheduler`.
-            profile: of the pair and device; verify forwards then run as many rows as is cheapest.
+            scheduler: an object with the methods of `schedulers.Scheduler`, as
+                `schedulers.make.make_scheduler` returns.
+            profile: speed profile of the pair on this device. With it a verify forward is padded to
+                a wider one where that is cheaper.
 
         Raises:
-            InputError: it reads confidences that the drafter does not have.
+            InputError: the scheduler reads confidences and the drafter has no confidence head.
         """
         engine = make_engine(self._engine.target, self._engine.drafter, scheduler, profile)
         return self._with(engine, self._drafter_folder)
 
     def with_engine(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
-        """The same target's files and tokenizer under another engine of it."""
+        """A decoder of the same target with another engine; folder and tokenizer are shared."""
         return self._with(engine, drafter_folder)
 
     def _with(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
@@ -152,13 +152,14 @@ class Decoder:
         return other
 
     def json_schema(self, schema: Mapping[str, Any]) -> JsonSchema:
-        """A logits processor that keeps a text to a JSON schema; made once, for many requests.
+        """A logits processor that keeps a text to a JSON schema; one serves many requests.
 
         Args:
-            schema: the JSON schema. Bound its strings and arrays, or `max_tokens` may cut the text.
+            schema: the JSON schema. Without bounds on its strings and arrays a text can reach
+                `max_tokens` before it is complete.
 
         Raises:
-            InputError: see `grammar.JsonSchema`.
+            InputError: see `json_schema.JsonSchema`.
         """
         vocabulary = self._engine.target.vocab_size
         return JsonSchema(schema, self.tokenizer.hugging_face, vocabulary, self.stop_tokens)
@@ -167,13 +168,14 @@ class Decoder:
         """Token ids of a prompt.
 
         Args:
-            prompt: text, encoded as it is; chat messages, put through the target's chat template;
-                or token ids, passed through.
-            thinking: whether the chat template opens the target's thinking, where it can; None
-                leaves that to mlx-lm.
+            prompt: text, which is encoded as it is; chat messages, which the target's chat template
+                turns into text; or token ids, which are returned.
+            thinking: whether the chat template lets the target think before it answers, where the
+                template can; None leaves that to mlx-lm.
 
         Raises:
-            InputError: messages that the chat template does not take, or another type.
+            InputError: the chat template does not take the messages, or the prompt has another
+                type.
         """
         if isinstance(prompt, str):
             return self.tokenizer.encode_prompt(prompt)
@@ -187,6 +189,7 @@ class Decoder:
             return list(ids)
         return token_ids("prompt", taken, self._engine.target.vocab_size)
 
+    @with_settings("Settings", [row for row in SETTINGS.values() if row.name != "stop"])
     def rounds(
         self,
         prompt_ids: Sequence[int],
@@ -195,35 +198,37 @@ class Decoder:
         stop_tokens: Collection[int] | None = None,
         progress: ProgressCallback | None = None,
         **settings: Unpack[Settings],
-    ) -> Iterator[Round]:
+    ) -> Generator[Round, None, None]:
         """Decode token ids, one `Round` at a time; needs no tokenizer.
 
         Args:
             prompt_ids: at least one token id; a list or an array of NumPy or MLX.
-            max_tokens: tokens to generate at most; never one more, and never past the positions
-                the target was made for (a text that these cut short warns of it).
-            stop_tokens: ids that end the request and are its last token; None means the target's
-                own end tokens.
-            progress: called with prompt tokens processed and in all.
-            settings: temperature, top_p, seed and all others of `request.Settings`.
+            max_tokens, stop_tokens, settings: see Settings below.
+            progress: called with the number of prompt tokens read so far and of all.
 
         Returns:
-            An iterator; the first `Round` holds the prefill's token. Closing it frees the caches.
+            A generator; the first `Round` holds the prefill's token. Closing it frees the caches.
 
         Raises:
             InputError: at once, for a prompt or setting that cannot be used.
+
+        Warns:
+            UserWarning: the target's positions end a text before `max_tokens`, or drafts are not
+                finite.
         """
-        request = Request.make(max_tokens, (), settings)
-        stops = self._stops(stop_tokens)
+        request = Request.make(max_tokens, (), settings, stop_tokens)
+        stops = self._stops(request)
         ids = token_ids("prompt", prompt_ids, self._engine.target.vocab_size)
         return self._rounds(ids, request, stops, progress)
 
+    @with_settings("Settings", SETTINGS.values())
     def stream(
         self,
         prompt: Prompt,
         max_tokens: int = 256,
         *,
         stop: str | Sequence[str] = (),
+        stop_tokens: Collection[int] | None = None,
         progress: ProgressCallback | None = None,
         on_round: Callable[[Round], None] | None = None,
         **settings: Unpack[Settings],
@@ -231,17 +236,25 @@ class Decoder:
         """Decode text, one `Chunk` per token.
 
         Args:
-            prompt: see `encode`.
-            max_tokens, progress, settings: see `rounds`.
-            stop: strings that end the text; cut exactly, none is part of it.
+            prompt: text, chat messages or token ids, see `encode`.
+            max_tokens, stop_tokens, settings: see Settings below.
+            stop: one string or several, see Settings below.
+            progress: called with the number of prompt tokens read so far and of all.
             on_round: called with every `Round` before its chunks.
+
+        Returns:
+            An iterator; the text ends with the chunk that has a `finish_reason`. A stop token has a
+            chunk but adds no text.
 
         Raises:
             InputError: at once, for a prompt or setting that cannot be used.
+
+        Warns:
+            UserWarning: as `rounds` does.
         """
-        request = Request.make(max_tokens, _strings(stop), settings)
+        request = Request.make(max_tokens, _strings(stop), settings, stop_tokens)
         ids = self.encode(prompt)
-        stops = self.stop_tokens
+        stops = self._stops(request)
         return stream(
             self._rounds(ids, request, stops, progress),
             self.tokenizer.detokenizer_after(ids),
@@ -258,7 +271,7 @@ class Decoder:
         request: Request,
         stop_tokens: Collection[int],
         progress: ProgressCallback | None,
-    ) -> Iterator[Round]:
+    ) -> Generator[Round, None, None]:
         vocabulary = self._engine.target.vocab_size
         check_prompt(ids, vocabulary, self.max_length)
         request.sampling.check_tokens(vocabulary)
@@ -272,18 +285,18 @@ class Decoder:
             prefill_step_size=request.prefill_step_size,
             progress=progress,
         )
-        made = self._said_when_not_finite(made)
+        said = self._said_when_not_finite(made)
         if limit == request.max_tokens:
-            return made
-        return said_when_cut(made, limit, request.max_tokens, stop_tokens)
+            return said
+        return said_when_cut(said, limit, request.max_tokens, stop_tokens)
 
-    def _stops(self, stop_tokens: Collection[int] | None) -> frozenset[int]:
-        if stop_tokens is None:
+    def _stops(self, request: Request) -> frozenset[int]:
+        if request.stop_tokens is None:
             return self.stop_tokens
-        return frozenset(token_ids("stop_tokens", stop_tokens))
+        return frozenset(request.stop_tokens)
 
-    def _said_when_not_finite(self, made: Iterator[Round]) -> Iterator[Round]:
-        """The same rounds; drafts that are not finite are warned of once."""
+    def _said_when_not_finite(self, made: Iterator[Round]) -> Generator[Round, None, None]:
+        """The same rounds; the first draft that is not finite is warned of."""
         for round_ in made:
             if not round_.drafts_finite and not self._said_not_finite:
                 self._said_not_finite = True

@@ -13,7 +13,11 @@ from .decoder import Decoder, Prompt
 from .errors import InputError
 from .terminal import command, flags
 from .terminal.draft_painter import DraftPainter, statistics_line
-from .terminal.sampling_flags import read_json_argument, with_special_tokens
+from .terminal.sampling_flags import (
+    add_setting_flag,
+    read_json_argument,
+    with_special_tokens,
+)
 from .types import Chunk, Round
 
 
@@ -69,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ignore-chat-template", action="store_true", help="encode the prompt as it is")
     add("--samples", type=int, default=1, help="so many independent texts (default: 1)")
     add("--json-schema", metavar="JSON", help="keep the text to this JSON schema, or file of it")
-    add("--logprobs", type=int, metavar="N", help="with --json: log-probabilities, N alternatives")
+    add_setting_flag(parser, "logprobs")
     add("--show-drafts", action="store_true", help="colour accepted drafts by round")
     add("--stats", action="store_true", help="a line of statistics at the end")
     add("--compare", action="store_true", help="decode plainly too: speed and tokens of both")

@@ -180,5 +180,5 @@ def test_a_slow_blas_library_is_said_with_the_command(monkeypatch, capsys):
 @pytest.mark.skipif(not find_library("openblas"), reason="needs OpenBLAS")
 def test_an_optimised_blas_library_is_recognized():
     """A note that stays although its command was followed."""
-    code = "from dspark_mlx import blas; print(blas.is_reference_blas())"
+    code = "from dspark_mlx.terminal import blas; print(blas.is_reference_blas())"
     assert python(code, ROOT, LD_PRELOAD=find_library("openblas")) == "False"

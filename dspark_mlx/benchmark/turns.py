@@ -104,5 +104,5 @@ def decode(
         if count > max_tokens:
             break
     seconds = perf_counter() - started
-    request.close()  # type: ignore[attr-defined]
+    request.close()
     return TimedRun(tuple(rounds), seconds)

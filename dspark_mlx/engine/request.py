@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +9,15 @@ from typing import Any, TypedDict
 
 from ..errors import InputError
 from ..numbers import check_whole, plain, shown, token_ids
-from ..sampling.settings import LogitsProcessor, Sampling
+from ..sampling.setting_table import Flag, Setting, setting, settings_of, with_settings
+from ..sampling.settings import LogitsProcessor, ProcessorFactory, Sampling
 from ..text.messages import check_text
 
 
 class Settings(TypedDict, total=False):
-    """Keyword arguments of `Decoder.rounds` and `Decoder.stream`.
+    """Keyword arguments of `Decoder.rounds` and `Decoder.stream`, for type checkers.
 
-    `prefill_step_size` is prompt tokens per prefill forward (default 2048), less needs less memory;
-    `sample` is which of several samples of one seed (default 0). For the others see
-    `sampling.settings.Sampling`.
+    `SETTINGS` says what each means.
     """
 
     temperature: float
@@ -38,7 +36,7 @@ class Settings(TypedDict, total=False):
     frequency_context_size: int
     logit_bias: Mapping[int, float]
     banned_tokens: Collection[int]
-    logits_processors: Sequence[LogitsProcessor]
+    logits_processors: Sequence[LogitsProcessor | ProcessorFactory]
     logprobs: int | None
     draft_temperature: float | None
     verification: str
@@ -50,45 +48,64 @@ class Settings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """What one request asks for, beside its prompt.
-
-    Attributes:
-        sampling: how tokens are chosen.
-        max_tokens: tokens to generate at most.
-        stop: strings that end the text, and are cut from it.
-        sample: which of several samples of one seed.
-        prefill_step_size: prompt tokens per prefill forward.
-    """
+    """What one request asks for, beside its prompt; `sampling` says how it chooses its tokens."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int = 256
-    stop: tuple[str, ...] = ()
-    sample: int = 0
-    prefill_step_size: int = 2048
+    max_tokens: int = setting(
+        256,
+        "number of tokens to generate at most; a text also ends at the last position that the "
+        "target was made for",
+        flag=Flag("--max-tokens", short="-m"),
+        mlx_lm="--max-tokens",
+    )
+    stop: tuple[str, ...] = setting(
+        (),
+        "strings that end the text, which is cut before the first that appears",
+        flag=Flag("--stop", metavar="TEXT", form="one string, repeatable"),
+    )
+    stop_tokens: Collection[int] | None = setting(
+        None,
+        "token ids that end the text, of which the one that did is the last token; by default all "
+        "that the target's configs and tokenizer name",
+    )
+    sample: int = setting(0, "which of several independent texts of the same seed is generated")
+    prefill_step_size: int = setting(
+        2048,
+        "number of prompt tokens that one prefill forward reads; fewer need less memory",
+        flag="--prefill-step-size",
+        mlx_lm="--prefill-step-size",
+    )
 
     @classmethod
-    def make(cls, max_tokens: int, stop: tuple[str, ...], settings: Mapping[str, Any]) -> Request:
-        """A checked request.
+    def make(
+        cls,
+        max_tokens: int,
+        stop: tuple[str, ...],
+        settings: Mapping[str, Any],
+        stop_tokens: Collection[int] | None = None,
+    ) -> Request:
+        """A request whose names and values were checked.
 
         Args:
-            max_tokens, stop: see `Request`.
+            max_tokens, stop, stop_tokens: see `Request`.
             settings: see `Settings`.
 
         Raises:
             InputError: an unknown name, or a value that means nothing; it names the setting, what
                 was found and what was expected.
         """
-        known = Settings.__annotations__
         for name in settings:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"Did you mean {close[0]}?" if close else ""
-                raise InputError(name, "no such setting", f"one of {', '.join(known)}", hint)
-        names = {f.name for f in dataclasses.fields(Sampling)}
+            if name not in _KEYWORDS:
+                raise InputError(
+                    name, "no such setting", f"one of {', '.join(_KEYWORDS)}", _hint(name)
+                )
+        names = settings_of(Sampling)
         sampling = Sampling(**{name: value for name, value in settings.items() if name in names})
         others = {name: value for name, value in settings.items() if name not in names}
         others = {name: plain(value) for name, value in others.items()}
-        request = cls(sampling, plain(max_tokens), stop, **others)
+        if stop_tokens is not None:
+            stop_tokens = frozenset(token_ids("stop_tokens", stop_tokens))
+        request = cls(sampling, plain(max_tokens), stop, stop_tokens, **others)
         request.check()
         return request
 
@@ -110,6 +127,15 @@ class Request:
             raise InputError("sample", self.sample, "0 where temperature is 0: all are the same")
 
 
+def _hint(name: str) -> str:
+    """The setting that was meant by an unknown name, if it can be told: mlx-lm's `temp`, a slip."""
+    for row in SETTINGS.values():
+        if row.flag is not None and row.flag.argument == name:
+            return f"Did you mean {row.name}?"
+    close = difflib.get_close_matches(name, _KEYWORDS, 1)
+    return f"Did you mean {close[0]}?" if close else ""
+
+
 def check_prompt(prompt: Sequence[int], vocab_size: int, max_length: int | None) -> None:
     """Refuse a prompt that the target cannot take.
 
@@ -127,3 +153,16 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, max_length: int | None)
     if max_length is not None and len(prompt) >= max_length:
         found = f"{len(prompt)} tokens"
         raise InputError("prompt", found, f"fewer than the target's {max_length} positions")
+
+
+def _table() -> dict[str, Setting]:
+    own = settings_of(Request)
+    first = {name: own.pop(name) for name in ("max_tokens", "stop", "stop_tokens")}
+    return {**first, **settings_of(Sampling), **own}
+
+
+SETTINGS = _table()
+"""Every setting of a request by name: flags, docstrings and docs/settings.md are made of it."""
+
+_KEYWORDS = tuple(Settings.__annotations__)
+with_settings("Attributes", settings_of(Request).values())(Request)

@@ -4,85 +4,178 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import mlx.core as mx
 
 from ..errors import InputError
 from ..numbers import check_number, check_whole, plain, shown, token_ids
+from .setting_table import Flag, setting, settings_of, with_settings
 
 LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
 """mlx-lm's: all tokens so far, int32 `[n]`, and logits `[1, vocabulary]` to new logits.
 
 It is called for drafted positions too, behind tokens that it would not allow or that end the text,
 and again for positions whose draft was rejected: its result may depend on nothing but its
-arguments. An object with a method `start(prompt_tokens: int)` is asked for the processor of each
-request.
+arguments.
 """
+
+
+class ProcessorFactory(Protocol):
+    """An object that makes a logits processor for each request, as `JsonSchema` does."""
+
+    def start(self, prompt_tokens: int) -> LogitsProcessor:
+        """The processor of one request, whose prompt has so many tokens."""
+        ...
+
 
 VERIFICATIONS = ("block", "token")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What can be asked of the choice of tokens; what mlx-lm has too means the same, in its order.
+    """How a request chooses its tokens; what mlx-lm has too means the same, in the same order.
 
-    Logits processors come first (bias, penalties, one's own), then top-p, min-p, XTC and top-k on
-    the distribution at temperature 1, then the temperature.
-
-    Attributes:
-        temperature: 0 takes the likeliest token.
-        top_p: keep the likeliest tokens that hold this share of the probability; 0 and 1 are off.
-        top_k: keep the likeliest k; 0 is off.
-        min_p: keep tokens at least this share as likely as the likeliest; 0 is off.
-        min_tokens_to_keep: tokens that min-p keeps at least.
-        xtc_probability: how often XTC drops all tokens above its threshold but the last.
-        xtc_threshold: see there.
-        xtc_special_tokens: ids that XTC never drops.
-        repetition_penalty: divides positive logits of recent tokens, multiplies negative ones; 0
-            and 1 are off.
-        presence_penalty: subtracted from the logits of recent tokens.
-        frequency_penalty: likewise, as often as each occurred.
-        repetition_context_size, presence_context_size, frequency_context_size: tokens, the
-            prompt's included, that count as recent.
-        logit_bias: added to the logits, by token id.
-        banned_tokens: ids that are never chosen.
-        logits_processors: further ones, after all these.
-        logprobs: report the target's log-probabilities, with so many of the likeliest tokens; None
-            is off.
-        draft_temperature: of the drafter; 0 drafts its likeliest tokens; None is `temperature`, the
-            one that it was trained to match: of 0.6 to 1.2 times it, measured at 0.7 and 1, none
-            accepted more on all tasks. It changes the accepted length alone.
-        verification: "block" accepts more than "token", the paper's rule, and is as exact; see
-            `rejection`.
-        reproducible: the same seed gives the same text with and without a drafter, in float32;
-            accepts somewhat less.
-        seed: None draws one.
+    Logits processors come first (bias and bans, penalties, the request's own), then top-p, min-p,
+    XTC and top-k on the distribution at temperature 1, then the temperature.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    min_tokens_to_keep: int = 1
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    xtc_special_tokens: Collection[int] = ()
-    repetition_penalty: float = 1.0
-    repetition_context_size: int = 20
-    presence_penalty: float = 0.0
-    presence_context_size: int = 20
-    frequency_penalty: float = 0.0
-    frequency_context_size: int = 20
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    banned_tokens: Collection[int] = ()
-    logits_processors: Sequence[LogitsProcessor] = ()
-    logprobs: int | None = None
-    draft_temperature: float | None = None
-    verification: str = "block"
-    reproducible: bool = False
-    seed: int | None = None
+    temperature: float = setting(
+        0.0,
+        "divides the logits before a token is drawn; 0 takes the likeliest token",
+        flag="--temp",
+        mlx_lm="--temp",
+    )
+    top_p: float = setting(
+        1.0,
+        "keeps the likeliest tokens that hold this share of the probability; 0 and 1 are off",
+        flag="--top-p",
+        mlx_lm="--top-p",
+    )
+    top_k: int = setting(
+        0,
+        "keeps this many of the likeliest tokens; 0 is off",
+        flag="--top-k",
+        mlx_lm="--top-k",
+    )
+    min_p: float = setting(
+        0.0,
+        "keeps the tokens whose probability is at least this share of the likeliest token's; "
+        "0 is off",
+        flag="--min-p",
+        mlx_lm="--min-p",
+    )
+    min_tokens_to_keep: int = setting(
+        1,
+        "number of tokens that min-p keeps at least",
+        flag="--min-tokens-to-keep",
+        mlx_lm="--min-tokens-to-keep",
+    )
+    xtc_probability: float = setting(
+        0.0,
+        "probability that XTC applies to a token: of all tokens above the XTC threshold it then "
+        "keeps the least likely alone",
+        flag="--xtc-probability",
+        mlx_lm="--xtc-probability",
+    )
+    xtc_threshold: float = setting(
+        0.1,
+        "probability above which XTC drops tokens, at most 0.5",
+        flag="--xtc-threshold",
+        mlx_lm="--xtc-threshold",
+    )
+    xtc_special_tokens: Collection[int] = setting(
+        (),
+        "token ids that XTC never drops; the commands name the line break and the stop tokens",
+        mlx_lm="xtc_special_tokens",
+    )
+    repetition_penalty: float = setting(
+        1.0,
+        "divides the positive logits of recent tokens and multiplies the negative ones, so that "
+        "more than 1 discourages repeats; 0 and 1 are off",
+        flag="--repetition-penalty",
+        mlx_lm="repetition_penalty",
+    )
+    repetition_context_size: int = setting(
+        20,
+        "number of tokens, the prompt's included, that the repetition penalty takes for recent",
+        flag="--repetition-context-size",
+        mlx_lm="repetition_context_size",
+    )
+    presence_penalty: float = setting(
+        0.0,
+        "subtracted once from the logit of every recent token; 0 is off",
+        flag="--presence-penalty",
+        mlx_lm="presence_penalty",
+    )
+    presence_context_size: int = setting(
+        20,
+        "number of tokens, the prompt's included, that the presence penalty takes for recent",
+        flag="--presence-context-size",
+        mlx_lm="presence_context_size",
+    )
+    frequency_penalty: float = setting(
+        0.0,
+        "subtracted from the logit of a recent token for every time that it occurs; 0 is off",
+        flag="--frequency-penalty",
+        mlx_lm="frequency_penalty",
+    )
+    frequency_context_size: int = setting(
+        20,
+        "number of tokens, the prompt's included, that the frequency penalty takes for recent",
+        flag="--frequency-context-size",
+        mlx_lm="frequency_context_size",
+    )
+    logit_bias: Mapping[int, float] = setting(
+        {},
+        "numbers that are added to the logits, by token id",
+        flag=Flag("--logit-bias", metavar="JSON", form="JSON or a file of it: '{\"42\": -3.5}'"),
+        mlx_lm="logit_bias",
+    )
+    banned_tokens: Collection[int] = setting(
+        (),
+        "token ids that are never chosen",
+        flag=Flag("--ban", metavar="TOKEN", form="one id, repeatable"),
+    )
+    logits_processors: Sequence[LogitsProcessor | ProcessorFactory] = setting(
+        (),
+        "functions of mlx-lm's kind that change the logits, called after bias, bans and penalties",
+        mlx_lm="logits_processors",
+    )
+    logprobs: int | None = setting(
+        None,
+        "number of likeliest tokens whose log-probabilities are reported beside each token's own; "
+        "by default none are reported",
+        flag=Flag("--logprobs", metavar="N", form="needs --json", command="generate"),
+    )
+    # The drafter was trained to match the request's temperature: of 0.6 to 1.2 times it, measured
+    # at 0.7 and 1, none accepted more on all tasks.
+    draft_temperature: float | None = setting(
+        None,
+        "temperature of the drafter, which changes the accepted length alone; 0 drafts its "
+        "likeliest tokens, and by default it is the request's temperature",
+        flag="--draft-temp",
+    )
+    verification: str = setting(
+        "block",
+        "rule that accepts drafts: block accepts more than token, which is the paper's rule, and "
+        "both are exact",
+        flag="--verification",
+        choices=VERIFICATIONS,
+    )
+    reproducible: bool = setting(
+        False,
+        "gives the same text for the same seed with and without a drafter, in float32; accepts "
+        "somewhat less",
+        flag="--reproducible",
+    )
+    seed: int | None = setting(
+        None,
+        "seed of the request's random numbers; by default one is drawn",
+        flag="--seed",
+        mlx_lm="--seed",
+    )
 
     def __post_init__(self) -> None:
         # NumPy's and MLX's numbers are taken for Python's, and mlx-lm's ways of switching off.
@@ -168,6 +261,8 @@ class Sampling:
         if self.reproducible and self.verification == "token":
             raise InputError("verification", "token, with reproducible", "one of the two")
 
+
+with_settings("Attributes", settings_of(Sampling).values())(Sampling)
 
 _CONTEXT_SIZES = ("repetition_context_size", "presence_context_size", "frequency_context_size")
 # Far from where sums of float32 overflow.

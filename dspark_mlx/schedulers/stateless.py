@@ -46,5 +46,5 @@ def number_after_colon(kind: type[SchedulerKind], argument: str, of: str) -> flo
         return float(argument)
     except ValueError as error:
         where = f"scheduler {kind.USAGE.partition(':')[0]}"
-        found = repr(argument) if argument else "no number"
+        found = repr(argument) if argument else "no value"
         raise InputError(where, found, of, f"For example {kind.EXAMPLE}.") from error

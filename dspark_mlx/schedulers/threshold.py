@@ -37,7 +37,7 @@ class ThresholdScheduler(Stateless):
     @classmethod
     def make(cls, argument: str, pair: PairFacts) -> Scheduler:
         """See `SchedulerKind.make`."""
-        return cls(number_after_colon(cls, argument, "a confidence from 0 to 1"))
+        return cls(number_after_colon(cls, argument, "a number from 0 to 1"))
 
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
         """See `Policy.admit`."""

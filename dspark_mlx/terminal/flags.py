@@ -1,4 +1,4 @@
-"""What the commands share: their common flags, and the prefill's progress bar."""
+"""What the commands share: flags for the model and the request, and the prefill's progress bar."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from ..engine.request import Request
 from ..load import load
 from ..schedulers.make import usages
 from . import blas
-from .sampling_flags import add_sampling_flags, sampling_settings
+from .sampling_flags import (
+    add_sampling_flags,
+    add_setting_flag,
+    sampling_settings,
+    setting_of,
+)
 
 
 def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") -> None:
-    """--model, --drafter, --no-drafter, --scheduler, --precision, --draft-vocabulary.
+    """Add --model, --drafter, --no-drafter, --scheduler, --precision and --draft-vocabulary.
 
     Args:
         parser: changed in place.
-        scheduler: the command's default one.
+        scheduler: what the command takes where --scheduler is not given.
     """
     parser.add_argument(
         "--model",
@@ -56,38 +61,31 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
 
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
-    """The request's settings, under mlx-lm's names."""
-    add = parser.add_argument
-    add("--max-tokens", "-m", type=int, default=256, help="tokens at most (default: 256)")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before it; repeatable")
-    add(
-        "--prefill-step-size",
-        type=int,
-        default=2048,
-        help="prompt tokens per prefill forward; less needs less memory (default: 2048)",
-    )
-    add("--system-prompt", help="system message for the chat template")
+    """Add the flags of a request's settings, under mlx-lm's names, and --system-prompt."""
+    for name in ("max_tokens", "stop", "prefill_step_size"):
+        add_setting_flag(parser, name)
+    parser.add_argument("--system-prompt", help="system message for the chat template")
     add_sampling_flags(parser)
 
 
 def request_settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """The parsed request flags, as `Decoder.stream` takes them; refused before a model is loaded.
+    """The parsed request flags as `Decoder.stream` takes them, checked before a model is loaded.
 
     Args:
         args: parsed.
-        more: further settings of the command's own flags.
+        more: settings that the command's own flags give.
 
     Raises:
         InputError: see `Request.make`.
     """
     settings = sampling_settings(args) | {"prefill_step_size": args.prefill_step_size} | more
-    stop = tuple(args.stop)
-    Request.make(args.max_tokens, stop, settings)
-    return {**settings, "max_tokens": args.max_tokens, "stop": stop}
+    max_tokens, stop = setting_of(args, "max_tokens"), setting_of(args, "stop")
+    Request.make(max_tokens, stop, settings)
+    return {**settings, "max_tokens": max_tokens, "stop": stop}
 
 
 def load_decoder(args: argparse.Namespace) -> Decoder:
-    """The decoder that the model flags name; what makes it slow here is said."""
+    """Load the decoder that the model flags name, and say what makes it slow here."""
     drafter: str | Literal[False] | None = False if args.no_drafter else args.drafter
     decoder = load(
         args.model,
@@ -118,7 +116,7 @@ class PrefillBar:
         self._bar: tqdm[Any] | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        """See `rounds.Progress`."""
+        """See `ProgressCallback`."""
         if total < self._shown_from:
             return
         if self._bar is None:

@@ -7,71 +7,47 @@ from pathlib import Path
 from typing import Any
 
 from ..decoder import Decoder
+from ..engine.request import SETTINGS
 from ..errors import InputError
-from ..sampling.settings import VERIFICATIONS, Sampling
+from ..sampling.setting_table import Setting, settings_of
+from ..sampling.settings import Sampling
 from ..system.files import read_text
 from ..system.strict_json import parse_json
 
-_DEFAULT = Sampling()
-_SAME_NAME = (
-    "top_p",
-    "top_k",
-    "min_p",
-    "min_tokens_to_keep",
-    "xtc_probability",
-    "xtc_threshold",
-    "repetition_penalty",
-    "repetition_context_size",
-    "presence_penalty",
-    "presence_context_size",
-    "frequency_penalty",
-    "frequency_context_size",
-    "verification",
-    "reproducible",
-    "seed",
-)
+_PARSE = {"int": int, "float": float, "str": str, "Mapping[int, float]": str}
+# A flag that is given once for each element.
+_ELEMENT = {"Collection[int]": int, "tuple[str, ...]": str}
+
+
+def add_setting_flag(parser: argparse._ActionsContainer, name: str) -> None:
+    """Add the flag of one request setting, as the table of settings has it.
+
+    Args:
+        parser: an argparse parser or group, changed in place.
+        name: of a setting that has a flag.
+    """
+    row = SETTINGS[name]
+    assert row.flag is not None
+    options: dict[str, Any] = {"help": _help(row)}
+    kind = row.type.removesuffix(" | None")
+    if kind == "bool":
+        options["action"] = "store_true"
+    elif kind in _ELEMENT:
+        options |= {"action": "append", "default": [], "type": _ELEMENT[kind]}
+    else:
+        options |= {"default": row.default if _is_plain(row) else None, "type": _PARSE[kind]}
+    if row.choices:
+        options["choices"] = row.choices
+    if row.flag.metavar:
+        options["metavar"] = row.flag.metavar
+    parser.add_argument(*filter(None, (row.flag.name, row.flag.short)), **options)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """--temp, --top-p and the like, --draft-temp, --verification, --reproducible, --seed."""
+    """Add the flags of every sampling setting: --temp, --top-p and so on to --seed."""
     group = parser.add_argument_group("sampling, exactly the target's")
-    add = group.add_argument
-    add("--temp", type=float, default=0.0, help="temperature; 0 is greedy (default: 0)")
-    add("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, off)")
-    add("--top-k", type=int, default=0, help="keep the k likeliest (default: 0, off)")
-    add("--min-p", type=float, default=0.0, help="least share of the top (default: 0, off)")
-    add("--min-tokens-to-keep", type=int, default=1, help="tokens min-p keeps (default: 1)")
-    add("--xtc-probability", type=float, default=0.0, help="how often XTC applies (default: 0)")
-    add("--xtc-threshold", type=float, default=0.1, help="its threshold (default: 0.1)")
-    add("--repetition-penalty", type=float, default=1.0, help="above 1 discourages (default: 1)")
-    add("--presence-penalty", type=float, default=0.0, help="subtracted once (default: 0)")
-    add("--frequency-penalty", type=float, default=0.0, help="subtracted each time (default: 0)")
-    for name in ("repetition", "presence", "frequency"):
-        flag, size = f"--{name}-context-size", getattr(_DEFAULT, f"{name}_context_size")
-        add(flag, type=int, default=size, help=f"tokens it looks back (default: {size})")
-    add(
-        "--logit-bias",
-        metavar="JSON",
-        help="token ids with what is added to their logits: '{\"42\": -3.5}'",
-    )
-    add("--ban", type=int, action="append", default=[], metavar="TOKEN", help="never this id")
-    add(
-        "--draft-temp",
-        type=float,
-        help="temperature of the drafts; changes the speed alone (default: --temp's)",
-    )
-    add(
-        "--verification",
-        choices=VERIFICATIONS,
-        default="block",
-        help="accept rule; both are exact, block accepts more (default: block)",
-    )
-    add(
-        "--reproducible",
-        action="store_true",
-        help="one text a seed, with and without a drafter (in float32); accepts somewhat less",
-    )
-    add("--seed", type=int, help="of this request (default: drawn)")
+    for row in _sampling_rows():
+        add_setting_flag(group, row.name)
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,19 +56,47 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: a bias that is not JSON.
     """
-    settings = {name: getattr(args, name) for name in _SAME_NAME}
-    return settings | {
-        "temperature": args.temp,
-        "draft_temperature": args.draft_temp,
-        "banned_tokens": tuple(args.ban),
-        "logit_bias": _bias(args.logit_bias),
-    }
+    return {row.name: setting_of(args, row.name) for row in _sampling_rows()}
+
+
+def setting_of(args: argparse.Namespace, name: str) -> Any:
+    """The value of one setting, as its parsed flag has it.
+
+    Raises:
+        InputError: a bias that is not JSON.
+    """
+    row = SETTINGS[name]
+    assert row.flag is not None
+    value = getattr(args, row.flag.argument)
+    if name == "logit_bias":
+        return _bias(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _sampling_rows() -> list[Setting]:
+    """Sampling settings whose flag every command that generates text has."""
+    return [row for row in settings_of(Sampling).values() if row.flag and not row.flag.command]
+
+
+def _is_plain(row: Setting) -> bool:
+    """Whether the default is a number or a word, which a command line can show."""
+    return isinstance(row.default, int | float | str) and not isinstance(row.default, bool)
+
+
+def _help(row: Setting) -> str:
+    assert row.flag is not None
+    notes = [row.flag.form] if row.flag.form else []
+    if _is_plain(row):
+        shown = f"{row.default:g}" if isinstance(row.default, float) else row.default
+        notes.append(f"default: {shown}")
+    note = f" ({'; '.join(notes)})" if notes else ""
+    return (row.meaning + note).replace("%", "%%")
 
 
 def with_special_tokens(settings: dict[str, Any], decoder: Decoder) -> dict[str, Any]:
-    """The settings, with the tokens that XTC never drops: a line's end and the end tokens.
+    """The settings with the tokens that XTC never drops: the line break and the stop tokens.
 
-    As mlx-lm's own commands choose them.
+    mlx-lm's own commands choose the same.
     """
     if not settings["xtc_probability"]:
         return settings
@@ -101,10 +105,10 @@ def with_special_tokens(settings: dict[str, Any], decoder: Decoder) -> dict[str,
 
 
 def read_json_argument(flag: str, text: str) -> Any:
-    """The JSON in `text`, or in the file it names.
+    """The value of JSON in `text`, or in the file that `text` names.
 
     Raises:
-        InputError: neither.
+        InputError: it is neither.
     """
     expected = "JSON, or a file of it"
     if text.lstrip().startswith(("{", "[", "true")):

@@ -20,7 +20,7 @@ from helpers.worded import worded_target
 from dspark_mlx import InputError, chat
 from dspark_mlx.terminal import command
 
-RUN = "from dspark_mlx import command, process\ncommand.run(main)\n"
+RUN = "from dspark_mlx.terminal import command\ncommand.run(main)\n"
 TALKS = "def main(argv):\n    print('text ' * 9)\n    return 0\n"
 
 
@@ -57,7 +57,7 @@ def test_closed_streams(closed, tmp_path):
     path = tmp_path / "file"
     script = (
         "sys.argv[0], sys.orig_argv = '-m', [sys.executable, '-m', 'dspark_mlx.x']\n"
-        "from dspark_mlx import process\n"
+        "from dspark_mlx.system import process\n"
         "def main(argv):\n"
         f"    with open({str(path)!r}, 'w') as file:\n"
         "        print(repr(command.read_input()), file=file)\n"
@@ -173,7 +173,7 @@ def test_a_warning_is_one_line():
 
 def test_nothing_is_changed_where_no_command_runs():
     """An app that embeds this and no longer sees KeyboardInterrupt."""
-    script = "from dspark_mlx import process\nos.kill(os.getpid(), signal.SIGINT)\n"
+    script = "from dspark_mlx.system import process\nos.kill(os.getpid(), signal.SIGINT)\n"
     assert bare.run(script).stderr.decode().endswith("KeyboardInterrupt\n")
     assert warnings.showwarning is not command._show_warning
 
