@@ -1,1 +1,1 @@
-"""Checkpoint folders: configurations, tensors, quantisation, the Hub."""
+"""Reading and writing checkpoint folders: configurations, tensors, quantisation, the Hub."""

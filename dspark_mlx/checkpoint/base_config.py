@@ -1,7 +1,8 @@
-"""What every drafter's canonical configuration has, and the strict reading of one.
+"""The fields that every drafter's canonical config.json has, and the strict reading of that file.
 
-Each drafting method has a subclass, which stands beside its drafter. Every convention is explicit:
-a converter writes it, everything else reads it, and no other place knows a packaging's habits.
+Each drafting method has a subclass, which stands beside its drafter. Every convention is a field:
+a converter writes it and the rest of the package reads it, so that only the converters know how
+the published packagings differ.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ FORMAT_VERSION = 1
 ACTIVATIONS = ("silu", "gelu_tanh")
 VALUES = ("projected", "keys")
 
-# A layer's float16 arithmetic: beyond these a scale is 0 or infinite where a Mac computes.
+# Layers may compute in float16, where a scale below this range is 0 and one above it is infinite.
 _SCALES = (2.0**-14, 65504.0)
-# YaRN's numbers: context lengths and factors, turns, and weights of the attention's scale.
+# Lowest and highest value of each number of a YaRN scaling.
 _YARN = {
     "factor": (2.0**-20, 2.0**20),
     "original_max_position_embeddings": (1.0, 2.0**40),
@@ -36,45 +37,47 @@ _PARTIAL = {"partial_rotary_factor": (2.0**-20, 1.0)}
 _NEEDED = {*_PARTIAL, "factor", "original_max_position_embeddings"}
 ROPE_NUMBERS = {"yarn": _YARN, "proportional": _PARTIAL}
 MAX_BLOCK = 256
-"""Tokens of the longest block; published ones have 16, and no tensor shows how many."""
+"""Most tokens a block may have. Published drafters have up to 16; no tensor's shape shows it."""
 
 Config = TypeVar("Config", bound="CanonicalConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CanonicalConfig:
-    """What drafters of all methods have: their pair, the sizes and conventions of their layers.
+    """The configuration that drafters of all methods share: their target and their layers.
 
     Attributes:
-        METHOD: as the folder names it.
+        METHOD: the method's name in config.json.
         EXAMPLE: the method's own fields in a small drafter, for measurements and tests.
         PROPOSES: what it drafts in a round, as a model card says it.
-        hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim: of a layer.
-        rms_norm_eps: of every norm.
+        hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim: sizes of a layer.
+        rms_norm_eps: epsilon of every norm.
         vocab_size: rows of the target's head.
         target_hidden_size: width of one tap.
-        target_num_layers: depth of the target it was trained on; 0 where it does not say.
-        taps: target layers whose output it reads, ascending; -1 is the embedding output.
+        target_num_layers: number of layers of the target that the drafter was trained on; 0 where
+            the checkpoint does not say.
+        taps: target layers whose output the drafter reads, ascending; -1 is the embedding output.
         rope_theta: base of the rotary embedding.
-        owns_embedding, owns_head: True where the folder stores its own copy instead of sharing the
-            target's.
-        target: id or name of the target it was trained for, for messages only.
-        quantization: of the stored weights; None for plain ones.
+        owns_embedding, owns_head: True where the folder stores the drafter's own embedding or head;
+            False where the drafter uses the target's.
+        target: id or name of the target that the drafter was trained for; for messages only.
+        quantization: how the stored weights are quantised; None where none is.
         rope_dims: dimensions of a head that are rotated, from its start; 0 for all.
-        rope_interleaved: True where pairs are neighbours, False where they are half a head apart.
-        rope_scaling: what mlx-lm's `initialize_rope` takes ("yarn" or "proportional"); None for
-            none.
+        rope_interleaved: True where rotated pairs are neighbours, False where they are half a head
+            apart.
+        rope_scaling: the scaling as mlx-lm's `initialize_rope` takes it ("yarn" or
+            "proportional"); None for none.
         gated_queries: True where the query projection has each head's output gate behind it.
         values: "projected", or "keys" where the unrotated key projection is the value, normed
             without weights.
-        attention_scale: of the scores; 0 for head_dim ** -0.5.
+        attention_scale: factor of the attention scores; 0 for head_dim ** -0.5.
         sandwich_norms: True where the sublayers' outputs are normed as well.
         layer_scalars: True where each layer's output is multiplied by a stored number.
-        activation: of the gated MLP, one of ACTIVATIONS.
-        embedding_scale: multiplies the embeddings.
+        activation: activation of the gated MLP, one of ACTIVATIONS.
+        embedding_scale: factor of the embeddings.
         softcap: cap of the base logits, before a sequential bias; 0 for none.
-        draft_vocab_size: tokens that it can propose; 0 for the whole vocabulary. Otherwise the
-            tensor `d2t` holds their ids.
+        draft_vocab_size: number of tokens that the drafter can propose, whose ids are in the tensor
+            `d2t`; 0 where it can propose the whole vocabulary.
     """
 
     METHOD: ClassVar[str]
@@ -116,27 +119,27 @@ class CanonicalConfig:
 
     @property
     def has_confidence(self) -> bool:
-        """Whether it says how likely its tokens are to survive."""
+        """Whether the drafter predicts how likely its tokens are to be accepted."""
         return False
 
     @property
     def depth(self) -> int:
-        """Layers that it has tensors of; 0 for a method without layers."""
+        """Number of the drafter's layers; 0 for a method without layers."""
         return 0
 
     @property
     def summary(self) -> str:
-        """What it is, in a few words."""
+        """A few words that describe the drafter, for messages."""
         raise NotImplementedError
 
     @property
     def output_size(self) -> int:
-        """Tokens that it can propose."""
+        """Number of tokens that the drafter can propose."""
         return self.draft_vocab_size or self.vocab_size
 
     @property
     def query_size(self) -> int:
-        """Features of a layer's query projection, gates included."""
+        """Output features of a layer's query projection, gates included."""
         return self.num_heads * self.head_dim * (2 if self.gated_queries else 1)
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
@@ -148,7 +151,10 @@ class CanonicalConfig:
         raise NotImplementedError
 
     def alternatives(self) -> dict[str, tuple[Any, ...]]:
-        """Fields whose wrong value raises nothing and only accepts less, and what each may be."""
+        """Fields whose wrong value only lowers acceptance and raises no error, with their values.
+
+        `convert check` tries every value of each of them.
+        """
         return {"rope_interleaved": (False, True)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,8 +168,8 @@ class CanonicalConfig:
         """Read config.json strictly; `where` names it in errors.
 
         Raises:
-            InputError: another format, version or method, a key missing, unknown, of the wrong type
-                or outside its range.
+            InputError: the file has another format, version or method, or a key is missing,
+                unknown, of the wrong type or outside its range.
         """
         values = untagged(where, data, FORMAT, FORMAT_VERSION)
         if (method := method_of(data)) != cls.METHOD:
@@ -188,7 +194,7 @@ class CanonicalConfig:
         """Refuse values outside their range.
 
         Raises:
-            InputError: the first of them.
+            InputError: a value is outside its range; the first one is named.
         """
         self._check_positive(
             where,
@@ -235,7 +241,10 @@ class CanonicalConfig:
             raise InputError(where, f"rope_scaling {kind!r}", f"one of {', '.join(ROPE_NUMBERS)}")
         found = self.rope_scaling.keys() - {"rope_type"}
         if found - ranges.keys() or (_NEEDED & ranges.keys()) - found:
-            expected = f"of the keys {', '.join(ranges)} the first ones"
+            needed = [name for name in ranges if name in _NEEDED]
+            optional = [name for name in ranges if name not in _NEEDED]
+            expected = ", ".join(needed)
+            expected += f", and optionally {', '.join(optional)}" if optional else ""
             raise InputError(where, f"rope_scaling of {', '.join(sorted(found))}", expected)
         for name in found:
             value = self.rope_scaling[name]
@@ -251,7 +260,7 @@ class CanonicalConfig:
 
 
 def method_of(data: dict[str, Any]) -> object:
-    """The method that a config.json names; folders of before there were several say nothing."""
+    """The method that a config.json names; "dspark" for files older than the key."""
     return data.get("method", "dspark")
 
 

@@ -1,7 +1,8 @@
-"""What checkpoints are told apart by, made of content: equal ones in other folders share it.
+"""SHA-256 digests that identify a checkpoint, or a pair of them, by content.
 
-It keys speed profiles, and says which target wrote a store of texts and which drafter a run began
-with. Large weight files are sampled, not read whole: trained weights differ everywhere.
+Equal checkpoints in different folders have equal digests. A digest is the key of a speed profile;
+a store of training texts records its target's, a training run that of the drafter it began with.
+Large weight files are sampled and not read whole, because trained weights differ everywhere.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ _LONGEST_HEADER = 100_000_000
 def fingerprint(
     target: Path, drafter: Path, precision: str, gamma: int, draft_vocabulary: int
 ) -> str:
-    """The key of a pair as it is held here: content of both folders, settings, device, MLX.
+    """Key of a speed profile, a SHA-256 in hexadecimal.
+
+    It covers sampled weights of both checkpoints, the settings, the device and MLX's version.
 
     Args:
         target, drafter: checkpoint folders; their names and those of their files do not count.
-        precision: as `load` takes it; "auto" and what it stands for here are the same.
+        precision: as `load` takes it; "auto" gives the key of the precision that it chooses.
         gamma: tokens of a block.
-        draft_vocabulary: tokens that drafts are chosen from.
+        draft_vocabulary: number of tokens that drafts are chosen from.
 
     Raises:
-        InputError: a folder without weights, a file cut off, a config that is no JSON object, an
-            unknown precision.
+        InputError: a folder has no weights, a file is cut off, a config is not a JSON object, or
+            the precision is unknown.
     """
     parts = {
         "target": _weights(target),
@@ -53,7 +56,7 @@ def fingerprint(
 
 
 def device_name() -> str:
-    """The device that MLX computes on by default, as "gpu Apple M3 Max" or "cpu AMD EPYC x 8"."""
+    """The name of MLX's default device, such as "gpu Apple M3 Max" or "cpu AMD EPYC x 8"."""
     kind = "cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"
     known = mx.device_info() if hasattr(mx, "device_info") else {}
     name = known.get("device_name") or platform.processor() or platform.machine()
@@ -61,21 +64,21 @@ def device_name() -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """What tells a checkpoint from others: a SHA-256 over its weight files as sampled here.
+    """SHA-256 over samples of a checkpoint's weight files, in hexadecimal.
 
     Raises:
-        InputError: a folder without weights, or a file cut off.
+        InputError: the folder has no weights, or a file is cut off.
     """
     return hashlib.sha256("".join(_weights(folder)).encode()).hexdigest()
 
 
 def _weights(folder: Path) -> list[str]:
-    # Sorted by content: a renamed shard is the same shard.
+    # Sorted by content, so that renaming a shard changes nothing.
     return sorted(_digest(path) for path in weight_files(folder))
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file's size, its safetensors header and evenly spaced blocks of it."""
+    """SHA-256 of a file's size, its safetensors header and evenly spaced blocks of its bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size

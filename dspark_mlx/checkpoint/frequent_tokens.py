@@ -1,7 +1,7 @@
-"""The tokens that a target writes most, and frequent_tokens.json, which ranks them for a drafter.
+"""The tokens that a target writes most often, kept in a drafter's frequent_tokens.json.
 
-A draft vocabulary of the commonest tokens misses less than one of as many first ids (FR-Spec; Zhao
-et al., 2025).
+A reduced draft vocabulary of the most frequent tokens misses fewer of the target's tokens than one
+of the first ids of the same size (FR-Spec; Zhao et al., 2025).
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ FORMAT_VERSION = 1
 def rank_tokens(
     tokens: np.ndarray, vocab_size: int, before: tuple[int, ...] = ()
 ) -> tuple[int, ...]:
-    """Token ids, the most frequent first, of equally frequent ones the lower id.
+    """Token ids, the most frequent first; of equally frequent ones the lower id comes first.
 
-    At most a quarter of the vocabulary, which is as much as any draft is cut down to by itself.
+    The ranking holds at most a quarter of the vocabulary: "auto" never makes a draft vocabulary
+    larger than that.
 
     Args:
-        tokens: what the target wrote, ids `[tokens]`.
-        vocab_size: of the target.
-        before: an earlier ranking, which goes on where `tokens` say nothing.
+        tokens: ids of the tokens that the target wrote, `[tokens]`.
+        vocab_size: size of the target's vocabulary.
+        before: an earlier ranking, whose remaining ids follow those found in `tokens`.
     """
     ids, counts = np.unique(tokens, return_counts=True)
     ranked = ids[np.argsort(-counts, kind="stable")].tolist()
@@ -36,18 +37,18 @@ def rank_tokens(
 
 
 def write_ranking(folder: Path, ranking: tuple[int, ...]) -> Path:
-    """Write frequent_tokens.json beside a drafter's config.json; returns its path."""
+    """Write frequent_tokens.json beside a drafter's config.json, and return its path."""
     data = {"format": FORMAT, "format_version": FORMAT_VERSION, "ids": list(ranking)}
     write_json(folder / FILE, data)
     return folder / FILE
 
 
 def read_ranking(folder: Path, vocab_size: int) -> tuple[int, ...]:
-    """The ranking beside a drafter; empty without any.
+    """The ranking in a drafter's folder; empty where the folder has none.
 
     Raises:
-        InputError: another format or version, keys missing or unknown, or anything but distinct ids
-            below `vocab_size`.
+        InputError: the file has another format or version, keys are missing or unknown, or the ids
+            are not distinct ids below `vocab_size`.
     """
     path = folder / FILE
     if not path.exists():

@@ -1,4 +1,4 @@
-"""A path or Hub id to a place on disk; files with executable code are never fetched."""
+"""Finding a path or Hub id on disk, downloading it where needed; never files with code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ _HUB_ID = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<file>[\w./-]+\.(?i:gguf)))?(@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
-# All of huggingface-hub's own, whatever its version calls them, and what it lets through of the
-# network's libraries: proxies and answers that make no sense.
-_OWN = (e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception))
-_FAILURES: tuple[type[Exception], ...] = (*_OWN, OSError, ValueError, RuntimeError, ImportError)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+# All of huggingface-hub's own exceptions, whose names differ between its versions, and what its
+# network libraries raise for wrong proxies and broken answers.
+_HUB_ERRORS = (e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception))
+_FAILURES: tuple[type[Exception], ...] = (
+    *_HUB_ERRORS,
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _FILES = [
     "*.json",
     "*.txt",
@@ -36,30 +42,31 @@ _FILES = [
     "README.md",  # states the licence
 ]
 _DATASET_FILES = ["*.jsonl"]
-# Other forms of the same weights: in folders, and Mistral's own beside Hugging Face's.
-_OTHERS = ["*/*", "consolidated*.safetensors"]
+# Copies of the same weights in another form: those in subfolders, and Mistral's own format.
+_COPIES = ["*/*", "consolidated*.safetensors"]
 
 
 def resolve(name: str | Path, *, dataset: bool = False) -> Path:
-    """An existing path as it is; of the Hub, owner/name or one file of it, downloaded.
+    """The path on disk of a file, a folder or a Hub id; what the Hub has is downloaded.
 
-    A repository's GGUF files are alternatives, so one is named: owner/name/FILE.gguf. Either may
-    end in @revision. Downloads show progress and are kept in huggingface-hub's cache, which also
-    serves them without a network. A connection that breaks is taken up where it broke; after an
-    end, whole files are not fetched again.
+    A repository's GGUF files are alternatives, so the id names one: owner/name/FILE.gguf. An id may
+    end in @revision. Downloads show progress and stay in huggingface-hub's cache, which also
+    answers without a network. An interrupted download goes on where it stopped, and files that are
+    complete are not fetched again.
 
     Args:
-        name: see above.
-        dataset: an id names a dataset, whose JSON lines are fetched, instead of a model.
+        name: a path, or an id: owner/name or owner/name/FILE.gguf, with or without @revision.
+        dataset: True where an id names a dataset, of which the JSON lines are fetched; False where
+            it names a model.
 
     Raises:
-        InputError: neither a path nor an id, or the Hub does not give it.
+        InputError: `name` is neither a path nor an id, or the Hub does not give it.
     """
     match = _find(name)
     if isinstance(match, Path):
         return match
     repo, revision = match["name"], match["revision"]
-    with _asking(name):
+    with _downloading(name):
         if match["file"]:
             return Path(hf_hub_download(repo, match["file"], revision=revision))
         folder = snapshot_download(
@@ -67,26 +74,29 @@ def resolve(name: str | Path, *, dataset: bool = False) -> Path:
             repo_type="dataset" if dataset else "model",
             revision=revision,
             allow_patterns=_DATASET_FILES if dataset else _FILES,
-            ignore_patterns=None if dataset else _OTHERS,
+            ignore_patterns=None if dataset else _COPIES,
         )
     return Path(folder)
 
 
 def find_config(name: str | Path) -> Path | None:
-    """The config.json of what `resolve` takes, before anything large is fetched.
+    """The path of a checkpoint's config.json, found before anything large is downloaded.
+
+    Args:
+        name: as for `resolve`.
 
     Returns:
-        None where it has none, as beside GGUF files.
+        None where the checkpoint has no config.json, as GGUF files have none.
 
     Raises:
-        InputError: neither a path nor an id, or the Hub does not give it.
+        InputError: `name` is neither a path nor an id, or the Hub does not give it.
     """
     match = _find(name)
     if isinstance(match, Path):
         return match / "config.json" if os.path.isfile(match / "config.json") else None
     if match["file"]:
         return None
-    with _asking(name):
+    with _downloading(name):
         try:
             return Path(hf_hub_download(match["name"], "config.json", revision=match["revision"]))
         except errors.EntryNotFoundError as error:
@@ -96,16 +106,16 @@ def find_config(name: str | Path) -> Path | None:
 
 
 def hub_name(name: str | Path) -> str:
-    """The owner/name of a Hub id, and "" for a path that exists and for anything else."""
+    """The owner/name part of a Hub id; "" for an existing path and for anything else."""
     match = _hub_id(name)
     return match["name"] if match and _existing(name) is None else ""
 
 
 def _find(name: str | Path) -> Path | re.Match[str]:
-    """The path, or the parts of the id, that a name is.
+    """The existing path of that name, or the parts of a Hub id.
 
     Raises:
-        InputError: neither; or see `_existing`.
+        InputError: `name` is neither; or see `_existing`.
     """
     if (found := _existing(name) or _hub_id(name)) is None:
         raise InputError(name, "no such file or folder", "a path, or a Hub id like owner/name")
@@ -113,10 +123,10 @@ def _find(name: str | Path) -> Path | re.Match[str]:
 
 
 def _existing(name: str | Path) -> Path | None:
-    """The path of that name, None where there is none.
+    """The existing path of that name; None where there is none.
 
     Raises:
-        InputError: no name, a link to nothing, or a place that this user may not look at.
+        InputError: the name is empty, is a link to nothing, or may not be read by this user.
     """
     check_text(str(name), "path")
     if not str(name):
@@ -133,7 +143,7 @@ def _existing(name: str | Path) -> Path | None:
 
 
 def _hub_id(name: str | Path) -> re.Match[str] | None:
-    """A name as an id of the Hub; None for what only a path is written like."""
+    """The parts of a Hub id; None where the name can only be a path."""
     match = _HUB_ID.fullmatch(str(name))
     if match is None or not {"", ".", ".."}.isdisjoint((match["file"] or "file").split("/")):
         return None
@@ -145,11 +155,12 @@ def _hub_id(name: str | Path) -> re.Match[str] | None:
 
 
 @contextmanager
-def _asking(name: str | Path) -> Iterator[None]:
-    """Say in one line why the Hub, the network or the disk did not give what was asked for."""
+def _downloading(name: str | Path) -> Iterator[None]:
+    """Turn the errors of the Hub, the network and the disk into an `InputError` of one line."""
     if constants.HF_HUB_CACHE.startswith("~"):
         hint = "Set HF_HOME to a folder that can be written to."
-        raise InputError(name, "a user without a home folder for downloads", "one", hint)
+        found = "a user without a home folder for downloads"
+        raise InputError(name, found, "a home folder", hint)
     try:
         yield
     except errors.LocalEntryNotFoundError as error:
@@ -157,7 +168,7 @@ def _asking(name: str | Path) -> Iterator[None]:
         found = "not all of it on disk, and the Hub cannot be reached"
         raise InputError(name, found, "a repository of the Hub", hint) from error
     except _FAILURES as error:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise from_system(error, Path(error.filename or constants.HF_HUB_CACHE)) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         found = f"no such path, and from the Hub: {reason}"
@@ -165,10 +176,13 @@ def _asking(name: str | Path) -> Iterator[None]:
 
 
 def checkpoint_place(path: Path) -> Path:
-    """The GGUF file or the folder with a config.json that an existing path means.
+    """The checkpoint at an existing path: a folder with a config.json, or a GGUF file.
+
+    A folder without config.json stands for the one GGUF file in it.
 
     Raises:
-        InputError: a file of another kind, or a folder with neither or with several GGUF files.
+        InputError: the path is a file of another kind, or a folder that has no config.json and not
+            exactly one GGUF file.
     """
     if not path.is_dir():
         if not path.is_file():
@@ -191,5 +205,5 @@ def checkpoint_place(path: Path) -> Path:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file's name ends as a GGUF file's."""
+    """Whether a file's name ends in .gguf."""
     return path.suffix.lower() == ".gguf"

@@ -1,7 +1,7 @@
 """Names and shapes of the tensors that drafters of all methods have (DeepSpec's names).
 
-Each function returns a dict from a tensor's name to its shape, `[out, in]` for a matrix, whose name
-stands without `.weight`.
+Each function returns a dict from a tensor's name to its shape. Matrices are named without `.weight`
+and have the shape `[out, in]`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from .base_config import CanonicalConfig
 
 
 def shared_matrices(config: CanonicalConfig) -> dict[str, tuple[int, int]]:
-    """What reads the taps and, where they are the drafter's own, the tables of the vocabulary."""
+    """Shapes of the projection of the taps, and of the drafter's own embedding and head."""
     hidden = config.hidden_size
     shapes = {"fc": (hidden, len(config.taps) * config.target_hidden_size)}
     if config.owns_embedding:
@@ -21,7 +21,7 @@ def shared_matrices(config: CanonicalConfig) -> dict[str, tuple[int, int]]:
 
 
 def layer_matrices(config: CanonicalConfig, layer: str, columns: int) -> dict[str, tuple[int, int]]:
-    """Of one layer, whose attention reads rows of `columns` features."""
+    """Shapes of the matrices of one layer, whose attention reads rows of `columns` features."""
     hidden, inner = config.hidden_size, config.intermediate_size
     kv = config.num_kv_heads * config.head_dim
     shapes = {f"{layer}.self_attn.q_proj": (config.query_size, columns)}
@@ -36,7 +36,7 @@ def layer_matrices(config: CanonicalConfig, layer: str, columns: int) -> dict[st
 
 
 def layer_vectors(config: CanonicalConfig, layer: str) -> dict[str, tuple[int]]:
-    """Norms of one layer, and its scalar where it has one."""
+    """Shapes of the norms of one layer, and of its scalar where it has one."""
     norms = ["input_layernorm", "post_attention_layernorm"]
     if config.sandwich_norms:
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]

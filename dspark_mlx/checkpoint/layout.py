@@ -1,7 +1,7 @@
-"""The canonical drafter folder: names and shapes of its tensors, and the check of a set of them.
+"""The tensors of a canonical drafter folder: their names, their shapes, and the check of them all.
 
-Names are DeepSpec's, those of its Gemma4 drafters where norms are sandwiched. Nothing may be
-missing, left over, of another shape, or not finite.
+The names are DeepSpec's; drafters with sandwich norms have those of DeepSpec's Gemma4 drafters. No
+tensor may be missing, left over, of another shape, or not finite.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ Tensors = Mapping[str, mx.array]
 
 
 class Shaped(Protocol):
-    """A tensor that need not be read yet."""
+    """A tensor, read or not read yet."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the values."""
+        """Shape of the tensor; for a packed matrix, of its unpacked values."""
         ...
 
     @property
     def dtype(self) -> mx.Dtype:
-        """Of the values."""
+        """Type of the tensor; for a packed matrix, of its unpacked values."""
         ...
 
 
 DRAFT_IDS = "d2t"
-"""Token ids of a reduced draft vocabulary, int32 `[draft_vocab_size]`, the only integer tensor."""
+"""Name of the tensor with a reduced draft vocabulary's token ids, int32 `[draft_vocab_size]`."""
 
 
 def stored_shapes(config: CanonicalConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor as stored, quantised ones as weight, scales and biases."""
+    """Name and shape of every stored tensor; a quantised matrix has weight, scales and biases."""
     shapes: dict[str, tuple[int, ...]] = dict(config.vector_shapes())
     if config.draft_vocab_size:
         shapes[DRAFT_IDS] = (config.draft_vocab_size,)
@@ -55,7 +55,7 @@ def stored_shapes(config: CanonicalConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(config: CanonicalConfig, tensors: Tensors, where: Path | str) -> None:
-    """Refuse a set of tensors that is not exactly the folder's.
+    """Refuse a set of tensors that is not exactly the one of the configuration.
 
     Raises:
         InputError: a tensor is missing, left over, of another shape or type, or not finite.
@@ -68,13 +68,13 @@ def check_tensors(config: CanonicalConfig, tensors: Tensors, where: Path | str) 
 def check_headers(
     config: CanonicalConfig, tensors: Mapping[str, Shaped], where: Path | str
 ) -> None:
-    """What `check_tensors` refuses, but for values: no tensor is read.
+    """Refuse what `check_tensors` refuses, values excepted; no tensor is read.
 
     Raises:
         InputError: a tensor is missing, left over, or of another shape or type.
     """
     if config.depth > len(tensors):
-        # Before the names of so many are made.
+        # Checked first: a wrong depth could mean millions of names.
         raise InputError(where, f"{len(tensors)} tensors", f"those of {config.depth} layers")
     expected = stored_shapes(config)
     if missing := sorted(set(expected) - set(tensors)):
@@ -94,10 +94,10 @@ def check_headers(
 
 
 def check_values(config: CanonicalConfig, name: str, tensor: mx.array, where: Path | str) -> None:
-    """Refuse a tensor whose values cannot be the drafter's; packed integers are not looked at.
+    """Refuse a tensor with impossible values; packed integers are not looked at.
 
     Raises:
-        InputError: NaN or infinite values, or ids that are not different ones of the vocabulary.
+        InputError: a value is NaN or infinite, or token ids are repeated or not in the vocabulary.
     """
     if name == DRAFT_IDS:
         _check_ids(tensor, config.vocab_size, f"{where}: {name}")

@@ -1,4 +1,4 @@
-"""A weight matrix, plain or quantised, that multiplies rows, looks rows up, and stacks."""
+"""A weight matrix, plain or quantised, with the operations that drafters need of it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class Matrix:
 
     Attributes:
         weight: the matrix, or the packed integers of MLX's affine quantisation.
-        scales, biases: of the groups along `in`; None for a plain matrix.
-        bits, group_size: of the quantisation; 0 for a plain matrix.
+        scales, biases: one number for each group of weights along `in`; None for a plain matrix.
+        bits: bits per weight; 0 for a plain matrix.
+        group_size: weights that share a scale and a bias; 0 for a plain matrix.
     """
 
     weight: mx.array
@@ -34,7 +35,7 @@ class Matrix:
     _transposed: mx.array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # A view, made once: it would be an operation of every product otherwise.
+        # The view is made once; otherwise every product would make it again.
         object.__setattr__(self, "_transposed", self.weight.swapaxes(-1, -2))
 
     @property
@@ -48,7 +49,7 @@ class Matrix:
         return self.weight.shape[-2]
 
     def __call__(self, x: mx.array) -> mx.array:
-        """`x @ self.T`, `[rows, in]` to `[rows, out]`; a stack gives `[n, rows, out]`."""
+        """The product `x @ self.T`: `[rows, in]` to `[rows, out]`; a stack: `[n, rows, out]`."""
         if self.scales is None:
             return x @ self._transposed
         return mx.quantized_matmul(
@@ -62,13 +63,13 @@ class Matrix:
         )
 
     def add_to(self, base: mx.array, x: mx.array) -> mx.array:
-        """`base + x @ self.T`, in one kernel where the matrix is plain."""
+        """The sum `base + x @ self.T`, in one kernel where the matrix is plain."""
         if self.scales is None:
             return mx.addmm(base, x, self._transposed)
         return base + self(x)
 
     def rows(self, indices: mx.array) -> mx.array:
-        """Rows by index: int `[n]` to `[n, in]`, as an embedding table."""
+        """The rows at int `[n]`, dequantised, `[n, in]`, as an embedding table gives them."""
         if self.scales is None:
             return self.weight[indices]
         biases = None if self.biases is None else self.biases[indices]
@@ -81,7 +82,7 @@ class Matrix:
         )
 
     def dequantized(self, dtype: mx.Dtype) -> Matrix:
-        """The same matrix, plain, of type `dtype`; the arithmetic is float32."""
+        """The same matrix, plain, of type `dtype`; it is dequantised in float32."""
         if self.scales is None:
             return Matrix(self.weight.astype(dtype))
         scales = self.scales.astype(mx.float32)
@@ -92,7 +93,7 @@ class Matrix:
         return Matrix(weight.astype(dtype))
 
     def astype(self, dtype: mx.Dtype) -> Matrix:
-        """The same matrix with its floating arrays (the scales where quantised) cast."""
+        """The same matrix with its floating arrays cast: the weights, or the scales and biases."""
         if self.scales is None:
             return Matrix(self.weight.astype(dtype))
         biases = None if self.biases is None else self.biases.astype(dtype)
@@ -103,17 +104,17 @@ class Matrix:
         return self._map(lambda a: a[..., start:stop, :])
 
     def take(self, indices: mx.array) -> Matrix:
-        """Output rows by index, int `[n]`, stored as they are here."""
+        """A matrix of the output rows at int `[n]`, quantised as this one is."""
         return self._map(lambda a: a[indices])
 
     def __getitem__(self, index: int) -> Matrix:
         """One matrix of a stack, as a view."""
         return self._map(lambda a: a[index])
 
-    def _map(self, of: _ArrayMap) -> Matrix:
-        scales = None if self.scales is None else of(self.scales)
-        biases = None if self.biases is None else of(self.biases)
-        return self._with(of(self.weight), scales, biases)
+    def _map(self, change: _ArrayMap) -> Matrix:
+        scales = None if self.scales is None else change(self.scales)
+        biases = None if self.biases is None else change(self.biases)
+        return self._with(change(self.weight), scales, biases)
 
     def _with(self, weight: mx.array, scales: mx.array | None, biases: mx.array | None) -> Matrix:
         return Matrix(weight, scales, biases, self.bits, self.group_size)
@@ -135,7 +136,7 @@ def alike(parts: Sequence[Matrix]) -> bool:
 
 
 def arrays_of(value: object) -> list[mx.array]:
-    """Every array inside nested dataclasses, tuples, lists and dicts, which modules are."""
+    """Every array inside nested dataclasses, tuples, lists and dicts; MLX's modules are dicts."""
     if isinstance(value, mx.array):
         return [value]
     if dataclasses.is_dataclass(value):

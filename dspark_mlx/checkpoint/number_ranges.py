@@ -1,4 +1,4 @@
-"""Numbers that nothing could be computed with: NaN, infinity, and what a range leaves out."""
+"""Checks that refuse unusable numbers: NaN, infinity, and values outside a range."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _RANGES = (
     (re.compile(r"(.*\.)?rope_\w+\.(.*\.)?factor"), 2.0**-20, 2.0**20),
     (re.compile(r"(.*\.)?original_max_position_embeddings"), 1.0, 2.0**40),
 )
-_DEEPEST = 50  # objects and lists inside one another; configs have four
-# As published configs say that time steps have no upper limit.
+_DEEPEST = 50  # levels of nested objects and lists; published configs have four
+# Keys that published configs give an infinite value, to say that there is no limit.
 _UNLIMITED = re.compile(r"time_step_limit|model_max_length")
 
 
 def check_within(where: Path | str, name: str, value: object, low: float, high: float) -> None:
-    """Refuse what is no number from `low` to `high`, NaN included.
+    """Refuse a value that is not a number from `low` to `high`; NaN is refused too.
 
     Raises:
-        InputError: it is none.
+        InputError: `value` is not such a number.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high:  # type: ignore[operator]
@@ -37,19 +37,19 @@ def check_within(where: Path | str, name: str, value: object, low: float, high: 
 
 
 def all_finite(array: mx.array) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; integers never do."""
+    """Whether a tensor holds neither NaN nor infinity; True for integers."""
     if not mx.issubdtype(array.dtype, mx.floating):
         return True
-    # A sum that is finite has finite parts alone, and takes a fraction of looking at each; one
-    # that is not may just be too large for its type.
+    # A finite sum has finite parts, and takes a fraction of the time of looking at each value. An
+    # infinite sum may only be too large for its type, so then every value is looked at.
     return bool(mx.isfinite(array.sum()).item()) or bool(mx.isfinite(array).all().item())
 
 
 def check_numbers(where: Path | str, config: Mapping[str, Any]) -> None:
-    """Refuse NaN, infinity and what float32 cannot hold, anywhere in a config.
+    """Refuse a config that holds NaN, infinity or a number too large for float32, at any level.
 
     Raises:
-        InputError: the first of them, by its key.
+        InputError: there is such a number; the first one is named by its key.
     """
     for name, value in _numbers("", config, where):
         if not -LARGEST <= value <= LARGEST and not _UNLIMITED.match(name):
@@ -62,11 +62,11 @@ def check_numbers(where: Path | str, config: Mapping[str, Any]) -> None:
 def _numbers(
     name: str, value: object, where: Path | str, depth: int = 0
 ) -> Iterator[tuple[str, int | float]]:
-    """Every number inside objects and lists, by its path."""
+    """Every number inside nested objects and lists, with its keys joined by dots."""
     if depth > _DEEPEST:
         raise InputError(where, f"{name:.60}... in {depth} objects", f"{_DEEPEST} at most")
     if isinstance(value, Mapping):
-        if set(value) == {"__float__"}:  # as transformers writes what JSON lacks
+        if set(value) == {"__float__"}:  # how transformers writes NaN and infinity in JSON
             yield name, _tagged(value["__float__"])
         for key, inner in value.items():
             yield from _numbers(f"{name}.{key}".lstrip("."), inner, where, depth + 1)

@@ -1,4 +1,4 @@
-"""In which type weights are held: as stored, or dequantised where the backend is faster so."""
+"""The type that weights are held in: as stored, or dequantised where that is faster."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ NAMES = ("auto", "stored", "float32", "bfloat16", "float16")
 
 
 def choose_precision(name: str) -> str:
-    """What to hold weights in: "stored", or the name of the type to dequantise to.
+    """The precision to hold weights in: "stored", or the name of the type to dequantise to.
 
     "auto" is float32 on MLX's CPU backend, where quantised and bfloat16 products are many times
     slower than float32 ones, and "stored" on a GPU, where decoding is bound by reading weights.
 
     Raises:
-        InputError: an unknown name.
+        InputError: `name` is not one of NAMES.
     """
     if name not in NAMES:
         raise InputError("precision", repr(name), f"one of {', '.join(NAMES)}")
@@ -37,7 +37,10 @@ def held_dtype(precision: str) -> mx.Dtype | None:
 
 
 def apply_precision(model: nn.Module, dtype: mx.Dtype | None) -> None:
-    """Hold a lazily loaded model's weights in `dtype` (None: as stored); none is read yet."""
+    """Convert a lazily loaded model's weights to `dtype`; None leaves them as stored.
+
+    No weight is read here; the conversion takes place when the model is evaluated.
+    """
     if dtype is not None:
         # Scales are cast first, so that weights are rebuilt in float32 arithmetic.
         model.set_dtype(mx.float32)

@@ -1,4 +1,4 @@
-"""How a drafter's stored weights are quantised: MLX's affine kind, with exceptions by tensor."""
+"""How a drafter's stored weights are quantised: MLX's affine mode, with exceptions by tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import InputError
 
 QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-# The chance of survival is one dot product: its 0.1 % of the weights are worth keeping exact.
+# The confidence is one dot product per token; its 0.1 % of the weights are worth keeping exact.
 NEVER_QUANTIZED = frozenset({"confidence_head.proj"})
 
 
@@ -23,8 +23,8 @@ class Quantization:
     Attributes:
         bits: bits per weight.
         group_size: weights that share a scale and a bias.
-        exceptions: tensor name (without `.weight`) to its own `{"bits", "group_size"}`, or to None
-            where the tensor is stored as it is.
+        exceptions: from the name of a tensor (without `.weight`) to its own
+            `{"bits", "group_size"}`, or to None where that tensor is not quantised.
     """
 
     bits: int
@@ -32,22 +32,27 @@ class Quantization:
     exceptions: dict[str, dict[str, int] | None] = dataclasses.field(default_factory=dict)
 
     def of(self, name: str) -> tuple[int, int] | None:
-        """(bits, group size) of the tensor `name`, or None where it is not quantised."""
+        """Bits and group size of the matrix `name` (without `.weight`); None for a plain one."""
         entry: dict[str, int] | None = {"bits": self.bits, "group_size": self.group_size}
         entry = self.exceptions.get(name, entry)
         return None if entry is None else (entry["bits"], entry["group_size"])
 
     def of_tensor(self, name: str, dimensions: int) -> tuple[int, int] | None:
-        """The same by a plain tensor's whole name; only matrices are quantised."""
+        """Bits and group size of a tensor by its whole name; None where it stays plain.
+
+        Args:
+            name: name of the tensor, `.weight` included.
+            dimensions: its number of dimensions; only matrices are quantised.
+        """
         matrix = dimensions == 2 and name.endswith(".weight")
         return self.of(name.removesuffix(".weight")) if matrix else None
 
 
 def read_quantization(where: Path | str, data: dict[str, Any]) -> Quantization:
-    """Read it strictly; `where` names it in errors.
+    """Read a config's "quantization" strictly; `where` names the config in errors.
 
     Raises:
-        InputError: other keys, or bits and group sizes that MLX lacks.
+        InputError: there are other keys, or bits or a group size that MLX lacks.
     """
     if set(data) != {"bits", "group_size", "exceptions"}:
         raise InputError(where, f"quantization {sorted(data)}", "bits, group_size, exceptions")
@@ -70,11 +75,12 @@ def group_sizes(where: Path | str, rows: Mapping[str, int], asked: int) -> dict[
 
     Args:
         where: names the checkpoint in errors.
-        rows: name of each matrix, and the length of its rows.
-        asked: weights that share a scale.
+        rows: from the name of each matrix to the length of its rows.
+        asked: the group size that the user asked for.
 
     Returns:
-        By name; what no group size divides is left out and stays plain.
+        From name to group size. A matrix whose rows no group size divides is left out: it stays
+        plain.
 
     Raises:
         InputError: every matrix would be left out.
@@ -99,17 +105,18 @@ def choose_quantization(
     by_part: Mapping[str, int | None] | None = None,
     where: Path | str = "quantisation",
 ) -> Quantization:
-    """Which of a drafter's matrices are quantised, and how.
+    """The quantisation of a drafter's matrices that the user's settings give.
 
     Args:
-        matrices: name and `[out, in]` of each, see `layout.matrix_shapes`.
+        matrices: name and `[out, in]` of each, see `CanonicalConfig.matrix_shapes`.
         bits: bits per weight.
-        group_size: weights that share a scale, or fewer, see `group_sizes`.
-        by_part: bits by name or by part of one, None for plain; the longest part that fits counts.
+        group_size: weights that share a scale; fewer where rows need it, see `group_sizes`.
+        by_part: from a name, or a part of one, to other bits, or to None for plain. Where several
+            parts are in a name, the longest counts.
         where: names the drafter in errors.
 
     Raises:
-        InputError: a part that fits no name, or nothing that could be quantised.
+        InputError: a part is in no name, or no matrix can be quantised.
     """
     by_part = by_part or {}
     for part in by_part:

@@ -1,4 +1,4 @@
-"""Reading a folder of safetensors: every shard checked whole before a tensor is used."""
+"""Reading a folder of safetensors, whose shards are all checked before a tensor is used."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LONGEST_SIDE = 2**31 - 1  # MLX counts in int32
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a safetensors file's header says of one tensor.
+    """One tensor's entry in the header of a safetensors file.
 
     Attributes:
         path: the file.
-        dtype: as the format names it: "F32", "BF16", "F8_E4M3".
-        shape: as stored.
+        dtype: the type as the format names it: "F32", "BF16", "F8_E4M3".
+        shape: the stored shape.
     """
 
     path: Path
@@ -38,10 +38,11 @@ class TensorHeader:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a checkpoint folder, in order of their names.
+    """The safetensors files of a checkpoint folder, in order of their names.
 
     Raises:
-        InputError: no such folder, or none in it; pickled weights are named, never read.
+        InputError: there is no such folder, or no such file in it; pickled weights are named in
+            the message and never read.
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
@@ -56,11 +57,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Every tensor's header by its name; no tensor is read.
+    """The header of every tensor of a folder, by name; no tensor is read.
 
     Raises:
-        InputError: a file is cut off or not safetensors, a shard is missing, a tensor is there
-            twice, or see `weight_files`.
+        InputError: a file is cut off or not safetensors, a shard is missing, or a tensor is stored
+            twice; or see `weight_files`.
     """
     found: dict[str, TensorHeader] = {}
     for path in weight_files(folder):
@@ -77,7 +78,7 @@ def read_tensors(folder: Path) -> dict[str, mx.array]:
     """All tensors of a folder, loaded lazily.
 
     Raises:
-        InputError: see `tensor_headers`, or a type that MLX lacks.
+        InputError: a tensor has a type that MLX lacks; or see `tensor_headers`.
     """
     tensors: dict[str, mx.array] = {}
     for path in dict.fromkeys(header.path for header in tensor_headers(folder).values()):
@@ -86,7 +87,7 @@ def read_tensors(folder: Path) -> dict[str, mx.array]:
 
 
 def load_arrays(path: Path) -> dict[str, mx.array]:
-    """A checked safetensors file's arrays, loaded lazily.
+    """The arrays of a safetensors file that was checked before, loaded lazily.
 
     Raises:
         InputError: MLX cannot read it.
@@ -101,7 +102,7 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
 
 def _read_header(path: Path) -> dict[str, TensorHeader]:
     try:
-        # The library compares sizes, offsets and types with one another and the file's length.
+        # The library checks sizes, offsets and types against one another and the file's length.
         with safe_open(str(path), framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             headers = {
@@ -113,7 +114,7 @@ def _read_header(path: Path) -> dict[str, TensorHeader]:
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size if path.exists() else 0
         raise InputError(path, f"{size} bytes ({error})", "a whole safetensors file") from error
-    # Of two entries of one name it takes the last and says nothing.
+    # The library takes the last of two entries with one name, without an error.
     names = Counter(json.loads(text, object_pairs_hook=lambda pairs: [key for key, _ in pairs]))
     if twice := [name for name, count in names.items() if count > 1]:
         raise InputError(path, f"{twice[0]} twice in the header", "each tensor once")
@@ -124,12 +125,12 @@ def _read_header(path: Path) -> dict[str, TensorHeader]:
 
 
 def _check_numbering(files: list[Path]) -> None:
-    """Refuse part 1 of 2 without part 2, as an interrupted download leaves it."""
+    """Refuse numbered shards with a gap, as an interrupted download leaves them."""
     names = {file.name for file in files}
     for file in files:
         if match := _SHARD.fullmatch(file.name):
             start, part, count = match[1], match[2], int(match[3])
-            # Looked for one by one: the count is only a file's name.
+            # Names are built up to the files there are: a file's name may state any count.
             for number in range(1, min(count, len(files) + 1) + 1):
                 name = f"{start}{number:0{len(part)}d}-of-{match[3]}.safetensors"
                 if name not in names:
@@ -137,7 +138,7 @@ def _check_numbering(files: list[Path]) -> None:
 
 
 def _check_index(path: Path, found: Mapping[str, TensorHeader]) -> None:
-    """Refuse a folder without a tensor that its index lists, naming the shard."""
+    """Refuse a folder that lacks a tensor of its index; the message names the shard."""
     if not path.exists():
         return
     listed = read_json(path).get("weight_map", {})

@@ -1,6 +1,6 @@
-"""Sizes that a target's config states, compared with the tensors that are there.
+"""Check of the sizes in a target's config against the shapes of its tensors.
 
-It happens before a model is built: one number in a config.json could otherwise fill the memory.
+It is made before a model is built: one wrong number in a config.json could fill the memory.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from .safetensors import TensorHeader
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 _SIZES = re.compile(r"(num|n)_\w+|\w*(size|dim|heads|experts|rank)|d_model|dim")
-# Sizes that no tensor shows: of what passes through, not of weights.
-_FREE = re.compile(r"\w*(window|chunk|context|ctx|position|length|block|token)\w*")
-_SMALL = 1024  # what a size may be whatever the tensors say
+# Sizes of inputs and activations, which no weight's shape shows.
+_UNBOUNDED = re.compile(r"\w*(window|chunk|context|ctx|position|length|block|token)\w*")
+_SMALL = 1024  # a size up to this is never refused
 _PACKED = 16  # numbers in a 32-bit word at 2 bits
 
 
 def check_sizes(
     where: Path | str, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
 ) -> None:
-    """Refuse layers and sizes of a model's config that are larger than its tensors could be.
+    """Refuse a config whose number of layers or whose sizes its tensors cannot have.
 
     Raises:
-        InputError: the first of them, by its key.
+        InputError: a value is too large; the first one is named by its key.
     """
     sides = [side for header in tensors.values() for side in header.shape]
     packed = any(header.dtype[0] in "UI" for header in tensors.values())
@@ -39,5 +39,5 @@ def check_sizes(
             if key in _LAYERS and not 1 <= value <= len(tensors):
                 expected = f"1 to {len(tensors)}, the number of tensors"
                 raise InputError(where, f"{key} {value}", expected)
-            if value > longest and _SIZES.fullmatch(key) and not _FREE.fullmatch(key):
+            if value > longest and _SIZES.fullmatch(key) and not _UNBOUNDED.fullmatch(key):
                 raise InputError(where, f"{key} {value}", f"{longest} at most, as the tensors show")

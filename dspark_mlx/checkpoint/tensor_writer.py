@@ -1,4 +1,4 @@
-"""Writing tensors to a safetensors file."""
+"""Writes tensors to a safetensors file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from ..system.system_errors import writing
 
 
 def write_tensors(path: Path, tensors: Mapping[str, mx.array]) -> None:
-    """Write a safetensors file; `staging` makes its folder appear whole.
+    """Write a safetensors file into a folder of `system.staging`, which appears whole.
 
     Raises:
-        InputError: the disk is full, or the place cannot be written to.
+        InputError: the disk is full, or the file cannot be written.
     """
-    # Given a name instead of a file, MLX says of a full disk that "[write] Unable to write".
+    # MLX writes to an open file, so that Python reports a full disk with its reason; given a name,
+    # MLX only says "[write] Unable to write".
     with writing(path), path.open("wb") as file:
         mx.save_safetensors(file, dict(tensors), {"format": "mlx"})
