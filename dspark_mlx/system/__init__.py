@@ -1,1 +1,1 @@
-"""The boundary to the operating system: files, locks, processes, what the system refuses."""
+"""The boundary to the operating system: files, locks, processes and the system's errors."""

@@ -1,4 +1,4 @@
-"""Files: the user's cache folder, text that is written whole or not at all, hashes, strict JSON."""
+"""Reading and writing files: the cache folder, atomic writes, hashes, strict JSON."""
 
 from __future__ import annotations
 
@@ -18,41 +18,42 @@ from .strict_json import decode, leaves, parse_json
 from .system_errors import writing
 
 DATA = Path(__file__).parent.parent / "data"
-"""What ships with the package: prompts, profiles, the built-in drafter."""
+"""The package's data folder: prompts, profiles, the built-in drafter."""
 
 _LARGEST_JSON = 100 << 20
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this project (the XDG base directory), not created yet.
+    """The path of this project's cache folder, which need not exist yet (XDG base directory).
 
     Raises:
         InputError: XDG_CACHE_HOME is not set, and the user has no home folder.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # others are to be ignored, as the specification says
+    if os.path.isabs(base):  # the specification says to ignore relative paths
         return Path(base) / "dspark_mlx"
     try:
         return Path.home() / ".cache" / "dspark_mlx"
     except RuntimeError as error:
         hint = "Set XDG_CACHE_HOME to a folder that can be written to."
-        raise InputError("cache folder", "a user without a home folder", "one", hint) from error
+        found = "a user without a home folder"
+        raise InputError("cache folder", found, "a home folder", hint) from error
 
 
 def check_output(where: str, path: Path) -> None:
-    """Refuse a place for an output file before the work, whose result it could not take.
+    """Refuse a path that no output file can be written to, before the work is done.
 
     Raises:
-        InputError: a folder, or a file in a folder that is not there.
+        InputError: the path is a folder, or its folder does not exist.
     """
     if os.path.isdir(path):
         raise InputError(where, f"a folder, {path}", "a file to write")
     if not os.path.isdir(path.parent):
-        raise InputError(where, f"no folder {path.parent}", "an existing one")
+        raise InputError(where, f"no folder {path.parent}", "an existing folder")
 
 
 def check_apart(source: Path, destination: Path) -> None:
-    """Refuse to put an output in the place of its source, which would be gone with what was there.
+    """Refuse an output folder that would replace its own source.
 
     Raises:
         InputError: `destination` is `source` or a folder around it.
@@ -63,15 +64,15 @@ def check_apart(source: Path, destination: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, see `write_bytes`."""
+    """Write `text` to `path` atomically in UTF-8, see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all; a pipe or device is written to as it is.
+    """Write a file that appears whole or not at all; a pipe or device is written to directly.
 
     Raises:
-        InputError: the disk is full, or the place cannot be written to.
+        InputError: the disk is full, or the path cannot be written to.
     """
     with writing(path):
         if path.exists() and not path.is_file():
@@ -95,17 +96,18 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json_lines(path: Path, what: str, one: str) -> list[tuple[str, Any]]:
-    """Every line's value, with what names the line in errors.
+    """The JSON value of every line of a file, each with its place "path:number" for errors.
 
-    A line ends at a line feed alone: JSON's strings may hold Unicode's other separators. Blank ones
-    are skipped.
+    Only a line feed ends a line, because JSON's strings may hold Unicode's other line separators.
+    Blank lines are skipped.
 
     Args:
-        path: of the file.
-        what, one: the file's content and a line of it, for messages.
+        path: the file.
+        what: name of the file's content, for messages.
+        one: name of one line's content, for messages.
 
     Raises:
-        InputError: no readable file, no lines, or a line that is not JSON.
+        InputError: the file cannot be read, has no lines, or has a line that is not JSON.
     """
     values = []
     for number, line in enumerate(_lines(path, what), 1):
@@ -129,7 +131,7 @@ def _lines(path: Path, what: str) -> Iterator[bytes]:
 
 
 def read_json_list(path: Path) -> list[dict[str, Any]]:
-    """The list of JSON objects in a data file of this package."""
+    """The list of JSON objects in one of this package's own data files, which is not checked."""
     entries = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(entries, list)
     return entries
@@ -145,7 +147,7 @@ def read_json(path: Path) -> dict[str, Any]:
         kind = path.stat().st_mode
     except OSError as error:
         raise InputError(path, f"no readable file ({error.strerror})", "a JSON file") from error
-    # A pipe would be waited for. (A folder says what it is when it is opened.)
+    # Reading a pipe could wait forever. (Opening a folder already gives a clear error.)
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
         raise InputError(path, "a pipe or device", "a JSON file")
     data = parse_json(read_text(path, "a JSON file"), path)
@@ -158,11 +160,12 @@ def read_text(path: Path, expected: str) -> str:
     """The text of a file.
 
     Args:
-        path: of the file, or of a pipe.
-        expected: what it should be, for messages.
+        path: a file, or a pipe.
+        expected: what the file should be, for messages.
 
     Raises:
-        InputError: no readable file, one larger than 100 MB, or bytes that are not text.
+        InputError: the file cannot be read, is larger than 100 MB, or holds bytes that are not
+            text.
     """
     try:
         with path.open("rb") as file:
@@ -176,21 +179,22 @@ def read_text(path: Path, expected: str) -> str:
 
 
 def untagged(where: Path | str, data: Mapping[str, Any], form: str, version: int) -> dict[str, Any]:
-    """One of this package's JSON objects without its "format" and "format_version".
+    """The values of one of this package's JSON objects, without "format" and "format_version".
 
     Args:
-        where: names it in errors. data: the object.
-        form, version: what it has to say.
+        where: names the object in errors.
+        data: the object.
+        form, version: the "format" and "format_version" that it must have.
 
     Raises:
-        InputError: it says another format or version, or none; or holds a number that is none.
+        InputError: the object has another format or version, or none, or it holds NaN or infinity.
     """
     values = dict(data)
     found = (values.pop("format", None), values.pop("format_version", None))
     if found != (form, version):
         raise InputError(where, f"format {found}", f"{(form, version)}")
     for name, value in leaves(values):
-        # JSON has none of these, and Python reads them.
+        # JSON has no NaN and no infinity, but Python's parser reads both.
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(where, f"{name} {value}", "a finite number")
     return values

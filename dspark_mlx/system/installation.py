@@ -1,4 +1,7 @@
-"""Another distribution, dspark-mlx, installs a package of this import name: both cannot be had."""
+"""Check against the distribution dspark-mlx, another project with this package's import name.
+
+Both install the same folder, so only one of them can be installed.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ OTHER = "dspark-mlx"
 
 
 def check_installation(package: Path) -> None:
-    """Refuse a folder in which two projects' files lie over one another.
+    """Refuse a package folder that holds the files of both projects.
 
     Args:
         package: this package's folder.
 
     Raises:
-        ImportError: the other distribution is installed into it.
+        ImportError: the other distribution is installed into this folder.
     """
     try:
         other = distribution(OTHER)

@@ -1,4 +1,7 @@
-"""Taking turns at an output with other processes and threads; a lock ends with its process."""
+"""File locks, with which processes and threads take turns at writing an output.
+
+The system releases a lock when its process ends, however that happens.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,19 @@ _SILENT_SECONDS = 1.0
 
 @contextlib.contextmanager
 def take_turns(path: Path, *, wait: bool = True, kind: str = "") -> Iterator[bool]:
-    """Hold a lock of an output: `.NAME.lock` beside it, which is gone afterwards.
+    """Hold the lock of an output for the length of a `with` block.
+
+    The lock is a file `.NAME.lock` beside the output, which is removed at the end.
 
     Args:
-        path: of the output, whose folder exists.
-        wait: for another that holds it, which is said after a second; else do without it.
-        kind: added to NAME, where an output has several.
+        path: path of the output, whose folder exists.
+        wait: whether to wait while another process or thread holds the lock; after a second a
+            message says so.
+        kind: added to NAME, where an output has several locks.
 
     Yields:
-        Whether it is held. It is not where another has it and `wait` is False, nor on a file system
-        that has no locks.
+        Whether the lock is held. It is not held where another has it and `wait` is False, or where
+        the file system has no locks.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -35,13 +41,13 @@ def take_turns(path: Path, *, wait: bool = True, kind: str = "") -> Iterator[boo
         yield handle is not None
     finally:
         if handle is not None:
-            # While it is held: whoever waits for it sees that it is gone, and makes the next one.
+            # Removed while it is held: whoever waits for it sees that, and makes a new lock file.
             lock.unlink(missing_ok=True)
             os.close(handle)
 
 
 def _acquire(lock: Path, path: Path, wait: bool) -> int | None:
-    """The open file of the lock that is held now; None where it is not, see `take_turns`."""
+    """The file descriptor of the held lock; None where it cannot be held, see `take_turns`."""
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         held = False
@@ -51,7 +57,8 @@ def _acquire(lock: Path, path: Path, wait: bool) -> int | None:
         except BlockingIOError:
             return None
         except OSError:
-            # A file system without locks: only the names of what is written keep writers apart.
+            # On a file system without locks, only the random names of temporary files keep writers
+            # apart.
             lock.unlink(missing_ok=True)
             return None
         finally:
@@ -62,12 +69,12 @@ def _acquire(lock: Path, path: Path, wait: bool) -> int | None:
 
 
 def _lock(handle: int, path: Path, wait: bool) -> None:
-    patience = time.monotonic() + _SILENT_SECONDS
+    silent_until = time.monotonic() + _SILENT_SECONDS
     while wait:
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > patience:
+            if time.monotonic() > silent_until:
                 break
             time.sleep(0.02)
     if wait:
@@ -76,7 +83,7 @@ def _lock(handle: int, path: Path, wait: bool) -> None:
 
 
 def _is_at(handle: int, lock: Path) -> bool:
-    """Whether a file that was opened is still the one of that name."""
+    """Whether an open file is still the one of that name."""
     try:
         return os.path.samestat(os.fstat(handle), lock.stat())
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""A command's process while it is being imported: Ctrl-C ends it in one line, its streams are open.
+"""Prepares the process of a command: Ctrl-C ends it with one line, and its streams are open.
 
-`python -m dspark_mlx.X` imports this package first, and MLX with it: seconds in which Python would
-answer Ctrl-C with a traceback. So this module is the package's first import. Where the package is
-imported by anything else it changes nothing.
+`python -m dspark_mlx.X` first imports this package and MLX. This takes seconds, in which Python
+would answer Ctrl-C with a traceback, so this module is the package's first import. It changes
+nothing where the package is imported by another program.
 """
 
 from __future__ import annotations
@@ -15,38 +15,41 @@ import sys
 from types import FrameType
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, the one that shells use."""
 
 
 def raise_on_interrupt() -> None:
-    """Ctrl-C raises KeyboardInterrupt from here on, as Python does unless a command is imported."""
+    """Make Ctrl-C raise KeyboardInterrupt from here on, as is usual in Python."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end_on_interrupt() -> None:
-    """Ctrl-C ends the process at once from here on; where it is ignored, it stays ignored."""
+    """Make Ctrl-C end the process at once from here on; where it is ignored, it stays ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    # By the number: the stream may be in the middle of a write.
+    # Written to the descriptor: the stream object may be in the middle of a write.
     with contextlib.suppress(OSError):
         os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
 
 
 def _is_command() -> bool:
-    # While `python -m` looks for the module, Python has "-m" in its place among the arguments.
+    # While `python -m` looks for the module, sys.argv[0] is "-m".
     names = (re.fullmatch(r"(-\w*m)?dspark_mlx(\.[\w.]+)?", each) for each in sys.orig_argv[1:])
     script = re.search(r"(^|[/\\])(dspark_mlx\.\w+|dspark-mlx-lm)$", sys.argv[0])
     return bool(script) or (sys.argv[0] == "-m" and any(names))
 
 
 def _open_streams() -> None:
-    """Open what the caller closed (`>&-`) as the null device, which takes its number too: else the
-    next file would, and be printed into."""
+    """Open the streams that the caller closed (`>&-`) as the null device.
+
+    Otherwise the next file that is opened would get the stream's number, and output would be
+    written into that file.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

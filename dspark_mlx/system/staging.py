@@ -1,7 +1,8 @@
 """Folders that appear whole or not at all, made by one process at a time.
 
-What is written has a temporary name beside its own, `.NAME.xxxxxxxx.partial`, until it is whole.
-Who writes holds the lock of NAME, so what is found there then is a killed run's.
+An output is written under a temporary name, `.NAME.xxxxxxxx.partial`, beside its final one, and is
+renamed when it is complete. The writer holds the lock of NAME, so other temporary names that it
+finds are leftovers of killed runs.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ _PROBE_BYTES = 1 << 16
 
 
 def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """A folder in the cache, made by the first of all processes that ask for it.
+    """A folder in the cache, which the first process that asks for it makes.
 
-    The others wait for it, and take it. What killed runs left beside it is removed.
+    Other processes wait until it is made. Leftovers of killed runs beside it are removed.
 
     Args:
-        folder: below `cache_folder()`.
-        make: writes it, as by `staged_folder`.
+        folder: a path below `cache_folder()`.
+        make: writes the folder, with `staged_folder`.
 
     Raises:
-        InputError: the cache cannot be written to; or see `make`.
+        InputError: the cache cannot be written to, or `make` raises one.
     """
     if os.path.isdir(folder):
         return folder
@@ -54,12 +55,12 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def scratch_folder(beside: Path) -> Iterator[Path]:
-    """A temporary folder beside an output, for what it is made from; it is removed at the end.
+    """A temporary folder beside an output, for intermediate files; it is removed at the end.
 
-    One process at a time has it, and removes what a killed one left.
+    One process at a time has it, and removes the leftovers of killed runs.
 
     Raises:
-        InputError: the place cannot be written to, or the block failed for a full disk.
+        InputError: the folder cannot be written to, or the block failed because the disk is full.
     """
     final = beside.with_name(f"{beside.name}.scratch")
     with contextlib.ExitStack() as stack:
@@ -69,20 +70,24 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
             scratch = temporary(final)
             scratch.mkdir()
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        stack.push(partial(_blame_full_disk, scratch, beside))
+        stack.push(partial(_report_full_disk, scratch, beside))
         yield scratch
 
 
 @contextlib.contextmanager
 def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `final` that takes its name when the block succeeds.
+    """A temporary folder beside `final` that is renamed to `final` when the block succeeds.
 
-    Nothing half-written stays behind: on any exception, Ctrl-C included, the temporary folder is
-    removed and `final` is as it was. After a kill, the next one who writes there does it.
+    On any exception, Ctrl-C included, the temporary folder is removed and `final` stays as it was.
+    After a kill, the next process that writes `final` removes the leftovers.
+
+    Args:
+        final: the folder to make.
+        overwrite: replace what is at `final`.
 
     Raises:
         InputError: `final` exists and is not an empty folder (unless `overwrite`), its parent
-            cannot be written to, or the block failed for a full disk.
+            cannot be written to, or the block failed because the disk is full.
     """
     final = Path(os.path.realpath(final))
     _check_free(final, overwrite)
@@ -101,14 +106,17 @@ def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
             found = f"no way to write there ({error.strerror})"
             raise InputError(final, found, "a writable folder") from error
         stack.callback(shutil.rmtree, staged, ignore_errors=True)
-        stack.push(partial(_blame_full_disk, staged, final))
+        stack.push(partial(_report_full_disk, staged, final))
         yield staged
         _replace(staged, final)
 
 
 def restore(final: Path) -> None:
-    """Put right what a killed run left of an output, whose lock is held: what was moved out of the
-    way takes its name again where nothing has it; what is half-written is removed."""
+    """Repair an output after a killed run; the caller holds its lock.
+
+    A folder that was moved aside to be replaced gets its name back if nothing has that name now.
+    Half-written files and folders are removed.
+    """
     for path in sorted(_leftovers(final.parent), key=lambda path: path.suffix):
         found = _LEFTOVER.fullmatch(path.name)
         if found and found["name"] == final.name:
@@ -119,7 +127,7 @@ def restore(final: Path) -> None:
 
 
 def restored(path: Path) -> bool:
-    """Whether a path is there now that was not, because a run was killed while it replaced it."""
+    """Whether a missing path exists now, because a killed run had moved it aside to replace it."""
     names = [each.name for each in _leftovers(path.parent) if each.suffix == ".old"]
     if not any(name.startswith(f".{path.name}.") for name in names):
         return False
@@ -136,7 +144,7 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Restore every output in a folder that nobody is at work on."""
+    """Restore every output in a folder that no process is writing."""
     found = [_LEFTOVER.fullmatch(path.name) for path in _leftovers(folder)]
     locks = [path.name[1:].removesuffix(".lock") for path in folder.glob(".*.lock")]
     for name in {*locks, *(each["name"] for each in found if each)}:
@@ -153,7 +161,7 @@ def _check_free(final: Path, overwrite: bool) -> None:
 
 
 def temporary(final: Path) -> Path:
-    """A free name for what becomes `final`."""
+    """A free temporary name for an output that becomes `final`."""
     return final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
@@ -183,15 +191,18 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _blame_full_disk(
+def _report_full_disk(
     staged: Path,
     final: Path,
     kind: type[BaseException] | None,
     error: BaseException | None,
     trace: TracebackType | None,
 ) -> None:
-    """Whatever failed while the disk was full failed for that: many libraries say it in errors of
-    their own, or blame what they were reading."""
+    """Raise an `InputError` about the disk if a block failed while the disk was full.
+
+    Many libraries report a full disk with errors of their own that do not say so. Whether the disk
+    is full is found out by writing a small file.
+    """
     if isinstance(error, Exception) and staged.is_dir():
         with writing(final), (staged / "probe").open("wb") as probe:
             probe.write(bytes(_PROBE_BYTES))

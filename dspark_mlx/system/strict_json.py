@@ -1,4 +1,4 @@
-"""Text and JSON of files and arguments: bytes that are not text and what is no JSON are refused."""
+"""Strict decoding of text and JSON, from files and from arguments."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ _MAX_DIGITS = 300  # what a float can hold
 
 
 def decode(content: bytes, where: object, expected: str) -> str:
-    """UTF-8 text, without the mark that Windows' editors put in front.
+    """The text of UTF-8 bytes, without the byte order mark that Windows' editors put in front.
+
+    Args:
+        content: the bytes.
+        where: names them in errors.
+        expected: what they should be, for messages.
 
     Raises:
-        InputError: bytes that are not UTF-8.
+        InputError: the bytes are not UTF-8.
     """
     try:
         return content.decode("utf-8-sig")
@@ -28,24 +33,30 @@ def decode(content: bytes, where: object, expected: str) -> str:
 
 
 def check_text(text: str, where: object) -> None:
-    """Refuse half characters, which stand for bytes that are not text in arguments and streams.
+    """Refuse surrogates, which stand for bytes of arguments and streams that are not text.
 
     Raises:
-        InputError: there is one, at a character counted from 1.
+        InputError: there is one; the message has its position, counted from 1.
     """
     if half := re.search("[\ud800-\udfff]", text):
         code = ord(half[0])
-        # Python decodes the byte 0xe9 of an argument to U+DCE9 where it stands for no character.
+        # Python decodes a byte of an argument that is not UTF-8, say 0xe9, to U+DCE9.
         found = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X}"
         found = f"{found} at character {half.start() + 1}, which is no character"
         raise InputError(where, found, "text in UTF-8")
 
 
 def parse_json(text: str, where: object, expected: str = "a JSON object") -> Any:
-    """A JSON value.
+    """The JSON value that a text holds.
+
+    Args:
+        text: the text.
+        where: names it in errors.
+        expected: what it should be, for messages.
 
     Raises:
-        InputError: no JSON, nested too deeply, or an integer beyond a float's range, by its name.
+        InputError: the text is not JSON, is nested too deeply, or has an integer beyond a float's
+            range, which is named by its keys.
     """
     huge: list[_Huge] = []
 
@@ -69,7 +80,7 @@ def parse_json(text: str, where: object, expected: str = "a JSON object") -> Any
 
 
 def leaves(value: object) -> Iterator[tuple[str, object]]:
-    """Every value of JSON that holds no other, by its name: keys and places joined by dots."""
+    """Every number, text and constant inside a JSON value, with its keys joined by dots."""
     waiting = [("", value)]
     while waiting:
         name, value = waiting.pop()
@@ -82,6 +93,6 @@ def leaves(value: object) -> Iterator[tuple[str, object]]:
 
 @dataclass(frozen=True)
 class _Huge:
-    """Stands for a number that is refused."""
+    """An integer with too many digits, held until its name is known."""
 
     digits: int

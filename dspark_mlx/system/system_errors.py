@@ -1,4 +1,4 @@
-"""What the system refuses, in the words of an InputError: the place, and the disk if it is full."""
+"""Turns errors of the operating system into an InputError that names the place and a full disk."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _EXPECTED = {
 
 
 def from_system(error: OSError, where: object = "") -> InputError:
-    """The refusal of the system in one line.
+    """The `InputError` of one line for an error of the operating system.
 
     Args:
-        error: what was raised.
-        where: the file or stream, if not the one that the error names.
+        error: the error that was raised.
+        where: the file or stream; "" for the one that the error names.
     """
     path = where if isinstance(where, Path) else error.filename
     place = where or path or "the system"
@@ -45,10 +45,10 @@ def from_system(error: OSError, where: object = "") -> InputError:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Work on the file `path`, by whatever name for now; what the system refuses names `path`.
+    """A block that writes `path`, possibly under a temporary name; its errors name `path`.
 
     Raises:
-        InputError: the disk is full, or the place cannot be written to.
+        InputError: the disk is full, or the path cannot be written to.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _disk_of(path: Path) -> str:
-    """Where the file system of a path is mounted, and what is free on it."""
+    """Where the file system of a path is mounted, and how much space is free, for a message."""
     there = next(each for each in (path, *path.absolute().parents) if os.path.isdir(each))
     mount = next(each for each in (there, *there.absolute().parents) if os.path.ismount(each))
     return f" on the disk at {mount} ({shutil.disk_usage(mount).free / 1e6:.1f} MB free)"
