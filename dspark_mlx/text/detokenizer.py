@@ -1,45 +1,45 @@
-"""Token ids to text, piece by piece: the pieces together are what decoding all ids gives."""
+"""Turns a stream of token ids into pieces of text, which joined are the text of all ids."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 _UNKNOWN = "\ufffd"
-# Decoded again with each token: enough for decoders that look back.
+# Ids that are decoded again with each new token; some decoders look back at earlier ones.
 _WINDOW = 16
 _CONTEXT = 8
-# Nothing that is a character takes so many tokens; what is behind is no text.
+# No character takes so many tokens: after so many undecodable ones, they are shown as they are.
 _MAX_HELD = 256
 
 
 class Detokenizer:
-    """Streams the text of ids that follow others.
+    """Streams the text of token ids that continue other ids.
 
-    mlx-lm's detokenizers begin a text anew: they drop the space in front of its first word, and
-    show ids that the tokenizer does not have as "!". Here a window of the last ids is decoded by
-    the tokenizer itself, and what grew is the piece.
+    mlx-lm's detokenizers treat the ids as the start of a text: they drop the space in front of the
+    first word, and show ids that the tokenizer does not have as "!". Here the tokenizer decodes a
+    window of the last ids, and the text that the window gained is the new piece.
 
     Args:
-        decode: ids to text, as the tokenizer does it; ids without a token are nothing.
-        before: the ids that the text follows; not part of it.
+        decode: the tokenizer's function from ids to text; it ignores ids without a token.
+        before: the ids before the streamed ones, whose text is not shown.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], before: Sequence[int] = ()) -> None:
         self._decode = decode
         self._ids = list(before[-_CONTEXT:])
-        # A character that the prompt began is shown whole.
+        # A character whose first bytes are in `before` is shown whole.
         self._shown = len(self._decode(self._ids).rstrip(_UNKNOWN))
         self._clean = len(self._ids)
         self._segment = ""
 
     @property
     def last_segment(self) -> str:
-        """Text that became final since the last look."""
+        """The text that became final since this property was last read."""
         segment, self._segment = self._segment, ""
         return segment
 
     def add_token(self, token: int) -> None:
-        """Take in one token id."""
+        """Add one token id to the stream."""
         self._ids.append(token)
         text = self._decode(self._ids)
         whole = text.rstrip(_UNKNOWN)
@@ -50,7 +50,7 @@ class Detokenizer:
             self._advance()
 
     def finalize(self) -> None:
-        """Release what was held back."""
+        """Add the text that was held back to the last segment; the stream has ended."""
         self._show(self._decode(self._ids))
 
     def _show(self, text: str) -> None:
@@ -59,7 +59,7 @@ class Detokenizer:
             self._shown = len(text)
 
     def _advance(self) -> None:
-        """Drop ids that are shown, up to a place where a character ended."""
+        """Drop ids whose text is shown, up to an id that ended a character."""
         if self._clean >= _WINDOW:
             self._ids = self._ids[self._clean :]
             self._shown = len(self._decode(self._ids))

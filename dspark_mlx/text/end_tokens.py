@@ -1,4 +1,4 @@
-"""Which ids end a text, as a checkpoint's files say: all that any of them names."""
+"""Reads the end tokens of a checkpoint: all ids that any of its files names."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ def end_tokens(folder: Path, config: Mapping[str, Any], vocabulary: int) -> froz
     """The union of the end tokens of config.json, of its text part and of generation_config.json.
 
     Args:
-        folder: the checkpoint's. config: its config.json as the model was loaded with.
-        vocabulary: ids are below it.
+        folder: the checkpoint's folder.
+        config: its config.json, as the model was loaded with it.
+        vocabulary: size of the target's vocabulary.
 
     Raises:
-        InputError: an id that is no token of the target; it names the file.
+        InputError: an id is not a token of the target; the message names the file.
     """
     ids = _ids(folder / "config.json", config, vocabulary)
-    # mlx-lm puts generation_config.json's in the place of config.json's.
+    # mlx-lm replaces config.json's end tokens with generation_config.json's, so both are read.
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
             ids |= _ids(folder / name, read_json(folder / name), vocabulary)
@@ -36,7 +37,7 @@ def _ids(path: Path, config: Mapping[str, Any], vocabulary: int) -> set[int]:
         for each in value if isinstance(value, list | tuple | set | frozenset) else [value]:
             if each is not None:
                 named.add(_id(path, each, vocabulary))
-    # Some write -1 where there is none.
+    # Some files write -1 for no end token.
     return named - {-1}
 
 

@@ -1,4 +1,4 @@
-"""The boundary to other libraries: what they raise for a user's input, in one line of ours."""
+"""Turns what other libraries raise for a user's input into an `InputError` of one line."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _REASON = 200
 
 
 class Refusing:
-    """A context for one call of another library: what it raises becomes an `InputError`.
+    """A context for one call of another library, whose exceptions become an `InputError`.
 
-    Beside the types above this takes what the libraries written in Rust raise: `Exception` itself
-    (tokenizers has no class of its own) and PyO3's PanicException. A subclass of Exception that is
-    not listed is a bug and passes, as Ctrl-C does. Our own code does not belong inside.
+    It converts the exception types above, and what libraries written in Rust raise: `Exception`
+    itself (tokenizers has no class of its own) and PyO3's PanicException. Other exceptions are bugs
+    and pass, as Ctrl-C does. Only the call of the library belongs inside the block.
 
     Args:
-        where, expected, hint: of the error.
-        found: what stands before the reason.
+        where, expected, hint: parts of the `InputError`.
+        found: the beginning of its "found", before the library's reason in brackets.
     """
 
     def __init__(self, where: object, found: str, expected: str, hint: str = "") -> None:
@@ -59,7 +59,7 @@ class Refusing:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters; its type where that says more."""
+    """An error's message in one line of at most 200 characters; with its type where that helps."""
     text = " ".join(str(error).split())
     if not text or isinstance(error, KeyError):
         text = f"{type(error).__name__} {text}".strip()

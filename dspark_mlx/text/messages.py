@@ -1,4 +1,4 @@
-"""What a user says: texts and chat messages, checked before a tokenizer or a template sees them."""
+"""Checks a user's texts and chat messages before a tokenizer or a template gets them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from ..errors import InputError
 from ..numbers import plain, shown
 
 _DEPTH = 64
-# Other names that templates and servers use for an answer's reasoning; transformers fills these in.
+# The keys that templates and servers use for an answer's reasoning; one stands for all of them.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def check_text(where: str, text: str) -> str:
-    """The text, refused where it holds half a character.
+    """The same text, refused where it holds a surrogate, which is half a character.
 
-    A lone surrogate is what Python makes of bytes that are not UTF-8; no tokenizer has an id for
-    it, and what to put in its place is the caller's to say.
+    Python makes surrogates of bytes that are not UTF-8. No tokenizer has an id for one, and only
+    the caller knows what to put in its place.
+
+    Args:
+        where: names the text in errors.
+        text: the text.
 
     Raises:
-        InputError: it names the character and its place.
+        InputError: there is a surrogate; the message has its code and its position.
     """
     try:
         text.encode("utf-8")
@@ -31,15 +35,15 @@ def check_text(where: str, text: str) -> str:
 
 
 def check_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """Chat messages as plain data, the caller's left as they are.
+    """Checked copies of chat messages, as plain data.
 
     Args:
-        messages: each a mapping (or an object with `model_dump`, as API clients have them) with a
-            "role" and mostly a "content": text, None, or a list of text parts. Other keys pass to
-            the template; those whose value is None are left out, as transformers does.
+        messages: each one a mapping, or an object with `model_dump` as API clients have them. It
+            has a "role" and usually a "content": text, None, or a list of text parts. Other keys
+            pass to the template. Keys whose value is None are left out, as transformers does.
 
     Raises:
-        InputError: it names the message by its index, what was found and what was expected.
+        InputError: a message cannot be used; it is named by its index.
     """
     return [_message(f"messages[{index}]", each) for index, each in enumerate(messages)]
 
@@ -73,12 +77,12 @@ def _check_content(where: str, content: Any) -> None:
 
 
 def has_parts(message: Mapping[str, Any]) -> bool:
-    """Whether the content is a list of parts."""
+    """Whether a message's content is a list of parts."""
     return isinstance(message.get("content"), list)
 
 
 def _data(where: str, value: Any, depth: int) -> Any:
-    """Plain JSON data: a template may call what it is given."""
+    """A value as plain JSON data, because a template could call methods of other objects."""
     if depth < 0:
         raise InputError(where, f"more than {_DEPTH} levels", "less deeply nested data")
     if isinstance(value, str):

@@ -1,15 +1,16 @@
-"""What one rendering of a chat template may use: steps and sizes, counted as it goes.
+"""The budget of steps and sizes that one rendering of a chat template may use.
 
-A template comes with a checkpoint, so it is a stranger's program. Jinja's sandbox keeps it from the
-interpreter, not from looping without end or from making a string of terabytes. Here every step and
-every value made is charged to a budget before or as it is made. Counting needs no second process
-and no signal: it works in any thread, on any system, and stops at the same place every time.
+A template comes with a checkpoint, so it is a program of unknown origin. Jinja's sandbox keeps it
+from the interpreter, but not from endless loops or from making a string of terabytes. Here every
+step and every new value is charged to a budget. Counting needs no second process and no signal: it
+works in any thread and on any system, and it stops a template at the same place every time.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -21,23 +22,23 @@ _LONGEST = 1 << 21
 _INTEGER_BITS = 4096
 _TEXT = (str, bytes)
 _CONTAINERS = (list, tuple, set, frozenset, dict)
-# Sizes of smaller containers are counted again rather than remembered.
+# Sizes of smaller containers are computed again instead of being remembered.
 _REMEMBERED = 64
 _MAX_HELD = 1 << 20
 
 
 class OverBudget(TemplateError):
-    """A template that would loop or grow without end."""
+    """A template that takes too many steps or makes too large a value."""
 
 
 class Budget:
-    """The steps and sizes that are left to one rendering.
+    """The steps and sizes that one rendering may still use.
 
-    A step costs 64 units, one more for each character and 16 for each element that it reads or
-    makes. 2^26 units are a few seconds; templates of today use less than a hundredth of them.
+    A step costs 64 units, one more for each character and 16 more for each element that it reads or
+    makes. 2^26 units are a few seconds; today's templates use less than a hundredth of them.
 
     Args:
-        given: what the template is shown; a long conversation may take more work.
+        given: the template's variables; a longer conversation gets a larger budget.
     """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -46,15 +47,15 @@ class Budget:
         self._left = 0
         size = sum(self.size(value) for value in given.values())
         messages = len(given.get("messages") or ())
-        # Some templates look through all messages for each of them.
+        # Some templates go through all messages for each message.
         self._left = _WORK + 256 * size + 16 * _STEP * messages * messages
         self._longest = _LONGEST + 16 * size
 
     def step(self, work: int = 0) -> None:
-        """Charge one step and the `work` of what it reads or makes.
+        """Charge one step and `work`, the units of what it reads or makes.
 
         Raises:
-            OverBudget: nothing is left.
+            OverBudget: the budget is used up.
         """
         self._left -= _STEP + work
         if self._left < 0:
@@ -64,16 +65,16 @@ class Budget:
         """Refuse a value of `size` characters or elements before it is made.
 
         Raises:
-            OverBudget: it is too long.
+            OverBudget: the value would be too long.
         """
         if size > self._longest:
             raise OverBudget(f"it makes a value of {size} characters or elements")
 
     def made(self, value: Any) -> Any:
-        """The value, charged; an iterator is charged as it is read.
+        """The same value after it is charged; an iterator is charged while it is read.
 
         Raises:
-            OverBudget: it is too large, or nothing is left.
+            OverBudget: the value is too large, or the budget is used up.
         """
         if isinstance(value, Iterator):
             return self._counted(value)
@@ -85,13 +86,13 @@ class Budget:
         return value
 
     def read(self, value: object) -> int:
-        """Work of going once over a value, not into its elements."""
+        """Units of work to go once over a value, without going into its elements."""
         if isinstance(value, _TEXT):
             return len(value)
         return _ELEMENT * len(value) if isinstance(value, (*_CONTAINERS, range)) else 0
 
     def size(self, value: object) -> int:
-        """Characters and elements of a value, each counted as often as it would be printed."""
+        """Number of characters and elements that printing a value would visit."""
         if isinstance(value, _TEXT):
             return 1 + len(value)
         if not isinstance(value, _CONTAINERS):
@@ -104,7 +105,7 @@ class Budget:
         self._left -= _ELEMENT * len(value)
         size = 1 + len(value) + sum(self.size(each) for each in inside)
         if size > _REMEMBERED:
-            # The value is held, so that its id stays its own.
+            # The value is kept, so that no other value gets its id.
             self._sizes[id(value)] = (value, size)
             self._held += len(value)
         return size
@@ -136,10 +137,12 @@ class Budget:
         """Refuse a format whose fields could become too long.
 
         Args:
-            pattern: the format. sign: "%" or "{", what begins a field. values: put into it.
+            pattern: the format.
+            sign: the character that begins a field, "%" or "{".
+            values: the values of the fields.
 
         Raises:
-            OverBudget: see `fits`; or a width that is an argument.
+            OverBudget: a field's width is an argument; or see `fits`.
         """
         text = pattern if isinstance(pattern, str) else pattern.decode("latin-1")
         if (sign == "%" and "*" in text) or (sign == "{" and re.search(r"\{[^{}]+\{", text)):
@@ -148,13 +151,18 @@ class Budget:
         self.fits(len(text) + text.count(sign) * (widest + self.size(values)))
 
     def method(self, name: str, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Refuse a call of a string's or an integer's method that would make too much.
+        """Refuse a call of a string's or an integer's method that would make too large a value.
+
+        Args:
+            name: name of the method.
+            owner: the string or integer.
+            args, kwargs: arguments of the call.
 
         Returns:
-            The arguments to call it with.
+            The positional arguments to call the method with: iterators are read into lists.
 
         Raises:
-            OverBudget: see `fits`; or a method that no template needs.
+            OverBudget: no template needs the method; or see `fits`.
         """
         for value in (*args, *kwargs.values()):
             if isinstance(value, int):
@@ -185,7 +193,7 @@ class Budget:
             self.fits(len(text) + text.count(old) * max(len(new) - len(old), 0))
 
     def joined(self, separator: Any, parts: Iterable[Any]) -> list[Any]:
-        """The parts to join, unless the result would be too long.
+        """The parts to join as a list, refused where the result would be too long.
 
         Raises:
             OverBudget: see `fits`.
@@ -198,3 +206,7 @@ class Budget:
         for value in values:
             self.step()
             yield value
+
+
+BUDGET: ContextVar[Budget] = ContextVar("template_budget")
+"""The budget of the rendering that runs in this thread or task."""

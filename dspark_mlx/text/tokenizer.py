@@ -1,5 +1,8 @@
-"""The target's tokenizer and chat template: the one place that calls transformers, tokenizers and
-mlx-lm's wrapper of them. What they raise comes out as an `InputError` of one line."""
+"""The target's tokenizer and chat template.
+
+Only this module calls transformers' and mlx-lm's tokenizers. What they raise becomes an
+`InputError` of one line.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ from .tokenizer_files import blame, check_tokenizer, set_apart
 
 
 class Tokenizer:
-    """Text to token ids and back, and chat messages to a prompt.
+    """Turns text into token ids and back, and chat messages into a prompt.
 
-    Attributes that are not here are those of mlx-lm's wrapper, `wrapped`, and of the Hugging Face
-    tokenizer in it.
+    Other attributes are those of mlx-lm's tokenizer `wrapped`, and of the Hugging Face tokenizer
+    that it wraps.
 
     Args:
-        folder: the target's, for errors.
-        wrapped: mlx-lm's.
+        folder: the target's folder, for errors.
+        wrapped: mlx-lm's tokenizer.
     """
 
     def __init__(self, folder: Path, wrapped: Any) -> None:
@@ -40,14 +43,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, end_tokens: Collection[int] = ()) -> Tokenizer:
-        """The tokenizer of a checkpoint's folder; no code in it is run.
+        """The tokenizer in a checkpoint's folder; no code from the folder is run.
 
         Args:
-            folder: with the tokenizer's files.
-            end_tokens: ids that end a text, as the model's configs say.
+            folder: folder with the tokenizer's files.
+            end_tokens: ids that end a text, from the model's configs.
 
         Raises:
-            InputError: no tokenizer, one that needs code of its own, or damaged files.
+            InputError: there is no tokenizer, it needs code of its own, or its files are damaged.
         """
         check_tokenizer(folder)
         with set_apart(folder) as apart:
@@ -78,19 +81,19 @@ class Tokenizer:
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """Ids that end a text, as the tokenizer's files and those given to `load` say."""
+        """Ids that end a text: those given to `load` and the one in the tokenizer's files."""
         return frozenset(self.wrapped.eos_token_ids)
 
     @property
     def detokenizer(self) -> Detokenizer:
-        """A fresh one, of a text that follows nothing."""
+        """A new detokenizer, for ids that begin a text."""
         return self.detokenizer_after(())
 
     def detokenizer_after(self, before: Sequence[int]) -> Detokenizer:
-        """A fresh one.
+        """A new detokenizer, for ids that continue others.
 
         Args:
-            before: ids that the text follows.
+            before: the ids before them.
         """
         return Detokenizer(self.decode, before)
 
@@ -98,7 +101,7 @@ class Tokenizer:
         """Token ids of a text.
 
         Raises:
-            InputError: text that is no Unicode, or that the tokenizer cannot take.
+            InputError: the text holds a surrogate, or the tokenizer cannot encode it.
         """
         check_text("text", text)
         refusing = Refusing(
@@ -108,8 +111,10 @@ class Tokenizer:
             return list(self.hugging_face.encode(text, add_special_tokens=add_special_tokens))
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a text to go on with: behind the tokenizer's first token, where it has one
-        and the text does not; without the end token that some append.
+        """Token ids of a text that the target is to continue.
+
+        They begin with the tokenizer's beginning-of-text token once, where it has one, and do not
+        have the end token that some tokenizers append.
 
         Raises:
             InputError: see `encode`.
@@ -123,7 +128,7 @@ class Tokenizer:
 
     @cached_property
     def _appended(self) -> list[int]:
-        """The end tokens that are put behind every text."""
+        """The end tokens that the tokenizer appends to every text."""
         ids, alone = self.encode("a"), self.encode("a", add_special_tokens=False)
         for start in range(len(ids) - len(alone) + 1):
             behind = ids[start + len(alone) :]
@@ -132,13 +137,14 @@ class Tokenizer:
         return []
 
     def decode(self, ids: Sequence[int], **options: Any) -> str:
-        """The text of token ids; ids that the tokenizer does not have are nothing.
+        """The text of token ids; ids that the tokenizer does not have are left out.
 
         Args:
-            ids: of tokens. options: of transformers' `decode`, as `skip_special_tokens`.
+            ids: token ids.
+            options: settings of transformers' `decode`, such as `skip_special_tokens`.
 
         Raises:
-            InputError: no token ids, or ids that the tokenizer cannot decode.
+            InputError: `ids` are not token ids, or the tokenizer cannot decode them.
         """
         known = [token for token in token_ids("ids", ids) if token in self._known]
         refusing = Refusing(
@@ -160,18 +166,18 @@ class Tokenizer:
         tokenize: bool = True,
         **variables: Any,
     ) -> Any:
-        """The prompt that the chat template makes of messages.
+        """The prompt that the chat template makes of messages: token ids, or text.
 
         Args:
             messages: see `messages.check_messages`.
-            tools: JSON schemas of functions.
-            add_generation_prompt: whether the answer's beginning is written too.
-            tokenize: token ids, else text.
-            variables: that the template knows, as `enable_thinking`.
+            tools: JSON schemas of functions that the answer may call.
+            add_generation_prompt: whether the prompt ends with the beginning of an answer.
+            tokenize: True for token ids, False for text.
+            variables: further variables of the template, such as `enable_thinking`.
 
         Raises:
-            InputError: messages that are none or that the template refuses, a template that fails
-                or has no end, or none.
+            InputError: there are no messages, they are malformed, the template refuses them, the
+                template fails or does not end, or the tokenizer has no template.
         """
         checked = check_messages(messages)
         if not checked:
@@ -210,7 +216,7 @@ class Tokenizer:
 
     @property
     def _is_code(self) -> bool:
-        """Whether the prompt is written by code of mlx-lm or transformers, not by a template."""
+        """Whether code of mlx-lm or transformers writes the prompt, instead of a template."""
         own = type(self.hugging_face).apply_chat_template
         stock = PreTrainedTokenizerBase.apply_chat_template
         return self.wrapped._chat_template is not None or own is not stock
@@ -222,7 +228,7 @@ class Tokenizer:
 
 
 class _RefusingButRefusals(Refusing):
-    """Lets a template's own refusals pass, which are said in other words."""
+    """Converts exceptions as `Refusing` does, but lets a template's own `Refusal` pass."""
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if not isinstance(error, Refusal):

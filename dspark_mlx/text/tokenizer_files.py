@@ -1,9 +1,8 @@
-"""The files that a tokenizer is read from: found, checked for code, and set apart to be read.
+"""Finds a tokenizer's files, checks them for code, and puts them into a folder of their own.
 
-transformers and mlx-lm read whatever stands in a folder: they import modules that a file names,
-take the model's config.json at its word and stumble over a byte order mark. They are therefore
-given another folder, with links to the tokenizer's files alone and a config.json that says no more
-than which model it is.
+transformers and mlx-lm read whatever is in a folder: they import modules that a file names, trust
+the model's config.json and fail on a byte order mark. They are therefore given a temporary folder
+with links to the tokenizer's files only, and a config.json that names the model and nothing else.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from ..system.files import read_json
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "*.tiktoken")
 _SUFFIXES = (".json", ".jsonl", ".txt", ".model", ".tiktoken", ".jinja", ".bpe")
-_MODELS_OWN = ("config.json", "generation_config.json")
-# Of config.json: what decides which tokenizer class it is.
+_MODEL_FILES = ("config.json", "generation_config.json")
+# The keys of config.json that decide which tokenizer class is used.
 _PRESERVED = {"model_type": str, "architectures": list, "tokenizer_class": str}
 _CONFIG = "tokenizer_config.json"
-# Keys whose value is the name of a module of mlx-lm that it imports.
+# Keys whose value is the name of a module that mlx-lm imports, and where those modules are.
 _MODULES = {"chat_template_type": mlx_lm.chat_templates, "tool_parser_type": mlx_lm.tool_parsers}
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a file that holds a vocabulary is in the folder."""
+    """Whether the folder has a file with a vocabulary."""
     if not folder.is_dir():
         return False
     names = [path.name for path in folder.iterdir()]
@@ -44,11 +43,12 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Refuse a folder without a tokenizer, for which transformers would make an empty one up, and
-    one whose tokenizer is code of its own.
+    """Refuse a folder without a tokenizer, or with one that needs code from the folder.
+
+    transformers would make an empty tokenizer for a folder that has none.
 
     Raises:
-        InputError: it names the folder and the files, or the file and the key.
+        InputError: the folder is refused; the message names the files, or the file and the key.
     """
     if not has_tokenizer(folder):
         raise InputError(folder, "no tokenizer", f"one of {', '.join(_VOCABULARIES)}")
@@ -66,19 +66,19 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def _is_known(name: object) -> bool:
-    """Whether transformers has the class; then a checkpoint's own one is not needed."""
+    """Whether transformers has a class of that name, which needs no code of the checkpoint."""
     return isinstance(name, str) and tokenizer_class_from_name(name) is not None
 
 
 @contextlib.contextmanager
 def set_apart(folder: Path) -> Iterator[Path]:
-    """A temporary folder with a tokenizer's files, and nothing else of a checkpoint's.
+    """A temporary folder with a checkpoint's tokenizer files and nothing else.
 
     Args:
-        folder: the checkpoint's.
+        folder: the checkpoint's folder.
 
     Raises:
-        InputError: no readable tokenizer files, or no room for links to them.
+        InputError: the files cannot be read, or links to them cannot be made.
     """
     with tempfile.TemporaryDirectory(prefix="dspark-tokenizer-") as name:
         apart = Path(name)
@@ -86,7 +86,7 @@ def set_apart(folder: Path) -> Iterator[Path]:
             for path in sorted(folder.iterdir()):
                 if path.is_dir() and path.name == "additional_chat_templates":
                     (apart / path.name).symlink_to(path.resolve())
-                elif path.suffix in _SUFFIXES and path.name not in _MODELS_OWN and path.is_file():
+                elif path.suffix in _SUFFIXES and path.name not in _MODEL_FILES and path.is_file():
                     _put(path, apart / path.name)
         except OSError as error:
             found = f"files that cannot be read or linked ({error.strerror})"
@@ -113,10 +113,10 @@ def _model(path: Path) -> dict[str, Any]:
 
 
 def blame(folder: Path) -> None:
-    """Name the tokenizer's file that is no JSON, where one is.
+    """Raise an error that names the tokenizer's broken JSON file, if it has one.
 
     Raises:
-        InputError: the first such file.
+        InputError: a file is not JSON; the first one is named.
     """
     for name in (_CONFIG, "tokenizer.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).exists():
