@@ -1,1 +1,1 @@
-"""Which drafter belongs to which target, and where both are on disk."""
+"""Finds which drafter belongs to a target, and where both are on disk."""

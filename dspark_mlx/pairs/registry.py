@@ -1,4 +1,4 @@
-"""Published pairs: which drafter was trained for a target, however the target is quantised."""
+"""The table of published pairs: finds the drafter of a target in any quantisation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..system.files import DATA, read_json_list
 
 PAIRS = DATA / "pairs.json"
 
-# What conversions add to a model's name: the tool, the type, the bits, a way of quantising.
+# Suffixes that conversions add to a model's name: tool, type, bits, method of quantising.
 _ADDED = re.compile(
     r"([-_.](mlx|gguf|\d+[-_]?bits?|mixed[\w.]*|bf16|fp16|fp32|fp8|f16|f32|int[48]|nvfp4|mxfp[48]"
     r"|dwq|awq|gptq|q\d[\w]*|gs\d+|dynamic|block))+$"
@@ -26,9 +26,9 @@ class PublishedPair:
 
     Attributes:
         targets: names of the target without owner, type or quantisation.
-        drafter: Hub id, owner/name or owner/name@revision.
-        packaging: the drafter's, as `convert.packagings` names it.
-        mask_token_id: the drafter's, None where it is not recorded here.
+        drafter: Hub id of the drafter, owner/name or owner/name@revision.
+        packaging: packaging of the drafter, as `convert.packagings` names it.
+        mask_token_id: id of the drafter's mask token; None where it is not recorded.
     """
 
     targets: tuple[str, ...]
@@ -38,15 +38,15 @@ class PublishedPair:
 
 
 def published_pairs() -> list[PublishedPair]:
-    """All pairs known here."""
+    """All pairs in the table."""
     entries = read_json_list(PAIRS)
     return [PublishedPair(**entry | {"targets": tuple(entry["targets"])}) for entry in entries]
 
 
 def find_pair(names: Iterable[str]) -> PublishedPair | None:
-    """The pair of a target that goes by any of these names; None for an unknown one.
+    """The pair whose target has one of these names; None where no pair has.
 
-    A fine-tune is another model: apart from quantisation a name must be the target's own.
+    Only the owner and the marks of quantisation may differ: a fine-tune is another model.
     """
     wanted = {plain_name(name) for name in names if name}
     for pair in published_pairs():
@@ -56,7 +56,7 @@ def find_pair(names: Iterable[str]) -> PublishedPair | None:
 
 
 def names_of(model: str | Path, config: Mapping[str, Any]) -> list[str]:
-    """Names that a target may go by: as it was asked for, its folder's, and its config's own."""
+    """The names of a target: the given one, the one in its config, its Hub cache folder's."""
     names = [str(model), str(config.get("_name_or_path") or "")]
     if found := _HUB_CACHE.search(str(model)):
         names.append(found["name"])

@@ -1,4 +1,4 @@
-"""From names to folders on this machine, converted where they are not in the canonical format."""
+"""Finds the folders of targets and drafters, and converts them where they need it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ from ..system.staging import made_once
 
 @dataclass(frozen=True)
 class StoredDrafter:
-    """What a drafter's folder holds.
+    """The content of a canonical drafter folder.
 
     Attributes:
-        folder: where it is.
-        config: its configuration.
-        tensors: its checked tensors.
-        calibrations: of its confidence head; None without any, and where they were not read.
-        ranking: the target's tokens, the most frequent first; empty where nobody counted.
+        folder: path of the folder.
+        config: the drafter's configuration.
+        tensors: the drafter's tensors, checked.
+        calibrations: calibrations of the confidence head; None where the folder has none,
+            and where they were not read.
+        ranking: the target's most frequent tokens, the most frequent first; empty where the folder
+            has none.
     """
 
     folder: Path
@@ -43,10 +45,10 @@ class StoredDrafter:
 
 
 def read_drafter(drafter: str | Path, calibrated: bool = True) -> StoredDrafter:
-    """A drafter's folder, checked.
+    """The checked content of a drafter's folder, which is converted first where it needs it.
 
     Args:
-        drafter: a folder (converted on the fly where it is not yet) or Hub id.
+        drafter: a folder, a GGUF file or a Hub id, in any known packaging.
         calibrated: False does not read the calibrations, which a wrong configuration does not fit.
 
     Raises:
@@ -62,10 +64,13 @@ def read_drafter(drafter: str | Path, calibrated: bool = True) -> StoredDrafter:
 
 
 def target_folder(model: str | Path) -> Path:
-    """The folder of a target, see `load`; a GGUF file's is made once and kept.
+    """The folder of a target; a GGUF file is converted once into the cache folder.
+
+    Args:
+        model: a folder, a GGUF file or a Hub id.
 
     Raises:
-        InputError: no such place, or a file that cannot be converted.
+        InputError: there is no such checkpoint, or the file cannot be converted.
     """
     path = checkpoint_place(resolve(model))
     if is_gguf(path):
@@ -81,10 +86,10 @@ def _drafter_folder(drafter: str | Path) -> Path:
 
 
 def _converted(source: Path, kind: str, convert: Callable[[Path], object]) -> Path:
-    """The converted form of `source` in the cache folder, made when it is not there yet."""
+    """The converted folder of `source` in the cache, made if it does not exist yet."""
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    # A changed file is another key, so a stale conversion is never used.
+    # A changed file changes the key, so an outdated conversion is never used.
     key = hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
     folder = cache_folder() / kind / f"{source.stem}-{key}"
     return made_once(folder, convert)
