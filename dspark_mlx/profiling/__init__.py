@@ -1,1 +1,1 @@
-"""Measuring what rounds cost on this machine, and keeping what was measured."""
+"""Measures what rounds cost on this machine, and stores the results."""

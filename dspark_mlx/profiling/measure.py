@@ -1,6 +1,6 @@
-"""Measuring a speed profile: what is timed at which cache lengths, and the medians of it.
+"""Measures a speed profile: times forwards at several cache lengths and takes the medians.
 
-Caches are the measurement's own; the engine is as it was after.
+The measurement has its own caches and leaves the engine unchanged.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ CONTEXTS = (64, 512, 2048)
 BATCHES = (2, 4)
 
 LIMIT = 30.0
-"""Seconds that a measurement takes at most, or a pass over one context more."""
+"""Seconds after which a measurement begins nothing new, but for one pass over the first context."""
 
 _MORE_WIDTHS = 3
 _FILL_SECONDS = 5.0
 _BATCH_SECONDS = 1.0
-_FEWEST = 3
+_MIN_REPEATS = 3
 
 
 def measure_profile(
@@ -43,21 +43,22 @@ def measure_profile(
     max_length: int | None = None,
     limit: float = LIMIT,
 ) -> SpeedProfile:
-    """Measure verify forwards of widths 1..gamma+3, drafts and plain steps.
+    """Measure a speed profile: verify forwards of widths 1..gamma+3, drafts and plain steps.
 
-    Takes seconds: after 2.5 of them a context ends with what it has, at least 3 passes. On a slow
-    machine the longer contexts come out shorter than asked, see `Session.fill`, and batches are
-    left out; after `limit` nothing new begins but one pass over the first context. With rotating
-    caches a context grows while it is timed, and stands for its mean.
+    A context is timed for 2.5 seconds, or for 3 passes where these take longer. On a slow machine
+    longer contexts are shorter than asked, see `Session.fill`, and batches are left out. After
+    `limit` nothing new begins, but for one pass over the first context. With rotating caches a
+    context grows while it is timed; the profile has its mean length.
 
     Args:
         engine: target and drafter; its scheduler is not used.
-        name, key: of the profile.
-        progress: called with steps done and in all.
-        contexts: cache lengths; those beyond `max_length` are moved before it.
-        repeats: passes at most.
-        max_length: positions the target was made for.
-        limit: seconds.
+        name, key: name and key of the profile.
+        progress: called with the number of passes done and of all passes.
+        contexts: cache lengths to measure at, in tokens; longer ones than `max_length` allows are
+            shortened.
+        repeats: most passes over a context.
+        max_length: positions that the target was made for; None where it does not say.
+        limit: see `LIMIT`, in seconds.
 
     Raises:
         InputError: the engine has no drafter.
@@ -65,9 +66,9 @@ def measure_profile(
     if engine.drafter is None:
         raise InputError("speed profile", "no drafter", "a target with its drafter")
     widths = range(1, engine.drafter.config.gamma + _MORE_WIDTHS + 1)
-    # What rotating caches grow by while a context is timed, and the widest forward.
+    # Positions by which rotating caches grow while a context is timed, plus the widest forward.
     room = (repeats + 1) * (len(widths) + PLAIN_STEPS + 1) + len(widths)
-    lengths = _within(contexts, max_length, room)
+    lengths = _shortened(contexts, max_length, room)
     steps = _Steps(progress, repeats, (len(lengths) + 1) * repeats)
     reached, times, several, added = [], list[Times](), Times(), Times()
     until = perf_counter() + limit
@@ -82,9 +83,9 @@ def measure_profile(
             reached.append((filled + session.length) // 2)
             if i == len(lengths) // 2 and _pass_seconds(times[i]) < _BATCH_SECONDS:
                 points = session.batches(BATCHES, widths)
-                # The longer contexts matter more.
+                # Batches get a third of the time left: the longer contexts matter more.
                 third = perf_counter() + (until - perf_counter()) / 3
-                # The target's taps expect one request; nobody reads them here.
+                # Taps expect a single request, and the measurement does not read them.
                 with engine.target.untapped():
                     several = take_turns(points, repeats, steps.next_phase(), until=third)
         if perf_counter() < until:
@@ -108,7 +109,7 @@ def measure_profile(
 
 
 def _added(times: Times, gamma: int) -> tuple[float, float, float]:
-    """What sampling adds, see `SpeedProfile.sampling`; noise does not make it less than nothing."""
+    """Milliseconds that sampling adds, see `SpeedProfile.sampling`; never below 0."""
     ms = {point: _median(taken) for point, taken in times.items()}
     draft = ms["sampled draft", 0] - ms["greedy draft", 0]
     first = ms["sampled rows", 1] - ms["greedy rows", 1]
@@ -117,7 +118,7 @@ def _added(times: Times, gamma: int) -> tuple[float, float, float]:
 
 
 def spot_check(engine: Engine, context: int, repeats: int) -> tuple[float, float, float]:
-    """A few forwards at one context: verify of width 1, of gamma + 1, and a draft, milliseconds."""
+    """Milliseconds of a verify forward of width 1, one of gamma + 1, and a draft, from few runs."""
     assert engine.drafter is not None
     block = engine.drafter.config.gamma + 1
     with wired_limit(engine.target.model):
@@ -130,7 +131,7 @@ def spot_check(engine: Engine, context: int, repeats: int) -> tuple[float, float
 
 
 class _Steps:
-    """Passes over all phases, each of `repeats` passes or fewer, for a progress bar."""
+    """Counts the passes of all phases for a progress bar; a phase has `repeats` passes at most."""
 
     def __init__(self, progress: ProgressCallback | None, repeats: int, total: int) -> None:
         self._progress = progress
@@ -139,7 +140,7 @@ class _Steps:
         self._phase = -1
 
     def next_phase(self) -> Callable[[int], None]:
-        """What a phase calls with the passes it has made."""
+        """Begin a phase; returns the function that it calls with the number of its passes."""
         self._phase += 1
         before = self._phase * self._repeats
 
@@ -160,20 +161,20 @@ def _row(
     return tuple(of(times[what, width]) for width in widths)
 
 
-def _within(contexts: Iterable[int], max_length: int | None, room: int) -> list[int]:
-    """Ascending, with `room` positions left after the last."""
+def _shortened(contexts: Iterable[int], max_length: int | None, room: int) -> list[int]:
+    """The contexts in ascending order, shortened so that `room` positions follow the last one."""
     last = max(max_length - room, 1) if max_length else None
     return sorted({min(length, last or length) for length in contexts})
 
 
 def _median(seconds: list[float]) -> float:
-    """In milliseconds."""
+    """The median, in milliseconds."""
     return 1e3 * statistics.median(seconds)
 
 
 def _spread(seconds: list[float]) -> float:
-    """The quartiles' distance over the median; 1 where there are too few to have any."""
-    if len(seconds) < _FEWEST:
+    """The distance of the quartiles over the median; 1 for fewer than 3 values."""
+    if len(seconds) < _MIN_REPEATS:
         return 1.0
     low, middle, high = np.percentile(seconds, (25, 50, 75))
     return float((high - low) / middle)

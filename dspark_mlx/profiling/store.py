@@ -1,4 +1,4 @@
-"""The store of speed profiles: one that is found and still true is used, else it is measured."""
+"""Stored speed profiles: a profile that a spot check confirms is used, else it is measured anew."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..system.files import cache_folder
 from ..system.system_errors import writing
 from .measure import LIMIT, measure_profile, spot_check
 
-# A profile is trusted within 30 %, see `difference`: repeats that differ by as much say nothing.
+# A profile whose repeats differ by more is not stored: `difference` allows ratios the same 30 %.
 _NOISY = 0.3
 _RATIO = 1.3
 _FACTOR = 2.0
@@ -26,13 +26,13 @@ _FACTOR = 2.0
 
 @dataclass(frozen=True)
 class Pair:
-    """What a profile is of.
+    """A target and a drafter that a profile is measured for.
 
     Attributes:
-        engine: target and drafter; the scheduler does not count.
-        target, drafter: the folders they were loaded from.
-        precision: as `load` took it.
-        max_length: positions the target was made for.
+        engine: the engine of both; its scheduler is not used.
+        target, drafter: the folders that they were loaded from.
+        precision: the precision that they were loaded with, see `load`.
+        max_length: positions that the target was made for; None where it does not say.
     """
 
     engine: Engine
@@ -43,10 +43,10 @@ class Pair:
 
     @classmethod
     def of(cls, decoder: Decoder) -> Pair:
-        """The pair that a decoder decodes with.
+        """The pair of a decoder.
 
         Raises:
-            InputError: it has no drafter.
+            InputError: the decoder has no drafter.
         """
         target, drafter = decoder.target_folder, decoder.drafter_folder
         if decoder.engine.drafter is None or drafter is None:
@@ -55,11 +55,11 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The names of both folders, for messages."""
         return f"{self.target.name} with {self.drafter.name}"
 
     def key(self) -> str:
-        """See `fingerprint`; the weights are looked at once."""
+        """Key of the pair's profile, see `fingerprint`; it is computed once."""
         return self._key
 
     @cached_property
@@ -72,14 +72,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Obtained:
-    """A profile, and how it was come by.
+    """A speed profile, and whether it was found, measured or imported.
 
     Attributes:
-        profile: of this pair, on this device.
-        measured: False when it was found in the store.
-        message: what was done and why, one sentence.
-        stale_reason: what is wrong with the stored one, or with the store; None when nothing is.
-        kept: whether the next run will find it.
+        profile: the profile of this pair on this device.
+        measured: True when it was measured now.
+        message: what was done and why, in one sentence.
+        stale_reason: why the stored profile was not used, or why none can be stored; None where
+            neither happened.
+        kept: whether the profile is stored for the next run.
     """
 
     profile: SpeedProfile
@@ -90,7 +91,7 @@ class Obtained:
 
 
 def profile_path(key: str) -> Path:
-    """Where the profile of a key is kept.
+    """The path of the stored profile with this key, which need not exist.
 
     Raises:
         InputError: see `cache_folder`.
@@ -99,7 +100,7 @@ def profile_path(key: str) -> Path:
 
 
 def has_profile(key: str) -> bool:
-    """Whether a profile of a key is kept; False where there is no cache, or none to be read."""
+    """Whether a profile with this key is stored; False where there is no cache folder."""
     try:
         return os.path.exists(profile_path(key))
     except InputError:
@@ -107,10 +108,11 @@ def has_profile(key: str) -> bool:
 
 
 def read_stored(key: str) -> tuple[SpeedProfile | None, str | None]:
-    """The profile of a key, None when there is none to use.
+    """The stored profile with this key, if it can be used.
 
     Returns:
-        The profile, and why a file that is there was not used: damaged, or another pair's.
+        The profile, or None; and the reason why a stored file cannot be used (it is damaged, or
+        belongs to another pair), or None.
     """
     if not has_profile(key):
         return None, None
@@ -125,7 +127,7 @@ def read_stored(key: str) -> tuple[SpeedProfile | None, str | None]:
 
 
 def save(profile: SpeedProfile) -> Path:
-    """Keep a profile under its key, atomically; returns where.
+    """Store a profile under its key, atomically, and return its path.
 
     Raises:
         InputError: the cache folder cannot be written.
@@ -138,10 +140,11 @@ def save(profile: SpeedProfile) -> Path:
 
 
 def why_stale(profile: SpeedProfile, engine: Engine) -> str | None:
-    """What is no longer as it was measured, None when a spot check finds nothing.
+    """The reason why a profile no longer holds, from a spot check; None where it still holds.
 
-    The key does not hold everything that speed depends on: another BLAS library on the CPU, a
-    laptop on battery. A first look of three forwards can be wrong, so a second one confirms it.
+    The key does not cover everything that speed depends on, such as the CPU's BLAS library or a
+    laptop that runs on battery. A check of three forwards can be wrong, so a second one of nine
+    must confirm it.
     """
     assert engine.drafter is not None
     block = engine.drafter.config.gamma + 1
@@ -158,12 +161,15 @@ def why_stale(profile: SpeedProfile, engine: Engine) -> str | None:
 def difference(
     profile: SpeedProfile, block: int, single_ms: float, block_ms: float, draft_ms: float
 ) -> str | None:
-    """Compare a spot check with a profile: its ratios within 30 %, its speed within a factor 2.
+    """The first difference between a spot check and a profile, in words; None where they agree.
+
+    They agree when all ratios are within 30 % and the speed is within a factor of 2.
 
     Args:
-        profile: its first context is compared.
-        block: rows of the second forward.
-        single_ms, block_ms, draft_ms: verify of one row, of `block` rows, and a draft now.
+        profile: the profile, of which the first context is compared.
+        block: rows of the wider verify forward.
+        single_ms, block_ms, draft_ms: milliseconds of a verify forward of one row, of one of
+            `block` rows, and of a draft, measured now.
     """
     verify = profile.verify[0]
     checks = (
@@ -179,10 +185,10 @@ def difference(
 
 
 def forget(pair: Pair) -> Path | None:
-    """Remove the pair's stored profile; returns which file, None when there is none.
+    """Remove the pair's stored profile, and return its path; None where none is stored.
 
     Raises:
-        InputError: it cannot be removed.
+        InputError: the file cannot be removed.
     """
     path = profile_path(pair.key())
     try:
@@ -202,17 +208,17 @@ def get_profile(
     progress: ProgressCallback | None = None,
     limit: float = LIMIT,
 ) -> Obtained:
-    """The pair's stored profile if a spot check agrees with it; else it is measured and stored.
+    """The pair's stored profile if a spot check confirms it; else one that is measured and stored.
 
-    A measurement whose repeats differ too much is for this run only, and a stored one stays.
+    A measurement whose repeats differ too much is used for this run only, and is not stored.
 
     Args:
-        pair: what is asked for.
-        remeasure: do not look for a stored one.
-        progress, limit: see `measure`.
+        pair: target and drafter.
+        remeasure: measure even if a profile is stored.
+        progress, limit: see `measure.measure_profile`.
 
     Raises:
-        InputError: folders that cannot be read.
+        InputError: a checkpoint's folder cannot be read.
     """
     key, stale_reason = pair.key(), None
     if not remeasure:
@@ -232,24 +238,25 @@ def get_profile(
     try:
         message = f"Measured and stored in {save(profile)}."
     except InputError as error:
-        # A read-only home must not keep anyone from decoding.
+        # A cache folder that is read-only must not stop decoding.
         stale_reason = stale_reason or "Speed profiles cannot be kept here."
         return Obtained(profile, True, f"Measured, not stored: {error}", stale_reason, kept=False)
     return Obtained(profile, True, message, stale_reason)
 
 
 def import_profile(pair: Pair, profile: SpeedProfile, where: object) -> Obtained:
-    """Store a profile made elsewhere as this pair's; `stale_reason` says if this device disagrees.
+    """Store a profile that was measured elsewhere as the pair's own.
 
-    It is stored all the same, because it was asked for; `obtain` checks it at every use.
+    It is stored even where a spot check on this device disagrees, which `stale_reason` then says;
+    `get_profile` checks it again at every use.
 
     Args:
-        pair: whose profile it becomes.
-        profile: its key is replaced.
-        where: it comes from, for messages.
+        pair: the pair that gets the profile.
+        profile: the profile, whose key is replaced.
+        where: where it comes from, for messages.
 
     Raises:
-        InputError: it lacks widths that the pair's block needs, or cannot be stored.
+        InputError: the profile lacks widths that the pair's block needs, or cannot be stored.
     """
     assert pair.engine.drafter is not None
     block = pair.engine.drafter.config.gamma + 1

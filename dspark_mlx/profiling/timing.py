@@ -1,4 +1,4 @@
-"""Timing forwards: a request filled to a length, and its verify forwards, drafts and plain steps.
+"""Times verify forwards, drafts and plain steps of a request with a given number of cached tokens.
 
 All points of a context take turns, pass after pass, so that a machine that warms up or is busy for
 a while slows all of them alike.
@@ -24,15 +24,16 @@ from ..sampling.packing import pack
 from ..sampling.settings import Sampling
 
 PLAIN_STEPS = 4
-"""Steps of a pipelined run; what is timed is their mean."""
+"""Plain steps that are timed together, each launched before the last is read; their mean counts."""
 
 _CHUNK = 256
 _PENDING = 3
 
 Point: TypeAlias = tuple[str, int]
-"""What is timed: ("verify", width), ("draft", 0), ("plain", 0), or (requests, width) of several."""
+"""A thing to time: ("verify", width), ("draft", 0), ("plain", 0), or for a batch of several
+requests (number of requests as text, width)."""
 Timed: TypeAlias = Callable[[], float]
-"""Runs a point once; returns seconds."""
+"""A function that runs a point once and returns the seconds that it took."""
 Times: TypeAlias = dict[Point, list[float]]
 """Seconds of every run of every point."""
 
@@ -45,18 +46,18 @@ def take_turns(
     least: int = 3,
     until: float = math.inf,
 ) -> Times:
-    """Seconds of every point, one from each pass over all of them.
+    """Seconds of every point, one value from each pass over all points.
 
-    The first pass warms up and does not count, unless it alone takes longer than `seconds` or goes
-    beyond `until`: what it compiles is then little of it.
+    The first pass warms up and does not count, unless it alone takes longer than `seconds` or ends
+    after `until`: compiling is then a small part of its time.
 
     Args:
-        points: run in their order.
-        repeats: passes that count, at most.
-        done: called with their number after each.
-        seconds: time after which no pass begins,
-        least: once so many have been made.
-        until: `perf_counter` after which no pass begins but the first, however few were made.
+        points: the points, which run in their order.
+        repeats: most passes that count.
+        measured: called after each pass with the number of passes that count.
+        seconds: time after which no pass begins, if `least` passes were made.
+        least: passes to make even if they take longer than `seconds`.
+        until: time of `perf_counter` after which no further pass begins, however few were made.
     """
     started = perf_counter()
     first = {point: run() for point, run in points.items()}
@@ -74,11 +75,11 @@ def take_turns(
 
 
 class Session:
-    """One request's caches, filled to a length and brought back to it after every forward.
+    """One request's caches, filled to a length and rolled back to it after every forward.
 
-    A rotating cache writes a single row over an old one, which nothing can bring back, and cannot
-    drop all rows of a forward. With such caches every forward's first row stays, as in the decode
-    loop, and the context grows by it.
+    A rotating cache overwrites old rows, which cannot be restored, and it cannot drop all rows of a
+    forward. With such caches the first row of every forward stays, as in the decode loop, and the
+    context grows by it.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -94,11 +95,11 @@ class Session:
         return self._caches[0].offset
 
     def fill(self, length: int, seconds: float) -> int:
-        """Prefill with arbitrary tokens up to `length`, or until the time is over.
+        """Prefill with arbitrary tokens up to `length`, for at most about `seconds`.
 
         Returns:
-            The length reached. Where time ends the filling, it is less than `length`, but at least
-            a chunk of 256 more than before.
+            The length reached, in tokens. Where time ran out it is less than `length`, but at least
+            one chunk of 256 tokens more than before.
         """
         started = perf_counter()
         while self.length < length:
@@ -116,7 +117,7 @@ class Session:
         return self.length
 
     def points(self, widths: Iterable[int]) -> dict[Point, Timed]:
-        """Everything that is timed at a context, in the order of its turns."""
+        """The points that are timed at every context, in their order."""
         points: dict[Point, Timed] = {("plain", 0): self._plain, ("draft", 0): self._draft}
         for width in widths:
             tokens = self._tokens((width,))
@@ -124,7 +125,10 @@ class Session:
         return points
 
     def sampling(self) -> dict[Point, Timed]:
-        """Drafts and judged rows, sampled and greedy, without a forward of the target."""
+        """The points that show what sampling costs: drafts and judged rows, greedy and sampled.
+
+        No point includes a forward of the target.
+        """
         engine = self._engine
         assert engine.drafter is not None
         gamma, vocabulary = engine.drafter.config.gamma, engine.target.vocab_size
@@ -137,24 +141,24 @@ class Session:
         return points
 
     def _judge(self, sampler: Sampler, rows: int) -> float:
-        """Accepting a whole block, or choosing a plain step's token."""
+        """Seconds to judge a block of `rows` - 1 drafts; for 1 row, to choose one token."""
         drafter, context = self._engine.drafter, self._context
         assert drafter is not None and context is not None
-        place, draft = Position(self.length), None
+        position, draft = Position(self.length), None
         if rows > 1:
-            pick = sampler.propose(place, rows - 1)
+            pick = sampler.propose(position, rows - 1)
             draft = drafter.draft(context, self._tokens((1,)), pick)
             mx.eval([a for a in (draft.tokens, draft.weights, draft.confidence) if a is not None])
         hidden = mx.zeros((rows, self._engine.target.hidden_size), dtype=self._engine.target.dtype)
         logits = self._engine.target.logits(hidden)
         mx.eval(logits)
         started = perf_counter()
-        judgement = sampler.judge(logits, place, draft)
+        judgement = sampler.judge(logits, position, draft)
         np.array(pack(judgement, draft, rows - 1).array)
         return perf_counter() - started
 
     def batches(self, counts: Iterable[int], widths: Iterable[int]) -> dict[Point, Timed]:
-        """Forwards of several such requests at once; none where the caches take only one."""
+        """The points of forwards over several requests at once; none where caches take only one."""
         if any(type(cache) is not KVCache for cache in self._caches):
             return {}
         points: dict[Point, Timed] = {}
@@ -170,11 +174,14 @@ class Session:
         logits, _ = self._engine.target(tokens, self._caches)
         np.array(likeliest(logits))
         seconds = perf_counter() - started
-        self._take_back(tokens.size, together=True)
+        self._roll_back(tokens.size, together=True)
         return seconds
 
     def _draft(self, sampler: Sampler | None = None) -> float:
-        """With a commit's features waiting, as after every round; greedy without a sampler."""
+        """Seconds of a draft, with new features to take in as after every round.
+
+        Without a sampler the draft is greedy.
+        """
         drafter, context = self._engine.drafter, self._context
         assert drafter is not None and context is not None
         rows, anchor = self._taps[0].shape[0], self._tokens((1,))
@@ -191,7 +198,7 @@ class Session:
         return seconds
 
     def _plain(self) -> float:
-        """The mean of a few steps, each launched before the one before it is read."""
+        """Mean seconds of a plain step; each is launched before the one before it is read."""
         best = self._step(self._tokens((1,)))
         started = perf_counter()
         for _ in range(PLAIN_STEPS):
@@ -200,7 +207,7 @@ class Session:
             best = ahead
         seconds = perf_counter() - started
         mx.eval(best)
-        self._take_back(PLAIN_STEPS + 1, together=False)
+        self._roll_back(PLAIN_STEPS + 1, together=False)
         return seconds / PLAIN_STEPS
 
     def _step(self, anchor: mx.array) -> mx.array:
@@ -209,7 +216,7 @@ class Session:
         mx.async_eval(best)
         return best
 
-    def _take_back(self, rows: int, together: bool) -> None:
+    def _roll_back(self, rows: int, together: bool) -> None:
         if not self._rotating:
             keep_rows(self._caches, rows, 0)
         elif together:
@@ -232,6 +239,6 @@ class Session:
         return seconds
 
     def _tokens(self, shape: tuple[int, ...]) -> mx.array:
-        # numpy's generator: MLX's own random state belongs to the application.
+        # NumPy's generator leaves MLX's random state, which the application may use, unchanged.
         ids = np.random.default_rng(0).integers(0, self._engine.target.vocab_size, shape)
         return mx.array(ids.astype(np.int32))
