@@ -1,1 +1,1 @@
-"""Speculative against plain decoding, interleaved in one run."""
+"""Compares speculative with plain decoding, which take turns in one run."""

@@ -1,4 +1,4 @@
-"""Speculative decoding and mlx-lm's own, taking turns on one prompt: the numbers of the bench."""
+"""Compares speculative decoding with mlx-lm's plain decoding, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ class Row:
     """One prompt's result; seconds are medians over the repeats, without the prefill.
 
     Attributes:
-        task: its group. prompt_tokens, tokens: of the prompt, generated in the last repeat.
-        plain_seconds, speculative_seconds: per token after the first one.
-        accepted_length: tokens per round. host_ms: Python per round beyond the target's forward.
+        task: the prompt's group.
+        prompt_tokens: tokens of the prompt.
+        tokens: tokens generated in the last repeat.
+        plain_seconds, speculative_seconds: seconds per token after the first one.
+        accepted_length: tokens per round.
+        host_ms: milliseconds of Python per round, beyond the target's forward.
         equal: True when both sides gave the same tokens; None where tokens are sampled.
         margin: the target's top-two logit margin at the first difference; None when equal.
     """
@@ -51,18 +54,18 @@ def bench_row(
     repeats: int,
     settings: Mapping[str, Any],
 ) -> Row:
-    """Decode one prompt both ways, `repeats` times.
+    """Decode one prompt both ways, `repeats` times, and compare.
 
     Args:
-        decoder: with a drafter.
-        task: for the row.
+        decoder: a decoder with a drafter.
+        task: name of the prompt's group.
         prompt: token ids.
-        max_tokens: per run.
+        max_tokens: tokens of a run.
         repeats: runs of each side, which alternate, so that both see the same noise of the machine.
         settings: see `request.Settings`; each repeat has a seed of its own.
 
     Raises:
-        InputError: texts too short to be timed.
+        InputError: the texts are too short to be timed.
     """
     seed, stops = settings.get("seed") or 0, decoder.stop_tokens
     turns = [
@@ -72,7 +75,7 @@ def bench_row(
     greedy = Request.make(max_tokens, (), settings).sampling.temperature == 0
     row = make_row(decoder, task, prompt, max_tokens, turns, 0, greedy)
     if row is None:
-        raise InputError(f"prompt of {task}", "texts of one token", "longer ones, to be timed")
+        raise InputError(f"prompt of {task}", "texts of one token", "longer texts, to be timed")
     return row
 
 
@@ -85,22 +88,25 @@ def make_row(
     index: int,
     greedy: bool,
 ) -> Row | None:
-    """What the repeats of one prompt say of one of their decoders; None of texts of one token.
+    """The result of one decoder on one prompt; None where its texts have one token.
 
     Args:
-        decoder: whose target judges a first difference. task: for the row. prompt: token ids.
-        max_tokens: that each side was asked for.
-        turns: one a repeat, plain decoding included. index: of the decoder among their runs.
-        greedy: whether both sides' tokens can be equal.
+        decoder: the decoder, whose target gives the margin at the first difference.
+        task: name of the prompt's group.
+        prompt: token ids.
+        max_tokens: tokens that each side was asked for.
+        turns: the repeats, each with plain decoding.
+        index: the decoder's place among the runs of a turn.
+        greedy: whether decoding was greedy, so that both sides' tokens can be equal.
     """
     plains = [turn.plain for turn in turns if turn.plain]
     runs = [turn.runs[index] for turn in turns]
-    # A text that ends at once takes no time after its first token: it says nothing of speed.
+    # A text of one token takes no time after its first token, so it cannot be timed.
     slow = [plain.seconds / (len(plain.tokens) - 1) for plain in plains if len(plain.tokens) > 1]
     timed = [run for run in runs if len(run.tokens) > 1]
     if not slow or not timed:
         return None
-    # Rounds that were not cut may have gone further than plain decoding.
+    # Rounds that are not cut may commit more tokens than plain decoding did.
     tokens, expected = runs[-1].tokens[:max_tokens], plains[-1].tokens
     difference = None
     if greedy:
@@ -127,13 +133,15 @@ def compare(
     rounds: Sequence[Round],
     settings: Mapping[str, Any],
 ) -> str:
-    """Decode once more, plainly: a line of speeds and, where they can be equal, of the tokens.
+    """Decode a request again, plainly, and describe both speeds and the tokens in one line.
+
+    Tokens are compared where both sides can be equal: greedy, or sampled with a reproducible seed.
 
     Args:
-        decoder: that made the rounds.
+        decoder: the decoder that made the rounds.
         prompt: token ids.
-        rounds: of the request.
-        settings: its own, see `request.Settings`.
+        rounds: the rounds of the request.
+        settings: the settings of the request, see `request.Settings`.
     """
     target = decoder.engine.target
     tokens = [token for round_ in rounds for token in round_.tokens]
@@ -178,7 +186,7 @@ def _greedy_difference(
 
 
 def comparison_table(rows: Sequence[Row]) -> str:
-    """A line a prompt, and the total."""
+    """The results as text: a line for each prompt, and the total."""
     head = f"{'task':<12}{'tokens':>7}{'plain tok/s':>13}{'spec tok/s':>12}{'speedup':>9}"
     lines = [head + f"{'tau':>7}{'host ms':>9}  tokens agree"]
     for row in rows:
@@ -193,7 +201,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
 
 
 def speedups(rows: Sequence[Row]) -> tuple[float, float]:
-    """Of all tokens together, and of the slowest prompt."""
+    """Speedup of all tokens together, and the smallest speedup of a prompt."""
     plain = sum(row.tokens * row.plain_seconds for row in rows)
     fast = sum(row.tokens * row.speculative_seconds for row in rows)
     return plain / fast, min(row.speedup for row in rows)

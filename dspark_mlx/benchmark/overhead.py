@@ -1,4 +1,4 @@
-"""Python's own cost of a round, measured on a pair so small that the device never makes it wait."""
+"""Measures Python's cost of a round, on a pair so small that Python never waits for the device."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ from ..targets.tap import Target
 def round_overhead(layers: int, tokens: int = 200) -> float:
     """Median milliseconds per round that Python spends beyond the target's own forward.
 
-    Draft, sequential head, accept, commit and context update of a random drafter of `layers`
-    layers, block 7, five taps and a vanilla head of rank 8; the widths are tiny, the operations
-    are those of a full-size drafter.
+    They cover draft, sequential head, accept, commit and context update of a random drafter with
+    block 7, five taps and a vanilla head of rank 8. The widths are tiny; the operations are those
+    of a full-size drafter.
+
+    Args:
+        layers: layers of the drafter.
+        tokens: tokens to generate.
     """
     vocab, hidden, depth = 64, 32, 8
     args = ModelArgs(

@@ -1,4 +1,4 @@
-"""Speculative against plain decoding: the same prompt through mlx-lm's own loop, token by token."""
+"""Decodes a prompt with mlx-lm's own loop, and finds where its tokens differ from other ones."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..targets.tap import Target
 
 @dataclass(frozen=True)
 class PlainRun:
-    """Decoding by mlx-lm.
+    """One run of mlx-lm's decoding.
 
     Attributes:
-        tokens: committed ids, the stop token included where one came.
+        tokens: generated ids, the stop token included where there is one.
         seconds: wall-clock time after the first token.
     """
 
@@ -37,12 +37,13 @@ def plain_run(
     prefill_step_size: int = 2048,
     sampling: Sampling | None = None,
 ) -> PlainRun:
-    """Decode with `mlx_lm.generate.generate_step`, taps off.
+    """Decode a prompt with `mlx_lm.generate.generate_step`, with taps switched off.
 
     Args:
-        target: whose model decodes.
+        target: the target, whose model decodes.
         prompt, max_tokens, stop_tokens, prefill_step_size: see `rounds.rounds`.
-        sampling: None is greedy; otherwise mlx-lm's own sampler and its process-wide generator.
+        sampling: how tokens are sampled, with mlx-lm's own sampler and its process-wide random
+            generator; None for greedy decoding.
     """
     sampling = sampling or Sampling()
     tokens: list[int] = []
@@ -68,12 +69,12 @@ def plain_run(
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two greedy outputs part.
+    """The first difference between two greedy outputs.
 
     Attributes:
-        index: position among the generated tokens.
+        index: its position among the generated tokens.
         tokens: the speculative and the plain token there; None where that side had ended.
-        margin: the target's largest logit less its second largest there. A forward over one row
+        margin: the target's largest logit there minus its second largest. A forward over one row
             and one over several use different kernels, so a margin near 0 is a tie.
     """
 
@@ -85,7 +86,7 @@ class Difference:
 def first_difference(
     target: Target, prompt: Sequence[int], speculative: Sequence[int], plain: Sequence[int]
 ) -> Difference | None:
-    """Where two outputs first differ, with the top-two logit margin there; None if equal."""
+    """The first difference between two outputs, with the top-two logit margin; None if equal."""
     if list(speculative) == list(plain):
         return None
     pairs = zip(speculative, plain, strict=False)

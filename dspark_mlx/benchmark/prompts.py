@@ -1,4 +1,4 @@
-"""Prompts of a benchmark or a calibration: JSON lines with "task" and "prompt"."""
+"""Reads the prompts of a benchmark or a calibration: JSON lines with "task" and "prompt"."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..errors import InputError
 from ..system.files import DATA, read_json_lines
 
 SAMPLE = DATA / "bench_prompts.jsonl"
-"""Prompts that ship with the package."""
+"""The file of prompts that ships with the package."""
 
 
 def read_prompts(path: Path) -> list[dict[str, str]]:
-    """JSON lines with "task" and "prompt".
+    """The objects in a file of JSON lines, each with a text "task" and a text "prompt".
 
     Raises:
-        InputError: the file is missing, empty, or a line is not such an object.
+        InputError: the file is missing or empty, or a line is not such an object.
     """
     prompts = []
     for where, prompt in read_json_lines(path, "JSON lines", "prompt"):

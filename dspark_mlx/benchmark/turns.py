@@ -1,6 +1,6 @@
-"""Plain decoding and one or more drafters taking turns on a prompt, so that all see the same noise.
+"""Times plain decoding and one or more drafters on a prompt, for the bench and the evaluation.
 
-What the bench and the evaluation time.
+They take turns, so that all of them see the same noise of the machine.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .plain import PlainRun, plain_run
 
 @dataclass(frozen=True)
 class TimedRun:
-    """One request decoded by our loop.
+    """One request decoded by this package's loop.
 
     Attributes:
-        rounds: all of them, the prefill's first.
+        rounds: all rounds; the first one is the prefill's.
         seconds: wall-clock time after the first token.
     """
 
@@ -30,7 +30,7 @@ class TimedRun:
 
     @property
     def tokens(self) -> list[int]:
-        """Everything committed."""
+        """All tokens that the rounds committed."""
         return [token for round_ in self.rounds for token in round_.tokens]
 
 
@@ -39,8 +39,8 @@ class Turn:
     """A prompt decoded once by each side.
 
     Attributes:
-        plain: by mlx-lm's own loop; None where it was left out.
-        runs: by our loop, a decoder each.
+        plain: the run of mlx-lm's own loop; None where it was left out.
+        runs: the runs of this package's loop, one for each decoder.
     """
 
     plain: PlainRun | None
@@ -60,13 +60,13 @@ def take_turn(
     """Decode a prompt plainly, then by each decoder.
 
     Args:
-        decoders: of one target.
+        decoders: decoders that share one target.
         prompt: token ids.
-        max_tokens: per run.
+        max_tokens: tokens of a run.
         settings: see `request.Settings`.
         stop_tokens: ids that end a text.
-        plain: whether plain decoding has a turn.
-        whole: let the last round commit its whole block, past `max_tokens`; see `decode`.
+        plain: whether to decode plainly too.
+        whole: whether the last round may commit more than `max_tokens`, see `decode`.
     """
     slow = None
     if plain:
@@ -85,12 +85,12 @@ def decode(
     stop_tokens: Collection[int],
     whole: bool = False,
 ) -> TimedRun:
-    """Decode a prompt by our loop.
+    """Decode a prompt with this package's loop, and time it.
 
     Args:
         decoder, prompt, max_tokens, settings, stop_tokens: see `take_turn`.
-        whole: rounds go on while no more than `max_tokens` are committed, and none of them is cut:
-            the loop of DeepSpec's evaluator. Up to a block more is committed.
+        whole: True as in DeepSpec's evaluator: rounds go on until more than `max_tokens` are
+            committed, and none of them is cut, so that up to a block more is committed.
     """
     drafter = decoder.engine.drafter
     beyond = drafter.config.gamma + 1 if whole and drafter else 0
