@@ -1,6 +1,6 @@
-"""The benchmark evaluation: DeepSpec's numbers of one or more drafters on its tasks.
+"""Evaluates one or more drafters on DeepSpec's benchmark tasks, with DeepSpec's measures.
 
-Usable without a terminal; `python -m dspark_mlx.evaluate` is the command over it.
+`python -m dspark_mlx.evaluate` is the command for it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
-    """Answer all prompts with every drafter and add up.
+    """Answer all prompts with every drafter, and return the scores.
 
-    To keep what is finished when it is stopped, take `answers` one by one and give them to
-    `summarise`.
+    To keep the finished answers when an evaluation is stopped, iterate over `answers` and give
+    what it yielded to `summarise`.
 
     Args:
-        decoders: by name, at least one; several share one target, see `load.load_beside`.
-        tasks: see `read_tasks`.
-        settings: None are the defaults.
-        progress: called with turns done and turns in all.
+        decoders: at least one decoder with a drafter, by name; several share one target, see
+            `load.add_drafter`.
+        tasks: the tasks, see `read_tasks`.
+        settings: None for the defaults.
+        progress: called with the number of turns done and of all turns.
 
     Raises:
         InputError: see `answers`.

@@ -1,4 +1,4 @@
-"""Running an evaluation: every drafter, and plain decoding, answers every turn of every prompt."""
+"""Runs an evaluation: every drafter, and plain decoding, answers every turn of every prompt."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class EvaluationSettings:
     """How an evaluation decodes.
 
     Attributes:
-        max_tokens: per turn; the round that passes them is let end.
-        repeats: runs of each side per turn, for the medians of its speed; sampled, all of them
-            count towards acceptance, greedy they are all alike.
-        plain: decode plainly too, for speeds and to compare the tokens.
-        sweep: make the threshold sweep, for which greedy texts are judged at every position.
-        thinking: whether chat templates open the target's thinking; DeepSpec's evaluator does not.
+        max_tokens: tokens of a turn; the round that passes this number is not cut.
+        repeats: runs of each side per turn; speeds are their medians. All sampled runs count for
+            acceptance; greedy runs are equal, so only the first one counts.
+        plain: whether to decode plainly too, for speeds and to compare the tokens.
+        sweep: whether to make the threshold sweep, for which greedy texts are drafted again at
+            every position.
+        thinking: whether the chat template lets the target think; DeepSpec's evaluator does not.
         sampling: see `request.Settings`; every turn and repeat has a seed of its own, counted up
-            from the one given, or 0.
+            from the given one, or from 0.
     """
 
     max_tokens: int = 128
@@ -42,19 +43,19 @@ class EvaluationSettings:
 
     @property
     def temperature(self) -> float:
-        """By which calibrations are chosen, see `sampling.heat`."""
+        """The temperature that calibrations are chosen by, see `sampling.effective_temperature`."""
         return heat(Request.make(self.max_tokens, (), self.sampling).sampling)
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken always."""
+        """Whether decoding is greedy."""
         return self.temperature == 0
 
     def check(self) -> None:
-        """Refuse what means nothing.
+        """Refuse settings outside their range.
 
         Raises:
-            InputError: it names the setting.
+            InputError: a setting is outside its range; it is named.
         """
         check_whole("max_tokens", self.max_tokens, 2)
         check_whole("repeats", self.repeats, 1)
@@ -66,12 +67,15 @@ class Answer:
     """One turn of a prompt, answered by every drafter.
 
     Attributes:
-        task: its task. prompt: number of the prompt in it. turn: number of the turn in that.
-        temperature: of all runs, as calibrations are chosen by it; 0 took the likeliest tokens.
-        runs: by drafter, one run a repeat.
-        speeds: by drafter, against plain decoding; None without it, or for texts of one token.
-        texts: by drafter, for the sweep: greedy, the whole text judged; sampled, each block that
-            was drafted as a text of its own. Empty where no sweep is made.
+        task: name of the task.
+        prompt: number of the prompt in the task, from 0.
+        turn: number of the turn in the prompt, from 0.
+        temperature: temperature of all runs; 0 for greedy decoding.
+        runs: the runs of each drafter, by its name; one for each repeat.
+        speeds: comparison of each drafter with plain decoding; None where nothing was decoded
+            plainly, or where texts have one token.
+        texts: blocks of each drafter for the sweep. A greedy text has a block after each token; of
+            sampled texts, each drafted block is a text of its own. Empty where no sweep is made.
     """
 
     task: str
@@ -85,12 +89,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A turn, and those after it, that the target has too few positions for.
+    """The turns of a conversation that do not fit the target's positions, so are not answered.
 
     Attributes:
-        task: its task. prompt: number of the prompt in it. turn: number of the first such turn.
-        turns: how many are left out.
-        tokens: of the conversation up to it.
+        task: name of the task.
+        prompt: number of the prompt in the task, from 0.
+        turn: number of the first turn that does not fit, from 0.
+        turns: number of turns that are left out.
+        tokens: tokens of the conversation up to the first of them.
     """
 
     task: str
@@ -106,18 +112,19 @@ def answers(
     settings: EvaluationSettings,
     progress: ProgressCallback | None = None,
 ) -> Iterator[Answer | LeftOut]:
-    """Answer turn by turn, so that whoever stops early has what is finished.
+    """Answer turn by turn, so that a caller who stops early has the finished answers.
 
-    The first drafter's answers stand between the turns of a conversation.
+    A conversation goes on with the first drafter's answers.
 
     Args:
-        decoders: by name, of one target, at least one.
-        tasks: to answer.
-        settings: how.
-        progress: called after each turn.
+        decoders: at least one decoder by name, all on one target.
+        tasks: the tasks to answer.
+        settings: how to decode.
+        progress: called after each turn with the number of turns done and of all turns.
 
     Raises:
-        InputError: a setting that means nothing, no drafter, or a target without chat template.
+        InputError: a setting is outside its range, a decoder has no drafter, or the target has no
+            chat template.
     """
     settings.check()
     for name, decoder in decoders.items():
@@ -134,7 +141,7 @@ def answers(
 
 
 def count_turns(tasks: Sequence[Task]) -> int:
-    """Turns of all prompts of all tasks."""
+    """Number of turns of all prompts of all tasks."""
     return sum(len(turns) for task in tasks for turns in task.prompts)
 
 
@@ -158,8 +165,8 @@ def _conversation(
             return
         answer = _answer(decoders, (task, number, index), prompt, settings, before + index)
         yield answer
-        said = next(iter(answer.runs.values()))[0].tokens[: settings.max_tokens]
-        kept = [token for token in said if token not in first.stop_tokens]
+        tokens = next(iter(answer.runs.values()))[0].tokens[: settings.max_tokens]
+        kept = [token for token in tokens if token not in first.stop_tokens]
         messages.append({"role": "assistant", "content": first.tokenizer.decode(kept)})
 
 

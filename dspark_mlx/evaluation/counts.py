@@ -1,10 +1,11 @@
-"""What rounds add up to: accepted length, verify rate, acceptance by position.
+"""Counts over rounds: accepted length, verify rate, acceptance by position.
 
-As DeepSpec's evaluator counts them. The accepted length tau is the tokens committed after the
-prefill's over the rounds; a round that an accepted stop token ends has no bonus, and nothing behind
-that token counts as proposed. Rounds must be whole (`interleaved.decode`): the round that passes
-`max_tokens` counts with all it commits. Cutting or dropping it would bias tau, long rounds being
-likelier to be that one; stopping after it does not (Wald's identity).
+The rules are those of DeepSpec's evaluator. The accepted length tau is the number of tokens
+committed after the prefill's, over the number of rounds. A round that ends with an accepted stop
+token has no bonus, and the slots after that token do not count as proposed. Rounds must be whole
+(`turns.decode` with `whole`): the round that passes `max_tokens` counts with all it commits.
+Cutting or dropping that round would bias tau, because it is more likely to be a long one; stopping
+after it does not (Wald's identity).
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from ..types import Round
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over rounds, the prefill's left out.
+    """Sums over rounds, without the prefill's.
 
     Attributes:
-        rounds, tokens: how many, and what they committed.
-        drafted, verified, accepted: tokens of their blocks.
-        verified_at: blocks that verified each slot.
-        reached_at: those of them that accepted all slots before it.
-        accepted_at: those of them that accepted it too.
+        rounds: number of rounds.
+        tokens: tokens that they committed.
+        drafted, verified, accepted: tokens of all their blocks.
+        verified_at: for each slot, the number of blocks that verified it.
+        reached_at: for each slot, the blocks that verified it and accepted all slots before it.
+        accepted_at: for each slot, the blocks that accepted it and all slots before it.
     """
 
     rounds: int
@@ -40,32 +42,39 @@ class Counts:
 
     @property
     def tau(self) -> float:
-        """Accepted length: tokens committed a round; 0 without rounds."""
+        """Accepted length, the tokens committed per round; 0 without rounds."""
         return self.tokens / self.rounds if self.rounds else 0.0
 
     @property
     def verify_rate(self) -> float:
-        """DeepSpec's: tokens committed over rows verified, the anchor's row included."""
+        """Tokens committed over rows verified, the anchor's row included (DeepSpec's measure)."""
         return self.tokens / (self.verified + self.rounds) if self.rounds else 0.0
 
     @property
     def survival(self) -> tuple[float | None, ...]:
-        """Share of the blocks verifying a slot that accept it; None where no block does."""
+        """For each slot, the share of the blocks that verified it which accepted it.
+
+        It is None where no block verified the slot.
+        """
         return _shares(self.accepted_at, self.verified_at)
 
     @property
     def conditional(self) -> tuple[float | None, ...]:
-        """The same of the blocks that accepted all slots before it (the paper's figure 2)."""
+        """For each slot, the share of the blocks that reached it which accepted it.
+
+        A block reaches a slot when it accepted all slots before it (the paper's figure 2). The
+        share is None where no block reached the slot.
+        """
         return _shares(self.accepted_at, self.reached_at)
 
 
 def count(rounds: Iterable[Round], gamma: int, stop_tokens: Collection[int]) -> Counts:
-    """Add rounds up.
+    """The counts of rounds.
 
     Args:
-        rounds: whole ones; prefills are left out.
+        rounds: whole rounds; prefills are left out.
         gamma: slots of a block.
-        stop_tokens: ids that ended texts.
+        stop_tokens: ids that end a text.
     """
     drafting = [each for each in rounds if not each.prefill]
     verified = [_verified(each, stop_tokens) for each in drafting]
@@ -87,7 +96,7 @@ def count(rounds: Iterable[Round], gamma: int, stop_tokens: Collection[int]) -> 
 
 
 def ended_inside(round_: Round, stop_tokens: Collection[int]) -> bool:
-    """Whether an accepted draft ended the text, so that nothing is known of what follows it."""
+    """Whether an accepted draft ended the text, so that the slots after it were not judged."""
     return round_.accepted == len(round_.tokens) and round_.tokens[-1] in stop_tokens
 
 

@@ -1,4 +1,4 @@
-"""The evaluation drawn: macro-averages, all drafters in each figure."""
+"""Draws the macro-averages of an evaluation, with all drafters in each figure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write acceptance.png and, where a drafter has confidences, reliability.png and sweep.png.
 
     Args:
-        evaluation: with at least one task answered.
-        folder: made where it is not there.
+        evaluation: an evaluation with at least one answered task.
+        folder: folder for the figures, which is made if it does not exist.
 
     Returns:
-        What was written.
+        The paths of the figures.
 
     Raises:
         InputError: matplotlib is not installed.

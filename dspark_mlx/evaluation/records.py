@@ -1,4 +1,4 @@
-"""The evaluation's records: speeds, scores by drafter and task."""
+"""The results of an evaluation: scores and speeds by drafter and task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ AVERAGE = "macro-average"
 
 @dataclass(frozen=True)
 class Bin:
-    """One bin of a reliability diagram: mean predicted survival, observed share, predictions."""
+    """One bin of a reliability diagram.
+
+    Attributes:
+        predicted: mean predicted survival.
+        observed: share of the predictions whose slot survived.
+        count: number of predictions.
+    """
 
     predicted: float
     observed: float
@@ -24,14 +30,19 @@ class Bin:
 
 @dataclass(frozen=True)
 class Speed:
-    """Against plain decoding in the same run; each prompt's seconds are medians over its repeats.
+    """Speed of a drafter against plain decoding in the same run.
+
+    A prompt's seconds are the median over its repeats.
 
     Attributes:
-        plain_tps, tps: tokens a second, plainly and with the drafter, all tokens over all seconds.
-        speedup: of all tokens together. slowest: of the slowest prompt. median: of the prompts.
-        prompts: that were timed.
-        equal: those whose tokens are plain decoding's; None where tokens are sampled.
-        margin: the largest top-two logit margin at a first difference; None without one.
+        plain_tps, tps: tokens per second without and with the drafter, all tokens over all seconds.
+        speedup: speedup of all tokens together.
+        slowest: smallest speedup of a prompt.
+        median: median speedup of the prompts.
+        prompts: number of prompts that were timed.
+        equal: number of prompts whose tokens are equal to plain decoding's; None where tokens are
+            sampled.
+        margin: largest top-two logit margin at a first difference; None where there is none.
     """
 
     plain_tps: float
@@ -46,27 +57,28 @@ class Speed:
 
 @dataclass(frozen=True)
 class Score:
-    """One drafter on one task, or the macro-average over the tasks.
+    """The score of one drafter on one task, or its macro-average over the tasks.
 
-    The macro-average has the sums of `turns`, `rounds` and `tokens`, and the means of all else, but
-    for `slots`, `bins` and `speed`: those are of all tasks' rounds together.
+    The macro-average has sums of `turns`, `rounds` and `tokens`. Its `slots`, `bins` and `speed`
+    are computed over the rounds of all tasks together. All other values are means over the tasks.
 
     Attributes:
-        drafter, task: names.
-        turns: answered.
-        rounds, tokens: after the prefills.
+        drafter, task: their names.
+        turns: number of answered turns.
+        rounds, tokens: rounds after the prefills, and tokens that they committed.
         tau: accepted length, see `counts`.
-        drafted, verified, accepted: drafted tokens a round.
-        verified_share: of the drafted tokens.
-        verify_rate: DeepSpec's, tokens committed over rows verified.
-        survival: by slot, share of the blocks that accept it; None where none verifies it.
-        conditional: by slot, the same of the blocks that accepted all slots before it.
-        slots: raw and calibrated confidence by slot, of the blocks that were drafted; empty for a
+        drafted, verified, accepted: draft tokens per round.
+        verified_share: verified over drafted tokens.
+        verify_rate: tokens committed over rows verified (DeepSpec's measure).
+        survival: see `Counts.survival`.
+        conditional: see `Counts.conditional`.
+        slots: for each slot, the quality of the raw and the calibrated confidence. Empty for a
             drafter without a confidence head, or where blocks were verified in part.
-        bins: reliability diagram of the calibrated survival, all slots together; empty likewise.
-        sweep: thresholds on the confidence; exact where greedy, else estimated on the blocks of the
-            run, as if a shorter block led to the same next one.
-        speed: None where nothing was decoded plainly.
+        bins: reliability diagram of the calibrated survival, all slots together; empty where
+            `slots` is empty.
+        sweep: results for thresholds on the confidence. They are exact for greedy decoding, else
+            estimated on the blocks of the run, as if a shorter block led to the same next block.
+        speed: speed against plain decoding; None where nothing was decoded plainly.
     """
 
     drafter: str
@@ -89,25 +101,33 @@ class Score:
 
     @property
     def ece(self) -> float | None:
-        """Mean over the slots of the calibrated survival's expected calibration error."""
+        """Expected calibration error of the calibrated survival, mean over the slots.
+
+        It is None where `slots` is empty.
+        """
         return statistics.mean(slot.ece_after for slot in self.slots) if self.slots else None
 
     @property
     def auc(self) -> float | None:
-        """Mean over the slots that have both outcomes."""
+        """Area under the ROC curve of the calibrated survival, mean over the slots.
+
+        Slots with a single outcome are left out; it is None where none is left.
+        """
         known = [slot.auc_after for slot in self.slots if not math.isnan(slot.auc_after)]
         return statistics.mean(known) if known else None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by task, drafter by drafter, each task's together; macro-averages last.
+    """The scores of an evaluation.
 
     Attributes:
-        drafters, tasks: names, in order; only tasks with an answer.
-        scores: see above.
-        settings: of the evaluation.
-        turns, planned: answered or left out, and asked for; fewer when it was interrupted.
+        drafters: names of the drafters.
+        tasks: names of the tasks that have an answer.
+        scores: for each task the scores of all drafters, then their macro-averages.
+        settings: how the evaluation decoded.
+        turns: turns that were answered or left out; fewer than `planned` after an interruption.
+        planned: all turns of the tasks.
         left_out: turns that do not fit the target's positions.
     """
 
@@ -125,5 +145,5 @@ class Evaluation:
         return self.turns < self.planned
 
     def score(self, drafter: str, task: str = AVERAGE) -> Score:
-        """The one of a drafter and a task."""
+        """The score of a drafter on a task; by default its macro-average."""
         return next(s for s in self.scores if (s.drafter, s.task) == (drafter, task))

@@ -1,4 +1,4 @@
-"""What answers add up to: a score for each drafter and task."""
+"""Computes the scores of an evaluation from its answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .records import AVERAGE, Bin, Evaluation, Score, Speed
 from .sweep import Block, SweepPoint, sweep, visited
 from .tasks import Task
 
-# Of a confidence in float32, whose log-odds must be finite.
+# Confidences are float32; they are kept this far from 0 and 1, so that their logits are finite.
 _EDGE = 1e-7
 
 
@@ -31,11 +31,11 @@ def summarise(
     settings: EvaluationSettings,
     found: Iterable[Answer | LeftOut],
 ) -> Evaluation:
-    """Add answers up.
+    """The evaluation of answers, all of them or the first ones.
 
     Args:
-        decoders, tasks, settings: as `answers` was given them.
-        found: what it gave, or the beginning of that.
+        decoders, tasks, settings: the arguments of `answers`.
+        found: what `answers` yielded so far.
     """
     parts = list(found)
     answered = [part for part in parts if isinstance(part, Answer)]
@@ -43,8 +43,8 @@ def summarise(
     names = tuple(task.name for task in tasks if any(a.task == task.name for a in answered))
     scores: list[Score] = []
     for task in names:
-        mine = [answer for answer in answered if answer.task == task]
-        scores += [_score(name, each, task, mine) for name, each in decoders.items()]
+        of_task = [answer for answer in answered if answer.task == task]
+        scores += [_score(name, each, task, of_task) for name, each in decoders.items()]
     if names:
         scores += [_average(name, each, scores, answered) for name, each in decoders.items()]
     turns = len(answered) + sum(part.turns for part in left_out)
@@ -96,7 +96,7 @@ def _average(
 
 
 def _pooled(name: str, decoder: Decoder, found: Sequence[Answer]) -> dict[str, Any]:
-    """What is of all rounds together: slots, bins and speed."""
+    """The fields of a score that are computed over all rounds together: slots, bins and speed."""
     assert decoder.engine.drafter is not None
     blocks = visited(_rounds(name, found), decoder.stop_tokens)
     calibration = decoder.engine.drafter.calibrations.at(found[0].temperature)
@@ -108,7 +108,7 @@ def _pooled(name: str, decoder: Decoder, found: Sequence[Answer]) -> dict[str, A
 
 
 def _rounds(name: str, found: Sequence[Answer]) -> list[Round]:
-    """Rounds of all answers; greedy repeats, which are all alike, count once."""
+    """Rounds of all answers; greedy repeats are equal, so only the first one counts."""
     return [
         round_
         for answer in found

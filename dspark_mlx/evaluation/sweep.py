@@ -1,7 +1,7 @@
-"""The threshold sweep (the paper's offline study): shorter blocks by confidence, replayed.
+"""The threshold sweep (the paper's offline study): rounds simulated with blocks cut by confidence.
 
-A greedy text is judged at every position once; a block that ends at its first slot below a
-threshold, and the rounds that follow it, are then walked through exactly, without a model.
+The drafter drafts a block after every token of a greedy text once. For any threshold, the rounds
+with blocks that end before their first slot below it are then simulated exactly, without a model.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ THRESHOLDS = (*(round(0.05 * i, 2) for i in range(20)), 0.98, 1.0)
 
 @dataclass(frozen=True)
 class Block:
-    """A drafted block that was judged whole.
+    """A drafted block of which all slots were judged.
 
     Attributes:
-        confidence: of each slot, calibrated.
-        accepted: how many of its tokens the target takes.
+        confidence: calibrated confidence of each slot.
+        accepted: number of tokens that the target accepts.
     """
 
     confidence: tuple[float, ...]
@@ -37,18 +37,19 @@ class Block:
 
 
 Text: TypeAlias = Sequence[Block]
-"""The block after each token of a text, from its first on."""
+"""The block after each token of a text, from the first token on."""
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """What a threshold on the confidence gives.
+    """The result of one threshold on the confidence.
 
     Attributes:
-        threshold: blocks end before the first slot below it.
+        threshold: blocks end before their first slot whose confidence is below this.
         tau: accepted length.
-        verified: drafted tokens verified a round.
-        acceptance_rate: share of them that are accepted; None where none is verified.
+        verified: draft tokens verified per round.
+        acceptance_rate: share of the verified tokens that are accepted; None where none is
+            verified.
     """
 
     threshold: float
@@ -60,18 +61,18 @@ class SweepPoint:
 def sweep(
     texts: Sequence[Text], thresholds: Sequence[float] = THRESHOLDS
 ) -> tuple[SweepPoint, ...]:
-    """Every threshold on judged texts; nothing of no texts."""
+    """The result of every threshold on texts; empty where there is no block."""
     if not any(texts):
         return ()
     return tuple(_point(texts, value) for value in thresholds)
 
 
 def judge(decoder: Decoder, prompt: Sequence[int], text: Sequence[int]) -> Text:
-    """The greedy block after each token of a text that it fits into.
+    """The greedy block after each token of a text that a whole block follows.
 
     Args:
-        decoder: its drafter has a confidence head.
-        prompt, text: token ids, the text as the target wrote it after the prompt.
+        decoder: a decoder whose drafter has a confidence head.
+        prompt, text: token ids; the target wrote the text after the prompt.
     """
     target, drafter = decoder.engine.target, decoder.engine.drafter
     assert drafter is not None
@@ -87,10 +88,10 @@ def judge(decoder: Decoder, prompt: Sequence[int], text: Sequence[int]) -> Text:
 
 
 def visited(rounds: Sequence[Round], stop_tokens: Collection[int]) -> list[Block]:
-    """The blocks that rounds verified whole, prefills and plain steps left out.
+    """The blocks that rounds verified; prefills and plain steps have none.
 
-    Empty where any was verified in part: a choice of blocks by their confidence would bias what is
-    said of it.
+    The list is empty where any block was verified in part: leaving out only those would choose
+    blocks by their confidence, and bias what is measured of it.
     """
     blocks = [round_ for round_ in rounds if round_.drafted and round_.confidence]
     if any(round_.scheduled < round_.drafted for round_ in blocks):

@@ -1,4 +1,4 @@
-"""The evaluation as text: scores, acceptance by position, confidence by slot, threshold sweep."""
+"""Writes an evaluation as tables: scores, acceptance by position, confidence by slot, sweep."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BLANK = "-"
 
 
 def text(evaluation: Evaluation) -> str:
-    """Every table that has something in it, and what is to be known of them."""
+    """All tables that are not empty, and the notes on them."""
     parts = [
         scores(evaluation),
         positions(
@@ -32,7 +32,7 @@ def text(evaluation: Evaluation) -> str:
 
 
 def scores(evaluation: Evaluation) -> str:
-    """DeepSpec's table: a line a task and drafter, plain decoding beside them."""
+    """DeepSpec's table: a line for each task and drafter, and one for plain decoding."""
     head = ["task", "drafter", "turns", "rounds", "tokens", "tau", "drafted", "verified"]
     head += ["verify rate", "ECE", "AUC", "tok/s", "speedup", "agree"]
     rows = []
@@ -46,7 +46,7 @@ def scores(evaluation: Evaluation) -> str:
 def positions(
     evaluation: Evaluation, title: str, values: Callable[[Score], Sequence[float | None]]
 ) -> str:
-    """A line a task and drafter, a column a slot."""
+    """A table of values by slot: a line for each task and drafter, a column for each slot."""
     slots = max((len(values(score)) for score in evaluation.scores), default=0)
     rows = [
         [task, drafter, *_padded(values(evaluation.score(drafter, task)), slots)]
@@ -58,7 +58,7 @@ def positions(
 
 
 def notes(evaluation: Evaluation) -> str:
-    """What a reader must know of the numbers; empty when there is nothing."""
+    """What a reader must know about the numbers; empty when there is nothing."""
     lines = []
     if evaluation.partial:
         lines.append(
@@ -77,7 +77,7 @@ def notes(evaluation: Evaluation) -> str:
 
 
 def aligned(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """Columns as wide as their widest cell, the first `left` of them flush left."""
+    """A table whose columns are as wide as their widest cell; the first `left` are flush left."""
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join(

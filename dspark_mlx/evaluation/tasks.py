@@ -1,4 +1,4 @@
-"""Benchmark tasks and their prompts: JSON lines with DeepSpec's field, one file a task.
+"""Reads the prompts of benchmark tasks: JSON lines in DeepSpec's format, one file for each task.
 
 A line is an object with "turns", the user's messages in order; other fields are not read.
 """
@@ -33,11 +33,11 @@ _FILE_NAMES = {"arena-hard-v2": "arena-hard"}
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark.
+    """A benchmark task.
 
     Attributes:
-        name: of it.
-        prompts: the user's messages of each conversation, at least one each.
+        name: name of the task.
+        prompts: for each conversation, the user's messages; at least one.
     """
 
     name: str
@@ -49,16 +49,17 @@ def read_tasks(
     source: str | Path | None = None,
     max_samples: int | None = None,
 ) -> list[Task]:
-    """Tasks by name.
+    """The tasks with the given names, and their prompts.
 
     Args:
-        names: of the tasks; None is all there are.
-        source: a file (a task of its name), a folder of such files, or a dataset repository of the
-            Hub, owner/name or owner/name@revision; None is the sample of this package.
-        max_samples: prompts a task at most, the first of its file; None is all.
+        names: names of the tasks; None for all that the source has.
+        source: a file (a task with the file's name), a folder of such files, or a dataset
+            repository of the Hub, owner/name or owner/name@revision; None for the sample that ships
+            with this package.
+        max_samples: most prompts of a task, the first ones of its file; None for all.
 
     Raises:
-        InputError: no such source or task, or a file that does not hold prompts.
+        InputError: there is no such source or task, or a file does not hold prompts.
     """
     files = _files(source)
     known = [name for name in NAMES if name in files]
@@ -77,7 +78,7 @@ def read_task_turns(path: Path) -> tuple[tuple[str, ...], ...]:
     """The user's messages of every conversation in a file.
 
     Raises:
-        InputError: no readable file, or a line (named by its number) without turns.
+        InputError: the file cannot be read, or a line has no turns; the line's number is named.
     """
     return tuple(_turns(*line) for line in read_json_lines(path, "JSON lines", "prompt"))
 
@@ -97,7 +98,7 @@ def _files(source: str | Path | None) -> dict[str, Path]:
     folder = SHIPPED if source is None else resolve(source, dataset=True)
     paths = [folder] if folder.is_file() else sorted(folder.rglob("*.jsonl"))
     if not paths:
-        raise InputError(source, "no .jsonl file in it", "a file a task, as gsm8k.jsonl")
+        raise InputError(source, "no .jsonl file in it", "a file for each task, as gsm8k.jsonl")
     files: dict[str, Path] = {}
     for path in paths:
         name = _FILE_NAMES.get(path.stem, path.stem)
