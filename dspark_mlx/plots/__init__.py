@@ -1,4 +1,4 @@
-"""Plots for people who look rather than read; matplotlib is an extra, loaded when one is drawn."""
+"""Plots of measurements. matplotlib is an optional dependency, imported when a plot is drawn."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..errors import InputError
 from ..system.files import check_output, write_bytes
 
 Styles: TypeAlias = Mapping[str, dict[str, Any]]
-"""By name of a curve, see `curve_styles`."""
+"""The style of each curve by its name, see `curve_styles`."""
 FORMATS = ("png", "svg", "pdf")
 
 
 def new_figure(width: float = 7.0, height: float = 4.5, columns: int = 1) -> tuple[Any, Any]:
-    """A figure and its axes (an array of them for more than one column).
+    """A figure and its axes; with several columns, an array of axes.
 
     Args:
-        width, height: of the whole figure, inches.
-        columns: axes side by side.
+        width, height: size of the whole figure, in inches.
+        columns: number of axes side by side.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -30,13 +30,13 @@ def new_figure(width: float = 7.0, height: float = 4.5, columns: int = 1) -> tup
     except ImportError as error:
         hint = 'Install it: pip install "dspark-mlx-lm[plot]".'
         raise InputError("plot", "no matplotlib", "matplotlib", hint) from error
-    # Figure itself, without pyplot: nothing global changes and no display is needed.
+    # Figure is used without pyplot, so that nothing global changes and no display is needed.
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns)
 
 
 def curve_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each curve, to be alike in several figures."""
+    """Colour and marker of each curve, so that several figures use the same."""
     return {name: _style(index) for index, name in enumerate(names)}
 
 
@@ -45,7 +45,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def legend_below(figure: Any, axes: Any) -> None:
-    """One legend under the whole figure, of the curves of one of its axes."""
+    """Draw one legend under the whole figure, for the curves of `axes`."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False
@@ -53,10 +53,10 @@ def legend_below(figure: Any, axes: Any) -> None:
 
 
 def check_path(path: Path) -> None:
-    """Refuse a file that no plot can be written to, before the work it would show is done.
+    """Refuse a path that no plot can be written to, before the work is done.
 
     Raises:
-        InputError: another format, or no such folder.
+        InputError: the suffix is none of FORMATS, or the path is a folder or in no folder.
     """
     if path.suffix.lstrip(".") not in FORMATS:
         raise InputError(path, f"suffix {path.suffix!r}", f"one of {', '.join(FORMATS)}")
@@ -64,20 +64,20 @@ def check_path(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that no plots can be written to, before the work they would show is done.
+    """Refuse a folder that no plots can be written to, before the work is done.
 
     Raises:
-        InputError: a file, no folder to make it in, or no matplotlib.
+        InputError: the path is a file, its parent does not exist, or matplotlib is not installed.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(folder, "a file", "a folder, or a name for a new one")
     if not folder.parent.is_dir():
-        raise InputError(folder, f"no folder {folder.parent}", "an existing one")
+        raise InputError(folder, f"no folder {folder.parent}", "an existing folder")
     new_figure()
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write the figure; the suffix gives the format."""
+    """Write a figure to a file, whose suffix gives the format."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=150, format=path.suffix.lstrip("."))
     write_bytes(path, drawn.getvalue())

@@ -1,4 +1,4 @@
-"""Acceptance by position of one or more drafters (the paper's figure 2)."""
+"""Draws the acceptance by position of one or more drafters (the paper's figure 2)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from . import Styles, legend_below, new_figure, save
 
 Rates = Mapping[str, Sequence[float | None]]
-"""By drafter, a share for each position; None where there is none."""
+"""For each drafter, a share for each position; None where no block reached it."""
 
 
 def plot(conditional: Rates, survival: Rates, styles: Styles, path: Path) -> None:
-    """Draw both, a colour a drafter.
+    """Draw conditional acceptance and survival side by side, with a colour for each drafter.
 
     Args:
-        conditional: of the blocks that accepted all positions before it.
-        survival: of all blocks.
-        styles: of the curves, by drafter.
-        path: .png, .svg or .pdf.
+        conditional: accepted share of the blocks that accepted all positions before.
+        survival: accepted share of all blocks.
+        styles: style of each drafter's curve.
+        path: file to write: .png, .svg or .pdf.
 
     Raises:
         InputError: matplotlib is not installed.

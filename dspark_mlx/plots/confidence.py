@@ -1,4 +1,4 @@
-"""Reliability of the confidence of one or more drafters (the paper's reliability diagram)."""
+"""Draws the reliability diagram of the confidence of one or more drafters (as in the paper)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ def plot(
     styles: Styles,
     path: Path,
 ) -> None:
-    """Draw predicted against observed survival, a bin's count as a marker's area; ECE by slot.
+    """Draw predicted against observed survival, and the expected calibration error by slot.
+
+    The area of a marker shows the number of predictions in its bin.
 
     Args:
-        bins: by drafter: mean predicted survival, share observed, predictions in the bin.
-        errors: by drafter, the expected calibration error of each slot.
-        styles: of the curves, by drafter.
-        path: .png, .svg or .pdf.
+        bins: for each drafter its bins: mean predicted survival, observed share, predictions.
+        errors: for each drafter the expected calibration error of each slot.
+        styles: style of each drafter's curve.
+        path: file to write: .png, .svg or .pdf.
 
     Raises:
         InputError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Reliability diagram: what a calibration does to the predicted survival."""
+"""Draws a reliability diagram: predicted survival before and after calibration."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ BEFORE, AFTER = "tab:orange", "tab:blue"
 def plot(
     logits: npt.ArrayLike, accepted: npt.ArrayLike, calibration: Calibration, path: Path
 ) -> None:
-    """Draw predicted survival against observed frequency, before and after, and ECE by slot.
+    """Draw predicted survival against observed frequency, and the calibration error by slot.
 
     Args:
         logits: confidence logits, `[n, gamma]`.
-        accepted: what became of each block, see `calibration.survives`.
-        calibration: what "after" means.
-        path: .png, .svg or .pdf.
+        accepted: number of accepted tokens of each block, see `sts.survives`.
+        calibration: the calibration whose effect is shown.
+        path: file to write: .png, .svg or .pdf.
 
     Raises:
-        InputError: no matplotlib, a path that cannot be written, or rounds that `report` refuses.
+        InputError: matplotlib is not installed, the path cannot be written, or `slot_reports`
+            refuses the blocks.
     """
     check_path(path)
     rows = slot_reports(logits, accepted, calibration)

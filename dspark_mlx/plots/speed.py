@@ -1,4 +1,4 @@
-"""A speed profile drawn: milliseconds by rows verified, and how many single rows that is worth."""
+"""Draws a speed profile: cost by rows verified, in milliseconds and relative to one row."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ _MARK = 0.3
 
 
 def plot(profile: SpeedProfile, path: Path) -> None:
-    """Draw a profile, a colour a context.
+    """Draw a profile, with a colour for each context.
 
-    Left: verify forwards with their quartiles as a band; dashed, the cheapest forward of at least
-    so many rows where that is a wider one; a draft and a plain step as marks at the left edge.
-    Right: the same, relative to one row.
+    The left axes show verify forwards, with a band for their quartiles. Where a wider forward is
+    cheaper, a dashed line shows the cheapest forward of at least so many rows. Marks at the left
+    edge show a draft and a plain step. The right axes show verify forwards relative to one row.
+
+    Args:
+        profile: the profile.
+        path: file to write: .png, .svg or .pdf.
 
     Raises:
         InputError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""The threshold sweep of one or more drafters: what ending blocks by confidence saves and costs."""
+"""Draws the threshold sweep of one or more drafters: what ending blocks early saves and costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from . import Styles, legend_below, new_figure, save
 
 At: TypeAlias = tuple[float, float, float, float | None]
-"""Threshold, accepted length, drafted tokens verified a round, accepted share of them."""
+"""Threshold, accepted length, draft tokens verified per round, accepted share of these."""
 _NAMED = (0.0, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -22,11 +22,11 @@ def plot(
     """Draw accepted length by verified tokens, and the accepted share of these by threshold.
 
     Args:
-        curves: by drafter with a confidence head.
-        whole: by drafter without one: accepted length, verified tokens and accepted share of whole
-            blocks, a single mark.
-        styles: of the curves, by drafter.
-        path: .png, .svg or .pdf.
+        curves: the results of the sweep, for each drafter with a confidence head.
+        whole: accepted length, verified tokens and accepted share of whole blocks, for each drafter
+            without a confidence head; a single mark shows them.
+        styles: style of each drafter's curve.
+        path: file to write: .png, .svg or .pdf.
 
     Raises:
         InputError: matplotlib is not installed.
