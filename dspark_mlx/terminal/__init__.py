@@ -1,1 +1,1 @@
-"""What the commands share: flags, errors, progress, and how drafts are painted."""
+"""Code that the commands share: flags, exit statuses, and the display of drafts."""

@@ -1,7 +1,7 @@
-"""Which BLAS library computes MLX's float32 products on a CPU, and what to do about a slow one.
+"""Finds out whether MLX uses a slow BLAS library on a CPU, and advises the user.
 
-MLX's wheel for Linux brings the reference BLAS, in which a product of eight rows costs eight times
-one row, so that speculation cannot pay. MLX on a Mac uses Accelerate.
+MLX's wheel for Linux comes with the reference BLAS, in which a product of eight rows costs eight
+times one row, so that speculation saves no time. MLX on a Mac uses Accelerate.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import mlx.core as mx
 _OPTIMIZED = ("openblas_get_config", "MKL_Get_Version", "bli_info_get_version_str", "ATL_buildinfo")
 
 
-class _Origin(ctypes.Structure):
-    """`Dl_info` of dladdr(3)."""
+class _SymbolInfo(ctypes.Structure):
+    """The structure `Dl_info` of dladdr(3)."""
 
     _fields_ = (
         ("file", ctypes.c_char_p),
@@ -28,10 +28,10 @@ class _Origin(ctypes.Structure):
 
 
 def advice(precision: str) -> str | None:
-    """One line for the user where float32 products are needlessly slow here; None elsewhere.
+    """One line of advice where float32 products are needlessly slow; None elsewhere.
 
     Args:
-        precision: how weights are held, see `choose_precision`; other types do not use BLAS.
+        precision: the precision of the weights, see `choose_precision`; only float32 uses BLAS.
     """
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     if sys.platform != "linux" or not on_cpu or precision != "float32" or not is_reference_blas():
@@ -46,22 +46,22 @@ def advice(precision: str) -> str | None:
 
 
 def is_reference_blas() -> bool:
-    """Whether MLX's products come from a BLAS library that is none of the optimised ones.
+    """Whether MLX's products come from a BLAS library that is not optimised.
 
-    The dynamic linker is asked, nothing is timed: where the function that MLX calls lies, and
-    whether its library (or one that it is made of) has the mark of an optimised one.
+    Nothing is timed. The dynamic linker says which library has the function that MLX calls, and
+    whether that library, or one that it links to, has a symbol of an optimised BLAS.
     """
     product = _symbol(None, "cblas_sgemm") or _symbol(mx.__file__, "cblas_sgemm")
     if product is None:
         return False
-    origin = _Origin()
-    found = ctypes.CDLL(None).dladdr(ctypes.cast(product, ctypes.c_void_p), ctypes.byref(origin))
-    if not found or not origin.file:
+    info = _SymbolInfo()
+    found = ctypes.CDLL(None).dladdr(ctypes.cast(product, ctypes.c_void_p), ctypes.byref(info))
+    if not found or not info.file:
         return False
-    library = origin.file.decode(sys.getfilesystemencoding(), "surrogateescape")
+    library = info.file.decode(sys.getfilesystemencoding(), "surrogateescape")
     return not any(_symbol(library, mark) for mark in _OPTIMIZED)
 
 
 def _symbol(library: str | None, name: str) -> Any:
-    """A function of a loaded library or of what it links to; None: of the whole program."""
+    """A function of a library or of those it links to; for None, of the whole program."""
     return getattr(ctypes.CDLL(library), name, None)

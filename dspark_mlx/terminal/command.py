@@ -1,8 +1,8 @@
-"""How a command runs and ends: the one boundary between the package and a terminal or a shell.
+"""Runs a command and ends its process with a message and an exit status.
 
-Exit statuses: 0; 1 where a command found what it looks for (a pair that does not fit) or the reader
-of its output left; 2 with one line on standard error for everything that cannot be used, read or
-written; 130 after Ctrl-C.
+The status is 0 for success; 1 where `convert check` finds that a pair does not fit, or where the
+reader of a pipe has gone; 2 where something cannot be used, read or written, with one line on
+standard error; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ..system.system_errors import from_system
 
 _UNUSABLE = 2
 _LONGEST_INPUT = 1 << 26
-_OF_STREAMS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+_STREAM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which refuses arguments in one line; --help shows the usage."""
+    """An argument parser whose errors are one line, without the usage that --help shows."""
 
     def error(self, message: str) -> NoReturn:
-        """See argparse."""
+        """Print the error and end the process with status 2."""
         refusal = InputError(self.prog, message, "the arguments that --help shows")
         self.exit(_UNUSABLE, f"error: {refusal}\n")
 
@@ -44,11 +44,12 @@ def run(main: Callable[[list[str] | None], int]) -> None:
     process.raise_on_interrupt()
     for stream in (sys.stdin, sys.stdout):
         if hasattr(stream, "reconfigure"):
-            # Letters that a terminal lacks become "?"; bytes that are not text are said by place.
+            # Characters that the terminal lacks are printed as "?". Input bytes that are not text
+            # become surrogates, which `read_input` refuses with their position.
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
     warnings.showwarning = _show_warning
     status, message = _outcome(main)
-    # What failed is gone only now, and with its frames the progress bars that it drew.
+    # Only now is the exception freed, with the frames that hold the command's progress bars.
     process.end_on_interrupt()
     if message:
         _say(message)
@@ -58,16 +59,16 @@ def run(main: Callable[[list[str] | None], int]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one line of JSON, which a terminal without UTF-8 gets in escapes."""
+    """Print one line of JSON; a stream without UTF-8 gets other characters as escapes."""
     utf8 = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name == "utf-8"
     print(json.dumps(value, ensure_ascii=not utf8, allow_nan=False), flush=True)
 
 
 def read_input() -> str:
-    """All of standard input.
+    """The text of standard input.
 
     Raises:
-        InputError: it is not text, or has no end.
+        InputError: the input is not text, or has more than 2^26 characters.
     """
     text = sys.stdin.read(_LONGEST_INPUT + 1)
     if len(text) > _LONGEST_INPUT:
@@ -77,7 +78,7 @@ def read_input() -> str:
 
 
 def _outcome(main: Callable[[list[str] | None], int]) -> tuple[int, str]:
-    """The exit status, and what is to be said on standard error."""
+    """Run the command; returns the exit status, and the message for standard error."""
     try:
         _check_arguments(sys.argv[1:])
         status = _main_status(main)
@@ -86,14 +87,14 @@ def _outcome(main: Callable[[list[str] | None], int]) -> tuple[int, str]:
     except InputError as error:
         return _UNUSABLE, f"error: {error}"
     except KeyboardInterrupt:
-        # A terminal shows "^C" on the line that it is on.
+        # A terminal has "^C" on the current line, so the message begins a new one.
         return INTERRUPTED, "\ninterrupted" if sys.stderr.isatty() else "interrupted"
     except BrokenPipeError:
-        # The reader of a pipe left; there is nobody to tell.
+        # The reader of a pipe has gone, so nobody would read a message.
         return 1, ""
     except OSError as error:
-        # Files' errors name them, and a stream's cannot.
-        stream = not error.filename and error.errno in _OF_STREAMS
+        # An error of a file has the file's name; one of a stream has none.
+        stream = not error.filename and error.errno in _STREAM_ERRORS
         return _UNUSABLE, f"error: {from_system(error, 'standard output' if stream else '')}"
     except UnicodeError as error:
         return _UNUSABLE, f"error: {InputError('text', error, 'UTF-8')}"
@@ -104,7 +105,7 @@ def _outcome(main: Callable[[list[str] | None], int]) -> tuple[int, str]:
 def _main_status(main: Callable[[list[str] | None], int]) -> int:
     try:
         return main(None)
-    except SystemExit as end:  # argparse's: its output may still wait to be written
+    except SystemExit as end:  # raised by argparse, whose output may not be flushed yet
         return end.code if isinstance(end.code, int) else 0
 
 
@@ -115,9 +116,9 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _flush(stream: TextIO) -> None:
-    """Flush; a stream that takes nothing any more leads nowhere from then on.
+    """Flush a stream; if that fails, redirect it to the null device.
 
-    Python flushes once more at its end, and would report the same failure in lines of its own.
+    Python flushes streams again at its end, and would report the same failure in its own words.
     """
     try:
         stream.flush()
@@ -126,7 +127,7 @@ def _flush(stream: TextIO) -> None:
 
 
 def _say(message: str) -> None:
-    """A line of its own on standard error, whatever bar is there."""
+    """Print a line on standard error, above any progress bar."""
     try:
         tqdm.write(message, file=sys.stderr)
     except OSError:

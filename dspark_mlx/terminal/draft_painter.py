@@ -1,10 +1,10 @@
-"""How generated text and its statistics look in a terminal."""
+"""Displays generated text with its drafts marked, and its statistics, in a terminal."""
 
 from __future__ import annotations
 
 from ..types import Chunk, Statistics
 
-# Two greens that alternate by round show where one block ends and the next begins.
+# Two greens alternate by round, to show where one block ends and the next begins.
 _DRAFT_COLOURS = ("\x1b[38;5;40m", "\x1b[38;5;36m")
 _RESET = "\x1b[0m"
 
@@ -13,7 +13,7 @@ class DraftPainter:
     """Marks accepted drafts in streamed text.
 
     Args:
-        colour: colour them by round; otherwise, for pipes and files, put them in brackets.
+        color: True to colour them by round, for terminals; False to put them in brackets.
     """
 
     def __init__(self, color: bool) -> None:
@@ -21,7 +21,7 @@ class DraftPainter:
         self._open: int | None = None
 
     def paint(self, chunk: Chunk) -> str:
-        """The chunk's text with the marks that begin or end at it."""
+        """The chunk's text, with the marks of drafts that begin or end there."""
         marked = chunk.round if chunk.from_draft else None
         text = chunk.text
         if text and marked != self._open:
@@ -32,7 +32,7 @@ class DraftPainter:
         return text
 
     def close(self) -> str:
-        """The mark that ends an open run."""
+        """The mark that ends the current draft; "" where none is open."""
         text, self._open = self._end(), None
         return text
 
@@ -48,7 +48,7 @@ class DraftPainter:
 
 
 def statistics_line(statistics: Statistics) -> str:
-    """One line: speeds, accepted length, rounds, drafted/scheduled/accepted, peak memory."""
+    """One line with speeds, accepted length, rounds, drafted/scheduled/accepted, peak memory."""
     s = statistics
     parts = [
         f"prompt {s.prompt_tokens} tokens, {s.prompt_tps:.1f} tokens/s",
