@@ -1,1 +1,1 @@
-"""Converters: published drafters and targets to the folders that dspark_mlx loads."""
+"""Converts published drafters and targets to the folders that dspark_mlx loads."""

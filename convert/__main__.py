@@ -1,4 +1,4 @@
-"""python -m dspark_mlx.convert drafter|target|check|export: published checkpoints, MLX folders."""
+"""python -m dspark_mlx.convert drafter|target|check|export: converts checkpoints, checks pairs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ _FROM = "a folder, a .gguf file, or of the Hub: owner/name or owner/name/FILE.gg
 
 
 def main(argv: list[str] | None, hub: Hub | None = None) -> int:
-    """Parse and convert; returns the exit status. `hub` stands for huggingface-hub's own."""
+    """Run the command; returns the exit status.
+
+    Args:
+        argv: the arguments; None for those of the process.
+        hub: the Hub to upload to; None for huggingface-hub's own interface.
+    """
     args = _parser().parse_args(argv)
     if args.kind == "check":
         return _check(args)
@@ -38,7 +43,7 @@ def main(argv: list[str] | None, hub: Hub | None = None) -> int:
         check_upload(args.upload_repo, hub)
     finish = None
     if args.card or args.upload_repo:
-        # What cannot be read of it is known before the conversion.
+        # Read before the conversion, so that an unreadable card is known at once.
         origin = origin_of(args.source, resolve(args.source))
         name = args.upload_repo or args.to.resolve().name
         finish = partial(write_converted_card, origin=origin, name=name)
@@ -50,7 +55,7 @@ def main(argv: list[str] | None, hub: Hub | None = None) -> int:
 
 
 def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) -> str:
-    """Convert; returns what was made, in words."""
+    """Convert; returns a few words about the result."""
     settings: dict[str, Any] = {
         "quantize": args.quantize,
         "q_bits": args.q_bits,
@@ -127,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> int:
-    """Print every reading's acceptance and the verdict; 1 where the pair does not fit."""
+    """Print every reading's acceptance and the verdict; returns 1 where the pair does not fit."""
     prompts = read_prompts(args.prompts)
     decoder, config, build = load_unpaired(args.target, args.drafter, all_taps)
     if args.max_tokens <= (longest := longest_block(config)):
@@ -151,7 +156,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    """Write the folder; the target's weights are read as they are copied."""
+    """Write the exported folder; the target's weights are read one by one."""
     target, where = open_target(args.target)
     config = export_drafter(
         resolve(args.source), target, where, args.to, dtype=args.dtype, overwrite=args.overwrite

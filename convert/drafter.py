@@ -1,4 +1,4 @@
-"""A published drafter checkpoint to the canonical folder: config.json and model.safetensors."""
+"""Converts a published drafter to the canonical folder: config.json and model.safetensors."""
 
 from __future__ import annotations
 
@@ -53,22 +53,23 @@ def convert_drafter(
     finish: Callable[[Path], None] | None = None,
     progress: bool = True,
 ) -> CanonicalConfig:
-    """Convert a drafter checkpoint folder.
+    """Convert a drafter checkpoint to a canonical folder.
 
     Args:
         source: folder with config.json and safetensors, or a .gguf file, in any known packaging.
         destination: folder to make; it appears whole or not at all.
-        quantize: store the matrices quantised (MLX affine); the confidence head never is. Without
-            it, what a GGUF file has quantised stays as it is where MLX can hold it bit for bit.
+        quantize: whether to quantise the matrices (MLX affine); the confidence head never is.
+            Without it, matrices that the source has quantised stay as they are where MLX's affine
+            mode can hold them bit for bit.
         q_bits: 2, 3, 4, 5, 6 or 8 bits per weight.
         q_group_size: weights that share a scale: 32, 64 or 128.
-        q_exceptions: bits by tensor name or by part of one ("markov_head", "layers.0.mlp"); None
-            keeps those tensors plain. The longest name that fits counts.
-        keep_embeddings: keep stored copies of the target's embedding and head.
-        overwrite: replace a folder that is there.
-        finish: called with the whole folder before it takes its place; what it raises leaves
-            nothing behind.
-        progress: show a progress bar.
+        q_exceptions: other bits, or None for plain, by a tensor's name or a part of it
+            ("markov_head", "layers.0.mlp"). Where several parts are in a name, the longest counts.
+        keep_embeddings: whether to keep stored copies of the target's embedding and head.
+        overwrite: whether to replace an existing folder.
+        finish: called with the complete folder before it gets its name; if it raises an exception,
+            nothing is left behind.
+        progress: whether to show a progress bar.
 
     Returns:
         The canonical configuration that was written.
@@ -85,7 +86,7 @@ def convert_drafter(
         source, lambda config, shapes: refuse_unsupported(config, shapes, source)
     )
     if auto_map := raw.get("auto_map"):
-        # Executable code beside the weights is never run; the packaging must be known by itself.
+        # The checkpoint's code is never run: its packaging must be one that is known here.
         tqdm.write(one_line(f"{source}: ignoring the Python code of auto_map ({auto_map})"))
     tensors = _without_prefixes(tensors, source)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -95,7 +96,7 @@ def convert_drafter(
     for old, new in packaging.rename(config, list(tensors)).items():
         if new is not None:
             tensor = tensors[old]
-            # What is packed is as it should be, and read when it is written.
+            # Packed matrices need no adapting; they are read when they are written.
             if isinstance(tensor, mx.array):
                 tensor = packaging.adapt(raw, new, tensor)
             renamed[new] = tensor
@@ -134,7 +135,10 @@ def _without_prefixes(tensors: dict[str, Tensor], where: Path) -> dict[str, Tens
 
 
 def _kept_quantization(tensors: dict[str, Tensor]) -> Quantization | None:
-    """What stays as the source has packed it: most matrices' form, and each that differs."""
+    """The quantisation of the matrices that stay packed as in the source; None without any.
+
+    Its bits and group size are those of most matrices; the others are exceptions.
+    """
     forms = {
         name.removesuffix(".weight"): (tensor.bits, tensor.group_size)
         if isinstance(tensor, StoredMatrix) and tensor.bits
@@ -163,7 +167,7 @@ def _write(
     keep: bool,
     progress: bool,
 ) -> None:
-    """Tensor by tensor: each is read, checked, quantised and written before the next."""
+    """Read, check, quantise and write the tensors, one after the other."""
     writer = ShardWriter(folder)
     names = sorted(tensors)
     for name in tqdm(names, desc="Converting", unit="tensor", disable=not progress, leave=False):
@@ -195,17 +199,20 @@ def _parts(
     bits, group_size = quantized
     packed, *scales = mx.quantize(values, group_size=group_size, bits=bits)
     if isinstance(tensor, StoredMatrix) and tensor.bits:
-        # Dequantised to float32, for exactness alone.
+        # The values were float32 only to be exact; scales get the source's type.
         scales = [part.astype(tensor.scale_type) for part in scales]
     return list(zip(keys, (packed, *scales), strict=True))
 
 
 def _shipped_calibration(raw: dict[str, Any], gamma: int, source: Path) -> Calibrations | None:
-    """The STS temperatures that a checkpoint brings, under either of the names they go by, or the
-    calibrations of a canonical folder.
+    """The calibrations that a checkpoint comes with; None where it has none.
+
+    A published config has STS temperatures under one of two names; a canonical folder has
+    calibrations.
 
     Raises:
-        InputError: they are not one positive number a slot; see `read_calibrations`.
+        InputError: the temperatures are not one positive number for each slot; or see
+            `read_calibrations`.
     """
     if raw.get("format") == FORMAT:
         return read_calibrations(source, gamma)

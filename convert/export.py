@@ -1,7 +1,7 @@
-"""A canonical drafter to DeepSpec's native packaging (`Qwen3DSparkModel`), for other engines.
+"""Exports a canonical drafter to DeepSpec's native packaging (`Qwen3DSparkModel`).
 
-Names of tensors are the canonical ones. What differs: no matrix is quantised, and the target's
-embedding and head are stored as well.
+Other engines read this packaging. Its tensors have the canonical names, but no matrix is quantised,
+and the target's embedding and head are stored as well.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .packagings.deepspec_qwen3 import ARCHITECTURE
 from .shards import ShardWriter
 
 DTYPES = ("bfloat16", "float16", "float32")
-# Of DeepSpec's trainer alone; canonical folders do not hold it, and its checkpoints all say this.
+# A setting of DeepSpec's trainer, which canonical folders do not have; its checkpoints all say 512.
 _NUM_ANCHORS = 512
-# The spelling of the rotary embedding's keys is that of transformers 5.
+# The version whose spelling of the rotary embedding's keys is written.
 _TRANSFORMERS = "5.10.2"
 _INHERITED = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -50,19 +50,19 @@ def export_drafter(
 
     Args:
         source: canonical folder; quantised matrices are dequantised.
-        target: whose embedding and head are stored, where the drafter has none of its own.
-        target_folder: where it is.
+        target: the target, whose embedding and head are stored where the drafter has none.
+        target_folder: folder of the target.
         destination: folder to make; it appears whole or not at all.
-        dtype: of every tensor, one of DTYPES.
-        overwrite: replace a folder that is there.
-        progress: show a progress bar.
+        dtype: type of every tensor, one of DTYPES.
+        overwrite: whether to replace an existing folder.
+        progress: whether to show a progress bar.
 
     Returns:
         The canonical configuration that was read.
 
     Raises:
-        InputError: the folder is damaged, made for another target, or has a convention that this
-            packaging cannot express; nothing was written.
+        InputError: the folder is damaged, was made for another target, or has a convention that
+            this packaging cannot express; nothing was written.
     """
     if dtype not in DTYPES:
         raise InputError("dtype", repr(dtype), f"one of {', '.join(DTYPES)}")
@@ -93,7 +93,7 @@ def export_drafter(
 
 
 def _expressible(config: CanonicalConfig, where: Path) -> DSparkConfig:
-    """Refuse every convention that is not DeepSpec's for Qwen3 targets."""
+    """The same configuration, refused where a convention is not DeepSpec's for Qwen3 targets."""
     expected = "a drafter as DeepSpec's for Qwen3 targets"
     if not isinstance(config, DSparkConfig):
         raise InputError(where, f"method {config.METHOD!r}", expected)
@@ -164,7 +164,7 @@ def _config_json(
 def _makers(
     config: DSparkConfig, stored: DrafterTensors, target: Target, target_folder: Path
 ) -> dict[str, Callable[[], mx.array]]:
-    """Name of every tensor to what reads it, so that only one at a time is in memory."""
+    """A function for every tensor, by name, that reads it; memory then holds one at a time."""
     makers = stored.plain()
     if not config.owns_embedding:
         makers["embed_tokens.weight"] = lambda: target.embed(mx.arange(config.vocab_size))

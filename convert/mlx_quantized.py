@@ -1,7 +1,7 @@
-"""Matrices that mlx-lm's `nn.quantize` packed, in a drafter of any published packaging.
+"""Reads matrices that MLX's `nn.quantize` packed, in a drafter of any published packaging.
 
-Such a folder has `scales` (and for the affine mode `biases`) beside a packed `weight`, and an entry
-"quantization" in its config: group size, bits and mode, of all and of single modules.
+Such a folder has `scales` (and for the affine mode `biases`) beside a packed `weight`. The entry
+"quantization" of its config has group size, bits and mode, and exceptions for single modules.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _FLOATING = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 
 @dataclass(frozen=True)
 class MlxMatrix:
-    """A packed matrix.
+    """A matrix that MLX packed.
 
     Attributes:
-        parts: packed words uint32, scales, and for the affine mode biases.
-        columns: unpacked.
-        mode: of `mlx.core.quantize`.
-        stored_bits: bits a weight.
+        parts: packed words (uint32), scales, and for the affine mode biases.
+        columns: columns of the unpacked matrix.
+        mode: mode of `mlx.core.quantize`.
+        stored_bits: bits per weight.
         group_size: weights that share a scale.
     """
 
@@ -41,26 +41,26 @@ class MlxMatrix:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`[out, in]`, unpacked."""
+        """Shape of the unpacked matrix, `[out, in]`."""
         return (self.parts[0].shape[0], self.columns)
 
     @property
     def dtype(self) -> mx.Dtype:
-        """Of its values."""
+        """Type of the unpacked values."""
         return self.scale_type if self.bits else mx.bfloat16
 
     @property
     def scale_type(self) -> mx.Dtype:
-        """Of its scales."""
+        """Type of the scales."""
         return self.parts[1].dtype
 
     @property
     def bits(self) -> int:
-        """Bits a weight where it stays as it is, which the canonical folder can hold; else 0."""
+        """Bits per weight where the canonical folder can hold the matrix as it is; else 0."""
         return self.stored_bits if self.mode == "affine" else 0
 
     def values(self) -> mx.array:
-        """Its values, float32 of affine scales; of the other modes bfloat16, which is exact."""
+        """The unpacked values: float32 for the affine mode, else bfloat16, which is exact."""
         group_size, bits = self.group_size, self.stored_bits
         words, *rest = self.parts
         if self.mode == "affine":
@@ -72,22 +72,22 @@ class MlxMatrix:
         )
 
     def packed(self) -> tuple[mx.array, ...]:
-        """Its words, scales and biases as they are."""
+        """Packed words, scales and biases, as they are stored."""
         return self.parts
 
 
 def grouped(
     config: Mapping[str, Any], tensors: Mapping[str, mx.array], where: Path
 ) -> dict[str, mx.array | MlxMatrix]:
-    """The tensors of a folder, with each packed matrix as one.
+    """The tensors of a folder, with the parts of each packed matrix joined.
 
     Args:
-        config: config.json.
-        tensors: by name.
-        where: the folder.
+        config: content of config.json.
+        tensors: the stored tensors by name.
+        where: the folder, for errors.
 
     Raises:
-        InputError: packed tensors of which the config does not say how, or says it wrongly.
+        InputError: the config does not say how a matrix is packed, or its parts do not fit.
     """
     if config.get("format") == FORMAT:
         return dict(tensors)
@@ -133,7 +133,7 @@ def _settings(module: str, config: Mapping[str, Any], where: Path) -> tuple[str,
     whole = config.get("quantization") or config.get("quantization_config")
     own = whole.get(module, whole) if isinstance(whole, dict) else None
     if not isinstance(own, dict):
-        raise InputError(where, f"no quantization for {module}", "bits, group_size and mode of it")
+        raise InputError(where, f"no quantization for {module}", "its bits, group_size and mode")
     mode, bits, group_size = own.get("mode", "affine"), own.get("bits"), own.get("group_size")
     if mode == "affine":
         check_quantization(f"{where}: {module}", bits, group_size)

@@ -1,7 +1,7 @@
-"""A drafter checkpoint as it was published: its config and its tensors, of either kind of file.
+"""Reads a drafter checkpoint as it was published: its config and its tensors.
 
-A folder has config.json and safetensors. A GGUF file has its metadata for a config, and matrices
-that are read one at a time.
+A folder has config.json and safetensors. For a GGUF file, the metadata is the config, and matrices
+are read one at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .gguf.blocks import AFFINE_BITS, GROUP_SIZE, read_affine, read_values
 from .gguf.header import Judge, TensorInfo, read_header
 from .mlx_quantized import MlxMatrix, grouped
 
-# llama.cpp leaves this bias out where there is none.
+# llama.cpp leaves this bias out where it is zero.
 _BIAS, _BIASED = "conf_proj.bias", "conf_proj.weight"
 
 
@@ -29,7 +29,7 @@ class GgufMatrix:
 
     Attributes:
         path: the file.
-        row: of its tensor table.
+        row: the matrix's row in the file's tensor table.
     """
 
     path: Path
@@ -37,53 +37,53 @@ class GgufMatrix:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`[out, in]`, unpacked."""
+        """Shape of the unpacked matrix, `[out, in]`."""
         return self.row.shape
 
     @property
     def dtype(self) -> mx.Dtype:
-        """Of its values."""
+        """Type of the unpacked values."""
         plain = {"F16": mx.float16, "BF16": mx.bfloat16, "I32": mx.int32, "I64": mx.int64}
         return plain.get(self.row.type, mx.float32)
 
     @property
     def bits(self) -> int:
-        """Bits a weight where MLX's affine quantisation holds it as it is; else 0."""
+        """Bits per weight where MLX's affine mode can hold the matrix as it is; else 0."""
         return AFFINE_BITS.get(self.row.type, 0)
 
     @property
     def scale_type(self) -> mx.Dtype:
-        """Of its scales there."""
+        """Type of the scales in MLX's affine mode."""
         return mx.float16
 
     @property
     def group_size(self) -> int:
-        """Weights that share a scale there."""
+        """Weights that share a scale in MLX's affine mode."""
         return GROUP_SIZE
 
     def values(self) -> mx.array:
-        """Its values, see `read_values`."""
+        """The unpacked values, see `read_values`."""
         return read_values(self.path, self.row)
 
     def packed(self) -> tuple[mx.array, mx.array, mx.array]:
-        """Its words, scales and biases as they are, see `read_affine`."""
+        """Packed words, scales and biases, see `read_affine`."""
         return read_affine(self.path, self.row)
 
 
 StoredMatrix: TypeAlias = GgufMatrix | MlxMatrix
 Tensor: TypeAlias = mx.array | StoredMatrix
-"""What has a shape and a type before it is read."""
+"""A tensor of a published checkpoint; a matrix may not be read yet."""
 
 
 def read_published(source: Path, judge: Judge) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a checkpoint; large ones are not read yet.
+    """The config and the tensors of a checkpoint; matrices are not read yet.
 
     Args:
         source: a folder, or a .gguf file.
         judge: called with a GGUF file's metadata and shapes before its types are looked at.
 
     Raises:
-        InputError: it is missing or damaged, or refused by `judge`.
+        InputError: the checkpoint is missing or damaged, or `judge` refuses it.
     """
     if source.is_dir():
         config = read_json(source / "config.json")

@@ -1,4 +1,4 @@
-"""Writing a checkpoint's tensors as they come, so that memory holds a shard and not the whole."""
+"""Writes a checkpoint's tensors one by one, so that memory holds a shard and not the whole."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ..checkpoint.tensor_writer import write_tensors
 from ..system.files import write_json
 
 SHARD_BYTES = 512 << 20
-"""A shard is written once it holds this much; the last tensor may take it past."""
+"""Bytes after which a shard is written; its last tensor may exceed this."""
 
 
 class ShardWriter:
     """Writes `model.safetensors`, or numbered shards and their index where there are several.
 
     Args:
-        folder: to write into.
-        limit: bytes a shard holds.
+        folder: folder to write into.
+        limit: bytes after which a shard is written.
     """
 
     def __init__(self, folder: Path, limit: int = SHARD_BYTES) -> None:
@@ -29,16 +29,16 @@ class ShardWriter:
         self._total = 0
 
     def add(self, name: str, tensor: mx.array) -> None:
-        """Take one tensor; it is computed here and freed with its shard."""
+        """Add a tensor, which is computed here and freed when its shard is written."""
         mx.eval(tensor)
-        mx.clear_cache()  # what it was computed from
+        mx.clear_cache()  # frees the arrays that it was computed from
         self._held[name] = tensor
         self._total += tensor.nbytes
         if sum(held.nbytes for held in self._held.values()) >= self._limit:
             self._flush()
 
     def close(self) -> None:
-        """Write what is held and give the shards their names."""
+        """Write the last shard, and give all shards their final names."""
         if self._held or not self._shards:
             self._flush()
         count = len(self._shards)

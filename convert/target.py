@@ -1,6 +1,6 @@
-"""Convert a target model to an MLX folder: a Hugging Face checkpoint, or a GGUF file.
+"""Converts a target model, a Hugging Face checkpoint or a GGUF file, to an MLX folder.
 
-The folder holds config.json, model*.safetensors and the tokenizer's files, as mlx-lm reads them.
+The folder has config.json, model*.safetensors and the tokenizer's files, as mlx-lm reads them.
 Tensors are written as they are read: memory holds a shard of 512 MB and the largest tensor.
 """
 
@@ -37,24 +37,24 @@ def convert_target(
         source: a Hugging Face folder, a Hub id (owner/name), a .gguf file, or a folder with exactly
             one .gguf file and no config.json.
         destination: the folder to write.
-        quantize: quantise the linear layers and the embedding. A GGUF file is dequantised first;
-            without this it keeps its quantised tensors bit for bit.
-        q_bits: bits a weight, with `quantize`.
+        quantize: whether to quantise the linear layers and the embedding. A GGUF file is
+            dequantised first; without `quantize` its Q4_0, Q4_1 and Q8_0 tensors stay bit for bit.
+        q_bits: bits per weight, with `quantize`.
         q_group_size: weights that share a scale, with `quantize`.
-        dtype: "float16", "bfloat16" or "float32" for what is not packed, scales included. None
-            keeps what the checkpoint has (as in mlx-lm, the config's torch_dtype counts). A
+        dtype: type of all tensors that are not packed, scales included: "float16", "bfloat16" or
+            "float32". None keeps the checkpoint's type (its config's torch_dtype, as in mlx-lm). A
             GGUF file stores its norms in float32, which makes MLX compute in float32: "float16" is
-            faster on a GPU. With `quantize` they follow its matrices.
-        overwrite: replace an existing `destination`.
-        finish: called with the whole folder before it takes its place; what it raises leaves
-            nothing behind.
+            faster on a GPU. With `quantize`, None gives a GGUF file's norms its matrices' type.
+        overwrite: whether to replace an existing `destination`.
+        finish: called with the complete folder before it gets its name; if it raises an exception,
+            nothing is left behind.
 
     Returns:
         `destination`.
 
     Raises:
-        InputError: the source is missing, damaged, of a kind that cannot be converted, or needs
-            code of its own; the settings are impossible; or the destination cannot be written.
+        InputError: the source is missing, is damaged, cannot be converted or needs code of its own;
+            a setting is impossible; or the destination cannot be written.
     """
     if dtype not in (None, *MODEL_CONVERSION_DTYPES):
         raise InputError("dtype", repr(dtype), f"one of {', '.join(MODEL_CONVERSION_DTYPES)}")

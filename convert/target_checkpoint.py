@@ -1,7 +1,7 @@
-"""A target's Hugging Face checkpoint to an MLX folder, tensor by tensor.
+"""Converts a target's Hugging Face checkpoint to an MLX folder, tensor by tensor.
 
-mlx-lm builds the model, lazily, and quantises it; each tensor is computed when it is written, and
-freed with its shard. No code of a checkpoint is ever run.
+mlx-lm builds the model lazily and quantises it. Each tensor is computed when it is written, and
+freed with its shard. A checkpoint's code is never run.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def write_checkpoint(
 
     Args:
         source: the checkpoint's folder.
-        staged: an existing folder.
+        staged: an existing folder to write into.
         quantization: `group_size` and `bits`; None quantises nothing.
         dtype: see `convert_target`.
 
     Raises:
-        InputError: the checkpoint is damaged, needs code of its own, or mlx-lm cannot load it.
+        InputError: the checkpoint is damaged or needs code of its own, or mlx-lm cannot load it.
     """
     config = _check_config(source)
     if quantization and "quantization" in config:
@@ -59,7 +59,7 @@ def write_checkpoint(
 
 
 def _check_config(folder: Path) -> dict[str, Any]:
-    """The checkpoint's config, refused when its model would need code from the checkpoint."""
+    """The checkpoint's config, refused where mlx-lm lacks the model or it needs code of its own."""
     config = read_json(folder / "config.json")
     kind = str(config.get("model_type"))
     module = MODEL_REMAPPING.get(kind, kind)
@@ -86,14 +86,14 @@ def _write(
 ) -> None:
     model, config = open_network(source)
     tokenizer = Tokenizer.load(source)
-    # As `mlx_lm.convert` chooses where nothing is asked for.
+    # `mlx_lm.convert` chooses the type in the same way where the user asks for none.
     stated = config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     kind = str(dtype or stated)
     if kind in MODEL_CONVERSION_DTYPES:
         _cast(model, getattr(mx, kind))
     if quantization:
         model, config = _quantized(model, config, source, **quantization)
-    # Models with a vision tower need vision_config to load it again.
+    # A model with a vision tower needs vision_config to be loaded again.
     tower = "vision_tower" in getattr(model, "model", {})
     weights = dict(tree_flatten(model.parameters()))
     del model
@@ -110,7 +110,7 @@ def _write(
 def _quantized(
     model: nn.Module, config: dict[str, Any], source: Path, *, group_size: int, bits: int
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """As mlx-lm quantises, but for rows that its one group size does not divide."""
+    """The model quantised as mlx-lm does it, with smaller groups where rows need them."""
     may = getattr(model, "quant_predicate", lambda path, module: True)
     layers = {
         path: module
@@ -120,7 +120,7 @@ def _quantized(
     rows = {path: int(module.weight.shape[-1]) for path, module in layers.items()}
     groups = group_sizes(source, rows, group_size)
     say_plain(source, rows, groups)
-    # What it does not divide, mlx-lm leaves plain itself.
+    # mlx-lm leaves a matrix plain where its group size does not divide the rows.
     if set(groups.values()) == {group_size}:
         return quantize_model(model, config, group_size, bits)
 
@@ -134,15 +134,15 @@ def _quantized(
 
 
 def say_plain(source: Path, rows: Mapping[str, int], groups: Mapping[str, int]) -> None:
-    """Name on standard error what no group size divides."""
+    """Print on standard error the matrices that stay plain because no group size divides them."""
     plain = [f"{name} (rows of {length})" for name, length in rows.items() if name not in groups]
     if plain:
-        said = f"{source}: {len(plain)} of {len(rows)} matrices stay plain, as no group divides"
-        tqdm.write(one_line(f"{said}: {', '.join(plain)}"), file=sys.stderr)
+        what = f"{source}: {len(plain)} of {len(rows)} matrices stay plain, as no group divides"
+        tqdm.write(one_line(f"{what}: {', '.join(plain)}"), file=sys.stderr)
 
 
 def _cast(model: nn.Module, kind: mx.Dtype) -> None:
-    """Cast the floating parameters, but for those that the model keeps as they are."""
+    """Cast the floating parameters, except those that the model's `cast_predicate` keeps."""
     may_cast = getattr(model, "cast_predicate", lambda _: True)
 
     def cast(path: str, array: mx.array) -> mx.array:

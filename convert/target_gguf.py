@@ -1,4 +1,4 @@
-"""A target's GGUF file to an MLX folder, tensor by tensor."""
+"""Converts a target's GGUF file to an MLX folder, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def write_gguf(
     """Write config.json, the weights and the tokenizer's files into `staged`.
 
     Args:
-        source: the file.
-        staged: an existing folder.
-        quantization: `group_size` and `bits` to quantise anew with; None keeps what is stored.
+        source: the GGUF file.
+        staged: an existing folder to write into.
+        quantization: `group_size` and `bits` to quantise with; None keeps the stored quantisation.
         dtype: see `convert_target`.
 
     Raises:
-        InputError: see `open_gguf` and `write_tokenizer`; or a value that `dtype` cannot hold.
+        InputError: `dtype` cannot hold a value; or see `open_gguf` and `write_tokenizer`.
     """
     target = open_gguf(source)
     metadata, size = target.header.metadata, target.config["vocab_size"]
@@ -49,10 +49,10 @@ def write_gguf(
         for name, array in weights:
             if kind and mx.issubdtype(array.dtype, mx.floating):
                 array = array.astype(kind)
-            if kind or quantization:  # a smaller range may not hold every value
+            if kind or quantization:  # a type of smaller range may not hold every value
                 check_finite(source, name, array)
             writer.add(name, array)
-            # Scales and biases are parts of a tensor.
+            # The bar counts tensors; scales and biases are parts of one.
             bar.update(name.endswith((".weight", ".bias")))
     writer.close()
     save_config(config, staged / "config.json")
@@ -61,7 +61,7 @@ def write_gguf(
 def _requantized(
     target: GgufTarget, groups: Mapping[str, int], bits: int, kind: mx.Dtype
 ) -> Iterator[tuple[str, mx.array]]:
-    """The matrices of `groups` quantised in float32 arithmetic."""
+    """The weights with the matrices of `groups` quantised, in float32 arithmetic."""
     for name, array in target.weights(dequantize=True):
         stem = name.removesuffix("weight")
         group_size = groups.get(stem.removesuffix("."))

@@ -1,1 +1,1 @@
-"""GGUF files: header, blocks, tokenizer, model families."""
+"""Reads GGUF files: header, blocks, tokenizer, model families."""

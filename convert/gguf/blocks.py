@@ -1,8 +1,8 @@
-"""The data of one GGUF tensor: its values, or the parts of MLX's affine quantisation.
+"""Reads the data of one GGUF tensor, as values or as the parts of MLX's affine quantisation.
 
-Q4_0, Q4_1 and Q8_0 are affine in groups of 32, so MLX holds them bit for bit: a level is moved to
-another place in its word, and nothing is rounded. The k-quants are not, and become values.
-Formats: ggml's block layouts (ggml/src/ggml-common.h).
+Q4_0, Q4_1 and Q8_0 are affine in groups of 32, so MLX can hold them bit for bit: levels are only
+reordered within their words. The k-quants are not affine in this way and become plain values.
+Source: ggml's block layouts (ggml/src/ggml-common.h).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from numpy.typing import NDArray
 from .header import TENSOR_TYPES, TensorInfo
 
 AFFINE_BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
-"""Bits a weight of the types that MLX's affine quantisation holds."""
+"""Bits per weight of the types that MLX's affine quantisation can hold."""
 GROUP_SIZE = 32
-"""Weights that share a scale in them."""
+"""Weights that share a scale in the types of AFFINE_BITS."""
 
 _Array: TypeAlias = NDArray[Any]
 _PLAIN = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "I64": "<i8"}
-# Damaged scales give NaN and infinity, which whoever reads them refuses.
+# Damaged scales give NaN or infinity without a warning here; callers refuse these values.
 _quiet = np.errstate(over="ignore", invalid="ignore")
 _BLOCK_BYTES = {name: size for name, _, size in TENSOR_TYPES.values()}
 
 
 @_quiet
 def read_values(path: Path, row: TensorInfo) -> mx.array:
-    """A tensor's values: plain types as stored, quantised ones as float32.
+    """The values of a tensor: plain types as stored, quantised ones as float32.
 
-    A product of a float16 scale and a level is exact in float32; what is added to it rounds once.
+    The product of a float16 scale and a level is exact in float32; adding the bias rounds once.
     """
     raw = _raw(path, row)
     if row.type in _PLAIN:
@@ -48,11 +48,11 @@ def read_values(path: Path, row: TensorInfo) -> mx.array:
 
 @_quiet
 def read_affine(path: Path, row: TensorInfo) -> tuple[mx.array, mx.array, mx.array]:
-    """Packed words, scales and biases of a tensor of one of `AFFINE_BITS`.
+    """Packed words, scales and biases of a tensor whose type is in `AFFINE_BITS`.
 
     Returns:
-        uint32 `[rows, columns * bits / 32]`, and two float16 `[rows, columns / 32]`. A scale too
-        large for its bias to be a float16 gives an infinite bias.
+        Words, uint32 `[rows, columns * bits / 32]`; scales and biases, float16
+        `[rows, columns / 32]`. A bias is infinite where float16 cannot hold it.
     """
     blocks = _raw(path, row).reshape(-1, _BLOCK_BYTES[row.type])
     levels, scales, biases = _affine(row.type, blocks)
@@ -69,10 +69,10 @@ def _raw(path: Path, row: TensorInfo) -> _Array:
 
 
 def _affine(kind: str, blocks: _Array) -> tuple[_Array, _Array, _Array]:
-    """Levels, uint8 `[blocks, 32]`, and float32 scales and biases, `[blocks, 1]`."""
+    """Levels, uint8 `[blocks, 32]`; scales and biases, float32 `[blocks, 1]`."""
     scales = _halves(blocks, 0)
     if kind == "Q8_0":
-        # Signed levels, moved to start at 0.
+        # Signed levels are shifted to start at 0.
         return blocks[:, 2:] ^ 0x80, scales, -128 * scales
     codes = blocks[:, -16:]
     levels = np.concatenate([codes & 15, codes >> 4], axis=1)
@@ -85,9 +85,9 @@ def _halves(blocks: _Array, at: int) -> _Array:
 
 
 def _q2_k(blocks: _Array) -> _Array:
-    """16 groups of 16: a 4-bit scale and a 4-bit minimum each, 2-bit levels."""
+    """Values of Q2_K: 16 groups of 16, each with a 4-bit scale and minimum, and 2-bit levels."""
     groups, codes = blocks[:, :16], blocks[:, 16:80].reshape(-1, 2, 1, 32)
-    # A byte holds a level of four rows of 32.
+    # A byte holds one level of each of four rows of 32 weights.
     levels = codes >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
     scales = _halves(blocks, 80) * (groups & 15)
     minima = _halves(blocks, 82) * (groups >> 4)
@@ -95,9 +95,10 @@ def _q2_k(blocks: _Array) -> _Array:
 
 
 def _q4_k(blocks: _Array) -> _Array:
-    """8 groups of 32: a 6-bit scale and a 6-bit minimum each, 4-bit levels."""
+    """Values of Q4_K: 8 groups of 32, each with a 6-bit scale and minimum, and 4-bit levels."""
     first, second, third = (blocks[:, at : at + 4] for at in (4, 8, 12))
-    # The last four groups' low bits lie in the third word, their high ones above the first four's.
+    # The low bits of the last four groups are in `third`, their high bits in the top bits of
+    # `first` and `second`.
     scales = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)
     minima = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1)
     codes = blocks[:, 16:].reshape(-1, 4, 1, 32)
@@ -107,7 +108,7 @@ def _q4_k(blocks: _Array) -> _Array:
 
 
 def _q6_k(blocks: _Array) -> _Array:
-    """16 groups of 16: a signed 8-bit scale each, 6-bit levels around 32."""
+    """Values of Q6_K: 16 groups of 16, each with a signed 8-bit scale, and 6-bit levels less 32."""
     low, high = blocks[:, :128].reshape(-1, 2, 1, 64), blocks[:, 128:192].reshape(-1, 2, 1, 32)
     fours = (low >> np.array([0, 4], np.uint8)[:, None] & 15).reshape(-1, 2, 4, 32)
     twos = high >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3

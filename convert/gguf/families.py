@@ -1,6 +1,6 @@
-"""The families of targets that GGUF files are read of: their mlx-lm config and their tensors.
+"""The families of targets that can be read from GGUF files: their mlx-lm config and their tensors.
 
-A family is what its metadata is named after ("llama.block_count") and what mlx-lm calls the model.
+A family's name is the prefix of its metadata ("llama.block_count") and mlx-lm's name of the model.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _FACTOR = (2.0**-20, 2.0**20)
 
 @dataclass(frozen=True)
 class Family:
-    """How the files of a family differ.
+    """The conventions of a family's files.
 
     Attributes:
         architecture: the class name in a Hugging Face config.
         permuted: whether the rows of q and k are ordered for rotary pairs of neighbours.
-        head_norms: whether queries and keys are normed by head.
+        head_norms: whether the queries and keys of each head are normed.
     """
 
     architecture: str
@@ -41,9 +41,9 @@ FAMILIES = {
 }
 
 ROPE_DIVISORS = "rope_freqs.weight"
-"""A tensor of some llama files: what rope scaling divides each frequency by."""
+"""Name of a tensor in some llama files: the divisors of the rotary frequencies."""
 
-# The settings read below; any other setting of the family is refused, not dropped.
+# The settings that are read below. A file with another setting of its family is refused.
 _KNOWN = re.compile(
     r"vocab_size|context_length|embedding_length|block_count|feed_forward_length"
     r"|attention\.(head_count|head_count_kv|key_length|value_length|layer_norm_rms_epsilon)"
@@ -54,7 +54,7 @@ _KNOWN = re.compile(
 
 @dataclass(frozen=True)
 class _Settings:
-    """A family's own metadata, by keys without its prefix."""
+    """Reads the metadata of a file's family, by keys without the family's prefix."""
 
     header: Header
     family: str
@@ -77,10 +77,10 @@ class _Settings:
 
 
 def family_of(metadata: dict[str, Any], where: Path) -> Family:
-    """The family of a file.
+    """The family of a file with this metadata.
 
     Raises:
-        InputError: none that is read here.
+        InputError: the file's architecture is not in FAMILIES.
     """
     name = metadata.get("general.architecture")
     if name not in FAMILIES:
@@ -93,8 +93,8 @@ def target_config(header: Header) -> dict[str, Any]:
     """The `config.json` of mlx-lm's model for this file, without quantization and token ids.
 
     Raises:
-        InputError: another architecture, a missing or impossible value, or a setting that
-            mlx-lm's model cannot express (experts, partial rotary, unknown rope scaling).
+        InputError: the architecture is unknown, a value is missing or impossible, or mlx-lm's model
+            cannot express a setting (experts, partial rotary, unknown rope scaling).
     """
     where, meta = header.path, header.metadata
     family = family_of(meta, where)
@@ -167,7 +167,7 @@ def _rope_scaling(settings: _Settings, config: dict[str, Any]) -> dict[str, Any]
 
 
 def _llama3_scaling(header: Header, config: dict[str, Any]) -> dict[str, Any]:
-    """The llama3 rope parameters that give the divisors stored in rope_freqs.weight."""
+    """The rope parameters of Llama 3 that give the divisors stored in rope_freqs.weight."""
     half = config["head_dim"] // 2
     row = header.tensors[ROPE_DIVISORS]
     if row.shape != (half,) or row.type != "F32":
@@ -175,7 +175,7 @@ def _llama3_scaling(header: Header, config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(header.path, found, f"F32 ({half},)")
     stored = np.fromfile(header.path, "<f4", half, offset=row.start).astype(np.float64)
     wavelength = 2 * math.pi * config["rope_theta"] ** (np.arange(half) / half)
-    # The file keeps the result only. These are the values of every published Llama 3 model.
+    # The file has only the divisors. The parameters are those of every published Llama 3 model.
     low, high, original, factor = 1.0, 4.0, 8192, float(stored.max())
     smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     if not np.allclose(stored, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
@@ -188,7 +188,13 @@ def _llama3_scaling(header: Header, config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Expected:
-    """Where one GGUF tensor goes: its mlx-lm path, shape, and heads when its rows are permuted."""
+    """One tensor that a GGUF file must have.
+
+    Attributes:
+        path: path of its module in mlx-lm's model.
+        shape: its shape, outermost dimension first.
+        heads: number of heads whose rows are permuted; 0 where none are.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -196,7 +202,7 @@ class Expected:
 
 
 def expected_tensors(config: dict[str, Any]) -> dict[str, Expected]:
-    """By GGUF name, every tensor that a file of this config has."""
+    """Every tensor that a file with this config must have, by its name in the file."""
     family = FAMILIES[config["model_type"]]
     hidden, ffn, width = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]

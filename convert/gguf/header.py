@@ -1,7 +1,7 @@
-"""The header of a GGUF file, read with every length checked: metadata and tensor table.
+"""Reads the header of a GGUF file, its metadata and tensor table, and checks every length.
 
-It reads no tensor data and knows no architecture; `gguf_blocks` reads tensors, one at a time.
-Formats: the GGUF specification (ggml/docs/gguf.md), versions 2 and 3, little-endian.
+It reads no tensor data and knows no architecture; `blocks` reads tensors, one at a time.
+Source: the GGUF specification (ggml/docs/gguf.md), versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from ...errors import InputError
 
-# ggml type number -> (name, weights a block, bytes a block): the types that are read here.
+# The types that can be read: ggml's number -> (name, weights per block, bytes per block).
 TENSOR_TYPES = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -37,7 +37,7 @@ TENSOR_TYPES = {
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _SPLIT_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
-_LONGEST_ARRAY = 1 << 24  # values; vocabularies have a quarter of a million
+_LONGEST_ARRAY = 1 << 24  # values; large vocabularies have a quarter of a million
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TensorInfo:
     """One row of a GGUF file's tensor table."""
 
     name: str  # as "blk.0.attn_q.weight"
-    shape: tuple[int, ...]  # outermost dimension first, as in MLX; the file has it the other way
+    shape: tuple[int, ...]  # outermost dimension first, as in MLX; the file has the reverse order
     type: str  # the ggml type's name
     start: int  # first byte of the data, from the start of the file
     size: int  # bytes of the data
@@ -53,7 +53,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """A GGUF file's metadata (numbers, strings, lists) and its tensor table, by name."""
+    """A GGUF file's metadata (numbers, strings, lists) and its tensor table, both by name."""
 
     path: Path
     metadata: dict[str, Any]
@@ -61,7 +61,8 @@ class Header:
 
 
 Judge: TypeAlias = Callable[[dict[str, Any], dict[str, tuple[int, ...]]], None]
-"""Refuses a file by its metadata and the shapes of its tensors, with an InputError."""
+"""A function of a file's metadata and of its tensors' shapes; it raises an InputError to refuse
+the file."""
 
 
 class _Reader:
@@ -116,13 +117,13 @@ def read_header(path: Path, judge: Judge | None = None) -> Header:
     """Read and check the metadata and the tensor table of a GGUF file.
 
     Args:
-        path: of the file.
-        judge: called before types are looked at, so that a file which is not wanted at all is
-            refused for what it is, and not for a type that happens to be in it.
+        path: the file.
+        judge: called before the tensors' types are checked, so that a file of a wrong architecture
+            is refused for that, and not for a type in it.
 
     Raises:
-        InputError: not a whole GGUF file of version 2 or 3, one part of a split file, a tensor
-            whose data lies outside the file, or a type of tensor that is not read here.
+        InputError: the file is not a whole GGUF file of version 2 or 3, is one part of a split
+            file, or has a tensor with data outside the file or of a type that cannot be read.
     """
     part = _SPLIT_NAME.search(path.name)
     if part and int(part[2]) > 1:
@@ -149,7 +150,7 @@ def _parse(reader: _Reader, judge: Judge | None) -> Header:
     for _ in range(reader.scalar("Q", "the header")):
         key = reader.string("a metadata key")
         if key in metadata:
-            raise InputError(path, f"two metadata entries {key}", "one")
+            raise InputError(path, f"two metadata entries {key}", "one entry")
         metadata[key] = reader.value(reader.scalar("I", key), key)
     rows = [_table_row(reader) for _ in range(tensor_count)]
     if judge is not None:
@@ -163,12 +164,13 @@ def _parse(reader: _Reader, judge: Judge | None) -> Header:
         type_name, size = _stored_as(path, name, shape, kind)
         reader.need(base + offset + size, name)
         if name in tensors:
-            raise InputError(path, f"two tensors named {name}", "one")
+            raise InputError(path, f"two tensors named {name}", "one tensor")
         tensors[name] = TensorInfo(name, shape, type_name, base + offset, size)
     in_order = sorted(tensors.values(), key=lambda row: row.start)
     for one, after in itertools.pairwise(in_order):
         if one.start + one.size > after.start:
-            raise InputError(path, f"{one.name} and {after.name} in one place", "each in its own")
+            found = f"the data of {one.name} overlapping that of {after.name}"
+            raise InputError(path, found, "tensors that do not overlap")
     return Header(path, metadata, tensors)
 
 
@@ -181,7 +183,7 @@ def _table_row(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def _stored_as(path: Path, name: str, shape: tuple[int, ...], kind: int) -> tuple[str, int]:
-    """The name of a tensor's type, and the bytes that it takes."""
+    """The name of a tensor's type, and the number of bytes of its data."""
     if kind not in TENSOR_TYPES:
         known = ", ".join(name for name, _, _ in TENSOR_TYPES.values())
         raise InputError(path, f"ggml type {kind} for {name}", f"one of {known}")
@@ -193,5 +195,5 @@ def _stored_as(path: Path, name: str, shape: tuple[int, ...], kind: int) -> tupl
 
 
 def shortest(value: float) -> float:
-    """A float32 of the file as people write it: 1e-05, not 9.999999747e-06."""
+    """A float32 as the shortest decimal that gives it: 1e-05, not 9.999999747e-06."""
     return float(str(np.float32(value)))

@@ -1,4 +1,4 @@
-"""Read a target's GGUF file into an mlx-lm config and mlx-lm weights, one tensor at a time."""
+"""Reads a target's GGUF file into an mlx-lm config and mlx-lm weights, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .header import Header, read_header
 
 @dataclass(frozen=True)
 class GgufTarget:
-    """A checked file of a family that is read here; no tensor is read yet.
+    """A checked GGUF file of a known family; no tensor is read yet.
 
     Attributes:
-        header: of the file.
-        config: mlx-lm's, with "quantization" where a tensor is quantised.
+        header: header of the file.
+        config: mlx-lm's config, with "quantization" where a tensor is quantised.
     """
 
     header: Header
@@ -39,16 +39,16 @@ class GgufTarget:
         return len(expected_tensors(self.config))
 
     def weights(self, *, dequantize: bool = False) -> Iterator[tuple[str, mx.array]]:
-        """Names as mlx-lm has them, and arrays; a quantised tensor gives three.
+        """The name in mlx-lm and the array of every tensor; a quantised tensor has three arrays.
 
-        Q4_0, Q4_1 and Q8_0 stay as stored, in MLX's affine layout (groups of 32); F32, F16 and
+        Q4_0, Q4_1 and Q8_0 keep their values, in MLX's affine layout (groups of 32); F32, F16 and
         BF16 stay plain; Q2_K, Q4_K and Q6_K become float16.
 
         Args:
-            dequantise: give what is quantised in any way as float32 instead.
+            dequantize: give all quantised tensors as float32 instead.
 
         Raises:
-            InputError: NaN or infinity.
+            InputError: a tensor holds NaN or infinity.
         """
         for name, goal in expected_tensors(self.config).items():
             row = self.header.tensors[name]
@@ -67,33 +67,33 @@ class GgufTarget:
 
     @property
     def rows(self) -> dict[str, int]:
-        """Length of the rows of every matrix, by path."""
+        """Length of the rows of every matrix, by its path in mlx-lm's model."""
         goals = expected_tensors(self.config).values()
         return {goal.path: goal.shape[1] for goal in goals if len(goal.shape) == 2}
 
     @property
     def matrix_type(self) -> mx.Dtype:
-        """Of the first matrix: of its scales where it is quantised."""
+        """Type of the embedding, or of its scales where it is quantised."""
         kind = self.header.tensors["token_embd.weight"].type
         return {"F32": mx.float32, "BF16": mx.bfloat16}.get(kind, mx.float16)
 
 
 def check_finite(where: Path, name: str, array: mx.array) -> None:
-    """Refuse a tensor that is not made of numbers.
+    """Refuse a tensor that holds NaN or infinity.
 
     Raises:
-        InputError: NaN or infinity.
+        InputError: it does; the message has its name.
     """
     if not all_finite(array):
         raise InputError(where, f"NaN or infinity in {name}", "finite numbers")
 
 
 def open_gguf(path: Path) -> GgufTarget:
-    """Read and check the header of a target's GGUF file.
+    """The target in a GGUF file, after its header is checked.
 
     Raises:
-        InputError: the file is damaged, of another architecture or another shape, or holds a
-            tensor that is missing or unknown.
+        InputError: the file is damaged, its architecture is unknown, or a tensor is missing,
+            unknown or of another shape.
     """
     header = read_header(path, lambda metadata, shapes: _judge(metadata, path))
     config = target_config(header)
@@ -108,14 +108,14 @@ def open_gguf(path: Path) -> GgufTarget:
 
 
 def unpermute(rows: mx.array, heads: int) -> mx.array:
-    """Undo the row order that GGUF gives a llama's attn_q and attn_k.
+    """The rows of a llama's attn_q or attn_k in the order of mlx-lm.
 
-    The file orders each head's rows for rotary pairs (0, 1), (2, 3), ...; mlx-lm's llama rotates
+    A GGUF file orders each head's rows for rotary pairs (0, 1), (2, 3), ...; mlx-lm's llama rotates
     pairs (i, i + head_dim / 2). Source: `LlamaModel.permute` in llama.cpp's convert_hf_to_gguf.py.
 
     Args:
-        rows: (heads * head_dim, ...): a weight, its scales or its biases, or a bias.
-        heads: the heads in `rows`.
+        rows: a weight, its scales or biases, or a bias, `[heads * head_dim, ...]`.
+        heads: number of heads in `rows`.
     """
     half = rows.shape[0] // heads // 2
     return rows.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(rows.shape)
@@ -142,10 +142,10 @@ def _check_table(header: Header, expected: dict[str, Expected]) -> None:
 
 
 def quantization_entry(chosen: dict[str, tuple[int, int]]) -> dict[str, Any]:
-    """The "quantization" of a config by path: what most tensors have, then each that differs.
+    """The entry "quantization" of a config: the settings of most tensors, and each that differs.
 
     Args:
-        chosen: bits and group size of each quantised tensor.
+        chosen: bits and group size of each quantised tensor, by its path in mlx-lm's model.
     """
     if not chosen:
         return {}

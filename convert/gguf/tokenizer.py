@@ -1,6 +1,6 @@
-"""Rebuild a Hugging Face tokenizer folder from the metadata of a GGUF file.
+"""Rebuilds the files of a Hugging Face tokenizer from the metadata of a GGUF file.
 
-Byte-level BPE ("gpt2" in the file) with the pre-tokenizers listed in `PRE_TOKENIZERS`, and
+It knows byte-level BPE ("gpt2" in the file) with the pre-tokenizers in `PRE_TOKENIZERS`, and
 SentencePiece BPE ("llama"). Everything comes from the file; nothing is downloaded.
 """
 
@@ -20,7 +20,7 @@ from ...system.files import write_json
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type
 _SPACE = "▁"  # how SentencePiece writes a space
-# As in the tokenizer.json of Llama 3 and of Qwen 2, which differ in how they cut numbers.
+# The patterns in the tokenizer.json of Llama 3 and of Qwen 2; they differ in how they cut numbers.
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,7 +44,7 @@ def _by_pattern(pattern: str) -> Callable[[], PreTokenizer]:
     return build
 
 
-# tokenizer.ggml.pre -> the steps before BPE.
+# Value of tokenizer.ggml.pre -> function that builds the pre-tokenizer.
 PRE_TOKENIZERS: dict[str, Callable[[], PreTokenizer]] = {
     "default": _gpt2,
     "gpt-2": _gpt2,
@@ -58,14 +58,14 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path, where: Path, vocab_s
     """Write tokenizer.json, tokenizer_config.json and the chat template into `folder`.
 
     Args:
-        metadata: the GGUF file's metadata, as `gguf_header.read_header` gives it.
-        folder: an existing folder.
+        metadata: the GGUF file's metadata, see `header.read_header`.
+        folder: an existing folder to write into.
         where: the GGUF file, for error messages.
         vocab_size: rows of the model's embedding.
 
     Raises:
-        InputError: a kind of tokenizer or a pre-tokenizer that is not known here, or a vocabulary
-            that contradicts itself.
+        InputError: the kind of tokenizer or the pre-tokenizer is unknown, or the vocabulary
+            contradicts itself.
     """
     tokens = _listed(metadata, "tokens", str, where)
     types = _listed(metadata, "token_type", int, where) or [_NORMAL] * len(tokens)
@@ -107,11 +107,11 @@ _NAMED = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}
 def token_ids(metadata: dict[str, Any], where: Path, vocab_size: int) -> dict[str, Any]:
     """The `bos_token_id`, `eos_token_id` and `pad_token_id` entries of a config.
 
-    A chat model may end its turn with another token than a text ("eot", "eom"): then
-    `eos_token_id` lists all of them, and generation stops at each.
+    A chat model may end its turn with other tokens than a text ("eot", "eom"). Then `eos_token_id`
+    lists all of them, and generation stops at each.
 
     Raises:
-        InputError: an id outside the vocabulary.
+        InputError: an id is outside the vocabulary.
     """
     names = ("bos", "padding", "eos", "eot", "eom")
     ids = {name: _token_id(metadata, name, where, vocab_size) for name in names}
@@ -124,7 +124,7 @@ def token_ids(metadata: dict[str, Any], where: Path, vocab_size: int) -> dict[st
     return config
 
 
-_NO_ID = (-1, 2**32 - 1)  # as llama.cpp writes that there is none, signed or not
+_NO_ID = (-1, 2**32 - 1)  # llama.cpp's value for "no token", signed or unsigned
 
 
 def _token_id(metadata: dict[str, Any], name: str, where: Path, size: int) -> int | None:
@@ -146,11 +146,11 @@ def _listed(metadata: dict[str, Any], name: str, kind: type, where: Path) -> lis
 
 
 def _byte_level_bpe(metadata: dict[str, Any], tokens: list[str], where: Path) -> Tokenizer:
-    # Files from before the key was introduced: llama.cpp reads them so, and warns as well.
+    # Older files lack the key: llama.cpp also reads them as "default", with a warning.
     name = metadata.get("tokenizer.ggml.pre", "default")
     if "tokenizer.ggml.pre" not in metadata:
-        said = f"{where}: no tokenizer.ggml.pre; words are cut as by 'default', GPT-2's way"
-        tqdm.write(said, file=sys.stderr)
+        warning = f"{where}: no tokenizer.ggml.pre; words are cut as by 'default', GPT-2's way"
+        tqdm.write(warning, file=sys.stderr)
     if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
         raise InputError(
@@ -165,7 +165,7 @@ def _byte_level_bpe(metadata: dict[str, Any], tokens: list[str], where: Path) ->
         merges.append((left, right))
     if not merges:
         raise InputError(where, "no tokenizer.ggml.merges", "the merges of a BPE")
-    # Llama 3 takes a word that is a token whole, before any merge.
+    # Llama 3 takes a word that is a token as it is, without merges.
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=name == "llama-bpe"))
     if name == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -183,7 +183,8 @@ def _sentencepiece_bpe(
         raise InputError(where, found, f"{len(tokens)} scores and no such table")
     vocab = {token: index for index, token in enumerate(tokens)}
     pieces = {vocab[token] for token, type_ in zip(tokens, types, strict=True) if type_ == _NORMAL}
-    # SentencePiece joins the neighbours whose union scores highest; a list of merges does the same.
+    # SentencePiece joins the neighbours whose union has the highest score; merges in the order of
+    # scores do the same.
     merges: list[tuple[str, str]] = []
     for index in sorted(pieces, key=lambda index: -scores[index]):
         token = tokens[index]
@@ -205,7 +206,7 @@ def _sentencepiece_bpe(
         decoders.Fuse(),
     ]
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
-        # After a special token too, as llama.cpp does.
+        # llama.cpp also adds the space after a special token.
         spaces.insert(0, normalizers.Prepend(_SPACE))
         texts.append(decoders.Strip(" ", 1, 0))
     tokenizer.normalizer = normalizers.Sequence(spaces)
@@ -216,9 +217,9 @@ def _sentencepiece_bpe(
 def _add_bos_eos(
     tokenizer: Tokenizer, metadata: dict[str, Any], named: dict[str, str], where: Path
 ) -> None:
-    """Let the encoder add the tokens that the file asks for around a text."""
+    """Make the tokenizer add the tokens before and after a text that the file asks for."""
     kind, pre = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    # Where the file does not say: what llama.cpp does.
+    # The defaults for files that do not say are llama.cpp's.
     starts = kind == "llama" or pre == "llama-bpe"
     first = metadata.get("tokenizer.ggml.add_bos_token", starts)
     last = metadata.get("tokenizer.ggml.add_eos_token", False)
