@@ -1,7 +1,7 @@
-"""Many sequences decoded at once, plainly: what writes conversations as fast as the device allows.
+"""Decodes many sequences at once without a drafter, to write training texts fast.
 
-Token ids only; knows nothing of text, drafters or requests. Prompts of similar length form a wave,
-padded on the left, that runs to its end; nothing joins it later.
+It handles token ids only, and knows nothing of texts, drafters or requests. Prompts of similar
+length form a batch that is padded on the left and runs to its end; no prompt joins it later.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COLUMNS = 64
 _MIN_NOISE = -1e3
 
 WrittenCallback = Callable[[int, int], None]
-"""Called with sequences that ended and tokens that were written since the last call."""
+"""Called with the number of sequences that ended, and of tokens written, since the last call."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Job:
     """A sequence to continue.
 
     Attributes:
-        prompt: at least one token id.
-        max_tokens: to write at most, at least one.
-        temperature: 0 for the most probable token, else what the logits are divided by.
-        min_p: tokens are never drawn that are less probable than this share of the most probable.
+        prompt: token ids, at least one.
+        max_tokens: most tokens to write, at least one.
+        temperature: divisor of the logits; 0 for the most probable token.
+        min_p: lowest probability of a token to draw, as a share of the most probable one's.
     """
 
     prompt: Sequence[int]
@@ -53,55 +53,56 @@ def batch_decode(
     rows: int = 256,
     progress: WrittenCallback | None = None,
 ) -> list[list[int]]:
-    """Continue every prompt on its own, `rows` at a time.
+    """The token ids that a model writes after every prompt, decoded `rows` prompts at a time.
 
     Args:
-        model: an mlx-lm model, untapped.
-        jobs: in any order.
-        stop_tokens: ids that end a sequence and are its last token.
-        key: of all randomness; equal keys, jobs and rows write equal tokens on one device.
-        rows: sequences decoded together at most; memory grows with it.
+        model: an mlx-lm model without taps.
+        jobs: the prompts and their settings, in any order.
+        stop_tokens: ids that end a sequence; they are its last token.
+        key: random key; equal keys, jobs and rows write equal tokens on one device.
+        rows: most sequences that are decoded together; memory grows with it.
         progress: called every few steps.
 
     Returns:
-        What was written after each prompt, in the order of `jobs`.
+        The ids written after each prompt, in the order of `jobs`.
 
     Raises:
-        InputError: an empty prompt, no tokens to write, a cache that has no batched form.
+        InputError: a prompt is empty, there are no tokens to write, or the model has a cache
+            without a batched form.
     """
     for job in jobs:
         if not len(job.prompt) or job.max_tokens < 1:
             found = f"{len(job.prompt)} prompt tokens, {job.max_tokens} to write"
             raise InputError("batch", found, "at least one of each")
     written: list[list[int]] = [[] for _ in jobs]
-    # Longest first: what does not fit into memory fails at once.
+    # The longest come first, so that too little memory shows at once.
     order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].prompt))
-    waves = [order[i : i + rows] for i in range(0, len(order), rows)]
-    keys = mx.random.split(key, max(len(waves), 1))
+    batches = [order[i : i + rows] for i in range(0, len(order), rows)]
+    keys = mx.random.split(key, max(len(batches), 1))
     with wired_limit(model):
-        for number, wave in enumerate(waves):
-            texts = _Wave(model, [jobs[i] for i in wave], keys[number]).run(stop_tokens, progress)
-            for i, text in zip(wave, texts, strict=True):
+        for number, batch in enumerate(batches):
+            texts = _Batch(model, [jobs[i] for i in batch], keys[number]).run(stop_tokens, progress)
+            for i, text in zip(batch, texts, strict=True):
                 written[i] = text
     return written
 
 
-class _Wave:
-    """Sequences that advance in step; those that ended are dropped when they are the majority."""
+class _Batch:
+    """Sequences that are decoded together; ended ones are dropped when they are half or more."""
 
     def __init__(self, model: nn.Module, jobs: Sequence[Job], key: mx.array) -> None:
         self._model = model
         self._jobs = jobs
         self._key = key
         self._texts: list[list[int]] = [[] for _ in jobs]
-        # Which job each row of the batch belongs to, and how rows are sampled.
+        # The job of each row of the batch, and each row's sampling settings.
         self._rows = np.arange(len(jobs))
         self._temperatures = mx.array([job.temperature for job in jobs], dtype=mx.float32)[:, None]
         self._margins = mx.array([_margin(job) for job in jobs], dtype=mx.float32)[:, None]
         self._last, self._caches = self._prefill()
 
     def run(self, stops: Collection[int], progress: WrittenCallback | None) -> list[list[int]]:
-        """Decode until every sequence ended."""
+        """Decode until every sequence has ended; returns the ids written for each job."""
         alive = np.ones(len(self._rows), dtype=bool)
         while alive.any():
             left = [self._jobs[i].max_tokens - len(self._texts[i]) for i in self._rows[alive]]
@@ -121,7 +122,10 @@ class _Wave:
         return self._texts
 
     def _prefill(self) -> tuple[mx.array, list[Any]]:
-        """Run all but the last column; no logits are computed."""
+        """Run all prompts but for their last tokens; returns these tokens and the caches.
+
+        No logits are read, so none are computed.
+        """
         count, longest = len(self._jobs), max(len(job.prompt) for job in self._jobs)
         rows, width = _round_up(count, longest - 1) if _plans_shapes() else (count, longest - 1)
         tokens = np.zeros((rows, width + 1), dtype=np.int32)
@@ -130,7 +134,7 @@ class _Wave:
             padding[row] = width + 1 - len(job.prompt)
             tokens[row, padding[row] :] = job.prompt
         caches = batch_caches(self._model, padding)
-        # What a device has begun on is freed only when it is done: few tokens at a time.
+        # Memory is freed only when a forward is done, so few tokens are run at a time.
         step = max(1, _PREFILL // rows)
         if _plans_shapes():
             step = min(_COLUMNS, step)
@@ -142,9 +146,10 @@ class _Wave:
         return mx.array(tokens[:count, -1]), caches
 
     def _advance(self, steps: int) -> np.ndarray:
-        """Tokens of the next steps, int `[rows, steps]`; ended rows go on, to be cut by the caller.
+        """Tokens of the next steps, int `[rows, steps]`.
 
-        The host reads only once, so that it stays ahead of the device.
+        Rows that have ended go on, and the caller cuts them. Tokens are read only once after all
+        steps, so that the device never waits for Python.
         """
         keys = mx.random.split(self._key, steps + 1)
         self._key = keys[0]
@@ -166,38 +171,43 @@ class _Wave:
 
 
 def _plans_shapes() -> bool:
-    """Whether each new shape is expensive: MLX's CUDA backend plans attention for every one, and
-    gives up after some hundreds."""
+    """Whether new shapes are expensive on this device.
+
+    MLX's CUDA backend makes a plan of its attention for every shape, and fails after some hundreds.
+    """
     return mx.default_device().type == mx.DeviceType.gpu
 
 
 def _round_up(rows: int, width: int) -> tuple[int, int]:
-    """Rows to a power of two, columns to a multiple of `_COLUMNS`."""
+    """Rows rounded up to a power of two, and columns to a multiple of `_COLUMNS`."""
     return 1 << (rows - 1).bit_length(), -(-width // _COLUMNS) * _COLUMNS
 
 
 def _filter(caches: list[Any], rows: mx.array) -> None:
     for cache in caches:
         cache.filter(rows)
-        # One after the other: two copies of all of them may not fit.
+        # Caches are copied one after the other: two copies of all may not fit into memory.
         mx.eval(cache.state)
 
 
 def _margin(job: Job) -> float:
-    """How far below the largest logit a token may be."""
+    """How far below the largest logit a token may be to be drawn."""
     return -job.temperature * math.log(job.min_p) if job.min_p else math.inf
 
 
 @mx.compile
 def choose(logits: mx.array, temperatures: mx.array, margins: mx.array, key: mx.array) -> mx.array:
-    """One token a row, `[rows]`: from softmax(logits / temperature), the largest where it is 0.
+    """A token for each row, `[rows]`, drawn from softmax(logits / temperature).
 
-    The largest of logits / temperature plus Gumbel noise has exactly that distribution, and
-    multiplying by the temperature changes no order.
+    The token with the largest logits / temperature + Gumbel noise has exactly this distribution,
+    and multiplying all by the temperature does not change which is the largest. At temperature 0
+    this is the token of the largest logit.
 
     Args:
-        logits: `[rows, vocabulary]`. temperatures: float32 `[rows, 1]`. key: of the noise.
-        margins: float32 `[rows, 1]`, how far below its row's largest a logit is still drawn from.
+        logits: logits, `[rows, vocabulary]`.
+        temperatures: temperature of each row, float32 `[rows, 1]`.
+        margins: how far below its row's largest a logit may be to be drawn, float32 `[rows, 1]`.
+        key: random key of the noise.
     """
     logits = logits.astype(mx.float32)
     noise = mx.maximum(mx.random.gumbel(logits.shape, key=key), _MIN_NOISE)

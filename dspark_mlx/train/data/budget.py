@@ -1,4 +1,4 @@
-"""How much of a plan is left to write, and the progress of it."""
+"""Computes how much of a data plan is left to write, and reports progress."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from ...progress import ProgressCallback
 from .plan import DataPlan
 from .store import Store
 
-_FEWEST = 8
+_MIN_BEGUN = 8
 
 
 def unit(plan: DataPlan) -> str:
-    """What a plan's progress counts."""
+    """The unit of a plan's progress: "token", "s" or "conversation"."""
     if plan.answer_tokens is not None:
         return "token"
     return "s" if plan.conversations is None and plan.seconds is not None else "conversation"
 
 
 class Budget:
-    """What a run may still write.
+    """The conversations that a run may still write.
 
     Args:
-        plan: with the limits.
-        store: what is written already.
-        progress: called when anything is.
+        plan: the plan, with its limits.
+        store: the store that the run writes into.
+        progress: called while conversations are written, in the plan's `unit`.
     """
 
     def __init__(self, plan: DataPlan, store: Store, progress: ProgressCallback | None) -> None:
@@ -34,16 +34,16 @@ class Budget:
         self._begun = False
 
     def to_begin(self) -> int:
-        """Conversations to begin for the next shard; 0 when all is written."""
+        """Number of conversations to begin for the next shard; 0 when the plan is done."""
         plan, store = self._plan, self._store
         counts = [plan.shard]
-        # Some come to nothing, and a few at a time would be slow.
+        # More are begun than are left: some fail, and writing a few at a time would be slow.
         if plan.conversations is not None:
             left = plan.conversations - store.conversations
-            counts.append(left + left // 4 + _FEWEST if left > 0 else 0)
+            counts.append(left + left // 4 + _MIN_BEGUN if left > 0 else 0)
         if plan.answer_tokens is not None:
             left = plan.answer_tokens - store.answer_tokens
-            counts.append(2 * left // plan.max_answer + _FEWEST if left > 0 else 0)
+            counts.append(2 * left // plan.max_answer + _MIN_BEGUN if left > 0 else 0)
         if plan.seconds is not None and time.monotonic() >= self._end and self._begun:
             counts.append(0)
         if not plan.limited:
@@ -51,18 +51,18 @@ class Budget:
         return max(min(counts), 0)
 
     def to_keep(self) -> int | None:
-        """How many of a shard's conversations there is room for; None for all."""
+        """Number of a shard's conversations that may be kept; None for all."""
         conversations = self._plan.conversations
         return None if conversations is None else conversations - self._store.conversations
 
     def begin_shard(self) -> None:
-        """Count anew: what was written is in the store now."""
+        """Begin the counts of a new shard, after the last one was stored."""
         self._begun = True
         self._tokens = self._ended = 0
         self._show()
 
     def answered(self, ended: int, tokens: int) -> None:
-        """Take in the progress of a batch of answers."""
+        """Add the progress of a batch of answers: answers that ended, and tokens written."""
         self._ended += ended
         self._tokens += tokens
         self._show()

@@ -1,4 +1,4 @@
-"""A conversation while it is written, and the sequences that it leaves to learn from."""
+"""A conversation that is being written, and the training sequences made of it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from .duplicates import exact_keys
 
 @dataclass
 class OpenConversation:
-    """A conversation while it is written.
+    """A conversation that is being written.
 
     Attributes:
-        messages: so far. temperature, thinking: of its answers.
-        given: user turns still to be asked. own: user turns that the target may still write.
-        near: keys of its first user turn, zeros where that was given.
-        tokens, answer: of the sequence so far, up to the end of an answer.
-        written: sequences that are complete.
+        messages: the messages so far.
+        temperature: temperature of its answers.
+        thinking: whether answers begin with thinking; None where the template has no such setting.
+        given: the user turns of the prompt that were not asked yet.
+        own: number of user turns that the target may still write.
+        near: near-duplicate keys of a first user turn that the target wrote, uint64 `[KEYS]`; zeros
+            where the turn was given.
+        tokens, answer: token ids and answer mask of the current sequence, up to an answer's end.
+        written: the complete sequences.
         open: whether another answer is to be written.
     """
 
@@ -36,17 +40,23 @@ class OpenConversation:
     open: bool = True
 
     def take(self, prompt: list[int], new: list[int], text: str) -> None:
-        """Add an answer, and what the template wrote before it."""
+        """Add an answer to the conversation.
+
+        Args:
+            prompt: token ids of the whole conversation before the answer.
+            new: token ids of the answer.
+            text: text of the answer.
+        """
         if prompt[: len(self.tokens)] != self.tokens:
-            # The template changed what is past, as those that drop earlier thinking do: what the
-            # target saw from here on is another sequence, in which only this answer is new.
+            # The template changed earlier messages; some drop earlier thinking. The target then
+            # saw another sequence, in which only this answer is new.
             self.close()
         self.answer += [False] * (len(prompt) - len(self.tokens)) + [True] * len(new)
         self.tokens = prompt + new
         self.messages.append({"role": "assistant", "content": text})
 
     def close(self) -> None:
-        """Complete the sequence so far."""
+        """Complete the current sequence, if there is one."""
         if self.tokens:
             keys = exact_keys(self.tokens)
             keys[1:] = self.near[1:] if not self.written else 0

@@ -1,8 +1,8 @@
-"""Conversations written by the target itself: its answers, and where wanted the user turns too.
+"""Lets the target write conversations: its answers, and if wanted the user turns too.
 
-A drafter is to predict what the target says, so every answer it learns from is the target's own.
-Shards depend on the plan, the seed and the shards before them alone: a killed run goes on with the
-same content.
+A drafter predicts what the target writes, so it is trained on the target's own answers only. A
+shard depends only on the plan, the seed and the shards before it, so that a run that was killed
+goes on with the same content.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _FIRST_WORDS = (2, 7)
 
 
 def open_store(decoder: Decoder, plan: DataPlan, folder: Path) -> Store:
-    """The store that this target and plan write into, begun or gone on with.
+    """The store in `folder` for this target and plan, opened to go on, or created.
 
     Raises:
-        InputError: the plan cannot be used, or the folder holds anything else.
+        InputError: the plan cannot be used, or the folder holds something else.
     """
     plan.check()
     target = decoder.target_folder
@@ -47,17 +47,17 @@ def open_store(decoder: Decoder, plan: DataPlan, folder: Path) -> Store:
 def write_conversations(
     decoder: Decoder, plan: DataPlan, store: Store, progress: ProgressCallback | None = None
 ) -> None:
-    """Write until the plan's budget is met, one shard after the other.
+    """Write conversations into a store, shard after shard, until the plan's limits are reached.
 
     Args:
-        decoder: of the target; its drafter is not used.
+        decoder: a decoder of the target; its drafter is not used.
         plan: what to write.
-        store: to append to; see `open_store`.
+        store: the store to append to, see `open_store`.
         progress: called while decoding.
 
     Raises:
-        InputError: the plan cannot be used, the target has no chat template, or it writes nothing
-            that can be kept; or the disk is full. Shards written before are kept.
+        InputError: the plan cannot be used, the target has no chat template or writes nothing that
+            can be kept, or the disk is full. Shards written before are kept.
     """
     plan.check()
     writer = _Writer(decoder, plan, Template(decoder))
@@ -78,7 +78,7 @@ def write_conversations(
 
 
 class _Writer:
-    """Writes shards: first user turns, then answers and further user turns by turns."""
+    """Writes shards: first user turns, then answers and further user turns in alternation."""
 
     def __init__(self, decoder: Decoder, plan: DataPlan, template: Template) -> None:
         self._model = decoder.engine.target.model
@@ -87,29 +87,29 @@ class _Writer:
         self._max_length = min(plan.max_length, decoder.max_length or plan.max_length)
 
     def shard(self, number: int, count: int, seen: Seen, budget: Budget) -> list[Conversation]:
-        """The conversations of one shard that are not `seen`."""
+        """The conversations of one shard that have no duplicate in `seen`."""
         sequence = np.random.SeedSequence(self._plan.seed, spawn_key=(1, number))
         rng = np.random.default_rng(sequence)
         fresh = Seen(np.zeros((0, KEYS), dtype=np.uint64))
         given = min(count, round(self._plan.shard * (1 - self._plan.share)))
-        talks = [self._talk(turns, rng) for turns in self._given(number, given)]
+        conversations = [self._begin(turns, rng) for turns in self._given(number, given)]
         for text in self._own_turns(count - given, rng):
             near = near_keys(text)
             if not seen.has(near) and fresh.add(near):
-                talk = self._talk((text,), rng)
-                talk.own, talk.near = self._plan.most_turns - 1, near
-                talks.append(talk)
-        while any(talk.open for talk in talks):
-            self._answer([talk for talk in talks if talk.open], rng, budget)
-            self._ask([talk for talk in talks if talk.open], rng)
-        for talk in talks:
-            talk.close()
-        written = [conversation for talk in talks for conversation in talk.written]
-        only = Seen(np.zeros((0, KEYS), dtype=np.uint64))
-        return [c for c in written if not seen.has(c.keys) and only.add(c.keys)]
+                conversation = self._begin((text,), rng)
+                conversation.own, conversation.near = self._plan.most_turns - 1, near
+                conversations.append(conversation)
+        while to_answer := [one for one in conversations if one.open]:
+            self._answer(to_answer, rng, budget)
+            self._ask([one for one in to_answer if one.open], rng)
+        for conversation in conversations:
+            conversation.close()
+        written = [one for conversation in conversations for one in conversation.written]
+        in_shard = Seen(np.zeros((0, KEYS), dtype=np.uint64))
+        return [c for c in written if not seen.has(c.keys) and in_shard.add(c.keys)]
 
     def _given(self, number: int, count: int) -> list[tuple[str, ...]]:
-        """The prompts of a shard: all of them in random order, then again in another."""
+        """The given prompts of a shard, from all prompts in random order, epoch after epoch."""
         prompts = self._plan.prompts
         start = number * round(self._plan.shard * (1 - self._plan.share))
         chosen: list[tuple[str, ...]] = []
@@ -121,7 +121,7 @@ class _Writer:
             chosen.append(prompts[order[place]])
         return chosen
 
-    def _talk(self, turns: Sequence[str], rng: np.random.Generator) -> OpenConversation:
+    def _begin(self, turns: Sequence[str], rng: np.random.Generator) -> OpenConversation:
         temperatures, weights = np.array(self._plan.temperatures).T
         temperature = float(rng.choice(temperatures, p=weights / weights.sum()))
         thinks = bool(rng.random() < self._plan.thinking)
@@ -130,7 +130,7 @@ class _Writer:
         return OpenConversation([first], temperature, thinking, list(turns[1:]), own=0)
 
     def _own_turns(self, count: int, rng: np.random.Generator) -> list[str]:
-        """First user turns that the target wrote."""
+        """First user turns that the target writes; unusable ones are left out."""
         plan, beginnings, prompts = self._plan, [], []
         empty = self._template.user_turn([])
         for _ in range(count):
@@ -145,7 +145,10 @@ class _Writer:
         return [text for text in self._user_turns(prompts, beginnings, rng) if text]
 
     def _imitating(self, place: int, beginning: str) -> list[int]:
-        """A user turn to write after the prompts before `place`: as many as the length allows."""
+        """Token ids after which the target writes a user turn like those before `place`.
+
+        The target is shown the `examples` prompts before `place`, or as many as fit its length.
+        """
         plan = self._plan
         places = range(place - plan.examples, place)
         before = [plan.prompts[i % len(plan.prompts)][0] for i in places]
@@ -162,7 +165,13 @@ class _Writer:
     def _user_turns(
         self, prompts: list[list[int]], beginnings: list[str], rng: np.random.Generator
     ) -> list[str]:
-        """User turns that begin at the end of prompts, with `beginnings`; "" for unusable ones."""
+        """User turns that the target writes after `prompts`; "" for unusable ones.
+
+        Args:
+            prompts: token ids up to where each user turn goes on.
+            beginnings: text at the end of each prompt that is the beginning of the turn.
+            rng: random numbers.
+        """
         jobs = [Job(prompt, self._plan.max_user, 1.0, self._plan.user_min_p) for prompt in prompts]
         stops = self._template.user_stops
         texts = []
@@ -170,22 +179,22 @@ class _Writer:
         for prompt, beginning, new in zip(prompts, beginnings, written, strict=True):
             usable = new[-1] in stops and self._template.is_plain(new[:-1])
             text = beginning + self._template.text(new, prompt) if usable else ""
-            # Bytes that are no character decode to this mark.
+            # Bytes that are not a whole character decode to U+FFFD.
             texts.append("" if "\ufffd" in text else text.strip())
         return texts
 
     def _answer(
-        self, talks: list[OpenConversation], rng: np.random.Generator, budget: Budget
+        self, conversations: list[OpenConversation], rng: np.random.Generator, budget: Budget
     ) -> None:
-        """Answer the last message of each; a talk ends where there is no whole answer."""
+        """Answer each one's last message; a conversation without a whole answer is closed."""
         jobs = []
-        for talk in talks:
-            prompt = self._template.prompt(talk.messages, talk.thinking)
+        for conversation in conversations:
+            prompt = self._template.prompt(conversation.messages, conversation.thinking)
             room = min(self._plan.max_answer, self._max_length - len(prompt))
-            jobs.append(Job(prompt, room, talk.temperature))
-        fitting = [(t, j) for t, j in zip(talks, jobs, strict=True) if self._fits(j)]
-        for talk, job in zip(talks, jobs, strict=True):
-            talk.open = self._fits(job)
+            jobs.append(Job(prompt, room, conversation.temperature))
+        fitting = [(t, j) for t, j in zip(conversations, jobs, strict=True) if self._fits(j)]
+        for conversation, job in zip(conversations, jobs, strict=True):
+            conversation.open = self._fits(job)
         stops = self._template.answer_stops
         written = batch_decode(
             self._model,
@@ -195,31 +204,31 @@ class _Writer:
             self._plan.rows,
             budget.answered,
         )
-        for (talk, job), new in zip(fitting, written, strict=True):
+        for (conversation, job), new in zip(fitting, written, strict=True):
             text = self._template.text(new, job.prompt)
-            talk.open = bool(text.strip()) and new[-1] in stops
+            conversation.open = bool(text.strip()) and new[-1] in stops
             if text.strip():
-                talk.take(list(job.prompt), new, text)
+                conversation.take(list(job.prompt), new, text)
 
     def _fits(self, job: Job) -> bool:
         return job.max_tokens >= min(_MIN_ANSWER, self._plan.max_answer)
 
-    def _ask(self, talks: list[OpenConversation], rng: np.random.Generator) -> None:
-        """Add each one's next user turn, if there is to be one."""
+    def _ask(self, conversations: list[OpenConversation], rng: np.random.Generator) -> None:
+        """Add the next user turn of each conversation; those without one are closed."""
         own = []
-        for talk in talks:
-            if talk.given:
-                talk.messages.append({"role": "user", "content": talk.given.pop(0)})
-            elif talk.own and rng.random() < self._plan.follow_up:
-                talk.own -= 1
-                own.append(talk)
+        for conversation in conversations:
+            if conversation.given:
+                conversation.messages.append({"role": "user", "content": conversation.given.pop(0)})
+            elif conversation.own and rng.random() < self._plan.follow_up:
+                conversation.own -= 1
+                own.append(conversation)
             else:
-                talk.open = False
-        prompts = [self._template.user_turn(talk.messages) for talk in own]
+                conversation.open = False
+        prompts = [self._template.user_turn(conversation.messages) for conversation in own]
         texts = self._user_turns(prompts, [""] * len(own), rng)
-        for talk, text in zip(own, texts, strict=True):
-            talk.messages.append({"role": "user", "content": text})
-            talk.open = bool(text)
+        for conversation, text in zip(own, texts, strict=True):
+            conversation.messages.append({"role": "user", "content": text})
+            conversation.open = bool(text)
 
 
 def _key(rng: np.random.Generator) -> mx.array:

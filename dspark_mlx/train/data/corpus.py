@@ -1,4 +1,4 @@
-"""Texts to learn from: conversations, and many of them in memory."""
+"""Training texts in memory: a conversation, and a corpus of many."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 KEYS = 9
-"""Numbers a conversation is recognised by, see `duplicates`."""
+"""Number of keys by which duplicates of a conversation are found, see `duplicates`."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Conversation:
     """One sequence to train on.
 
     Attributes:
-        tokens: ids as the target's template writes them, `[length]`.
-        answer: bool `[length]`, True where the target wrote the token as an answer.
-        keys: uint64 `[KEYS]`, what duplicates of it would share; 0 matches nothing.
+        tokens: token ids in the target's chat template, `[length]`.
+        answer: True where the target wrote the token as an answer, bool `[length]`.
+        keys: duplicates share at least one of these, uint64 `[KEYS]`; 0 matches nothing.
     """
 
     tokens: np.ndarray
@@ -28,12 +28,13 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All conversations of a store in memory, flat.
+    """All conversations of a store in memory, one after the other in flat arrays.
 
     Attributes:
-        tokens: uint16 or uint32 `[tokens]`, conversation after conversation.
-        answer: bool `[tokens]`.
-        offsets: int64 `[conversations + 1]`, where each begins, and the end of the last.
+        tokens: token ids, uint16 or uint32 `[tokens]`.
+        answer: True where the target wrote the token as an answer, bool `[tokens]`.
+        offsets: where each conversation begins, and the end of the last, int64
+            `[conversations + 1]`.
     """
 
     tokens: np.ndarray
@@ -54,5 +55,5 @@ class Corpus:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each conversation, int64 `[conversations]`."""
+        """Number of tokens of each conversation, int64 `[conversations]`."""
         return np.diff(self.offsets)

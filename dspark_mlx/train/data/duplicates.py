@@ -1,10 +1,11 @@
-"""Which conversations are the same: exactly, or nearly, by the words of their first user turn.
+"""Finds duplicate conversations, exact ones and near ones.
 
-Exactly: equal token ids. Nearly: most three-word runs in common. Each user turn gets the minima of
-its runs under many hash functions (MinHash; Broder, 1997); two turns that share the fraction s of
-their runs agree in a minimum with probability s, and in a band of four minima with probability s^4.
-They count as near duplicates when any of eight bands agrees: 99 % of those that share 0.8, 40 % of
-those that share 0.5, 2 % of those that share 0.2.
+Exact duplicates have equal token ids. Near duplicates have first user turns that share most of
+their runs of three words. Each user turn gets the minima of its runs under many hash functions
+(MinHash; Broder, 1997). Two turns that share the fraction s of their runs agree in a minimum with
+probability s, and in a band of four minima with probability s^4. Turns that agree in any of eight
+bands count as near duplicates: 99 % of those that share 0.8, 40 % of those that share 0.5, 2 % of
+those that share 0.2.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ _NUMBERS = re.compile(r"\d+")
 
 
 class Seen:
-    """What was written so far.
+    """The keys of all conversations so far.
 
     Args:
-        keys: of the conversations in a store, uint64 `[conversations, KEYS]`.
+        keys: keys of the conversations in a store, uint64 `[conversations, KEYS]`.
     """
 
     def __init__(self, keys: np.ndarray) -> None:
         self._columns = [set(column.tolist()) - {0} for column in keys.T]
 
     def has(self, keys: np.ndarray) -> bool:
-        """Whether one with these keys has a duplicate here."""
+        """Whether a conversation with these keys has a duplicate among those so far."""
         return any(key in seen for seen, key in zip(self._columns, keys.tolist(), strict=True))
 
     def add(self, keys: np.ndarray) -> bool:
-        """Take one in; False, and nothing changes, when it has a duplicate."""
+        """Add a conversation's keys; returns False, and adds nothing, where it has a duplicate."""
         if self.has(keys):
             return False
         for seen, key in zip(self._columns, keys.tolist(), strict=True):
@@ -56,9 +57,9 @@ def exact_keys(tokens: Sequence[int]) -> np.ndarray:
 
 
 def near_keys(text: str) -> np.ndarray:
-    """Keys that texts with mostly the same words share, uint64 `[KEYS]`, the first of them 0.
+    """Keys of which texts with mostly the same words share one, uint64 `[KEYS]`; the first is 0.
 
-    Case, punctuation and the numbers in it do not count.
+    Case, punctuation and the values of numbers do not count.
     """
     words = _WORDS.findall(_NUMBERS.sub("0", text.lower()))
     runs = {" ".join(words[i : i + _RUN]) for i in range(max(len(words) - _RUN + 1, 1))}
@@ -69,7 +70,7 @@ def near_keys(text: str) -> np.ndarray:
 
 
 def _hash(data: bytes) -> int:
-    # Never 0, which matches nothing.
+    # The key 0 matches nothing, so a hash of 0 becomes 1.
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
 

@@ -1,8 +1,8 @@
-"""mlx-lm's batch caches, with masks in which padding sees itself.
+"""mlx-lm's batch caches, with masks in which padding attends to itself.
 
-A padded token sees nothing in mlx-lm's masks. MLX's fused attention on CUDA then divides by zero,
-and the NaN in the padding's values reaches every row that multiplies them by a weight of zero. A
-token always sees itself anyway, so nothing changes for those that count.
+In mlx-lm's masks padding attends to nothing. MLX's fused attention on CUDA then divides by zero,
+and the NaN in the padding's values reaches every row, even with a weight of zero. Real tokens
+attend to themselves anyway, so nothing changes for them.
 """
 
 from __future__ import annotations
@@ -24,28 +24,32 @@ from ...errors import InputError
 
 
 class PaddedCache(BatchKVCache):
-    """A cache of rows padded on the left."""
+    """A cache of rows that are padded on the left."""
 
     def make_mask(self, N: int, return_array: bool = False, **window: Any) -> mx.array:
-        """Bool `[rows, 1, N, keys]`, True where a new token sees a key."""
+        """The mask of N new tokens, True where one attends to a key, bool `[rows, 1, N, keys]`."""
         return _with_itself(super().make_mask(N, return_array=return_array, **window))
 
 
 class PaddedRotatingCache(BatchRotatingKVCache):
-    """The same with a window."""
+    """A rotating cache, which has a window, of rows that are padded on the left."""
 
     def make_mask(
         self, N: int, window_size: int | None = None, return_array: bool = False
     ) -> mx.array:
-        """Bool `[rows, 1, N, keys]`, True where a new token sees a key."""
+        """The mask of N new tokens, True where one attends to a key, bool `[rows, 1, N, keys]`."""
         return _with_itself(super().make_mask(N, window_size, return_array))
 
 
 def batch_caches(model: nn.Module, padding: Sequence[int]) -> list[Any]:
-    """Empty caches for rows that are padded on the left.
+    """Empty caches of a model for rows that are padded on the left.
+
+    Args:
+        model: an mlx-lm model.
+        padding: number of padding tokens of each row.
 
     Raises:
-        InputError: the model uses a cache without a batched form here.
+        InputError: the model has a cache of which there is no batched form here.
     """
     caches: list[Any] = []
     for cache in make_prompt_cache(model):
@@ -61,5 +65,5 @@ def batch_caches(model: nn.Module, padding: Sequence[int]) -> list[Any]:
 
 def _with_itself(mask: mx.array) -> mx.array:
     new, keys = mask.shape[-2:]
-    # One new token is never padding; several are the last keys, in order.
+    # A single new token is never padding. Several new tokens are the last keys, in order.
     return mask if new == 1 else mask | mx.eye(new, keys, keys - new, dtype=mx.bool_)

@@ -1,4 +1,4 @@
-"""What conversations to write: where prompts come from, how they are answered, and how many."""
+"""The settings of training texts: where prompts come from, how they are answered, and how many."""
 
 from __future__ import annotations
 
@@ -20,30 +20,37 @@ _COUNTS = ("examples", "most_turns", "max_user", "max_answer", "max_length", "sh
 class DataPlan:
     """Settings of `write_conversations`.
 
-    Without any budget, every prompt is answered once.
+    Without a limit (`conversations`, `answer_tokens`, `seconds`), every prompt is answered once.
 
     Attributes:
-        prompts: user turns of each prompt to answer.
-        self_written: share of the conversations begun whose user turns the target writes itself,
-            some of which come to nothing; taken as 1 without prompts.
-        continued: share of those that begin with the first words of a prompt, where there are any.
-        imitated: share of those that are written after `examples` given prompts, where there are
-            any: a target goes on with questions of the kind it was shown (self-instruct; Wang et
-            al., 2023, in the target's own template).
-        examples: prompts shown, consecutive ones, which are of one kind where files are.
-        follow_up: chance that a self-written conversation goes on after each answer.
-        most_turns: user turns of a self-written conversation at most.
-        temperatures: (temperature, weight) of answers; one is drawn for each conversation.
-        user_min_p: self-written user turns are drawn at temperature 1 from tokens at least this
-            share as probable as the most probable one; a small target's rarer ones read as noise.
-        thinking: share that thinks, where the template knows `enable_thinking`.
-        max_user, max_answer, max_length: tokens of a self-written user turn, of an answer and of a
-            conversation at most.
-        conversations, answer_tokens: the store's size to stop at, the second one to be exceeded by
-            what the last shard brings. seconds: to begin no further shard after.
-        seed: of all randomness.
-        shard: conversations begun for a shard at most; what a killed run loses.
-        rows: sequences decoded at once at most; memory grows with it.
+        prompts: the prompts to answer, each a tuple of user turns.
+        self_written: share of the conversations whose user turns the target writes itself; some of
+            these turns are unusable, and their conversations are dropped. It is 1 without prompts.
+        continued: share of the self-written first turns that begin with the first words of a
+            prompt; not used without prompts.
+        imitated: share of the self-written first turns that the target writes after `examples`
+            prompts, so that it asks questions of their kind (self-instruct; Wang et al., 2023, in
+            the target's own template); not used without prompts.
+        examples: number of prompts shown; they are consecutive ones, which are of one kind where
+            the files are sorted by kind.
+        follow_up: probability that a self-written conversation goes on after an answer.
+        most_turns: most user turns of a self-written conversation.
+        temperatures: pairs of a temperature and its weight; each conversation draws one for its
+            answers.
+        user_min_p: lowest probability of a token in self-written user turns, as a share of the most
+            probable one's; they are drawn at temperature 1, where a small target's rare tokens make
+            nonsense.
+        thinking: share of the conversations with thinking, where the template knows
+            `enable_thinking`.
+        max_user, max_answer, max_length: most tokens of a self-written user turn, of an answer, and
+            of a conversation.
+        conversations: number of conversations in the store to stop at; None for no such limit.
+        answer_tokens: number of answer tokens in the store to stop at, which the last shard may
+            exceed; None for no such limit.
+        seconds: seconds after which no further shard begins; None for no such limit.
+        seed: seed of all random numbers.
+        shard: most conversations that are begun for a shard; a killed run loses at most one shard.
+        rows: most sequences that are decoded together; memory grows with it.
     """
 
     prompts: tuple[tuple[str, ...], ...] = ()
@@ -67,11 +74,11 @@ class DataPlan:
     rows: int = 256
 
     def check(self) -> None:
-        """Refuse settings that cannot be meant.
+        """Refuse settings outside their range.
 
         Raises:
-            InputError: a share outside of 0 to 1, a number below 1, a temperature or weight below
-                0, or no budget though the target is to write prompts itself.
+            InputError: a share is not from 0 to 1, a number is below 1, a temperature or weight is
+                below 0, or there is no limit though the target writes prompts itself.
         """
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
@@ -96,17 +103,20 @@ class DataPlan:
 
     @property
     def share(self) -> float:
-        """Of conversations whose user turns the target writes."""
+        """Share of the conversations whose user turns the target writes."""
         return self.self_written if self.prompts else 1.0
 
     @property
     def limited(self) -> bool:
-        """Whether there is any budget."""
+        """Whether there is any limit."""
         return any(getattr(self, name) is not None for name in _BUDGETS)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the content of a shard depends on, as JSON values; budgets and seed left out."""
+        """The settings that a shard's content depends on, as JSON values, without the seed.
+
+        Limits are left out, so that a run can go on with higher ones.
+        """
         data = dataclasses.asdict(self)
         for name in (*_BUDGETS, "seed"):
             del data[name]

@@ -1,4 +1,4 @@
-"""Prompts to be answered: JSON lines with "turns" or "prompt", from a file or a folder of them."""
+"""Reads the prompts to answer: JSON lines with "turns" or "prompt", from a file or a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_prompt_turns(path: Path) -> tuple[tuple[str, ...], ...]:
         path: a file, or a folder whose `*.jsonl` are read.
 
     Raises:
-        InputError: nothing to read there, or a line that is neither {"turns": [text, ...]} nor
+        InputError: there is nothing to read, or a line is neither {"turns": [text, ...]} nor
             {"prompt": text}; other fields are allowed.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]

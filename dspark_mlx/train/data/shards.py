@@ -1,4 +1,7 @@
-"""The files of a store of conversations: one shard each, whole or not there."""
+"""Reads and writes the files of a conversation store, one for each shard.
+
+A file appears whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,13 @@ from .corpus import KEYS, Conversation
 
 @dataclass(frozen=True)
 class Shard:
-    """Conversations one after the other, as a file holds them.
+    """The conversations of one shard, one after the other in flat arrays.
 
     Attributes:
-        tokens: uint16 or uint32 `[tokens]`. answer: bool `[tokens]`.
-        lengths: of each conversation, int32 `[conversations]`.
-        keys: of each, uint64 `[conversations, KEYS]`.
+        tokens: token ids, uint16 or uint32 `[tokens]`.
+        answer: True where the target wrote the token as an answer, bool `[tokens]`.
+        lengths: number of tokens of each conversation, int32 `[conversations]`.
+        keys: duplicate keys of each conversation, uint64 `[conversations, KEYS]`.
     """
 
     tokens: np.ndarray
@@ -32,11 +36,11 @@ class Shard:
 
     @classmethod
     def of(cls, conversations: Sequence[Conversation], vocab_size: int) -> Shard:
-        """Of conversations.
+        """A shard of the given conversations.
 
         Raises:
-            InputError: one is empty, its mask has another length, or a token is outside of the
-                vocabulary.
+            InputError: a conversation is empty, its mask has another length, or a token is outside
+                the vocabulary.
         """
         for conversation in conversations:
             _check(conversation, vocab_size)
@@ -48,12 +52,12 @@ class Shard:
         )
 
     def chosen(self, mask: np.ndarray) -> Shard:
-        """Some of its conversations: bool `[conversations]`."""
+        """A shard of the conversations where `mask`, bool `[conversations]`, is True."""
         tokens = np.repeat(mask, self.lengths)
         return Shard(self.tokens[tokens], self.answer[tokens], self.lengths[mask], self.keys[mask])
 
     def write(self, path: Path) -> None:
-        """Write it to a file that appears whole or not at all.
+        """Write the shard to a file that appears whole or not at all.
 
         Raises:
             InputError: the disk is full, or the folder cannot be written to.
@@ -68,10 +72,10 @@ class Shard:
 
     @classmethod
     def read(cls, path: Path, vocab_size: int) -> Shard:
-        """Read a file.
+        """The shard in a file.
 
         Raises:
-            InputError: it is no whole shard of such a vocabulary.
+            InputError: the file is not a whole shard for a vocabulary of this size.
         """
         found = _tensors(path, vocab_size)
         answer = np.unpackbits(found["answer"], count=len(found["tokens"])).astype(bool)
@@ -79,20 +83,20 @@ class Shard:
 
 
 def token_type(vocab_size: int) -> np.dtype:
-    """What token ids are stored as."""
+    """The type that token ids are stored in."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard, counted from 0."""
+    """The file name of a shard; shards are counted from 0."""
     return f"shard-{number:05d}.safetensors"
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The shards of a folder in order.
+    """The files of a folder's shards, in order.
 
     Raises:
-        InputError: one is missing.
+        InputError: a shard is missing.
     """
     files = sorted(folder.glob("shard-*.safetensors"))
     for number, path in enumerate(files):
@@ -102,7 +106,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def flat_array(parts: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """Arrays one after the other, `[sum of lengths]`; there may be none."""
+    """The given arrays one after the other, `[sum of lengths]`; empty where there are none."""
     return np.concatenate([np.zeros(0, dtype=dtype), *(p.astype(dtype) for p in parts)])
 
 

@@ -1,8 +1,9 @@
-"""Conversations on disk: a folder of one header and numbered shards, only ever appended to.
+"""Conversations on disk: a folder with a header and numbered shards, which only grows.
 
-`store.json` says what wrote them; `shard-00000.safetensors` and so on hold token ids, one bit a
-token that says whether the target wrote it as an answer, and lengths. A shard appears whole or not
-at all, so a run that was killed goes on at the next number.
+`store.json` names the target and the settings that the conversations were written with. The shards,
+`shard-00000.safetensors` and so on, hold token ids, one bit for each token that says whether the
+target wrote it as an answer, and lengths. A shard appears whole or not at all, so a run that was
+killed goes on with the next number.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Header:
-    """What a store was written for and by; a run goes on only with an equal one.
+    """The target and the settings of a store; a run goes on only if they are equal to its own.
 
     Attributes:
-        vocab_size: of the target.
-        target: names the target.
-        fingerprint: of its weights.
-        seed: of the run.
-        settings: everything else that the content depends on, as JSON values.
+        vocab_size: size of the target's vocabulary.
+        target: name of the target.
+        fingerprint: digest of the target's weights, see `checkpoint.fingerprint`.
+        seed: seed of the run.
+        settings: all other settings that the content depends on, as JSON values.
     """
 
     vocab_size: int
@@ -46,12 +47,13 @@ class Header:
 
 
 class Store:
-    """A folder of conversations; made by `create`, `open` or `obtain`.
+    """A folder of conversations; `create`, `open` and `obtain` make one.
 
     Attributes:
-        folder: where it is. header: what it was written for.
-        shards: how many there are, the number of the next one.
-        conversations, tokens, answer_tokens: how many it holds.
+        folder: path of the folder.
+        header: its target and settings.
+        shards: number of shards, which is also the number of the next one.
+        conversations, tokens, answer_tokens: the numbers of these in all shards.
     """
 
     def __init__(self, folder: Path, header: Header) -> None:
@@ -61,10 +63,10 @@ class Store:
 
     @classmethod
     def create(cls, folder: Path, header: Header) -> Store:
-        """Begin a store in a folder that is empty or does not exist yet.
+        """Create a store in a folder that is empty or does not exist yet.
 
         Raises:
-            InputError: the folder holds something, or cannot be written.
+            InputError: the folder is not empty, or cannot be written.
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(folder, "an existing file or non-empty folder", "a path that is free")
@@ -75,10 +77,11 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> Store:
-        """Read the header, and count what the shards say they hold.
+        """Open an existing store: read its header, and check and count all shards.
 
         Raises:
-            InputError: no store, one of another format or version, a damaged or missing shard.
+            InputError: there is no store, it has another format or version, or a shard is damaged
+                or missing.
         """
         store = cls(folder, _read_header(folder / "store.json"))
         for path in shard_files(folder):
@@ -87,11 +90,11 @@ class Store:
 
     @classmethod
     def obtain(cls, folder: Path, header: Header) -> Store:
-        """Open the store in `folder` to go on with it, or create one.
+        """Open the store in `folder` to go on with it, or create one where there is none.
 
         Raises:
-            InputError: see `create` and `open`; or the one there was written for another target or
-                with other settings.
+            InputError: the store there has another target or other settings; or see `create` and
+                `open`.
         """
         if not (folder / "store.json").exists():
             return cls.create(folder, header)
@@ -105,26 +108,26 @@ class Store:
         return store
 
     def append(self, conversations: Sequence[Conversation]) -> None:
-        """Write one shard, possibly of none; it is there whole when this returns.
+        """Write the conversations, which may be none, as one shard.
 
         Raises:
-            InputError: a conversation is empty, its mask has another length, a token is outside of
-                the vocabulary; or the disk is full.
+            InputError: a conversation is empty, its mask has another length, a token is outside the
+                vocabulary, or the disk is full.
         """
         shard = Shard.of(conversations, self.header.vocab_size)
         shard.write(self.folder / shard_name(self.shards))
         self._count(shard)
 
     def keys(self) -> np.ndarray:
-        """Of all conversations, uint64 `[conversations, KEYS]`."""
+        """Duplicate keys of all conversations, uint64 `[conversations, KEYS]`."""
         empty = np.zeros((0, KEYS), dtype=np.uint64)
         return np.concatenate([empty, *(self.shard(i).keys for i in range(self.shards))])
 
     def shard(self, number: int) -> Shard:
-        """One of the shards.
+        """Read one of the shards.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the shard is damaged.
         """
         return Shard.read(self.folder / shard_name(number), self.header.vocab_size)
 
@@ -136,11 +139,12 @@ class Store:
 
 
 def load_all(store: Store, others: Sequence[Store] = ()) -> Corpus:
-    """The conversations of a store in the order in which they were written, then those of others
-    that none before them has.
+    """The conversations of a store and of others in memory, without duplicates.
+
+    The store's come first, in the order in which they were written.
 
     Raises:
-        InputError: see `check_same_target`; or a shard is damaged.
+        InputError: a shard is damaged; or see `check_same_target`.
     """
     check_same_target(store, others)
     seen, shards = Seen(np.zeros((0, KEYS), dtype=np.uint64)), []
@@ -158,7 +162,7 @@ def load_all(store: Store, others: Sequence[Store] = ()) -> Corpus:
 
 
 def check_same_target(store: Store, others: Sequence[Store]) -> None:
-    """Refuse to mix texts of several targets.
+    """Refuse stores whose texts several targets wrote.
 
     Raises:
         InputError: another store was written by another target.
@@ -184,7 +188,7 @@ def _read_header(path: Path) -> Header:
 
 
 def _flat(header: Header) -> dict[str, Any]:
-    """A header's fields and settings under one level of names, as JSON reads them back."""
+    """A header's fields and settings in one dict, as JSON reads them back."""
     data = json.loads(json.dumps(asdict(header)))
     settings = data.pop("settings")
     return data | settings

@@ -1,4 +1,4 @@
-"""The target's chat template: prompts to answer, and "the empty user turn" for it to fill."""
+"""Prompts in the target's chat template, for its answers and for user turns that it writes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ _MARK = "@@user@turn@@"
 
 
 class Template:
-    """Token ids of conversations, as the target's own template writes them.
+    """Makes token ids of conversations with the target's chat template.
 
     Args:
-        decoder: of the target.
+        decoder: a decoder of the target.
 
     Attributes:
         knows_thinking: whether the template reads `enable_thinking`.
-        answer_stops: ids that end an answer. user_stops: ids that end a user turn.
+        answer_stops: ids that end an answer.
+        user_stops: ids that end a user turn.
 
     Raises:
-        InputError: no chat template, or one that does not write a user's text as it is.
+        InputError: the target has no chat template, or the template changes a user's text.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -37,22 +38,22 @@ class Template:
         self._alternates = self._wants_answers()
 
     def prompt(self, messages: Messages, thinking: bool | None) -> list[int]:
-        """Ids up to where the answer to the last message begins."""
+        """Token ids of the messages, up to where the answer to the last one begins."""
         return self._encode(self._render(messages, thinking))
 
     def user_turn(self, messages: Messages, beginning: str = "") -> list[int]:
-        """Ids up to where the next user turn goes on.
+        """Token ids after which the target writes the next user turn.
 
         Args:
-            messages: before that turn, whole turns.
-            beginning: of the turn's text.
+            messages: the messages before that turn.
+            beginning: text that the turn begins with.
         """
         text = self._render([*messages, {"role": "user", "content": _MARK}], None)
         return self._encode(text.rpartition(_MARK)[0] + beginning)
 
     def asked(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """User turns alone, one after the other; with empty answers between them if the template
-        accepts nothing else."""
+        """Messages of the given user turns; with empty answers between them if the template
+        requires answers."""
         turns = [{"role": "user", "content": text} for text in texts]
         if not self._alternates:
             return turns
@@ -60,7 +61,7 @@ class Template:
         return [message for turn in turns for message in (turn, answer)]
 
     def text(self, tokens: Sequence[int], before: Sequence[int] = ()) -> str:
-        """The text of ids that follow `before`, without stop tokens at their end."""
+        """The text of ids that continue `before`, without stop tokens at their end."""
         end = len(tokens)
         while end and tokens[end - 1] in self.user_stops:
             end -= 1
@@ -79,7 +80,7 @@ class Template:
         return frozenset(special | set(self._tokenizer.all_special_ids))
 
     def _turn_end(self) -> set[int]:
-        """The special token that the template writes right after a user's text, if it is one."""
+        """The special token that the template writes right after a user's text; empty for none."""
         text = self._render([{"role": "user", "content": _MARK}], None)
         if _MARK not in text:
             found = "a chat template that changes a user's text"
@@ -88,7 +89,7 @@ class Template:
         return set(after[:1]) & self._special
 
     def _wants_answers(self) -> bool:
-        """Whether the template refuses one user turn after the other."""
+        """Whether the template refuses two user turns without an answer between them."""
         try:
             self._render([{"role": "user", "content": _MARK}] * 2, None)
         except InputError:
