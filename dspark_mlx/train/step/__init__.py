@@ -1,1 +1,1 @@
-"""One training step: network, blocks, objective, optimiser."""
+"""One step of training: batches, network, objective, optimiser."""

@@ -1,7 +1,7 @@
-"""Which texts a step sees, in which order, and where their blocks begin.
+"""Chooses the texts of every step, and the anchors of their blocks.
 
-Everything follows from the seed and the step's number, so a run that was stopped goes on with the
-same batches. Texts of like length share a batch, and batches have few shapes.
+Both depend only on the seed and the step's number, so a run that was stopped goes on with the same
+batches. Texts of similar length share a batch, and batches have few different shapes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .network import TrainingBatch
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """How texts are cut into batches.
+    """How texts are put into batches.
 
     Attributes:
-        tokens: of a batch, padding included; at least one text is in it.
-        max_length: tokens of a text that are used.
-        anchors_every: one anchor for so many tokens of the padded length (DeepSpec: 8).
-        bucket: lengths are padded to its multiples.
-        seed: of the order and of the anchors.
+        tokens: most tokens of a batch, padding included; a longer text is a batch of its own.
+        max_length: tokens of a text that are used; the rest is cut.
+        anchors_every: tokens of the padded length for each anchor (DeepSpec: 8).
+        bucket: lengths are padded to multiples of this number.
+        seed: seed of the order of texts and of the anchors.
     """
 
     tokens: int = 8192
@@ -36,10 +36,10 @@ class BatchSettings:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse numbers that cannot be meant.
+        """Refuse settings outside their range.
 
         Raises:
-            InputError: one below 1 (the seed below 0).
+            InputError: a number is below 1, or the seed is below 0.
         """
         for name in ("tokens", "max_length", "anchors_every", "bucket"):
             if getattr(self, name) < 1:
@@ -49,17 +49,18 @@ class BatchSettings:
 
 
 class Batches:
-    """The batches of a corpus.
+    """The batches of a corpus, one for each step.
 
     Args:
         corpus: the texts.
-        chosen: numbers of those to use.
+        chosen: numbers of the texts to use.
         gamma: slots of a block.
         settings: see `BatchSettings`.
 
     Attributes:
-        per_epoch: batches that see every text once; the last of a length is filled up.
-        texts: how many are used; those without an anchor are not.
+        per_epoch: number of batches in which every text appears; the last batch of a length is
+            filled with texts of the same epoch.
+        texts: number of texts that are used; those without an anchor are not.
 
     Raises:
         InputError: no text has two answer tokens in a row.
@@ -86,7 +87,7 @@ class Batches:
         self._order: tuple[int, list[tuple[int, np.ndarray]]] | None = None
 
     def __getitem__(self, step: int) -> TrainingBatch:
-        """The batch of a step, counted from 0 over all epochs."""
+        """The batch of a step; steps are counted from 0 over all epochs."""
         epoch, place = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self._epoch(epoch))
@@ -109,13 +110,13 @@ class Batches:
         return TrainingBatch(mx.array(tokens), mx.array(anchors), mx.array(supervised))
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        """Padded length and texts of every batch of an epoch, shuffled."""
+        """The padded length and the texts' numbers of every batch of an epoch, shuffled."""
         generator = np.random.default_rng([self._settings.seed, 0, epoch])
         batches = []
         for length, members in self._buckets.items():
             rows = self._rows(length)
             shuffled = generator.permutation(members)
-            # The last batch is filled with texts of this epoch, so that its shape is no new one.
+            # The last batch is filled up with texts of this epoch, so that it has the same shape.
             filled = np.resize(shuffled, -(-len(members) // rows) * rows)
             batches += [(length, filled[i : i + rows]) for i in range(0, len(filled), rows)]
         return [batches[i] for i in generator.permutation(len(batches))]
@@ -125,30 +126,31 @@ class Batches:
 
 
 def anchor_candidates(answer: np.ndarray) -> np.ndarray:
-    """Positions whose token and the next one were both written as an answer (DeepSpec)."""
+    """Positions whose token and next token both belong to an answer (as in DeepSpec)."""
     return np.flatnonzero(answer[:-1] & answer[1:])
 
 
 def supervised_slots(answer: np.ndarray, anchors: np.ndarray, gamma: int) -> np.ndarray:
-    """Slots whose token, and all slots' before it, were written as an answer.
+    """A mask of the slots to learn from, bool `[n, gamma]`.
+
+    It is True where the slot's token, and those of all slots before it, belong to an answer.
 
     Args:
-        answer: bool `[length]`.
-        anchors: positions, `[n]`.
+        answer: True where a token belongs to an answer, bool `[length]`.
+        anchors: positions of the anchors, `[n]`.
         gamma: slots of a block.
-
-    Returns:
-        bool `[n, gamma]`.
     """
     padded = np.concatenate([answer, np.zeros(gamma, dtype=bool)])
     return np.logical_and.accumulate(padded[anchors[:, None] + 1 + np.arange(gamma)], axis=1)
 
 
 def split(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the texts to learn from, and of those kept to judge on.
+    """Numbers of the texts to train on, and of those held out for evaluation.
 
     Args:
-        count: of all texts. held_out: how many to keep. seed: of the choice.
+        count: number of all texts.
+        held_out: number of texts to hold out.
+        seed: seed of the random choice.
     """
     order = np.random.default_rng([seed, 2]).permutation(count).tolist()
     return sorted(order[held_out:]), sorted(order[:held_out])

@@ -1,7 +1,7 @@
-"""The backbone over whole texts: many blocks of a text at once, each with its own context.
+"""Runs the backbone over whole texts: many blocks of a text at once, each with its own context.
 
-Differs from `backbone.Backbone`, which drafts one block after a cache, in where keys come from: the
-context's are computed once a text, and a mask gives each block the part before its anchor.
+`backbone.Backbone` drafts a single block after a cache. Here the context's keys are computed once
+for each text, and a mask lets each block attend to those before its anchor.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from ...drafters.tensors import DrafterTensors
 
 @dataclass(frozen=True)
 class TrainingBlocks:
-    """What the backbone reads in a training step.
+    """The backbone's inputs in a training step.
 
     Attributes:
-        features: the concatenated taps of whole texts, `[batch, length, taps * target_hidden]`.
-        anchors: their positions, int32 `[batch, anchors]`.
-        embeddings: of the block's rows, the anchor's first, `[batch, anchors, rows, hidden]`.
+        features: concatenated taps of whole texts, `[batch, length, taps * target_hidden]`.
+        anchors: positions of the blocks' anchors, int32 `[batch, anchors]`.
+        embeddings: embeddings of the blocks' rows, `[batch, anchors, rows, hidden]`; the anchor's
+            row is the first.
     """
 
     features: mx.array
@@ -33,17 +34,18 @@ class TrainingBlocks:
 
 
 def anchor_mask(kind: Attention, anchors: mx.array, length: int, rows: int) -> mx.array:
-    """Which columns [context, blocks] each block's rows attend to.
+    """The mask of the blocks' attention to the columns [context, blocks].
 
     Args:
-        kind: of the layer, see `DSparkConfig.attention_of`.
-        anchors: int32 `[batch, anchors]`.
-        length: of the texts, that is the number of context columns.
-        rows: of a block.
+        kind: attention of the layer, see `DSparkConfig.attention_of`.
+        anchors: positions of the anchors, int32 `[batch, anchors]`.
+        length: length of the texts, which is the number of context columns.
+        rows: rows of a block.
 
     Returns:
-        bool `[batch, 1, anchors * rows, length + anchors * rows]`: the context before the row's
-        anchor (its window of it), and the rows of its own block (not the later ones if causal).
+        Bool `[batch, 1, anchors * rows, length + anchors * rows]`. A row attends to the context
+        before its anchor, within the layer's window, and to the rows of its own block; if causal,
+        not to later ones.
     """
     batch, count = anchors.shape
     row = mx.tile(mx.arange(rows), count)
@@ -68,13 +70,13 @@ def block_hidden(
     *,
     checkpoint: bool = False,
 ) -> mx.array:
-    """The blocks' rows after the final norm, `[batch, anchors, rows, hidden]`.
+    """The hidden states of the blocks after the final norm, `[batch, anchors, rows, hidden]`.
 
     Args:
-        stored: plain tensors; their type is the arithmetic's.
+        stored: the drafter's plain tensors, in the type to compute in.
         config: the same as `stored.config`.
         blocks: see `TrainingBlocks`.
-        checkpoint: compute each layer again in the backward pass instead of keeping its insides.
+        checkpoint: whether to save memory by computing each layer again in the backward pass.
     """
     eps, parts = config.rms_norm_eps, LayerParts(config)
     batch, count, rows, _ = blocks.embeddings.shape
@@ -87,7 +89,8 @@ def block_hidden(
     for i, kind in enumerate(kinds):
         name = f"layers.{i}"
         run = _layer_forward(stored, config, parts, name, blocks.anchors, masks[kind])
-        # What is differentiated must be an argument: arrays in a closure count as constants.
+        # The layer's tensors are an argument: MLX treats arrays in a closure as constants, which
+        # get no gradient.
         own = {n: v for n, v in stored.tensors.items() if n.startswith(f"{name}.")}
         x = (mx.checkpoint(run) if checkpoint else run)(x, context, own)
     x = mx.fast.rms_norm(x, stored.vector("norm.weight"), eps)
@@ -111,7 +114,7 @@ def _layer_forward(
         return split.reshape(batch, heads.shape[1], -1, config.head_dim)
 
     def by_block(heads: mx.array) -> mx.array:
-        """The reverse."""
+        """`[batch, heads, anchors * rows, ...]` to `[batch * anchors, heads, rows, ...]`."""
         split = heads.reshape(batch, heads.shape[1], count, -1, config.head_dim)
         split = split.transpose(0, 2, 1, 3, 4)
         return split.reshape(batch * count, *split.shape[2:])

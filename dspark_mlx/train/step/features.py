@@ -1,4 +1,4 @@
-"""What training asks of the target: features of whole texts, and logits of chosen rows."""
+"""What training takes from the target: features of whole texts, and logits of some rows."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _CLOSE = 2e-2
 
 
 def target_features(target: Target, tokens: mx.array) -> Features:
-    """What the target says of texts: int32 `[batch, length]`."""
+    """The target's features of texts, without gradients; `tokens` is int32 `[batch, length]`."""
     taps, last = target.record(tokens)
     return Features([mx.stop_gradient(tap) for tap in taps], mx.stop_gradient(last))
 
 
 def logit_cap(target: Target, config: Mapping[str, Any], where: object) -> float:
-    """The cap of the target's logits behind its output matrix; 0 for none.
+    """The softcap that the target applies to the logits of its output matrix; 0 for none.
 
-    Training builds the logits of few rows only, by the output matrix alone. A family that does
-    something else behind it (a scale, a bias) is refused.
+    Training computes the logits of some rows with the output matrix and this cap. A family that
+    does something else after the matrix, such as a scale or a bias, is refused.
 
     Args:
-        target: the model.
-        config: its config.json.
-        where: names it in errors.
+        target: the target.
+        config: content of its config.json.
+        where: names the target in errors.
 
     Raises:
-        InputError: the model's logits are not those of its output matrix, capped or not.
+        InputError: the target's logits are not those of its output matrix, with or without cap.
     """
     with target.untapped():
         logits = probe_logits(target.model).astype(mx.float32)
@@ -57,13 +57,13 @@ def logit_cap(target: Target, config: Mapping[str, Any], where: object) -> float
 def readout(
     config: DSparkConfig, frozen: Mapping[str, mx.array], target: Target, cap: float
 ) -> TrainingReadout:
-    """What a drafter in training and its target are read out by.
+    """The functions from hidden states to logits, for a drafter in training and its target.
 
     Args:
-        config: of the drafter.
-        frozen: its tensors that are not learnt, by canonical name.
-        target: the model.
-        cap: of the target's logits, see `logit_cap`.
+        config: the drafter's configuration.
+        frozen: the drafter's tensors that are not trained, by canonical name.
+        target: the target.
+        cap: softcap of the target's logits, see `logit_cap`.
     """
     own = Matrix(frozen["lm_head.weight"]) if config.owns_head else target.logits
     ids = columns = None
@@ -81,13 +81,14 @@ def readout(
 
 
 def spare_token(tokenizer: Any, target: Target) -> int:
-    """A token that texts do not contain, for a block's masked rows.
+    """A token that texts do not contain, for the masked rows of a block.
 
-    The first row of the target's table behind its vocabulary (DeepSpec's choice for Qwen3); without
-    one, the last added token that is no end token and not part of the chat template.
+    It is the first row of the target's embedding after the tokenizer's vocabulary (DeepSpec's
+    choice for Qwen3). Where there is none, it is the last added token that is not an end token and
+    not part of the chat template.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is no such token.
     """
     used = set(tokenizer.get_vocab().values())
     behind = max(used, default=-1) + 1

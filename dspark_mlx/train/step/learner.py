@@ -1,4 +1,4 @@
-"""The compiled step: features, loss, gradients, AdamW; and the state that a checkpoint holds."""
+"""The compiled training step: features, loss, gradients, AdamW; and its state for checkpoints."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from .qat import fake_quantized
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are moved (DeepSpec's values but for the batch).
+    """The settings of the optimiser (DeepSpec's values, except for the batch).
 
     Attributes:
-        steps: in all; the learning rate ends with the last one.
-        learning_rate: its peak, reached after the warm-up, from where a cosine takes it to 0.
-        warmup: share of the steps.
-        weight_decay: of AdamW.
-        clip: largest norm of the gradients.
-        accumulate: batches whose gradients make one step.
+        steps: number of all steps.
+        learning_rate: the highest learning rate. It rises to this value during the warm-up, then
+            falls to 0 at the last step along a cosine.
+        warmup: length of the warm-up, as a share of the steps.
+        weight_decay: weight decay of AdamW.
+        clip: largest norm of the gradients; larger ones are scaled down.
+        accumulate: number of batches whose gradients make one step.
     """
 
     steps: int
@@ -41,10 +42,10 @@ class Recipe:
     accumulate: int = 1
 
     def check(self) -> None:
-        """Refuse numbers that cannot be meant.
+        """Refuse settings outside their range.
 
         Raises:
-            InputError: one outside of its range.
+            InputError: a number is outside its range.
         """
         for name in ("steps", "accumulate"):
             if getattr(self, name) < 1:
@@ -57,11 +58,11 @@ class Recipe:
             raise InputError("recipe", found, "a share below 1, and 0 or more")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """The learning rate of a step; steps are counted from 0."""
         return float(np.array(self.schedule(mx.array(step))))
 
     def schedule(self, step: mx.array) -> mx.array:
-        """The same on the device."""
+        """The learning rate of a step as an MLX scalar, for the optimiser."""
         warm = max(round(self.steps * self.warmup), 1)
         rising = (step + 1) / warm
         done = mx.clip((step - warm) / max(self.steps - warm, 1), 0, 1)
@@ -70,16 +71,19 @@ class Recipe:
 
 
 class TrainStep:
-    """Weights and their optimiser.
+    """Takes training steps; it holds the drafter's weights and their optimiser.
 
     Args:
         network: computes the loss.
-        target: what is imitated.
+        target: the target that the drafter learns to predict.
         tensors: all tensors of the drafter, by canonical name.
         recipe: see `Recipe`.
-        dtype: of the arithmetic; weights and optimiser are float32.
-        compiled: fuse the step's kernels (`mx.compile`).
-        quantization: that the drafter is trained for; None for none.
+        dtype: type to compute in; weights and optimiser are float32.
+        compiled: whether to compile the step (`mx.compile`).
+        quantization: the quantisation that the drafter is trained for; None for none.
+
+    Attributes:
+        parameters: the trained weights, float32, by canonical name.
     """
 
     def __init__(
@@ -105,53 +109,54 @@ class TrainStep:
         )
         self._optimizer.init(self.parameters)
         mx.eval(self.parameters, self._optimizer.state)
-        self._gradients, self._move, self._judge = self._take_gradients, self._apply, self._loss
+        self._gradients, self._update = self._take_gradients, self._apply
+        self._evaluate = self._loss
         if compiled:
             state = [self.parameters, self._optimizer.state]
             self._gradients = mx.compile(self._take_gradients, inputs=state)
-            self._move = mx.compile(self._apply, inputs=state, outputs=state)
-            self._judge = mx.compile(self._loss, inputs=state)
+            self._update = mx.compile(self._apply, inputs=state, outputs=state)
+            self._evaluate = mx.compile(self._loss, inputs=state)
 
     def step(self, batches: Iterable[TrainingBatch]) -> tuple[mx.array, mx.array]:
-        """One step on the batches whose gradients make it, not waited for.
+        """Take one step with the mean gradient of the batches; the results are not waited for.
 
         Returns:
-            The mean loss, and what is watched, float32 `[6, gamma]`.
+            The mean loss, a scalar; and the sums of `BlockMetrics.rows`, float32 `[6, gamma]`.
         """
         total: dict[str, mx.array] | None = None
-        losses, watched = [], []
+        losses, metrics = [], []
         for batch in batches:
             loss, rows, gradients = self._gradients(*_arrays(batch))
             losses.append(loss)
-            watched.append(rows)
+            metrics.append(rows)
             total = gradients if total is None else _sum(total, gradients)
             mx.async_eval(loss, rows, total)
         assert total is not None
         count = len(losses)
-        self._move({name: value / count for name, value in total.items()})
-        loss, rows = sum(losses[1:], losses[0]) / count, sum(watched[1:], watched[0])
+        self._update({name: value / count for name, value in total.items()})
+        loss, rows = sum(losses[1:], losses[0]) / count, sum(metrics[1:], metrics[0])
         mx.async_eval(loss, rows, self.parameters, self._optimizer.state)
         return loss, rows
 
     def evaluate(self, batches: Iterable[TrainingBatch]) -> BlockMetrics:
-        """What is watched, on other batches."""
+        """The metrics of the current weights on batches of held-out texts."""
         total = None
         for batch in batches:
-            loss, rows = self._judge(*_arrays(batch))
+            loss, rows = self._evaluate(*_arrays(batch))
             one = BlockMetrics(1, float(np.array(loss)), np.array(rows))
             total = one if total is None else total + one
         assert total is not None
         return total
 
     def state(self) -> dict[str, mx.array]:
-        """The optimiser's state, flat."""
+        """The optimiser's state, by names joined with dots, for a checkpoint."""
         return dict(tree_flatten(self._optimizer.state))
 
     def restore(self, parameters: dict[str, mx.array], state: dict[str, mx.array]) -> None:
-        """Go on from a checkpoint's parameters and `state`."""
+        """Set the parameters and the optimiser's `state` to those of a checkpoint."""
         self.parameters.update(parameters)
-        # In place, as the compiled functions hold these very dictionaries; and not unflattened, as
-        # the names of parameters have dots of their own.
+        # The state is changed in place, because the compiled functions hold these dictionaries. It
+        # is not unflattened, because the names of parameters have dots themselves.
         for key, value in state.items():
             name, _, moment = key.rpartition(".")
             held = self._optimizer.state[name] if name else self._optimizer.state
@@ -170,8 +175,8 @@ class TrainStep:
         batch = TrainingBatch(tokens, anchors, supervised)
         read = target_features(self._target, tokens)
         of = partial(self._cast_loss, batch=batch, read=read)
-        (loss, watched), gradients = mx.value_and_grad(of)(self.parameters)
-        return loss, watched, gradients
+        (loss, rows), gradients = mx.value_and_grad(of)(self.parameters)
+        return loss, rows, gradients
 
     def _cast_loss(
         self, parameters: dict[str, mx.array], batch: TrainingBatch, read: Features

@@ -1,4 +1,4 @@
-"""What is watched while training: how good the drafts are, by slot."""
+"""Metrics of training: how good the drafts are, by slot."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BlockMetrics:
-    """Sums over the blocks of steps, or of an evaluation; add them up with `+`.
+    """Sums over the blocks of steps, or of an evaluation; `+` adds two of them.
 
     Attributes:
-        steps: how many were added.
-        loss: sum of their losses.
-        rows: `[6, gamma]`: supervised slots; their chances of acceptance (sum min(p, q)); how far
-            the confidence head is from them; whole blocks (in every place); the chance that all
-            slots up to this one are accepted, over whole blocks; and whole blocks whose greedy
-            drafts equal the target's choices up to this slot, given the text before them.
+        steps: number of steps.
+        loss: sum of the steps' losses.
+        rows: six sums for each slot, float32 `[6, gamma]`:
+            0. number of supervised slots;
+            1. probability of acceptance (sum min(p, q)) of supervised slots;
+            2. absolute error of the confidence head against that probability;
+            3. number of blocks whose slots are all supervised (equal in every column);
+            4. over those blocks, the probability that all slots up to this one are accepted;
+            5. number of those blocks whose greedy drafts equal the target's choices up to this
+               slot, given the text before them.
     """
 
     steps: int
@@ -31,25 +35,25 @@ class BlockMetrics:
 
     @property
     def mean_loss(self) -> float:
-        """Loss of a step."""
+        """Mean loss of a step."""
         return self.loss / self.steps
 
     @property
     def acceptance(self) -> np.ndarray:
-        """Chance of acceptance by slot, given the prefix, `[gamma]`."""
+        """Mean probability of acceptance of each slot, given the text before it, `[gamma]`."""
         return self.rows[1] / np.maximum(self.rows[0], 1)
 
     @property
     def confidence_error(self) -> float:
-        """Mean absolute error of the confidence head; 0 without one."""
+        """Mean absolute error of the confidence head; 0 without such a head."""
         return float(self.rows[2].sum() / max(self.rows[0].sum(), 1))
 
     @property
     def tau_sampled(self) -> float:
-        """Tokens a round at temperature 1, from the chances of acceptance."""
+        """Expected tokens per round at temperature 1, from the probabilities of acceptance."""
         return float(1 + self.rows[4].sum() / max(self.rows[3, 0], 1))
 
     @property
     def tau_greedy(self) -> float:
-        """Tokens a round when decoding greedily; exact where the texts are greedy themselves."""
+        """Tokens per round of greedy decoding; exact where the texts were decoded greedily."""
         return float(1 + self.rows[5].sum() / max(self.rows[3, 0], 1))

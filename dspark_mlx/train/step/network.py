@@ -1,4 +1,4 @@
-"""A training step's forward: whole texts and anchors to the loss and what is watched."""
+"""The forward pass of a training step: from whole texts and anchors to the loss and the metrics."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from .objective import Objective, Scores, Slots, TrainingReadout, confidence_los
 
 Parameters = Mapping[str, mx.array]
 FROZEN = ("embed_tokens.weight", "lm_head.weight", DRAFT_IDS)
-"""Tensors that a drafter may own and training leaves alone."""
+"""Names of tensors that a drafter may own and that training does not change."""
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Texts and the blocks to learn from.
+    """Texts, and the blocks to learn from.
 
     Attributes:
-        tokens: int32 `[batch, length]`, padded at the end.
+        tokens: token ids, padded at the end, int32 `[batch, length]`.
         anchors: positions of the blocks' anchors, int32 `[batch, anchors]`.
-        supervised: whether a slot's token was written by the target as an answer, and all slots
-            before it, bool `[batch, anchors, gamma]`; False everywhere where there is no block.
+        supervised: True where a slot's token, and those of all slots before it, were written by the
+            target as an answer, bool `[batch, anchors, gamma]`. It is False where an anchor is only
+            padding.
     """
 
     tokens: mx.array
@@ -40,11 +41,11 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class Features:
-    """What the target says of the texts.
+    """The target's hidden states for the texts of a batch.
 
     Attributes:
-        taps: tap by tap `[batch, length, target_hidden]`.
-        last: what its output matrix reads, `[batch, length, target_hidden]`.
+        taps: the hidden states of each tapped layer, `[batch, length, target_hidden]`.
+        last: the input of the target's output matrix, `[batch, length, target_hidden]`.
     """
 
     taps: list[mx.array]
@@ -52,16 +53,16 @@ class Features:
 
 
 class Network:
-    """The drafter in training.
+    """Computes the loss of a drafter in training.
 
     Args:
         config: the canonical configuration, unquantised.
-        objective: weights of the terms.
-        embed: token ids to rows of the target's table.
-        readout: to logits.
-        chunk: rows whose logits exist at once.
-        checkpoint: compute layers again in the backward pass.
-        frozen: tensors of the drafter that are not learnt, see `FROZEN`.
+        objective: weights of the loss's terms.
+        embed: the target's embedding, a function from token ids to rows.
+        readout: functions from hidden states to logits.
+        chunk: number of rows whose logits are in memory at once.
+        checkpoint: whether to save memory by computing layers again in the backward pass.
+        frozen: tensors of the drafter that are not trained, see `FROZEN`.
     """
 
     def __init__(
@@ -86,15 +87,15 @@ class Network:
     def loss(
         self, parameters: Parameters, batch: TrainingBatch, features: Features
     ) -> tuple[mx.array, mx.array]:
-        """The loss, and what is watched.
+        """The loss and the metrics of a batch.
 
         Args:
-            parameters: learnt tensors by canonical name; their type is the arithmetic's.
+            parameters: trained tensors by canonical name, in the type to compute in.
             batch: the texts and blocks.
-            features: of the texts.
+            features: the target's features of the texts.
 
         Returns:
-            A scalar, and float32 `[6, gamma]`, see `watched.Watched`.
+            The loss, a scalar; and the sums of `metrics.BlockMetrics.rows`, float32 `[6, gamma]`.
         """
         config, gamma = self.config, self.config.gamma
         stored = DrafterTensors(config, parameters, parameters["fc.weight"].dtype, dequantize=False)
@@ -126,15 +127,15 @@ class Network:
             ),
             self._chunk,
         )
-        loss, sure = scores.loss, None
+        loss, confidence = scores.loss, None
         head = load_confidence(config.confidence, stored)
         if head is not None:
             logits = head(flat_hidden, flat(embeddings))
-            sure = mx.sigmoid(logits)
+            confidence = mx.sigmoid(logits)
             loss = loss + self._objective.confidence * confidence_loss(
                 logits, scores.acceptance, weights
             )
-        return loss, _watched(scores, batch.supervised.reshape(count, gamma), sure)
+        return loss, _metric_rows(scores, batch.supervised.reshape(count, gamma), confidence)
 
     def _blocks(self, batch: TrainingBatch, features: Features) -> TrainingBlocks:
         config = self.config
@@ -149,8 +150,10 @@ class Network:
     def _corrections(
         self, stored: DrafterTensors, hidden: mx.array, previous: mx.array
     ) -> tuple[mx.array | None, mx.array | None]:
-        """The sequential head's vectors and embeddings, `[blocks, gamma, rank]` each, as the text
-        itself goes on (teacher forcing)."""
+        """The sequential head's vectors and embeddings, `[blocks, gamma, rank]` each.
+
+        The head reads the text's own tokens instead of drafts (teacher forcing).
+        """
         head = load_head(self.config.head, stored)
         if head is None:
             return None, None
@@ -162,14 +165,15 @@ class Network:
         return mx.stack(vectors, axis=1), mx.stack(embeddings, axis=1)
 
 
-def _watched(scores: Scores, supervised: mx.array, sure: mx.array | None) -> mx.array:
+def _metric_rows(scores: Scores, supervised: mx.array, confidence: mx.array | None) -> mx.array:
+    """The sums of `BlockMetrics.rows`, float32 `[6, gamma]`."""
     acceptance = scores.acceptance.reshape(supervised.shape)
     agrees = scores.agrees.reshape(supervised.shape).astype(mx.float32)
     mask = supervised.astype(mx.float32)
     whole = mask[:, -1:]
     error = mx.zeros_like(mask)
-    if sure is not None:
-        error = mx.abs(sure.reshape(mask.shape) - acceptance)
+    if confidence is not None:
+        error = mx.abs(confidence.reshape(mask.shape) - acceptance)
     return mx.stack(
         [
             mask.sum(axis=0),
@@ -183,8 +187,11 @@ def _watched(scores: Scores, supervised: mx.array, sure: mx.array | None) -> mx.
 
 
 def _positions(batch: TrainingBatch, gamma: int) -> tuple[mx.array, mx.array]:
-    """Flat positions before and at every slot's token, int32 `[blocks, gamma]`; those past a text's
-    end are moved to it, where no slot is supervised."""
+    """Positions before each slot's token, and of the token, in the flattened batch.
+
+    Both are int32 `[blocks, gamma]`. Positions after a text's end become its last position; no slot
+    is supervised there.
+    """
     count, length = batch.tokens.shape
     before = batch.anchors[..., None] + mx.arange(gamma)
     start = (mx.arange(count) * length)[:, None, None]

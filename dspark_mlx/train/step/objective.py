@@ -1,7 +1,7 @@
-"""The training objective of slots (paper section 3.3, with DeepSpec's values).
+"""The training objective of a drafter's slots (paper section 3.3, with DeepSpec's values).
 
-Logits over the vocabulary are by far the largest thing in a step. They are built a few rows at a
-time, and each chunk's gradients are taken at once, so memory does not grow with the rows.
+Logits over the vocabulary are by far the largest arrays of a step. They are computed for a chunk of
+rows at a time, together with that chunk's gradients, so memory does not grow with the rows.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from ...errors import InputError
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the terms.
+    """Weights of the terms of the loss.
 
     Attributes:
-        ce: of the cross-entropy to the text's own token.
-        l1: of the L1 distance to the target's distribution, which bounds what sampling rejects.
-        confidence: of the confidence head's cross-entropy to the chance of acceptance.
-        decay: slot k (from 1) weighs exp(-(k - 1) / decay); 0 weighs all alike.
+        ce: weight of the cross-entropy to the text's own token.
+        l1: weight of the L1 distance to the target's distribution; half of it is the probability
+            that sampling rejects a draft.
+        confidence: weight of the confidence head's cross-entropy to the probability of acceptance.
+        decay: slot k (from 1) has the weight exp(-(k - 1) / decay); 0 gives all slots equal weight.
     """
 
     ce: float = 0.1
@@ -32,10 +33,10 @@ class Objective:
     decay: float = 4.0
 
     def check(self) -> None:
-        """Refuse weights that cannot be meant.
+        """Refuse weights outside their range.
 
         Raises:
-            InputError: one below 0, or nothing for the drafts to learn from.
+            InputError: a weight is below 0, or `ce` and `l1` are both 0.
         """
         for name in ("ce", "l1", "confidence", "decay"):
             if not getattr(self, name) >= 0:
@@ -44,7 +45,11 @@ class Objective:
             raise InputError("ce and l1", "0 and 0", "at least one above 0")
 
     def slot_weights(self, supervised: mx.array) -> mx.array:
-        """Weights that sum to 1, float32 `[..., gamma]`, from a mask of the same shape."""
+        """Weights of the slots, float32 `[..., gamma]`, which sum to 1.
+
+        Args:
+            supervised: the slots to learn from, bool `[..., gamma]`; others have the weight 0.
+        """
         gamma = supervised.shape[-1]
         decay = mx.exp(-mx.arange(gamma) / self.decay) if self.decay else mx.ones(gamma)
         weights = supervised.astype(mx.float32) * decay
@@ -53,14 +58,16 @@ class Objective:
 
 @dataclass(frozen=True)
 class TrainingReadout:
-    """From rows to logits, the target's matrices frozen.
+    """The functions from hidden states to logits; the target's matrices are not trained.
 
     Attributes:
-        base: the drafter's final rows `[n, hidden]` to base logits `[n, size]`.
-        target: what the target's output matrix reads, `[n, hidden]`, to its logits
-            `[n, vocabulary]`.
-        ids: token id of each column of the base logits, int32 `[size]`; None for all tokens.
-        columns: the reverse, int32 `[vocabulary]`, -1 where a token has none; None likewise.
+        base: function from the drafter's hidden states `[n, hidden]` to base logits `[n, size]`.
+        target: function from the inputs of the target's output matrix `[n, hidden]` to the target's
+            logits `[n, vocabulary]`.
+        ids: token id of each column of the base logits, int32 `[size]`; None where the columns are
+            the whole vocabulary.
+        columns: column of each token, -1 where a token has none, int32 `[vocabulary]`; None where
+            `ids` is None.
     """
 
     base: Callable[[mx.array], mx.array]
@@ -71,15 +78,16 @@ class TrainingReadout:
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of a step, as rows.
+    """The slots of a step, one row for each.
 
     Attributes:
-        hidden: the drafter's final rows, `[n, hidden]`.
-        vectors: what the sequential head's W2 maps to their correction, `[n, rank]`; None without.
-        w2: W2, `[size, rank]`; None without.
-        target: what the target's output matrix reads before each slot's token, `[n, hidden]`.
+        hidden: the drafter's hidden states after the final norm, `[n, hidden]`.
+        vectors: vectors of the sequential head that W2 maps to biases of the logits, `[n, rank]`;
+            None without such a head.
+        w2: the head's matrix W2, `[size, rank]`; None without such a head.
+        target: inputs of the target's output matrix that predict the slots' tokens, `[n, hidden]`.
         labels: the text's tokens, int32 `[n]`.
-        weights: see `Objective.slot_weights`, `[n]`.
+        weights: weights of the slots, see `Objective.slot_weights`, `[n]`.
     """
 
     hidden: mx.array
@@ -92,13 +100,13 @@ class Slots:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the slots are worth.
+    """The loss of the slots, and how good their drafts are.
 
     Attributes:
-        loss: weighted sum of cross-entropy and L1, a differentiable scalar.
-        acceptance: chance that a draft drawn from q is accepted, sum min(p, q), float32 `[n]`.
-        agrees: whether drafter and target would choose the same token greedily, bool `[n]`.
-        cross_entropy: of the text's tokens, float32 `[n]`.
+        loss: weighted sum of cross-entropy and L1 distance, a differentiable scalar.
+        acceptance: probability that a draft drawn from q is accepted, sum min(p, q), float32 `[n]`.
+        agrees: whether drafter and target choose the same token greedily, bool `[n]`.
+        cross_entropy: cross-entropy to the text's tokens, float32 `[n]`.
     """
 
     loss: mx.array
@@ -108,7 +116,10 @@ class Scores:
 
 
 def score(objective: Objective, readout: TrainingReadout, slots: Slots, chunk: int) -> Scores:
-    """Score slots, `chunk` rows at a time; differentiable in `hidden`, `vectors` and `w2`."""
+    """The scores of slots, computed `chunk` rows at a time.
+
+    The loss is differentiable in `hidden`, `vectors` and `w2`.
+    """
     if slots.vectors is None or slots.w2 is None:
         learnt = [slots.hidden]
     else:
@@ -132,7 +143,7 @@ def score(objective: Objective, readout: TrainingReadout, slots: Slots, chunk: i
 def _scored(
     objective: Objective, readout: TrainingReadout, slots: Slots, learnt: list[mx.array], chunk: int
 ) -> list[mx.array]:
-    """Loss, the three columns of `Scores`, and the gradient of each of what is learnt."""
+    """The fields of `Scores`, then the gradient of the loss by each array of `learnt`."""
 
     def logits(
         hidden: mx.array, vectors: mx.array | None = None, w2: mx.array | None = None
@@ -171,19 +182,19 @@ def _rows_scored(
     labels: mx.array,
     weights: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
-    """Loss, acceptance, agreement, cross-entropy by row `[n]`, and d loss / d logits `[n, size]`.
+    """Loss, acceptance, agreement, cross-entropy of rows `[n]`, and d loss / d logits `[n, size]`.
 
-    With q = softmax(z), p the target's and s = sign(q - p): d(cross-entropy)/dz = q - [label] and
-    d(sum |q - p|)/dz = q (s - q . s). Both sum to 1, so the distance is 2 (1 - sum min(p, q)), and
-    s needs only the columns where q exceeds p. Written out, because passes over the vocabulary are
-    what a step's time goes into.
+    Let q = softmax(z), p the target's distribution and s = sign(q - p). Then d(cross-entropy)/dz =
+    q - [label], and d(sum |q - p|)/dz = q (s - q . s). Because p and q both sum to 1, the distance
+    is 2 (1 - sum min(p, q)), and s needs only the columns where q exceeds p. The gradient is
+    written out because a step spends most of its time in passes over the vocabulary.
     """
     choice, own = mx.argmax(truth, axis=-1), mx.argmax(logits, axis=-1)
     logits, truth = logits.astype(mx.float32), truth.astype(mx.float32)
     q, p = mx.softmax(logits, axis=-1), mx.softmax(truth, axis=-1)
     columns, known = labels, mx.ones(weights.shape)
     if readout.ids is not None and readout.columns is not None:
-        # A token that cannot be proposed cannot be learnt; its mass counts as missed.
+        # A token outside the draft vocabulary cannot be learnt; its probability counts as missed.
         p = p[:, readout.ids]
         own = readout.ids[own]
         columns = readout.columns[labels]
@@ -195,7 +206,7 @@ def _rows_scored(
     entropy = known * (mx.logsumexp(logits, axis=-1) - at_label)
     loss = weights * (objective.ce * entropy + objective.l1 * 2 * (1 - shared))
     above = q > p
-    # q . s, with s = -1 where they are equal: the distance has no slope of its own there.
+    # This is q . s. Where p and q are equal, s may be anything from -1 to 1, and is -1 here.
     balance = 2 * mx.where(above, q, 0).sum(axis=-1, keepdims=True) - 1
     ce, l1 = (weights * known * objective.ce)[:, None], (weights * objective.l1)[:, None]
     gradient = q * mx.where(above, ce + l1 * (1 - balance), ce - l1 * (1 + balance))
@@ -205,12 +216,15 @@ def _rows_scored(
 
 
 def confidence_loss(logits: mx.array, acceptance: mx.array, weights: mx.array) -> mx.array:
-    """Cross-entropy of the predicted survival to the chance of acceptance (paper section 3.2.1).
+    """Cross-entropy of the confidence to the probability of acceptance (paper section 3.2.1).
 
     Args:
-        logits: of the confidence head, float32 `[n]`.
-        acceptance: what it should say, `[n]`; a constant.
-        weights: see `Objective.slot_weights`, `[n]`.
+        logits: logits of the confidence head, float32 `[n]`.
+        acceptance: probabilities of acceptance, `[n]`; they get no gradient.
+        weights: weights of the slots, see `Objective.slot_weights`, `[n]`.
+
+    Returns:
+        The weighted sum, a scalar.
     """
     goal = mx.stop_gradient(acceptance)
     return (weights * (mx.logaddexp(mx.zeros_like(logits), logits) - goal * logits)).sum()
