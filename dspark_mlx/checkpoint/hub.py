@@ -21,8 +21,8 @@ _HUB_ID = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<file>[\w./-]+\.(?i:gguf)))?(@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
-# All of huggingface-hub's own exceptions, whose names differ between its versions, and what its
-# network libraries raise for wrong proxies and broken answers.
+# huggingface-hub's own exceptions are listed here whatever its version names them. The others come
+# from its network libraries, for wrong proxies and broken answers.
 _HUB_ERRORS = (e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception))
 _FAILURES: tuple[type[Exception], ...] = (
     *_HUB_ERRORS,
@@ -83,7 +83,7 @@ def find_config(name: str | Path) -> Path | None:
     """The path of a checkpoint's config.json, found before anything large is downloaded.
 
     Args:
-        name: as for `resolve`.
+        name: see `resolve`.
 
     Returns:
         None where the checkpoint has no config.json, as GGUF files have none.

@@ -82,7 +82,7 @@ class Matrix:
         )
 
     def dequantized(self, dtype: mx.Dtype) -> Matrix:
-        """The same matrix, plain, of type `dtype`; it is dequantised in float32."""
+        """A plain matrix of type `dtype` with the same values, dequantised in float32."""
         if self.scales is None:
             return Matrix(self.weight.astype(dtype))
         scales = self.scales.astype(mx.float32)
@@ -93,7 +93,7 @@ class Matrix:
         return Matrix(weight.astype(dtype))
 
     def astype(self, dtype: mx.Dtype) -> Matrix:
-        """The same matrix with its floating arrays cast: the weights, or the scales and biases."""
+        """The matrix with its floating arrays cast: the weights, or the scales and biases."""
         if self.scales is None:
             return Matrix(self.weight.astype(dtype))
         biases = None if self.biases is None else self.biases.astype(dtype)

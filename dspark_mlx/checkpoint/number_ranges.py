@@ -40,8 +40,8 @@ def all_finite(array: mx.array) -> bool:
     """Whether a tensor holds neither NaN nor infinity; True for integers."""
     if not mx.issubdtype(array.dtype, mx.floating):
         return True
-    # A finite sum has finite parts, and takes a fraction of the time of looking at each value. An
-    # infinite sum may only be too large for its type, so then every value is looked at.
+    # A finite sum has finite parts, and summing is much faster than looking at each value. A sum
+    # can be infinite because it is too large for its type, so then every value is looked at.
     return bool(mx.isfinite(array.sum()).item()) or bool(mx.isfinite(array).all().item())
 
 

@@ -23,8 +23,8 @@ class Quantization:
     Attributes:
         bits: bits per weight.
         group_size: weights that share a scale and a bias.
-        exceptions: from the name of a tensor (without `.weight`) to its own
-            `{"bits", "group_size"}`, or to None where that tensor is not quantised.
+        exceptions: tensors with other settings, by name (without `.weight`): their own
+            `{"bits", "group_size"}`, or None where the tensor is not quantised.
     """
 
     bits: int
@@ -75,11 +75,11 @@ def group_sizes(where: Path | str, rows: Mapping[str, int], asked: int) -> dict[
 
     Args:
         where: names the checkpoint in errors.
-        rows: from the name of each matrix to the length of its rows.
+        rows: length of the rows of each matrix, by name.
         asked: the group size that the user asked for.
 
     Returns:
-        From name to group size. A matrix whose rows no group size divides is left out: it stays
+        The group sizes by name. A matrix whose rows no group size divides is left out: it stays
         plain.
 
     Raises:
@@ -111,8 +111,8 @@ def choose_quantization(
         matrices: name and `[out, in]` of each, see `CanonicalConfig.matrix_shapes`.
         bits: bits per weight.
         group_size: weights that share a scale; fewer where rows need it, see `group_sizes`.
-        by_part: from a name, or a part of one, to other bits, or to None for plain. Where several
-            parts are in a name, the longest counts.
+        by_part: other bits, or None for plain, by a name or a part of it. Where several parts are
+            in a name, the longest counts.
         where: names the drafter in errors.
 
     Raises:

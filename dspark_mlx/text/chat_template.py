@@ -68,8 +68,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         extensions = [_Generation, jinja2.ext.loopcontrols]
-        # `optimized` and `finalize` keep the compiler from computing constants, which would escape
-        # the budget: the first is constant folding, and outputs need the context for the second.
+        # The compiler must not compute constants, which would escape the budget: `optimized=False`
+        # switches constant folding off, and `finalize` needs the context of a running template.
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
