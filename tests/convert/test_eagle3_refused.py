@@ -34,7 +34,7 @@ BROKEN = {
     "sliding": (
         "qwen3",
         config(layer_types=["sliding_attention"], sliding_window=8),
-        ("sliding_attention", "full_attention alone"),
+        ("sliding_attention", "each full_attention"),
     ),
     "attention bias": ("qwen3", config(attention_bias=True), ("attention_bias", "True")),
     "experts": ("gemma4", config(enable_moe_block=True), ("enable_moe_block True", "none")),
