@@ -15,10 +15,23 @@ from tqdm import tqdm
 from .benchmark.comparison import Row, bench_row, comparison_table, speedups
 from .benchmark.overhead import round_overhead
 from .benchmark.prompts import SAMPLE, read_prompts
+from .benchmark.report import (
+    TABLE_HEAD,
+    check_report,
+    make_report,
+    public_name,
+    reported_drafter,
+    reported_target,
+    table_line,
+)
+from .decoder import Decoder
 from .engine.request import Request
 from .errors import InputError
+from .pairs import builtin
+from .pairs.registry import find_pair, names_of
 from .replay.report import SHIPPED, replay_report
-from .terminal import command, flags
+from .system.files import write_json
+from .terminal import blas, command, flags
 from .terminal.sampling_flags import (
     add_sampling_flags,
     sampling_settings,
@@ -27,8 +40,12 @@ from .terminal.sampling_flags import (
 
 
 def main(argv: list[str] | None) -> int:
-    """Parse, measure, print a table and one last line of JSON."""
+    """Parse, measure, print a table and a line of JSON; see --help for --report."""
     args = _parser().parse_args(argv)
+    if args.report:
+        if args.replay:
+            raise InputError("--report", "--replay too", "a measurement of a model")
+        check_report(args.report)
     if args.replay:
         if args.temp:
             found = f"--temp {args.temp}"
@@ -47,7 +64,7 @@ def main(argv: list[str] | None) -> int:
     Request.make(args.max_tokens, (), settings)
     overhead = round_overhead(layers=5)
     decoder = flags.load_decoder(args)
-    settings = with_special_tokens(settings, decoder)
+    asked, settings = settings, with_special_tokens(settings, decoder)
     if decoder.engine.drafter is None:
         raise InputError("--no-drafter", "nothing to bench_row", "a drafter")
     ids = [(p["task"], decoder.encode([{"role": "user", "content": p["prompt"]}])) for p in prompts]
@@ -57,6 +74,12 @@ def main(argv: list[str] | None) -> int:
     print(comparison_table(rows))
     print(f"host time of a round with a 5-layer drafter: {overhead:.2f} ms of Python")
     print(json.dumps(_summary(rows, overhead, args)))
+    if args.report:
+        report = _report(decoder, rows, overhead, asked, args)
+        write_json(args.report, report)
+        print(f"{args.report}: written. Its line of the README's table:", file=sys.stderr)
+        print(TABLE_HEAD, file=sys.stderr)
+        print(table_line(report))
     return 0
 
 
@@ -71,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=SAMPLE,
         help='JSON lines with "task" and "prompt" (default: two each of four benchmarks)',
+    )
+    add(
+        "--report",
+        type=Path,
+        metavar="FILE.json",
+        help="write what was measured, on what, to a file to be shared, and print the line of the "
+        "README's table; it holds the models' names, no path and no user's or host's name",
     )
     add_sampling_flags(parser)
     replay = parser.add_argument_group("replay, which needs no model")
@@ -115,6 +145,40 @@ def _summary(rows: Sequence[Row], overhead: float, args: argparse.Namespace) -> 
         "repeats": args.repeats,
         "rows": [asdict(row) | {"speedup": row.speedup} for row in rows],
     }
+
+
+def _report(
+    decoder: Decoder,
+    rows: Sequence[Row],
+    overhead: float,
+    settings: dict[str, Any],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    target, drafter = _public_names(decoder, args)
+    measured = {
+        "max_tokens": args.max_tokens,
+        "repeats": args.repeats,
+        "draft_vocabulary": args.draft_vocabulary,
+        "prompts": "shipped" if args.prompts == SAMPLE else "own",
+    }
+    return make_report(
+        reported_target(decoder, target),
+        reported_drafter(decoder, drafter),
+        {"asked": args.scheduler, "used": decoder.engine.scheduler.name},
+        settings | measured,
+        rows,
+        round_overhead_ms=overhead,
+        unoptimized_blas=blas.advice(decoder.precision) is not None,
+    )
+
+
+def _public_names(decoder: Decoder, args: argparse.Namespace) -> tuple[str, str]:
+    """The target's and the drafter's names for a report."""
+    if args.model is None:
+        drafter = public_name(args.drafter) if args.drafter else "built in"
+        return builtin.NAME, drafter
+    found = None if args.drafter else find_pair(names_of(args.model, decoder.config))
+    return public_name(args.model), public_name(found.drafter if found else args.drafter)
 
 
 if __name__ == "__main__":
