@@ -2,8 +2,8 @@
 
 A calibration is fitted on them, and because no position is left out, a schedule of any verify
 lengths can be replayed on them without a model. A sampled text's blocks are those that would have
-led to it, see `sampling.hindsight`: nothing is verified, and the odds of each slot are known, which
-vary far less than outcomes do.
+led to it, see `sampling.hindsight`: nothing is verified, and the chance of each slot is known,
+which varies far less than outcomes do.
 """
 
 from __future__ import annotations

@@ -41,11 +41,11 @@ class RecordedRound:
 
 
 def arrays(rounds: Sequence[RecordedRound]) -> tuple[np.ndarray, np.ndarray]:
-    """What `calibration.fit` takes, of rounds of one temperature.
+    """Rounds of one sampling temperature as the arrays that `calibration.sts.fit` takes.
 
     Returns:
-        Log-odds float64 `[n, gamma]`, and accepted counts int64 `[n]` or, of sampled rounds, the
-        chances that a block's first k tokens survive, float64 `[n, gamma]`.
+        Confidence logits float64 `[n, gamma]`, and accepted counts int64 `[n]` or, of sampled
+        rounds, the chances that a block's first k tokens survive, float64 `[n, gamma]`.
     """
     logits = np.array([done.confidence_logits for done in rounds], dtype=np.float64)
     if any(done.chances for done in rounds):
@@ -54,7 +54,7 @@ def arrays(rounds: Sequence[RecordedRound]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_temperature(rounds: Iterable[RecordedRound]) -> dict[float, list[RecordedRound]]:
-    """Rounds by the temperature they were sampled at, ascending."""
+    """Rounds by the sampling temperature of their text, ascending."""
     groups: dict[float, list[RecordedRound]] = {}
     for done in rounds:
         groups.setdefault(done.temperature, []).append(done)

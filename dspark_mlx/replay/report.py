@@ -62,7 +62,7 @@ def replay_report(
     """Tables, one a profile and sampling temperature, and a last line of JSON.
 
     Args:
-        rounds_path: recorded rounds, see `recording.read_rounds`.
+        rounds_path: recorded rounds, see `read_rounds`.
         profile_names: files or shipped profiles.
         calibration_folder: holds calibration.json; None fits on the rounds themselves.
         greedy: False shows a policy of greedy rounds only what it may see when sampling.

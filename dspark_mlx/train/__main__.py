@@ -31,7 +31,7 @@ from .plot import plot
 from .publish import calibrate, prompts_of, write_drafter, write_trained_card
 from .run import Result, TrainingRun
 from .settings import TrainingSettings
-from .start import new_drafter, published_drafter, tapped
+from .start import new_drafter, published_drafter, tapped, target_name
 
 _PROMPTS = 32
 
@@ -46,10 +46,11 @@ def main(argv: list[str] | None) -> int:
         check_path(args.plot)
     decoder = load(args.model, False, precision=args.precision)
     flags.advise(decoder)
+    name = target_name(args.model, decoder.target_folder)
     if args.start:
-        start = published_drafter(decoder, args.start)
+        start = published_drafter(decoder, args.start, name)
     else:
-        start = new_drafter(decoder, design, args.seed)
+        start = new_drafter(decoder, design, args.seed, name)
     settings = settings_of(args, start.config.head)
     check_memory(start.tensors, settings, decoder.engine.target.vocab_size)
     others = [Store.open(folder) for folder in args.more_conversations]

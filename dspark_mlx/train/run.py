@@ -38,8 +38,8 @@ class InitialDrafter:
         config: the drafter's canonical configuration, unquantised.
         tensors: its first weights, by canonical name.
         identity: what else the run is defined by (data, target), as JSON values.
-        cap: of the target's logits, see `target.logit_cap`.
-        ranking: of the target's tokens, as the drafter brings it; see `ranking.rank_tokens`.
+        cap: of the target's logits, see `logit_cap`.
+        ranking: the target's tokens by frequency, as the drafter brings them; see `rank_tokens`.
     """
 
     config: DSparkConfig
@@ -73,8 +73,8 @@ class TrainingRun:
     Args:
         target: tapped as the drafter's configuration says.
         corpus: the texts.
-        start: see `Start`.
-        settings: see `Settings`.
+        start: see `InitialDrafter`.
+        settings: see `TrainingSettings`.
         folder: gets `log.csv` and `checkpoints/`; a run that is there already is gone on with. With
             more steps than it was begun with, a finished one goes on, too: from where it is, its
             learning rate is that of a run of so many steps, so it rises before it falls to 0 again.

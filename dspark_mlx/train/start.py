@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..checkpoint.fingerprint import weights_digest
+from ..checkpoint.hub import hub_name
 from ..checkpoint.layout import DRAFT_IDS
 from ..decoder import Decoder
 from ..drafters.dspark.config import DSparkConfig
@@ -21,8 +22,24 @@ from .run import InitialDrafter
 from .step.features import logit_cap, spare_token
 
 
-def new_drafter(decoder: Decoder, design: DrafterDesign, seed: int) -> InitialDrafter:
+def target_name(model: str | None, folder: Path) -> str:
+    """What a drafter calls its target: a Hub id, or the name of the target's folder.
+
+    Args:
+        model: what the user asked for; None is the built-in target.
+        folder: where it is on disk; of the Hub's, its name is a revision's hash.
+    """
+    return (hub_name(model) if model else "") or folder.name
+
+
+def new_drafter(decoder: Decoder, design: DrafterDesign, seed: int, name: str) -> InitialDrafter:
     """A new drafter for the decoder's target.
+
+    Args:
+        decoder: loaded; its drafter is not used.
+        design: what the user chose.
+        seed: of the first weights.
+        name: the target's, see `target_name`.
 
     Raises:
         InputError: see `new_config`, `logit_cap` and `spare_token`.
@@ -32,17 +49,22 @@ def new_drafter(decoder: Decoder, design: DrafterDesign, seed: int) -> InitialDr
     mask = design.mask_token_id
     if mask is None:
         mask = spare_token(decoder.tokenizer, target)
-    config = new_config(design, target, decoder.config, folder.name, mask, cap)
+    config = new_config(design, target, decoder.config, name, mask, cap)
     return InitialDrafter(
         config, first_weights(config, seed), {"begun_from": "nothing", "seed": seed}, cap
     )
 
 
-def published_drafter(decoder: Decoder, drafter: str | Path) -> InitialDrafter:
-    """A drafter that is there already, its weights dequantised to float32.
+def published_drafter(decoder: Decoder, drafter: str | Path, name: str) -> InitialDrafter:
+    """A published drafter to be trained further, its weights dequantised to float32.
+
+    Args:
+        decoder: of the target, loaded.
+        drafter: a folder, a GGUF file or a Hub id.
+        name: the target's, see `target_name`; used where the drafter names none.
 
     Raises:
-        InputError: see `load`; or it is not one that DSpark's objective trains.
+        InputError: see `load`; or DSpark's objective does not train a drafter of its method.
     """
     target, folder = decoder.engine.target, decoder.target_folder
     found = read_drafter(drafter)
@@ -56,12 +78,12 @@ def published_drafter(decoder: Decoder, drafter: str | Path) -> InitialDrafter:
         plain[DRAFT_IDS] = tensors[DRAFT_IDS]
     mx.eval(plain)
     cap = logit_cap(target, decoder.config, folder)
-    config = dataclasses.replace(config, quantization=None, target=config.target or folder.name)
+    config = dataclasses.replace(config, quantization=None, target=config.target or name)
     return InitialDrafter(
         config, plain, {"begun_from": weights_digest(found.folder)}, cap, found.ranking
     )
 
 
 def tapped(decoder: Decoder, config: DSparkConfig) -> Target:
-    """The decoder's target, tapped as a drafter wants it."""
+    """The decoder's target, tapped at the layers that a drafter reads."""
     return Target(decoder.engine.target.model, config.taps, decoder.target_folder)
