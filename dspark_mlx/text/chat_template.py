@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import jinja2.ext
 from jinja2 import nodes
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -60,7 +60,11 @@ def render(source: str, values: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(source: str) -> jinja2.Template:
-    return _Environment().from_string(source)
+    try:
+        return _Environment().from_string(source)
+    except SyntaxError as error:
+        # Jinja writes Python, which refuses a break outside of a loop and loops nested too deeply.
+        raise TemplateSyntaxError(error.msg, error.lineno or 0) from error
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from jinja2.exceptions import TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from dspark_mlx.text.chat_template import Refusal, render
@@ -109,6 +110,17 @@ def test_a_template_without_end_is_stopped(name):
     """A template of a checkpoint that eats the machine's memory, or never returns."""
     with pytest.raises(OverBudget):
         render(ENDLESS[name], {"messages": CHAT})
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{% break %}", "{% continue %}", "{% for a in x %}" * 30 + "{% endfor %}" * 30],
+    ids=["break", "continue", "nested"],
+)
+def test_what_only_python_refuses_is_a_template_error(source):
+    """A SyntaxError of the Python that Jinja makes of a template."""
+    with pytest.raises(TemplateSyntaxError):
+        render(source, {"messages": CHAT, "x": [1]})
 
 
 def test_a_long_conversation_is_within_the_budget():
