@@ -32,8 +32,8 @@ from .schedulers.full import FullScheduler
 from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .system.files import read_json
 from .targets.compatibility import check_pair
-from .targets.network import evaluate, open_network
-from .targets.tap import Target, check_logits, check_taps, probe_logits
+from .targets.network import evaluate, first_logits, open_network
+from .targets.tap import Target, check_taps, probe_logits
 
 
 def load(
@@ -176,8 +176,7 @@ def _open(model: str | Path | None, precision: str) -> _OpenedTarget:
     # belongs to this thread.
     mx.eval(arrays_of(network))
     new_caches(network, folder)
-    logits = probe_logits(network)
-    check_logits(logits, folder)
+    logits = first_logits(network, folder)
     return _OpenedTarget(folder, network, config, precision, logits)
 
 

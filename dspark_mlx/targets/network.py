@@ -24,6 +24,7 @@ from ..checkpoint.safetensors import TensorHeader, tensor_headers
 from ..checkpoint.size_limits import check_sizes
 from ..errors import InputError
 from ..system.files import read_json
+from .tap import check_logits, probe_logits
 
 # Exceptions of Python, MLX, mlx-lm and transformers for a checkpoint that contradicts itself.
 REFUSALS = (
@@ -81,11 +82,17 @@ def open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     return model, config
 
 
-def refusal(folder: Path, error: BaseException) -> InputError:
-    """The InputError for an exception that mlx-lm raised on a folder."""
+def refusal(folder: Path, error: BaseException, does: str = "load") -> InputError:
+    """The InputError for an exception that mlx-lm raised on a folder.
+
+    Args:
+        folder: the target's.
+        error: what was raised.
+        does: what mlx-lm was asked to do with it, as an infinitive.
+    """
     reason = f"{type(error).__name__}: {error}"
-    found = f"a checkpoint that mlx-lm cannot load ({reason})"
-    return InputError(folder, found, "one that mlx-lm loads")
+    found = f"a checkpoint that mlx-lm cannot {does} ({reason})"
+    return InputError(folder, found, f"one that mlx-lm can {does}")
 
 
 def evaluate(model: nn.Module, folder: Path) -> None:
@@ -101,6 +108,21 @@ def evaluate(model: nn.Module, folder: Path) -> None:
                 raise InputError(folder, f"NaN or infinity in {name}", "finite numbers")
     except RuntimeError as error:
         raise refusal(folder, error) from error
+
+
+def first_logits(model: nn.Module, folder: Path) -> mx.array:
+    """Logits of a few fixed tokens: the first forward, which meets settings of a wrong type.
+
+    Raises:
+        InputError: the model cannot compute them, or they are not finite.
+    """
+    try:
+        logits = probe_logits(model)
+        mx.eval(logits)
+    except REFUSALS as error:
+        raise refusal(folder, error, "run") from error
+    check_logits(logits, folder)
+    return logits
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from dspark_mlx.checkpoint.quantization import group_sizes
 from dspark_mlx.convert.target import convert_target
 from dspark_mlx.convert.target_checkpoint import say_plain
 from dspark_mlx.errors import InputError
+from dspark_mlx.load import load
 from dspark_mlx.targets.network import evaluate, open_network
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -141,6 +142,15 @@ def test_a_broken_target_is_refused(case, tmp_path):
         evaluate(open_network(folder)[0], folder)
     message = str(caught.value)
     assert str(folder) in message and "\n" not in message and len(message) < 1000
+
+
+def test_settings_that_only_a_forward_meets_are_refused(tmp_path):
+    """TypeError of MLX's rope for a base in letters, which no loader looks at."""
+    folder = checkpoint(tmp_path / "hf")
+    config(rope_theta="ten thousand")(folder)
+    with pytest.raises(InputError, match=r"mlx-lm cannot run.*TypeError") as caught:
+        load(folder, False)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_drafter_given_as_a_target_is_named(tmp_path):
