@@ -28,7 +28,7 @@ from .data.store import Store, check_same_target, load_all
 from .log import Entry
 from .memory import check_memory
 from .plot import plot
-from .publish import calibrate, prompts_of, write_drafter, write_trained_card
+from .publish import calibrate, drafter_folder, prompts_of, write_drafter, write_trained_card
 from .run import Result, TrainingRun
 from .settings import TrainingSettings
 from .start import new_drafter, published_drafter, tapped, target_name
@@ -44,6 +44,7 @@ def main(argv: list[str] | None) -> int:
     plan.check()
     if args.plot:
         check_path(args.plot)
+    folder = drafter_folder(args.to)
     decoder = load(args.model, False, precision=args.precision)
     flags.advise(decoder)
     name = target_name(args.model, decoder.target_folder)
@@ -76,7 +77,6 @@ def main(argv: list[str] | None) -> int:
         else:
             print(f"stopped at step {result.progress.step}; run it again to go on")
         return command.INTERRUPTED
-    folder = args.to / "drafter"
     vocabulary = start.config.vocab_size
     ranking = rank_tokens(corpus.tokens[corpus.answer], vocabulary, start.ranking)
     write_drafter(folder, start.config, result.tensors, getattr(mx, args.dtype), ranking)

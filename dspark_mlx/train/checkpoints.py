@@ -154,10 +154,15 @@ class Checkpoints:
         return self._folder / f"step-{step:07d}"
 
     def _all(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*")) if self._folder.is_dir() else []
+        return checkpoints_in(self._folder)
 
     def _newest(self) -> Path | None:
         return next(reversed(self._all()), None)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the oldest first."""
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
 def _at_most(steps: object, limit: int) -> bool:

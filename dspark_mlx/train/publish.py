@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..checkpoint.model_card import drafter_text, weights_text, write_card
 from ..checkpoint.tensor_writer import write_tensors
 from ..decoder import Decoder
 from ..drafters.dspark.config import DSparkConfig
+from ..errors import InputError
 from ..load import add_drafter
 from ..progress import ProgressCallback
 from ..replay.fit import (
@@ -27,8 +29,25 @@ from ..replay.fit import (
 )
 from ..system.files import write_json
 from ..system.staging import staged_folder
+from .checkpoints import checkpoints_in
 from .data.corpus import Corpus
 from .step.network import FROZEN
+
+
+def drafter_folder(run: Path) -> Path:
+    """Where a run's drafter is to be written.
+
+    Args:
+        run: the run's folder.
+
+    Raises:
+        InputError: something is there, and no run that it could be of.
+    """
+    folder = run / "drafter"
+    if os.path.lexists(folder) and not checkpoints_in(run / "checkpoints"):
+        hint = "Choose another folder for the run, or move that drafter away."
+        raise InputError(folder, "a drafter that this run did not write", "a free path", hint)
+    return folder
 
 
 def write_drafter(

@@ -85,6 +85,14 @@ def test_the_same_command_again_changes_nothing(target, trained, capsys):
     assert {p: p.read_bytes() for p in trained.rglob("*.safetensors")} == before
 
 
+def test_a_drafter_of_no_run_is_not_replaced(target, tmp_path):
+    """`--to .` beside somebody's folder of the name drafter, which is written over."""
+    (tmp_path / "drafter").mkdir()
+    with pytest.raises(InputError, match="a drafter that this run did not write"):
+        train(target, tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "drafter"]
+
+
 def test_texts_written_elsewhere_are_learnt_too(target, tmp_path, capsys):
     """Texts left out, or a run that trains although it was to write only."""
     elsewhere = [*SMALL, "--seed", "5", "--conversations", str(tmp_path / "texts")]
