@@ -206,13 +206,13 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
         from helpers.training_toys import SMALL, begun, greedy_texts
         from dspark_mlx.errors import InputError
         from dspark_mlx.targets.tap import Target
-        from dspark_mlx.train.run import Run
+        from dspark_mlx.train.run import TrainingRun
         model, _ = load_model(TARGET)
         model.set_dtype(mx.float32)
         folder = Path({str(tmp_path)!r})
         start = begun(folder)
         target = Target(model, start.config.taps, "golden target")
-        run = Run(target, greedy_texts(model, 16), start, SMALL, folder / "run")
+        run = TrainingRun(target, greedy_texts(model, 16), start, SMALL, folder / "run")
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
         def stop():
