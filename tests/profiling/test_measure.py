@@ -17,17 +17,17 @@ from dspark_mlx.caches import new_caches
 from dspark_mlx.decoder import Decoder
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError
+from dspark_mlx.profiling import staleness
 from dspark_mlx.profiling import store as profile_store
 from dspark_mlx.profiling.measure import measure_profile
+from dspark_mlx.profiling.staleness import difference, why_stale
 from dspark_mlx.profiling.store import (
     Pair,
-    difference,
     get_profile,
     import_profile,
     profile_path,
     read_stored,
     save,
-    why_stale,
 )
 from dspark_mlx.profiling.timing import Session, take_turns
 from dspark_mlx.schedulers.full import FullScheduler
@@ -65,7 +65,7 @@ def quick(monkeypatch, decoder):
 
     monkeypatch.setattr(profile_store, "measure_profile", quick_measure)
     measured = (row[0], row[gamma], 5.0)
-    monkeypatch.setattr(profile_store, "spot_check", lambda engine, context, repeats: measured)
+    monkeypatch.setattr(staleness, "spot_check", lambda engine, context, repeats: measured)
     return made
 
 
@@ -288,7 +288,7 @@ def test_what_counts_as_stale(numbers, named):
 def test_one_bad_look_is_not_enough(decoder, monkeypatch):
     """A profile thrown away because of another program's burst of work."""
     looks = [(60.0, 60.0, 60.0), (6.5, 13.9, 5.0)]
-    monkeypatch.setattr(profile_store, "spot_check", lambda *args: looks.pop(0))
+    monkeypatch.setattr(staleness, "spot_check", lambda *args: looks.pop(0))
     assert why_stale(profile(), decoder.engine) is None and looks == []
 
 
