@@ -18,7 +18,7 @@ HELP = "/reset starts over, /help shows this, /exit (or Ctrl-D) leaves; Ctrl-C s
 
 
 def main(argv: list[str] | None) -> int:
-    """Parse, then talk until the end of the input."""
+    """Run the command: answer messages until the end of the input; returns the exit status."""
     args = _parser().parse_args(argv)
     settings = flags.request_settings(args)
     decoder = flags.load_decoder(args)
@@ -38,7 +38,7 @@ def main(argv: list[str] | None) -> int:
         elif line.startswith("/"):
             print(f"no command {line}; {HELP}", file=sys.stderr)
         elif line:
-            # Each answer has randomness of its own, the same question asked again as well.
+            # Each answer has its own random numbers, so that a repeated question gets a new answer.
             sample = turns if args.temp else 0
             messages = _turn(decoder, messages, line, {**settings, "sample": sample}, args)
             turns += 1
@@ -72,7 +72,10 @@ def _turn(
     settings: dict[str, Any],
     args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Answer one message; the conversation as it stands after it."""
+    """Print the answer to one message; returns the conversation with both.
+
+    A message that is refused is not added.
+    """
     messages = [*messages, {"role": "user", "content": line}]
     painter = DraftPainter(sys.stdout.isatty()) if args.show_drafts else None
     text = ""
@@ -83,7 +86,7 @@ def _turn(
             text += chunk.text
             print(painter.paint(chunk) if painter else chunk.text, end="", flush=True)
     except KeyboardInterrupt:
-        # What was said so far stays part of the conversation.
+        # The text so far stays in the conversation.
         pass
     except InputError as error:
         print(end="\n" if text else "", flush=True)

@@ -1,4 +1,4 @@
-"""python -m dspark_mlx.evaluate: drafters on DeepSpec's benchmark tasks, side by side."""
+"""python -m dspark_mlx.evaluate: evaluates drafters on DeepSpec's benchmark tasks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .terminal.sampling_flags import (
 
 
 def main(argv: list[str] | None) -> int:
-    """Parse, answer, print the tables or one JSON object, draw."""
+    """Run the command: evaluate, print the tables or one JSON object, draw; returns the status."""
     args = _parser().parse_args(argv)
     settings = _settings(args)
     names = None if args.tasks is None else args.tasks.split(",")
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(args: argparse.Namespace) -> EvaluationSettings:
-    """The flags as settings, refused before anything is loaded."""
+    """The settings that the flags give, checked before anything is loaded."""
     if args.no_drafter:
         raise InputError("--no-drafter", "nothing to evaluate", "a drafter")
     for flag, value, least in (
@@ -120,7 +120,7 @@ def _settings(args: argparse.Namespace) -> EvaluationSettings:
 
 
 def _decoders(args: argparse.Namespace) -> dict[str, Decoder]:
-    """The drafters by the names they have in the tables, on one target."""
+    """A decoder for each drafter, on one target, by the names that the tables show."""
     if twice := [name for i, name in enumerate(args.compare) if name in args.compare[:i]]:
         raise InputError("--compare", f"{twice[0]} twice", "every drafter once")
     if args.drafter in args.compare:
@@ -139,7 +139,7 @@ def _decoders(args: argparse.Namespace) -> dict[str, Decoder]:
 def _evaluate(
     decoders: dict[str, Decoder], tasks: list[Task], settings: EvaluationSettings
 ) -> tuple[Evaluation, bool]:
-    """The evaluation of what was finished, and whether Ctrl-C ended it."""
+    """The evaluation of all finished turns, and whether Ctrl-C ended it."""
     found: list[Answer | LeftOut] = []
     interrupted = False
     try:
@@ -161,7 +161,7 @@ def _report(evaluation: Evaluation, args: argparse.Namespace, decoder: Decoder) 
 
 
 def _plain(value: Any) -> Any:
-    """As JSON, which has no nan."""
+    """A value with lists for tuples and None for NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""python -m dspark_mlx.generate: a prompt in, streamed text out."""
+"""python -m dspark_mlx.generate: prints the text that a target writes after a prompt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .types import Chunk, Round
 
 
 def main(argv: list[str] | None) -> int:
-    """Parse, generate, print; returns the exit status."""
+    """Run the command: generate and print; returns the exit status."""
     args = _parser().parse_args(argv)
     prompt_text = _read_prompt(args.prompt)
     settings = flags.request_settings(args, logprobs=args.logprobs)
@@ -52,7 +52,7 @@ def main(argv: list[str] | None) -> int:
 
 @dataclass
 class GeneratedText:
-    """One sample: its chunks, its rounds, and whether Ctrl-C ended it."""
+    """One generated text: its chunks, its rounds, and whether Ctrl-C ended it."""
 
     chunks: list[Chunk] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
@@ -109,7 +109,7 @@ def _prompt(decoder: Decoder, text: str, args: argparse.Namespace) -> Prompt:
 def _generate(
     decoder: Decoder, prompt: Prompt, settings: dict[str, Any], args: argparse.Namespace
 ) -> GeneratedText:
-    """Stream to the terminal; Ctrl-C ends the text but not the statistics."""
+    """Stream one text to the terminal; Ctrl-C ends the text but not the statistics."""
     painter = DraftPainter(sys.stdout.isatty()) if args.show_drafts else None
     output = GeneratedText()
     chunks = decoder.stream(
@@ -124,7 +124,7 @@ def _generate(
     except KeyboardInterrupt:
         output.interrupted = True
     except InputError:
-        # What is said of it stands on a line of its own.
+        # The error message begins a line of its own.
         print(end="" if args.json or not output.chunks else "\n", flush=True)
         raise
     if not args.json:

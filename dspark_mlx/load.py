@@ -1,4 +1,7 @@
-"""From names to a Decoder: the only place that picks concrete classes and resolves a drafter."""
+"""Loads a target and its drafter into a Decoder.
+
+Only this module chooses concrete classes and looks up the drafter of a target.
+"""
 
 from __future__ import annotations
 
@@ -47,28 +50,29 @@ def load(
     """Load a target with its drafter.
 
     Args:
-        model: an MLX or Hugging Face folder, a GGUF file, or a Hub id; None is the built-in pair.
-        drafter: a drafter folder or GGUF file (converted on the fly where it is not yet) or Hub id;
-            None finds the drafter of that target; False decodes plainly.
+        model: an MLX or Hugging Face folder, a GGUF file, or a Hub id; None for the built-in pair.
+        drafter: a folder, a GGUF file or a Hub id, which is converted first where it needs it; None
+            for the published drafter of the target; False to decode plainly.
         scheduler: "auto" ("expected" where this pair's speed profile was measured before, else
             "full"), "expected", "lagged" or "prefix" (which measure the profile when there is
-            none), "full", "threshold:VALUE", or an object as `schedulers.Scheduler`.
+            none), "full", "threshold:VALUE", or an object like `schedulers.Scheduler`.
         precision: "auto" (float32 on the CPU backend, else as stored), "stored", "float32",
             "bfloat16" or "float16".
-        draft_vocabulary: tokens that drafts are chosen from: "full", a number of the most frequent
-            ones, or of first ids where the drafter does not say which those are (what the request
-            shows comes on top), or "auto", a sixth or a quarter of a large vocabulary. It changes
-            speed and accepted length, never the output.
+        draft_vocabulary: the tokens that drafts are chosen from: "full" for all, a number for so
+            many of the most frequent tokens, or "auto" for a sixth or a quarter of a large
+            vocabulary. A drafter without a list of frequent tokens uses the first ids instead. The
+            tokens of the request are always added. The setting changes speed and accepted length,
+            never the output.
 
     Raises:
-        InputError: a file, a pair or a setting that cannot be used, before any generation.
+        InputError: a file, a pair or a setting cannot be used; raised before any generation.
     """
     check_scheduler(scheduler)
     if drafter is True:
         raise InputError("drafter", "True", "a folder, a Hub id, None or False")
     precision = choose_precision(precision)
     draft_vocabulary = parse_setting(draft_vocabulary)
-    # What is missing or damaged is found out before a large target is fetched and loaded.
+    # A missing or damaged drafter is found before a large target is downloaded and loaded.
     config = None if model is None else find_config(model)
     stored: StoredDrafter | None = None
     if drafter is None:
@@ -89,10 +93,10 @@ def add_drafter(
     *,
     draft_vocabulary: Setting = "auto",
 ) -> Decoder:
-    """Another drafter on the target of a decoder, whose weights are held once for both.
+    """Load another drafter for a decoder's target; both decoders share the target's weights.
 
     Args:
-        decoder: loaded; it decodes as before.
+        decoder: a loaded decoder, which is not changed.
         drafter, scheduler, draft_vocabulary: see `load`.
 
     Raises:
@@ -117,14 +121,16 @@ def load_unpaired(
     taps: Callable[[CanonicalConfig, int], Sequence[int]],
     precision: str = "auto",
 ) -> tuple[Decoder, CanonicalConfig, Callable[[CanonicalConfig], Drafter]]:
-    """A target that decodes plainly, and a drafter to be built under other configurations.
+    """Load a target that decodes plainly, and a drafter to build with several configurations.
 
     Args:
         model, drafter, precision: see `load`.
-        taps: layers to tap, from the drafter's configuration and the target's depth.
+        taps: function from the drafter's configuration and the target's number of layers to the
+            layers to tap.
 
     Returns:
-        The decoder, the drafter's configuration, and what builds a drafter of its tensors.
+        The decoder; the drafter's configuration; and a function that builds a drafter of the stored
+        tensors with a given configuration.
 
     Raises:
         InputError: see `load`.
@@ -146,12 +152,14 @@ def load_unpaired(
 
 @dataclass(frozen=True)
 class _OpenedTarget:
-    """A target in memory, not tapped yet.
+    """A target in memory, without taps.
 
     Attributes:
-        folder: where it is. network: mlx-lm's model. config: its config.json.
-        precision: what its weights are held in.
-        logits: what it says of a few fixed tokens, see `probe_logits`.
+        folder: folder of the target.
+        network: mlx-lm's model.
+        config: content of its config.json.
+        precision: the precision of its weights, as `choose_precision` returns it.
+        logits: its logits for a few fixed tokens, see `probe_logits`.
     """
 
     folder: Path
@@ -161,19 +169,19 @@ class _OpenedTarget:
     logits: mx.array
 
     def decoder(self, target: Target) -> Decoder:
-        """Plain decoding by the target, which is this one tapped."""
+        """A decoder without drafter for `target`, which is this target with taps."""
         engine = Engine(target, None, FullScheduler())
         return Decoder(engine, self.folder, self.config, None, self.precision)
 
 
 def _open(model: str | Path | None, precision: str) -> _OpenedTarget:
-    """Load a target and prove that it can decode: its caches roll back, its logits are finite."""
+    """Load a target, and check that its caches can roll back and its logits are finite."""
     folder = builtin.builtin_target() if model is None else target_folder(model)
     network, config = open_network(folder)
     apply_precision(network, held_dtype(precision))
     evaluate(network, folder)
-    # What a model keeps beside its parameters, as rope frequencies, is evaluated too: what is not
-    # belongs to this thread.
+    # Arrays that are not parameters, such as rope frequencies, are evaluated too: other threads
+    # cannot use an array that is not.
     mx.eval(arrays_of(network))
     new_caches(network, folder)
     logits = first_logits(network, folder)
@@ -181,14 +189,14 @@ def _open(model: str | Path | None, precision: str) -> _OpenedTarget:
 
 
 def _tapped(opened: _OpenedTarget, taps: Sequence[int]) -> Target:
-    """The target with its layers tapped, and proof that this changes no bit of a logit."""
+    """The target with taps on its layers, checked to change no bit of a logit."""
     target = Target(opened.network, taps, opened.folder)
     check_taps(opened.network, target, opened.logits, opened.folder)
     return target
 
 
 def _attached(decoder: Decoder, stored: StoredDrafter, draft_vocabulary: Setting) -> Decoder:
-    """The decoder, whose target is tapped for the drafter, with it."""
+    """The decoder with the drafter added; its target already has the drafter's taps."""
     target = decoder.engine.target
     check_pair(stored.config, stored.folder, target, decoder.target_folder)
     drafter = _build(stored, target, decoder.precision, draft_vocabulary)
@@ -196,7 +204,7 @@ def _attached(decoder: Decoder, stored: StoredDrafter, draft_vocabulary: Setting
 
 
 def _scheduled(decoder: Decoder, scheduler: str | Scheduler) -> Decoder:
-    """The decoder under a scheduler; a speed profile is found or measured where it asks for one."""
+    """The decoder with a scheduler; a speed profile is found or measured where it needs one."""
     if not isinstance(scheduler, str):
         return decoder.with_scheduler(scheduler)
     drafter = decoder.engine.drafter
@@ -208,8 +216,8 @@ def _scheduled(decoder: Decoder, scheduler: str | Scheduler) -> Decoder:
         with progress_bar(label, "pass", delay=1.0) as progress:
             obtained = get_profile(pair, progress=progress)
         if obtained.stale_reason or not obtained.kept:
-            said = [obtained.stale_reason] if obtained.stale_reason else []
-            warnings.warn(" ".join([*said, obtained.message]), stacklevel=3)
+            reasons = [obtained.stale_reason] if obtained.stale_reason else []
+            warnings.warn(" ".join([*reasons, obtained.message]), stacklevel=3)
         profile = obtained.profile
     has_confidence = drafter.config.has_confidence
     made = make_scheduler(scheduler, profile, drafter.calibrations, has_confidence)
@@ -217,10 +225,10 @@ def _scheduled(decoder: Decoder, scheduler: str | Scheduler) -> Decoder:
 
 
 def _published(model: str | Path, config: Path | None) -> StoredDrafter:
-    """The drafter of a target that the registry knows.
+    """The published drafter of a target.
 
     Raises:
-        InputError: it does not, or the drafter cannot be had.
+        InputError: no published drafter is known, or it cannot be downloaded or used.
     """
     pair = find_pair(names_of(model, read_json(config) if config else {}))
     hint = "Pass one (--drafter), or none (drafter=False, --no-drafter)."
@@ -234,7 +242,7 @@ def _published(model: str | Path, config: Path | None) -> StoredDrafter:
 
 
 def open_target(model: str | Path | None) -> tuple[Target, Path]:
-    """A target without taps whose weights are as stored and not read yet, and its folder.
+    """A target without taps, and its folder; its weights are as stored, and not read yet.
 
     Args:
         model: see `load`.

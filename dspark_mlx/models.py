@@ -1,4 +1,4 @@
-"""python -m dspark_mlx.models: published pairs, and which of their drafters are on disk."""
+"""python -m dspark_mlx.models: lists published pairs, and which of their drafters are on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .terminal import command
 
 
 def main(argv: list[str] | None) -> int:
-    """Print the table."""
+    """Run the command: print the table or JSON; returns the exit status."""
     parser = command.Parser(prog="python -m dspark_mlx.models", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object a pair")
     args = parser.parse_args(argv)
@@ -36,7 +36,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def on_disk(drafter: str) -> bool:
-    """Whether huggingface-hub's cache has a drafter's config."""
+    """Whether huggingface-hub's cache has the config.json of a drafter."""
     name, _, revision = drafter.partition("@")
     return isinstance(try_to_load_from_cache(name, "config.json", revision=revision or None), str)
 

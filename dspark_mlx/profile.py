@@ -1,4 +1,4 @@
-"""python -m dspark_mlx.profile: what verifying, drafting and plain steps cost here."""
+"""python -m dspark_mlx.profile: measures what verifying, drafting and plain steps cost here."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .schedulers.speed_profile import profile_table, read_profile, write_profile
 from .system.files import check_output
 from .terminal import command, flags
 
-# Who asks for a measurement waits longer for a good one than who starts to decode.
+# Seconds. A user who asks for a measurement waits longer for it than one who starts to decode.
 _LIMIT = 120.0
 
 
 def main(argv: list[str] | None) -> int:
-    """Parse, find or measure, print the profile and what was done for it."""
+    """Run the command: find or measure a profile, and print it; returns the exit status."""
     args = _parser().parse_args(argv)
     if args.no_drafter:
         raise InputError("--no-drafter", "nothing to verify", "a drafter")
@@ -66,14 +66,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pair(args: argparse.Namespace) -> Pair:
-    # Another scheduler could itself look for a profile while the pair is loaded.
+    # Other schedulers could find or measure a profile themselves while the pair is loaded.
     args.scheduler = "full"
     decoder = flags.load_decoder(args)
     return Pair.of(decoder)
 
 
 def _obtain(pair: Pair, remeasure: bool) -> Obtained:
-    # Drawn after a moment only: a stored profile is there before.
+    # The bar appears after a second, in which a stored profile is found.
     with progress_bar(f"Measuring, {_LIMIT:.0f} s at most", "pass", delay=1.0) as progress:
         return get_profile(pair, remeasure=remeasure, progress=progress, limit=_LIMIT)
 
@@ -89,8 +89,13 @@ def _print_forgotten(pair: Pair, path: Path | None, as_json: bool) -> None:
 
 def _print(obtained: Obtained, as_json: bool) -> None:
     if as_json:
-        report = {"measured": obtained.measured, "stored": obtained.kept, "story": obtained.message}
-        report |= {"rejected": obtained.stale_reason, "profile": obtained.profile.to_dict()}
+        report = {
+            "measured": obtained.measured,
+            "stored": obtained.kept,
+            "message": obtained.message,
+            "stale_reason": obtained.stale_reason,
+            "profile": obtained.profile.to_dict(),
+        }
         print(json.dumps(report))
         return
     print(profile_table(obtained.profile))
