@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..system.files import read_json, untagged, write_json
+from ..system.files import check_format, read_json, write_json
 from .sts import Calibration
 
 FILE = "calibration.json"
@@ -85,9 +85,9 @@ def read_calibrations(folder: Path, gamma: int) -> Calibrations | None:
         return None
     data = read_json(path)
     if data.get("format_version") == _GREEDY_VERSION:
-        data = untagged(path, data, FORMAT, _GREEDY_VERSION)
+        data = check_format(path, data, FORMAT, _GREEDY_VERSION)
         return Calibrations({0.0: _read_fit(path, data, gamma)})
-    data = untagged(path, data, FORMAT, FORMAT_VERSION)
+    data = check_format(path, data, FORMAT, FORMAT_VERSION)
     fits = data.get("fits")
     if list(data) != ["fits"] or not isinstance(fits, list) or not fits:
         raise InputError(path, f"keys {', '.join(sorted(data))}", "fits, a list of them")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import InputError
-from ..system.files import untagged
+from ..system.files import check_format
 from .number_ranges import LARGEST, check_within
 from .quantization import Quantization, read_quantization
 
@@ -171,7 +171,7 @@ class CanonicalConfig:
             InputError: the file has another format, version or method, or a key is missing,
                 unknown, of the wrong type or outside its range.
         """
-        values = untagged(where, data, FORMAT, FORMAT_VERSION)
+        values = check_format(where, data, FORMAT, FORMAT_VERSION)
         if (method := method_of(data)) != cls.METHOD:
             raise InputError(where, f"method {method!r}", repr(cls.METHOD))
         values.pop("method", None)

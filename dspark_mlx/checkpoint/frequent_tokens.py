@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..system.files import read_json, untagged, write_json
+from ..system.files import check_format, read_json, write_json
 
 FILE = "frequent_tokens.json"
 FORMAT = "dspark_mlx.frequent_tokens"
@@ -53,7 +53,7 @@ def read_ranking(folder: Path, vocab_size: int) -> tuple[int, ...]:
     path = folder / FILE
     if not path.exists():
         return ()
-    data = untagged(path, read_json(path), FORMAT, FORMAT_VERSION)
+    data = check_format(path, read_json(path), FORMAT, FORMAT_VERSION)
     ids = data.get("ids")
     if list(data) != ["ids"] or not isinstance(ids, list) or not ids:
         raise InputError(path, f"keys {', '.join(sorted(data))}", "ids, a list of them")

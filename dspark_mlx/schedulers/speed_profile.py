@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..system.files import read_json, untagged, write_json
+from ..system.files import check_format, read_json, write_json
 
 FORMAT = "dspark_mlx speed profile"
 FORMAT_VERSION = 1
@@ -143,7 +143,7 @@ class SpeedProfile:
             InputError: the format or its version is another one, a key is missing, unknown or of
                 the wrong type, a shape contradicts the others, or a number is not a valid time.
         """
-        values = untagged(where, data, FORMAT, FORMAT_VERSION)
+        values = check_format(where, data, FORMAT, FORMAT_VERSION)
         names = {f.name for f in dataclasses.fields(cls) if f.init}
         if missing := sorted(names - set(values)):
             raise InputError(where, f"no {', '.join(missing)}", "every key of the format")

@@ -178,7 +178,9 @@ def read_text(path: Path, expected: str) -> str:
     return decode(content, path, expected)
 
 
-def untagged(where: Path | str, data: Mapping[str, Any], form: str, version: int) -> dict[str, Any]:
+def check_format(
+    where: Path | str, data: Mapping[str, Any], form: str, version: int
+) -> dict[str, Any]:
     """The values of one of this package's JSON objects, without "format" and "format_version".
 
     Args:

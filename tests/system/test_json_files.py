@@ -11,7 +11,7 @@ import pytest
 
 from dspark_mlx.benchmark.prompts import read_prompts
 from dspark_mlx.errors import InputError
-from dspark_mlx.system.files import read_json, read_json_lines, untagged
+from dspark_mlx.system.files import check_format, read_json, read_json_lines
 from dspark_mlx.terminal.sampling_flags import read_json_argument
 
 GOOD = json.dumps({"task": "t", "prompt": "hello"})
@@ -138,7 +138,7 @@ def test_formats_of_this_package_have_finite_numbers(value):
     """A NaN in a file of ours, which decides what is drafted."""
     data = {"format": "f", "format_version": 1, "a": value}
     with pytest.raises(InputError, match=r"x: found a(\.1\.b)? (nan|-?inf); expected a finite"):
-        untagged("x", data, "f", 1)
+        check_format("x", data, "f", 1)
 
 
 def test_deep_files_do_not_depend_on_how_deep_the_caller_is(tmp_path):
@@ -146,4 +146,4 @@ def test_deep_files_do_not_depend_on_how_deep_the_caller_is(tmp_path):
     path, depth = tmp_path / "config.json", sys.getrecursionlimit() // 2
     deep = "[" * depth + "]" * depth
     path.write_text(f'{{"format": "f", "format_version": 1, "a": {deep}}}')
-    assert untagged(path, read_json(path), "f", 1)
+    assert check_format(path, read_json(path), "f", 1)
