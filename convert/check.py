@@ -1,4 +1,4 @@
-"""Whether a converted drafter fits a target: its acceptance under every reading of its conventions.
+"""Finds whether a drafter fits a target, by its acceptance under every reading of its conventions.
 
 A wrong tap, row or pairing of rotary dimensions raises nothing and changes no output; it only
 accepts less. So the drafter is tried under each reading on texts that the target wrote, and the
@@ -44,9 +44,10 @@ class Reading:
     """One reading of a drafter's conventions.
 
     Attributes:
-        shift: added to every tap.
-        fields: of the configuration, and their values, see `CanonicalConfig.alternatives`.
-        counts: for each text, the tokens of every block that the target takes.
+        shift: what is added to every tap.
+        fields: the configuration's fields that are read so, with their values; see
+            `CanonicalConfig.alternatives`.
+        counts: for each text, how many tokens of every block the target takes.
     """
 
     shift: int
@@ -55,14 +56,14 @@ class Reading:
 
     @property
     def accepted(self) -> float:
-        """Tokens of a block that the target takes, on average."""
+        """How many tokens of a block the target takes, on average."""
         return float(np.mean([count for text in self.counts for count in text]))
 
     def __str__(self) -> str:
         return ", ".join([f"taps {self.shift:+d}", *(_WORDS[field] for field in self.fields)])
 
     def of(self, config: CanonicalConfig) -> CanonicalConfig:
-        """The configuration read so, but for the taps."""
+        """A configuration with the fields of this reading; its taps stay."""
         return dataclasses.replace(config, **dict(self.fields))
 
 
@@ -78,7 +79,7 @@ def readings(config: CanonicalConfig) -> list[Reading]:
 
 
 def longest_block(config: CanonicalConfig) -> int:
-    """Tokens of the longest block that some reading drafts."""
+    """The length in tokens of the longest block that any reading drafts."""
     return max(reading.of(config).gamma for reading in readings(config))
 
 
@@ -89,14 +90,14 @@ def sweep(
     texts: Sequence[tuple[Sequence[int], Sequence[int]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Reading]:
-    """The acceptance of every reading.
+    """Measure the acceptance of every reading.
 
     Args:
         target: tapped at `all_taps(config)`.
-        config: of the drafter.
-        build: the drafter under another configuration of the same tensors.
-        texts: prompts and what the target wrote after them, token ids.
-        progress: called with readings done and in all.
+        config: the drafter's.
+        build: makes the drafter of the same tensors under another configuration.
+        texts: token ids of prompts, and of what the target wrote after each.
+        progress: called with the readings done and their total.
 
     Returns:
         The readings in the order of `readings`, with what each accepted.
@@ -120,13 +121,13 @@ def sweep(
 
 
 def all_taps(config: CanonicalConfig, layers: int) -> list[int]:
-    """Every layer that some reading taps."""
+    """Every target layer that any reading taps, ascending."""
     taps = {tap + shift for tap in config.taps for shift in SHIFTS}
     return sorted(tap for tap in taps if -1 <= tap < layers)
 
 
 def verdict(found: Sequence[Reading]) -> tuple[bool, str]:
-    """Whether the first reading, the configuration's own, fits; and a sentence that says why."""
+    """Whether the first reading, the configuration's own, fits, and a sentence that says why."""
     own, best = found[0], max(found, key=lambda reading: reading.accepted)
     if best.accepted < _LEAST:
         return False, (
@@ -162,10 +163,10 @@ def _clearly_better(one: Reading, other: Reading) -> bool:
 def written(
     target: Target, prompt: Sequence[int], tokens: int, stop_tokens: frozenset[int]
 ) -> list[int]:
-    """What the target writes after a prompt, greedily."""
+    """Token ids that the target writes after a prompt, greedily."""
     return plain_run(target, prompt, tokens, stop_tokens).tokens
 
 
 def _shifted(config: CanonicalConfig, shift: int, taps: dict[int, mx.array]) -> list[mx.array]:
-    """The features a reading takes; at the ends of the target its own layer stays."""
+    """Features of a reading's taps; a tap that would leave the target stays where it is."""
     return [taps.get(tap + shift, taps[tap]) for tap in config.taps]

@@ -1,4 +1,4 @@
-"""Uploading a converted folder to the Hub; the folder stays whole whatever happens."""
+"""Uploads a converted folder to the Hub; the folder stays whole whatever happens."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from huggingface_hub.errors import HTTPError
 
 from ..errors import InputError
 
-# An HTTPError of the Hub's library is none of the system's where nothing answers at all.
+# Where nothing answers at all, the Hub's library raises an HTTPError that is no OSError.
 _FAILURES = (HTTPError, OSError)
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Hub(Protocol):
-    """What is used of `huggingface_hub.HfApi`."""
+    """The methods of `huggingface_hub.HfApi` that an upload calls."""
 
     def whoami(self) -> dict[str, Any]:
-        """The account of the token."""
+        """The account that the user's token belongs to."""
         ...
 
     def create_repo(self, repo_id: str, *, exist_ok: bool) -> Any:
@@ -35,7 +35,7 @@ def check_upload(repo: str, hub: Hub) -> None:
     """Refuse an upload that cannot work, before the work of a conversion.
 
     Raises:
-        InputError: no id of a repository, no token, a token that is not valid, or no network.
+        InputError: the name is no id of a repository, there is no valid token, or no network.
     """
     if not _REPO.fullmatch(repo):
         raise InputError("--upload-repo", repr(repo), "OWNER/NAME")
@@ -52,7 +52,7 @@ def upload(folder: Path, repo: str, hub: Hub) -> None:
     Files that are there already are not sent again, so a second call resumes the first.
 
     Raises:
-        InputError: the Hub does not take it. The folder is as it was.
+        InputError: the Hub does not take it; the folder stays as it is.
     """
     try:
         hub.create_repo(repo, exist_ok=True)

@@ -83,7 +83,7 @@ def main(argv: list[str] | None) -> int:
 
 @dataclass(frozen=True)
 class _Fit:
-    """What was fitted at a sampling temperature, and what it is judged on."""
+    """A calibration fitted at one sampling temperature, and the rounds that it is judged on."""
 
     temperature: float
     calibration: Calibration
@@ -120,7 +120,7 @@ def _fit(
 
 
 def _plot(fits: Sequence[_Fit], path: Path) -> None:
-    """A diagram a temperature; of several, its file is named after it."""
+    """Draw one diagram for each sampling temperature; several go to files named after theirs."""
     for each in fits:
         rounds = each.judged.get("held out", each.judged["fitted"])
         to = path if len(fits) == 1 else path.with_stem(f"{path.stem}-{each.temperature:g}")
@@ -246,7 +246,7 @@ def _record(
 
 
 def _row(slot: SlotReport) -> dict[str, Any]:
-    """As JSON, which has no nan."""
+    """A report's row as JSON values; JSON has no NaN, so None stands for it."""
     return {k: None if math.isnan(v) else v for k, v in asdict(slot).items()}
 
 

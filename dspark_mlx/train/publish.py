@@ -60,11 +60,11 @@ def write_drafter(
     """Write the canonical folder, replacing the one that is there; it appears whole or not at all.
 
     Args:
-        folder: to make.
-        config: of the drafter.
-        tensors: by canonical name.
-        dtype: to store what was learnt in.
-        ranking: of the target's tokens; empty where nobody counted.
+        folder: the folder to make.
+        config: the drafter's.
+        tensors: the drafter's, by canonical name.
+        dtype: the type that learnt tensors are stored in.
+        ranking: the target's tokens, the most frequent first; empty where they were not counted.
     """
     stored = {n: v if n in FROZEN else v.astype(dtype) for n, v in tensors.items()}
     check_tensors(config, stored, folder)
@@ -82,19 +82,19 @@ def calibrate(
     max_tokens: int,
     progress: ProgressCallback | None = None,
 ) -> int:
-    """Fit the confidence head on texts that were not learnt from, and store it in the folder.
+    """Calibrate the drafter's confidence head on texts that were not learnt from.
 
-    By sampling temperature, as the command calibrate does.
+    The calibrations, one a sampling temperature, are stored in the folder.
 
     Args:
-        decoder: of the target.
-        folder: of the drafter.
-        prompts: token ids of each.
-        max_tokens: rounds a prompt.
+        decoder: the target's.
+        folder: the drafter's.
+        prompts: token ids of each prompt.
+        max_tokens: rounds recorded after each prompt, at most.
         progress: called after each prompt.
 
     Returns:
-        Rounds that it was fitted on; 0 where they are too few, and nothing is stored then.
+        How many rounds it was fitted on; 0 where they are too few, and nothing is stored then.
     """
     engine = add_drafter(decoder, folder, "full").engine
     texts = [("held-out", list(prompt)) for prompt in prompts]
@@ -106,7 +106,7 @@ def calibrate(
 
 
 def prompts_of(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[int]]:
-    """The tokens before the first answer of texts, of at most `limit` of them."""
+    """Token ids before the first answer, for at most `limit` of the texts with these numbers."""
     found = []
     for number in numbers[:limit]:
         text = corpus[number]
