@@ -1,6 +1,13 @@
-"""Fixtures: the golden target, pairs and training runs of it, a cache folder of one's own."""
+"""Fixtures: the golden target, pairs and training runs of it, a cache folder of one's own.
+
+The first line of a run says with what it is run.
+"""
 
 from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -9,11 +16,30 @@ from helpers.training_toys import begun, greedy_texts
 from mlx_lm.utils import load_model
 
 from dspark_mlx.targets.tap import Target
+from dspark_mlx.terminal.blas import blas_library
 
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz-seed", type=int, default=0, help="of the damaged inputs (default: 0)")
     parser.addoption("--fuzz-cases", type=int, default=2000, help="so many (default: 2000)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session):
+    """The versions that a failure depends on; pytest's own header is not shown with -q."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(versions())
+
+
+def versions() -> str:
+    """Versions, MLX's device and the BLAS library of its products on a CPU, in one line."""
+    names = ("mlx", "mlx-lm", "numpy", "transformers")
+    said = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)]
+    library = blas_library()
+    said.append(f"{platform.system()} {platform.machine()}, {mx.default_device()}")
+    said.append(f"BLAS {Path(library).name if library else 'of the system'}")
+    return ", ".join(said)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import dspark_mlx
 from dspark_mlx import __main__ as commands
 from dspark_mlx.errors import InputError
 from dspark_mlx.pairs import builtin
@@ -30,9 +33,39 @@ def python(code: str, folder: Path, **environment: str) -> str:
     return done.stdout.strip()
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Named otherwise on the package index than in Python.
+DISTRIBUTIONS = {"yaml": "pyyaml"}
+
+
+def requirements(lines: list[str]) -> set[str]:
+    """The names of requirements."""
+    return {re.split(r"[^\w-]", line)[0] for line in lines}
+
+
+def test_every_library_that_is_imported_is_a_dependency():
+    """An import that works while another library happens to bring what it needs."""
+    imported = set()
+    package = Path(dspark_mlx.__file__).parent
+    # In a checkout convert is a link, which rglob does not follow by itself.
+    for path in {*package.rglob("*.py"), *(package / "convert").rglob("*.py")}:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add((node.module or "").split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"dspark_mlx"}
+    named = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in foreign}
+    extras = PROJECT["optional-dependencies"]
+    needed, optional = requirements(PROJECT["dependencies"]), extras["plot"] + extras["grammar"]
+    assert named - needed == requirements(optional)
+    # Run as a command, see pairs.builtin.
+    assert needed - named == {"pip"}
+
+
 def test_every_console_script_is_there():
     """uvx and pipx run with nothing to run, or a script that names no function."""
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    scripts = PROJECT["scripts"]
     for place in scripts.values():
         module, _, name = place.partition(":")
         assert callable(getattr(import_module(module), name))

@@ -6,7 +6,7 @@ It works on token ids; text is unknown here. Plain decoding is the same loop wit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 
 from ..caches import new_caches
@@ -31,8 +31,8 @@ def rounds(
     sampler: Sampler,
     prefill_step_size: int = 2048,
     progress: ProgressCallback | None = None,
-) -> Iterator[Round]:
-    """Decode a request and yield its rounds; closing the iterator frees the request's caches.
+) -> Generator[Round, None, None]:
+    """Decode a request and yield its rounds; closing the generator frees the request's caches.
 
     Different threads may call `next`, but not at the same time. Concurrent requests of one target
     take turns, one round each.

@@ -51,15 +51,20 @@ def is_reference_blas() -> bool:
     Nothing is timed. The dynamic linker says which library has the function that MLX calls, and
     whether that library, or one that it links to, has a symbol of an optimised BLAS.
     """
+    library = blas_library()
+    return library is not None and not any(_symbol(library, mark) for mark in _OPTIMIZED)
+
+
+def blas_library() -> str | None:
+    """Path of the library that computes MLX's products; None where MLX calls none that is known."""
     product = _symbol(None, "cblas_sgemm") or _symbol(mx.__file__, "cblas_sgemm")
     if product is None:
-        return False
+        return None
     info = _SymbolInfo()
     found = ctypes.CDLL(None).dladdr(ctypes.cast(product, ctypes.c_void_p), ctypes.byref(info))
     if not found or not info.file:
-        return False
-    library = info.file.decode(sys.getfilesystemencoding(), "surrogateescape")
-    return not any(_symbol(library, mark) for mark in _OPTIMIZED)
+        return None
+    return info.file.decode(sys.getfilesystemencoding(), "surrogateescape")
 
 
 def _symbol(library: str | None, name: str) -> Any:

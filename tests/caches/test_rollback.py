@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import pytest
 from helpers.tiny_models import random_tokens, tiny
@@ -13,7 +15,7 @@ from dspark_mlx.errors import InputError
 
 WINDOW = 8
 WIDTH = 5
-SLIDING = {
+SLIDING: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "sliding_window": WINDOW,
 }
@@ -48,7 +50,7 @@ class Session:
         self.committed += committed
         fresh = self.model(mx.array([self.committed]), cache=new_caches(self.model, "tiny"))[0]
         error = mx.abs(logits[:kept] - fresh[-kept:]).max() / mx.abs(fresh).max()
-        assert error.item() < 1e-5, (len(self.committed), len(rows), kept)
+        assert float(error) < 1e-5, (len(self.committed), len(rows), kept)
 
 
 @pytest.mark.parametrize("single_rows", [0, 6], ids=lambda n: f"{n} single rows")

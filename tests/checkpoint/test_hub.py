@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.hub_server import COMMIT, HubServer
@@ -71,9 +72,9 @@ class Downloads:
     def __init__(self, url: str, home: Path, script: str = RESOLVE) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
         here = {"HF_ENDPOINT": url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         command = [sys.executable, "-c", script]
-        self.process = subprocess.Popen(command, env=kept | here, text=True, **pipes)
+        self.process: Any = subprocess.Popen(command, env=kept | here, text=True, **pipes)
 
     def __call__(self, name: str) -> dict[str, str]:
         self.process.stdin.write(f"{name}\n")

@@ -137,7 +137,7 @@ def test_unpermuted_rows_rotate_by_halves_as_permuted_rows_rotate_by_pairs() -> 
 
 
 def test_the_config_says_what_the_metadata_says(tmp_path: Path) -> None:
-    changes = {"tokenizer.ggml.eot_token_id": 0}
+    changes: dict[str, Any] = {"tokenizer.ggml.eot_token_id": 0}
     folder = convert_target(write(tmp_path / "m.gguf", **changes), tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
     assert config == {
@@ -253,7 +253,12 @@ def test_an_output_is_replaced_only_when_asked(tmp_path: Path) -> None:
 def test_a_hub_id_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint(tmp_path / "hf")
     asked: list[object] = []
-    monkeypatch.setattr(target_module, "resolve", lambda name: asked.append(name) or source)
+
+    def resolve(name: str) -> Path:
+        asked.append(name)
+        return source
+
+    monkeypatch.setattr(target_module, "resolve", resolve)
     convert_target("owner/name", tmp_path / "out")
     assert asked == ["owner/name"]
     assert np.array_equal(float_logits(tmp_path / "out"), logits(llama()))

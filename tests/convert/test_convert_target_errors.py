@@ -197,13 +197,13 @@ def drop_shard(folder: Path) -> None:
 
 
 def put_nan(folder: Path) -> None:
-    arrays = dict(mx.load(str(folder / "model.safetensors")))
+    arrays: Any = mx.load(str(folder / "model.safetensors"))
     arrays["model.norm.weight"] = arrays["model.norm.weight"] * math.nan
     mx.save_safetensors(str(folder / "model.safetensors"), arrays)
 
 
 def drop_tensor(folder: Path) -> None:
-    arrays = dict(mx.load(str(folder / "model.safetensors")))
+    arrays: Any = mx.load(str(folder / "model.safetensors"))
     del arrays["model.norm.weight"]
     mx.save_safetensors(str(folder / "model.safetensors"), arrays)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -20,7 +21,8 @@ COPIES = {"embed_tokens.weight", "lm_head.weight"}
 
 
 def stored(folder) -> dict[str, mx.array]:
-    return mx.load(str(folder / WEIGHTS))
+    tensors: Any = mx.load(str(folder / WEIGHTS))
+    return tensors
 
 
 def first_draft(decoder):

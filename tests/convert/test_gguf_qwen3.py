@@ -48,7 +48,7 @@ def metadata(**changes: Any) -> dict[str, Any]:
 
 def weights(tied: bool) -> dict[str, np.ndarray]:
     """The golden target's, under Hugging Face's names."""
-    stored = mx.load(str(TARGET / "model.safetensors"))
+    stored: Any = mx.load(str(TARGET / "model.safetensors"))
     arrays = {name: np.array(array.astype(mx.float32)) for name, array in stored.items()}
     if tied:
         del arrays["lm_head.weight"]

@@ -91,12 +91,14 @@ def plain_copy(folder: Path) -> Path:
     for name in list(plain):
         base = name.removesuffix(".weight")
         if f"{base}.scales" in stored:
-            bits, group = config.quantization.of(base)
-            parts = (
-                stored[name],
-                *(stored[f"{base}.{x}"].astype(mx.float32) for x in ("scales", "biases")),
+            assert config.quantization is not None
+            form = config.quantization.of(base)
+            assert form is not None
+            bits, group = form
+            scales, biases = (
+                stored[f"{base}.{x}"].astype(mx.float32) for x in ("scales", "biases")
             )
-            plain[name] = mx.dequantize(*parts, group_size=group, bits=bits)
+            plain[name] = mx.dequantize(stored[name], scales, biases, group_size=group, bits=bits)
     folder.mkdir()
     mx.save_safetensors(str(folder / "model.safetensors"), plain)
     values = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -48,7 +49,8 @@ def vocabulary(store=lambda matrix: matrix, ranking=()) -> DraftVocabulary:
 
 
 def ids_of(cut: DraftVocabulary) -> list[int]:
-    return cut.readout().ids.tolist()
+    ids: Any = cut.readout().ids
+    return ids.tolist()
 
 
 def test_it_holds_the_first_ids_and_what_was_seen():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -40,14 +42,16 @@ class Case:
         self.taps = {i: rng.normal(0, 1, (rows, HIDDEN)) for i in range(-1, TARGET_DEPTH)}
 
     def convert(self, **options) -> Eagle3Config:
-        return convert_drafter(self.source, self.out, progress=False, **options)
+        config = convert_drafter(self.source, self.out, progress=False, **options)
+        assert isinstance(config, Eagle3Config)
+        return config
 
     def drafter(self, config: Eagle3Config, vocabulary="full"):
         """Of what was stored and loaded again, with tables of its own."""
         stored = read_tensors(self.out)
         check_tensors(config, stored, self.out)
         assert read_config(read_json(self.out / CONFIG), "test") == config
-        source = mx.load(str(self.source / WEIGHTS))
+        source: Any = mx.load(str(self.source / WEIGHTS))
         head = Matrix(source["lm_head.weight"])
         return assemble(
             config,

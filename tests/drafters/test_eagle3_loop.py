@@ -55,7 +55,7 @@ def fit(target, drafter) -> mx.array:
         for at in range(len(prompt), len(ids) - STEPS):
             context = drafter.new_context()
             drafter.extend(context, [tap[:at] for tap in taps], ids[:at])
-            right = iter(ids[at + 1 : at + 1 + STEPS].tolist())
+            right = map(int, ids[at + 1 : at + 1 + STEPS])
             draft = observed(
                 drafter,
                 context,

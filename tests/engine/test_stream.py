@@ -36,7 +36,8 @@ class FakeDetokenizer:
 
 def run(texts: list[list[str]], stop=(), *, end=False, max_tokens=None, lag=False, accepted=None):
     """Stream rounds whose tokens have these texts; the first is the prefill."""
-    table, rounds = {}, []
+    table: dict[int, str] = {}
+    rounds = []
     for i, words in enumerate(texts):
         tokens = []
         for word in words:

@@ -12,9 +12,11 @@ _WORK = {"samples", "repeats", "steps", "answer_tokens", "accumulate", "max_samp
 # Without these a command fetches the built-in pair, or uploads.
 _KEPT = {"--model", "--target", "target"}
 _NEVER = {"help", "upload_repo"}
+_PLACES: tuple[str, ...]
 _PLACES = ("target", "drafter", "prompts.jsonl", "target/config.json", "gone", "gone/deeper", ".")
 _PLACES += ("", " ", "drafter/", "./target", "*", "[", "~", "-", "owner/name", "a/b/c.gguf", "\t")
 _PLACES += ("owner/name@rev", "name with spaces", "é", "🎉", "\udcff\udcfe", "x" * 300, "out/out")
+_WORDS: tuple[str, ...]
 _WORDS = ("0,1", "0,,1", "a=b", "=4", "x=9", "lm_head=3", "threshold:", "threshold:nan", "fixed:-1")
 _WORDS += (
     "fixed:" + "9" * 5000,

@@ -112,7 +112,7 @@ def _left(call: Call, outcome: Outcome, before: Tree, after: Tree, aside: Path) 
     """Files that should not be there, or not be changed."""
     changed = [path for path in before if after.get(path) != before[path]]
     # A run goes on with what it has, and calibrations are stored beside the drafter.
-    own = ("run/", "out/", "run", "out") if call.command == "train" else ()
+    own: tuple[str, ...] = ("run/", "out/", "run", "out") if call.command == "train" else ()
     own += ("drafter/calibration.json",) if call.command == "calibrate" else ()
     changed = [path for path in changed if not path.startswith(own)] if own else changed
     if changed and "--overwrite" not in call.arguments:

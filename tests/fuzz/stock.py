@@ -118,12 +118,12 @@ def _target(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
 
 
 def _shard(folder: Path) -> None:
-    weights = mx.load(str(folder / "model.safetensors"))
+    weights: Any = mx.load(str(folder / "model.safetensors"))
     mx.eval(weights)
     (folder / "model.safetensors").unlink()
     names = sorted(weights)
     parts = (names[::2], names[1::2])
-    where = {}
+    where: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05}-of-{len(parts):05}.safetensors"
         mx.save_safetensors(str(folder / file), {n: weights[n] for n in part}, {"format": "mlx"})
@@ -141,7 +141,7 @@ def _drafters(folder: Path) -> None:
     sources = ("deepspec_qwen3", "deepspec_dflash_qwen3", "eagle3_qwen3")
     for name, source in zip(CANONICAL, sources, strict=False):
         convert_drafter(folder / source, folder / name, progress=False)
-    settings = {"quantize": True, "q_group_size": 32, "progress": False}
+    settings: dict[str, Any] = {"quantize": True, "q_group_size": 32, "progress": False}
     convert_drafter(folder / "deepspec_qwen3", folder / "canonical_quantized", **settings)
     for name in ("canonical", "canonical_quantized"):
         for file, data in (("calibration.json", _calibration(5)), ("frequent_tokens.json", _RANK)):

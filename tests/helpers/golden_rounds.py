@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 
@@ -14,7 +15,7 @@ TOLERANCE = 1e-4
 
 def relative(found: mx.array, expected: mx.array) -> float:
     assert found.shape == expected.shape
-    return (mx.abs(found - expected).max() / mx.abs(expected).max()).item()
+    return float(mx.abs(found - expected).max() / mx.abs(expected).max())
 
 
 def tokens_of(taps):
@@ -50,7 +51,7 @@ class Case:
     """One golden round: the context's taps, the anchor, and what the reference drafts."""
 
     def __init__(self, name: str, index: int, width: int) -> None:
-        file = mx.load(str(golden(name) / "drafter_golden.safetensors"))
+        file: Any = mx.load(str(golden(name) / "drafter_golden.safetensors"))
         self.values = {
             key.split(".")[1]: value[0]
             for key, value in file.items()

@@ -79,7 +79,7 @@ def _plan(config: Config, tensors: Tensors) -> _Plan:
         reach = window and window - 1
 
     head_dim = config["global_head_dim"] if gemma else backbone["head_dim"]
-    partial = 1.0
+    partial: Any = 1.0
     if ornith:  # elsewhere the key is a leftover of the target
         rope_keys = config.get("rope_parameters") or config
         partial = rope_keys.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))

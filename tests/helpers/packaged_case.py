@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
@@ -29,7 +31,8 @@ class Case:
         rng = np.random.default_rng(5)
         hidden = _hidden(self.source)
         self.embed, self.head = rng.normal(0, 0.7, (2, VOCAB, hidden))
-        fc = mx.load(str(self.source / "model.safetensors"))["fc.weight"]
+        tensors: Any = mx.load(str(self.source / "model.safetensors"))
+        fc = tensors["fc.weight"]
         width = fc.shape[1] // len(TAPS)
         # Every layer's output differs, so that a tap of another layer shows.
         self.taps = {i: rng.normal(0, 1, (ROWS, width)) for i in range(-1, TARGET_DEPTH)}
@@ -38,7 +41,9 @@ class Case:
         return reference(self.source, self.taps, ANCHOR, self.embed, self.head)
 
     def convert(self, **options) -> DSparkConfig:
-        return convert_drafter(self.source, self.out, progress=False, **options)
+        config = convert_drafter(self.source, self.out, progress=False, **options)
+        assert isinstance(config, DSparkConfig)
+        return config
 
     def draft(self, config: DSparkConfig, pieces: int = 1):
         """The converted drafter's block, from what was stored and loaded again."""

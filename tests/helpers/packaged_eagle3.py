@@ -75,8 +75,9 @@ def _keys(architecture: str, depth: int) -> Config:
 def qwen3(folder: Path, **changes: Any) -> None:
     """`Qwen3Eagle3Model`; `changes` fit it to a target."""
     config = backbone(["full_attention"]) | _keys("Qwen3Eagle3Model", 6) | changes
-    sizes = [config[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim")]
-    write(folder, config, tensors_of(21, config, *sizes, gemma=False))
+    sizes = (config[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    heads, kv_heads, head_dim = sizes
+    write(folder, config, tensors_of(21, config, heads, kv_heads, head_dim, gemma=False))
 
 
 def gemma4(folder: Path, **changes: Any) -> None:
@@ -103,7 +104,8 @@ def gemma4(folder: Path, **changes: Any) -> None:
     del config["hidden_act"], config["use_sliding_window"]
     config |= _keys("Gemma4Eagle3Model", 6) | changes
     keys = ("num_attention_heads", "num_global_key_value_heads", "global_head_dim")
-    write(folder, config, tensors_of(22, config, *(config[k] for k in keys), gemma=True))
+    heads, kv_heads, head_dim = (config[k] for k in keys)
+    write(folder, config, tensors_of(22, config, heads, kv_heads, head_dim, gemma=True))
 
 
 EAGLE3: dict[str, Callable[..., None]] = {"qwen3": qwen3, "gemma4": gemma4}

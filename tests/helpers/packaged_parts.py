@@ -94,7 +94,7 @@ def tensors_of(
 def write(folder: Path, config: Config, tensors: Tensors) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    kinds = {"d2t": np.int64, "t2d": np.bool_}
+    kinds: dict[str, Any] = {"d2t": np.int64, "t2d": np.bool_}
     typed = {k: np.ascontiguousarray(v, kinds.get(k, np.float32)) for k, v in tensors.items()}
     save_file(typed, folder / "model.safetensors", metadata={"format": "pt"})
 

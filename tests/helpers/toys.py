@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -47,7 +48,7 @@ def toy_target(vocabulary: int, dtype: mx.Dtype = mx.float32, shift: float = 0.0
 def example_config(target: Target, method: str, **own) -> CanonicalConfig:
     """A method's small drafter for a toy target; `own` replaces fields of its example."""
     kind = METHODS[method].CONFIG
-    shared = {
+    shared: dict[str, Any] = {
         "hidden_size": HIDDEN,
         "intermediate_size": HIDDEN,
         "num_heads": 2,

@@ -107,7 +107,7 @@ def test_processors_see_the_true_prefix(pair):
 
     def spy(tokens: mx.array, logits: mx.array) -> mx.array:
         assert logits.shape == (1, 512) and logits.dtype == mx.float32
-        seen.append(tuple(tokens.tolist()))
+        seen.append(tuple(map(int, tokens)))
         return logits
 
     tokens = sample(decoder, logits_processors=(spy,))

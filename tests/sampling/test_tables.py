@@ -8,6 +8,7 @@ comparison raises a false alarm once in 100,000.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -27,7 +28,7 @@ RNG = np.random.default_rng(0)
 TARGET = (1.5 * RNG.standard_normal((V, V, V))).astype(np.float32)
 DRAFTER = (TARGET + 1.2 * RNG.standard_normal((V, V, V))).astype(np.float32)
 CUT = (4, 0, 2)
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "cut": ({}, CUT),
     "token, cut": ({"verification": "token"}, CUT),
     "whole": ({}, None),
@@ -50,16 +51,17 @@ def scheduled(drafted: list[int]) -> int:
 def block(sampler, prefix: list[int], ids) -> Draft:
     pick = sampler.propose(Position(len(prefix) - 1, mx.array(prefix, dtype=mx.int32)), GAMMA)
     columns = None if ids is None else mx.array(ids, dtype=mx.int32)
-    tokens, chosen, weights, text = [], [], [], list(prefix)
+    tokens: list[mx.array] = []
+    chosen, weights, text = [], [], list(prefix)
     for _ in range(GAMMA):
         row = DRAFTER[text[-2], text[-1]]
         column, weight = pick(
             mx.array(row if ids is None else row[list(ids)])[None], columns, tokens
         )
-        tokens.append(column if ids is None else columns[column])
+        tokens.append(column if columns is None else columns[column])
         chosen.append(column)
         weights.append(weight)
-        text.append(tokens[-1].item())
+        text.append(int(tokens[-1]))
     joined = None if weights[0] is None else mx.concatenate(weights)
     return Draft(
         tokens=mx.concatenate(tokens),
@@ -76,8 +78,9 @@ def text(settings, seed: int, ids) -> tuple[int, ...]:
     prefix = list(START)
     while len(prefix) < len(START) + HORIZON:
         draft = block(sampler, prefix, ids)
-        length = scheduled(draft.tokens.tolist())
-        contexts = [*prefix, *draft.tokens.tolist()[:length]]
+        drafted: Any = draft.tokens.tolist()
+        length = scheduled(drafted)
+        contexts = [*prefix, *drafted[:length]]
         rows = [TARGET[a, b] for a, b in itertools.pairwise(contexts)][-length - 1 :]
         place = Position(len(prefix) - 1, mx.array(prefix, dtype=mx.int32))
         judgement = sampler.judge(mx.array(np.stack(rows)), place, draft)
@@ -167,7 +170,8 @@ def text_until(settings, seed: int, end: int) -> int:
     sampler = make_sampler(Sampling(temperature=1.0, seed=seed, **settings), V, len(START))
     prefix = list(START)
     draft = block(sampler, prefix, None)
-    contexts = [*prefix, *draft.tokens.tolist()]
+    drafted: Any = draft.tokens.tolist()
+    contexts = [*prefix, *drafted]
     rows = [TARGET[a, b] for a, b in itertools.pairwise(contexts)][-GAMMA - 1 :]
     place = Position(len(prefix) - 1, mx.array(prefix, dtype=mx.int32))
     verdict = unpack(pack(sampler.judge(mx.array(np.stack(rows)), place, draft), draft, GAMMA))

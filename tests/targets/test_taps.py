@@ -33,7 +33,7 @@ def tapped_logits(target: Target, tokens: mx.array) -> tuple[list[mx.array], lis
         rows.append(logits)
         taps.append(recorded)
         start += width
-    joined = [mx.concatenate(parts) for parts in zip(*taps, strict=True)]
+    joined = [mx.concatenate(list(parts)) for parts in zip(*taps, strict=True)]
     mx.eval(rows, joined)
     return rows, joined
 

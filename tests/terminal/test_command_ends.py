@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from typing import Any
 
 import pytest
 from helpers import bare
@@ -198,8 +199,8 @@ def interrupted(read: int, delay: float, *flags: str) -> tuple[int, list[str]]:
         flags: of the command.
     """
     call = [sys.executable, "-X", "importtime", "-m", "dspark_mlx.generate", "--prompt", "w5"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*call, *flags], **pipes)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process: Any = subprocess.Popen([*call, *flags], **pipes)
     for line in process.stderr:
         if "dspark_mlx.system.process" in line:
             break
