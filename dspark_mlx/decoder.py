@@ -20,7 +20,7 @@ from .sampling.make import make_sampler
 from .sampling.setting_table import with_settings
 from .schedulers import Scheduler
 from .schedulers.speed_profile import SpeedProfile
-from .targets.positions import max_length, said_when_cut
+from .targets.positions import max_length, warn_when_cut
 from .text.end_tokens import end_tokens
 from .text.tokenizer import Tokenizer
 from .text.tokenizer_files import has_tokenizer
@@ -288,7 +288,7 @@ class Decoder:
         said = self._said_when_not_finite(made)
         if limit == request.max_tokens:
             return said
-        return said_when_cut(said, limit, request.max_tokens, stop_tokens)
+        return warn_when_cut(said, limit, request.max_tokens, stop_tokens)
 
     def _stops(self, request: Request) -> frozenset[int]:
         if request.stop_tokens is None:

@@ -106,6 +106,8 @@ def add_drafter(
     draft_vocabulary = parse_setting(draft_vocabulary)
     shared, folder = decoder.engine.target, decoder.target_folder
     stored = read_drafter(drafter)
+    # A drafter for another target is called one, before its taps are not found in this target.
+    check_pair(stored.config, stored.folder, shared, folder)
     with shared.turns:
         with shared.untapped():
             logits = probe_logits(shared.model)

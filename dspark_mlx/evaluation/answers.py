@@ -13,7 +13,7 @@ from ..engine.request import Request
 from ..errors import InputError
 from ..numbers import check_whole
 from ..progress import ProgressCallback
-from ..sampling.effective_temperature import heat
+from ..sampling.effective_temperature import effective_temperature
 from .sweep import Text, judge, visited
 from .tasks import Task
 
@@ -44,7 +44,7 @@ class EvaluationSettings:
     @property
     def temperature(self) -> float:
         """The temperature that calibrations are chosen by, see `sampling.effective_temperature`."""
-        return heat(Request.make(self.max_tokens, (), self.sampling).sampling)
+        return effective_temperature(Request.make(self.max_tokens, (), self.sampling).sampling)
 
     @property
     def greedy(self) -> bool:

@@ -84,7 +84,7 @@ class Sampler(Protocol):
 
     @property
     def temperature(self) -> float:
-        """The request's effective temperature, see `heat`; 0 for greedy decoding."""
+        """The request's effective temperature, as `effective_temperature` says; 0 if greedy."""
         ...
 
     @property

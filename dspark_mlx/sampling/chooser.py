@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..types import Fault
 from . import Judgement, LogProbs, Position, finite_rows
-from .effective_temperature import heat
+from .effective_temperature import effective_temperature
 from .settings import LogitsProcessor, Sampling
 from .transform import Filters, normalize, process
 
@@ -44,7 +44,7 @@ class Chooser:
         self._draft = _filters(sampling, sampling.temperature if draft is None else draft)
         self._xtc = sampling.xtc_probability if sampling.temperature > 0 else 0.0
         self._top = sampling.logprobs
-        self.temperature = heat(sampling)
+        self.temperature = effective_temperature(sampling)
 
     @property
     def needs_prefix(self) -> bool:

@@ -15,7 +15,7 @@ from .settings import Sampling
 _POWER = 4
 
 
-def heat(sampling: Sampling) -> float:
+def effective_temperature(sampling: Sampling) -> float:
     """The effective temperature of a request's settings; 0 for greedy decoding.
 
     XTC, penalties and other logits processors do not count, since their effect depends on the text.

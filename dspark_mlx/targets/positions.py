@@ -76,7 +76,7 @@ def _number(value: object) -> float | None:
     return number if abs(number) < math.inf else None
 
 
-def said_when_cut(
+def warn_when_cut(
     rounds: Iterator[Round], limit: int, asked: int, stop_tokens: Collection[int]
 ) -> Generator[Round, None, None]:
     """The rounds, with a warning when a text ends because the target has no position left.

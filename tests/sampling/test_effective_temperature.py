@@ -8,7 +8,7 @@ from helpers.pairs import traces
 
 from dspark_mlx.calibration.by_temperature import Calibrations
 from dspark_mlx.calibration.sts import identity
-from dspark_mlx.sampling.effective_temperature import heat
+from dspark_mlx.sampling.effective_temperature import effective_temperature
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.expected import ExpectedScheduler
@@ -31,24 +31,32 @@ from dspark_mlx.schedulers.expected import ExpectedScheduler
 )
 def test_filters_cool_as_measured(filters, at_1, at_07):
     """A filtered request believed to be as hot as an unfiltered one, or hotter."""
-    assert heat(Sampling(temperature=1.0, **filters)) == pytest.approx(at_1, abs=0.06)
+    assert effective_temperature(Sampling(temperature=1.0, **filters)) == pytest.approx(
+        at_1, abs=0.06
+    )
     if at_07 is not None:
-        assert heat(Sampling(temperature=0.7, **filters)) == pytest.approx(at_07, abs=0.06)
+        assert effective_temperature(Sampling(temperature=0.7, **filters)) == pytest.approx(
+            at_07, abs=0.06
+        )
 
 
 def test_without_filters_it_is_the_temperature():
     """A request at a fitted temperature that misses its fit by rounding; extremes that overflow."""
     for temperature in (0.0, 1e-4, 0.7, 1.0, 1e4):
-        assert heat(Sampling(temperature=temperature)) == temperature
-    assert heat(Sampling(top_p=0.5, top_k=3)) == 0.0
+        assert effective_temperature(Sampling(temperature=temperature)) == temperature
+    assert effective_temperature(Sampling(top_p=0.5, top_k=3)) == 0.0
     for temperature in (1e-4, 1e4):
-        assert 0 < heat(Sampling(temperature=temperature, top_p=1e-9, top_k=1)) <= temperature
+        assert (
+            0
+            < effective_temperature(Sampling(temperature=temperature, top_p=1e-9, top_k=1))
+            <= temperature
+        )
 
 
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_every_rule_tells_it(reproducible):
     sampling = Sampling(temperature=1.0, top_p=0.9, reproducible=reproducible)
-    assert make_sampler(sampling, 8).temperature == heat(sampling) < 1
+    assert make_sampler(sampling, 8).temperature == effective_temperature(sampling) < 1
     assert make_sampler(Sampling(), 8).temperature == 0
 
 
@@ -77,7 +85,7 @@ def test_a_request_has_the_prior_and_confidences_of_its_heat(pair):
         made = watched.rounds(prompt, 24, stop_tokens=(), logit_bias={7: 100.0}, **settings)
         first = next(done for done in made if done.drafted)
         confidence[temperature, top_k] = first.confidence[0]
-    cool = heat(Sampling(temperature=1.0, top_k=5))
+    cool = effective_temperature(Sampling(temperature=1.0, top_k=5))
     assert asked == [0.0, 1.0, cool]
     odds = {key: value / (1 - value) for key, value in confidence.items()}
     assert odds[1.0, 0] ** 4 == pytest.approx(odds[0.0, 0], rel=1e-3)
