@@ -12,16 +12,30 @@ class CacheKind(Protocol):
 
     Attributes:
         CACHE: mlx-lm's class.
+        RECURRENT: whether dropping rows leaves the state from before the forward, so that the rows
+            that stay have to be computed again (see `targets.rollback`).
     """
 
     CACHE: ClassVar[type]
+    RECURRENT: ClassVar[bool]
 
     @staticmethod
-    def drop(cache: Any, rows: int) -> None:
-        """Take the last rows out, which one forward over at least as many has just written."""
+    def snapshot(cache: Any) -> Any:
+        """What `drop` needs to know from before a forward; None where it needs nothing."""
+        ...
+
+    @staticmethod
+    def drop(cache: Any, rows: int, before: Any) -> None:
+        """Take the last rows out, which one forward over at least as many has just written.
+
+        Args:
+            cache: changed in place.
+            rows: how many.
+            before: `snapshot` of the cache before that forward.
+        """
         ...
 
     @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
-        """Every array that a cache which is not empty holds."""
+        """Every array that the cache holds, none where it is empty."""
         ...

@@ -7,14 +7,16 @@ from typing import Any, ClassVar
 import mlx.core as mx
 from mlx_lm.models.cache import RotatingKVCache
 
+from .trimmable import PlainCache
 
-class RotatingCache:
+
+class RotatingCache(PlainCache):
     """Keys and values of a window's positions."""
 
     CACHE: ClassVar[type] = RotatingKVCache
 
     @staticmethod
-    def drop(cache: Any, rows: int) -> None:
+    def drop(cache: Any, rows: int, before: Any) -> None:
         """See `CacheKind.drop`.
 
         A forward over several rows leaves them last, in order, behind at least max_size - 1 older
@@ -28,8 +30,3 @@ class RotatingCache:
         cache._idx -= rows
         # The next round may be computed by another thread.
         mx.async_eval(cache.keys, cache.values)
-
-    @staticmethod
-    def arrays(cache: Any) -> list[mx.array]:
-        """See `CacheKind.arrays`."""
-        return [cache.keys, cache.values]

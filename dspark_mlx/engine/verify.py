@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..caches import keep_rows
 from ..sampling import Position
 from ..sampling.packing import pack, unpack
 from ..types import Draft, Verdict
@@ -31,7 +30,7 @@ def start_verify(
     if after is not None:
         anchor, position = after.last, _following(after)
     tokens = anchor if draft is None else _rows(engine, position, anchor, draft, scheduled)
-    logits, taps = engine.target(tokens, state.caches)
+    logits, taps, rollback = engine.target.verify(tokens, state.caches)
     with state.timer.host():
         judgement = state.sampler.judge(logits[: scheduled + 1], position, draft)
         packed = pack(judgement, draft, scheduled)
@@ -39,8 +38,10 @@ def start_verify(
     # and what nothing reads would pile up.
     held = state.speculation.context.arrays() if draft and state.speculation else []
     prefix = [] if position.prefix is None else [position.prefix]
+    # The states of a drafted forward are evaluated when it is known how many rows of it stay.
+    held += rollback.states() if draft is None else []
     mx.async_eval([packed.array, judgement.last, *taps, *prefix, *state.sampler.kept, *held])
-    return VerifyForward(position, tokens, judgement.last, taps, packed)
+    return VerifyForward(position, tokens, judgement.last, taps, packed, rollback)
 
 
 def commit(state: State, forward: VerifyForward) -> Verdict:
@@ -48,7 +49,7 @@ def commit(state: State, forward: VerifyForward) -> Verdict:
     verdict = unpack(forward.packed)
     with state.timer.host():
         kept = len(verdict.tokens)
-        keep_rows(state.caches, forward.tokens.size, kept)
+        forward.rollback.keep(kept)
         state.position += kept
         state.anchor = forward.last
         if forward.position.prefix is not None:

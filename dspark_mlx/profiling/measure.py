@@ -48,7 +48,7 @@ def measure_profile(
     Takes seconds: after 2.5 of them a context ends with what it has, at least 3 passes. On a slow
     machine the longer contexts come out shorter than asked, see `Session.fill`, and batches are
     left out; after `limit` nothing new begins but one pass over the first context. With rotating
-    caches a context grows while it is timed, and stands for its mean.
+    or recurrent caches a context grows while it is timed, and stands for its mean.
 
     Args:
         engine: target and drafter; its scheduler is not used.
@@ -65,7 +65,7 @@ def measure_profile(
     if engine.drafter is None:
         raise InputError("speed profile", "no drafter", "a target with its drafter")
     widths = range(1, engine.drafter.config.gamma + _MORE_WIDTHS + 1)
-    # What rotating caches grow by while a context is timed, and the widest forward.
+    # What rotating and recurrent caches grow by while a context is timed, and the widest forward.
     room = (repeats + 1) * (len(widths) + PLAIN_STEPS + 1) + len(widths)
     lengths = _within(contexts, max_length, room)
     steps = _Steps(progress, repeats, (len(lengths) + 1) * repeats)

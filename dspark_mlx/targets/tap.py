@@ -17,12 +17,11 @@ import mlx.nn as nn
 from ..checkpoint.linear import Matrix
 from ..errors import InputError
 from ..sampling import finite_rows
+from .hidden import entering_hidden, leaving_hidden
+from .mixers import Mixers
+from .rollback import Rollback
+from .tables import embedding_shape, find_embedding, find_head, is_plain_table
 from .turns import Turns
-
-_EMBEDDING_NAMES = ("embed_tokens", "wte", "embed_in", "tok_embeddings", "embeddings", "embedding")
-_HEAD_NAMES = ("lm_head", "embed_out", "output")
-_EMBEDDING_TYPES = (nn.Embedding, nn.QuantizedEmbedding)
-_LINEAR_TYPES = (nn.Linear, nn.QuantizedLinear)
 
 
 class Target:
@@ -48,8 +47,8 @@ class Target:
         self.where = where
         self.turns = Turns()
         self._layers: Sequence[nn.Module] = model.layers
-        self._embedding = _find_embedding(model, where)
-        own_head = _find_head(model, self._embedding)
+        self._embedding = find_embedding(model, where)
+        own_head = find_head(model, self._embedding)
         self._tied = own_head is None
         self._head_module = self._embedding if own_head is None else own_head
         self._taps = tuple(taps)
@@ -58,8 +57,9 @@ class Target:
         self._recorded: dict[int, mx.array] = {}
         self._tapped: list[tuple[nn.Module, type, type]] = []
         self.num_layers = len(self._layers)
-        self.vocab_size, self.hidden_size = _embedding_shape(self._embedding)
+        self.vocab_size, self.hidden_size = embedding_shape(self._embedding)
         self._check(where)
+        self._mixers = Mixers(model)
         self._attach(where)
 
     def sharing(self, taps: Iterable[int], where: object) -> Target:
@@ -94,6 +94,28 @@ class Target:
             logits = self.model(tokens[None], cache=caches)
             taps = self._take()
         return logits.squeeze(0), [tap.squeeze(0) for tap in taps]
+
+    def verify(
+        self, tokens: mx.array, caches: list[Any]
+    ) -> tuple[mx.array, list[mx.array], Rollback]:
+        """The same forward, with what cuts it back to the rows that are accepted.
+
+        Returns:
+            Logits and taps, see `__call__`, and the forward's rollback.
+
+        Raises:
+            InputError: the target was closed.
+        """
+        with self.turns:
+            rollback = Rollback(self._mixers, self.turns, caches, tokens.size)
+            if tokens.size == 1 or not self._mixers.modules:
+                return *self(tokens, caches), rollback
+            if not self._mixers.attached:
+                raise self._closed()
+            with self._mixers.recording() as calls:
+                logits, taps = self(tokens, caches)
+            rollback.calls = calls
+        return logits, taps, rollback
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Rows of the embedding table as stored: int `[n]` to `[n, hidden]`, no scaling."""
@@ -133,8 +155,10 @@ class Target:
     def head(self) -> Matrix | None:
         """The output matrix as it is stored; None where it is not one that `Matrix` can hold."""
         module = self._head_module
+        if not is_plain_table(module) or "bias" in module:
+            return None
         quantized = hasattr(module, "scales")
-        if "bias" in module or (quantized and getattr(module, "mode", "affine") != "affine"):
+        if quantized and getattr(module, "mode", "affine") != "affine":
             return None
         if not quantized:
             return Matrix(module.weight)
@@ -150,6 +174,7 @@ class Target:
         with self.turns:
             for layer, original, _ in self._tapped:
                 layer.__class__ = original
+            self._mixers.detach()
             self._recorded.clear()
 
     @contextlib.contextmanager
@@ -160,16 +185,20 @@ class Target:
             try:
                 yield
             finally:
+                self._mixers.attach()
                 for layer, _, tapped in self._tapped:
                     layer.__class__ = tapped
 
     def _take(self) -> list[mx.array]:
         """What the last forward recorded of its own taps; nothing of others is kept alive."""
         if not self._recorded.keys() >= set(self._taps):
-            raise InputError(self.where, "a target that was closed", "one that is open")
+            raise self._closed()
         recorded = [self._recorded[tap] for tap in self._taps]
         self._recorded.clear()
         return recorded
+
+    def _closed(self) -> InputError:
+        return InputError(self.where, "a target that was closed", "one that is open")
 
     def _check(self, where: object) -> None:
         outside = [tap for tap in self._taps if not -1 <= tap < self.num_layers]
@@ -181,6 +210,11 @@ class Target:
         indices = {max(tap, 0) for tap in self._every}
         if any(getattr(type(self._layers[i]), "_tapped", False) for i in indices):
             raise InputError(where, "a model that is tapped already", "one Target per model")
+        for i in indices:
+            if not callable(self._layers[i]):
+                found = f"{type(self._layers[i]).__name__}s, whose parts the model calls itself"
+                raise InputError(where, found, "layers that are called as a whole, to be tapped")
+        self._mixers.attach()
         for i in sorted(indices):
             layer = self._layers[i]
             tapped = _tapped_class(layer, i, i in self._every, -1 in self._every, self._recorded)
@@ -195,13 +229,12 @@ def _tapped_class(
     call = original.__call__
     record_input = entering and index == 0
 
-    def tapped_call(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+    def tapped_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if record_input:
-            recorded[-1] = x
-        result = call(self, x, *args, **kwargs)
+            recorded[-1] = entering_hidden(self, args, kwargs)
+        result = call(self, *args, **kwargs)
         if output:
-            # Some families return the hidden state first among other things.
-            recorded[index] = result[0] if isinstance(result, tuple) else result
+            recorded[index] = leaving_hidden(self, result)
         return result
 
     names = {"__call__": tapped_call, "_tapped": True, "__module__": original.__module__}
@@ -270,28 +303,3 @@ def not_finite_error(where: object, tokens: str) -> InputError:
     found = f"logits that are not finite {tokens}"
     hint = "Weights may be damaged, or overflow in their precision; float32 holds more."
     return InputError(where, found, "finite numbers", hint)
-
-
-def _find_embedding(model: nn.Module, where: object) -> Any:
-    tables = [(n, m) for n, m in model.named_modules() if isinstance(m, _EMBEDDING_TYPES)]
-    named = [(n, m) for n, m in tables if n.rsplit(".", 1)[-1] in _EMBEDDING_NAMES]
-    if len(named) != 1:
-        found = ", ".join(name for name, _ in tables) or "none"
-        raise InputError(where, f"embedding tables {found}", f"one of {_EMBEDDING_NAMES}")
-    return named[0][1]
-
-
-def _find_head(model: nn.Module, embedding: Any) -> Any:
-    """The output matrix's own module; None where it is the embedding table."""
-    rows, _ = _embedding_shape(embedding)
-    for name, module in model.named_modules():
-        named = name.rsplit(".", 1)[-1] in _HEAD_NAMES
-        if named and isinstance(module, _LINEAR_TYPES) and module.weight.shape[0] == rows:
-            return module
-    return None
-
-
-def _embedding_shape(embedding: Any) -> tuple[int, int]:
-    rows, columns = embedding.weight.shape
-    bits = getattr(embedding, "bits", None)
-    return rows, columns * 32 // bits if bits else columns
