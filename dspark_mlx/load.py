@@ -32,7 +32,8 @@ from .schedulers.full import FullScheduler
 from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .system.files import read_json
 from .targets.compatibility import check_pair
-from .targets.network import evaluate, open_network
+from .targets.network import evaluate, open_network, refusing
+from .targets.self_check import check_rollback
 from .targets.tap import Target, check_logits, check_taps, probe_logits
 
 
@@ -136,6 +137,7 @@ def load_unpaired(
     opened = _open(model, precision)
     target = _tapped(opened, taps(stored.config, len(opened.network.layers)))
     check_pair(stored.config, stored.folder, target, opened.folder)
+    check_rollback(target, opened.folder)
 
     def build(changed: CanonicalConfig) -> Drafter:
         # Its calibrations are of its own block, which another configuration may make shorter.
@@ -176,9 +178,11 @@ def _open(model: str | Path | None, precision: str) -> _OpenedTarget:
     # What a model keeps beside its parameters, as rope frequencies, is evaluated too: what is not
     # belongs to this thread.
     mx.eval(arrays_of(network))
-    new_caches(network, folder)
-    logits = probe_logits(network)
-    check_logits(logits, folder)
+    # A family may need what this machine lacks, as a Metal kernel, and say so in its first forward.
+    with refusing(folder):
+        new_caches(network, folder)
+        logits = probe_logits(network)
+        check_logits(logits, folder)
     return _OpenedTarget(folder, network, config, precision, logits)
 
 
@@ -193,6 +197,7 @@ def _attached(decoder: Decoder, stored: StoredDrafter, draft_vocabulary: Setting
     """The decoder, whose target is tapped for the drafter, with it."""
     target = decoder.engine.target
     check_pair(stored.config, stored.folder, target, decoder.target_folder)
+    check_rollback(target, decoder.target_folder)
     drafter = _build(stored, target, decoder.precision, draft_vocabulary)
     return decoder.with_engine(Engine(target, drafter, FullScheduler()), stored.folder)
 

@@ -72,6 +72,7 @@ class _Watch:
             if not caches:
                 return call(module, *args, **kwargs)
             watch._look()
+            inside = len(watch.found)
             watch._frames.append(_Frame(caches, _held(caches)))
             try:
                 return call(module, *args, **kwargs)
@@ -79,7 +80,8 @@ class _Watch:
                 watch._look()
                 frame = watch._frames.pop()
                 if frame.wrote:
-                    watch.found.append(module)
+                    # Running it again runs what it calls again.
+                    watch.found[inside:] = [module]
                 # What was written in there is not the outer module's own.
                 for outer in watch._frames:
                     outer.held = _held(outer.caches)
