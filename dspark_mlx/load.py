@@ -137,7 +137,8 @@ def load_unpaired(
     opened = _open(model, precision)
     target = _tapped(opened, taps(stored.config, len(opened.network.layers)))
     check_pair(stored.config, stored.folder, target, opened.folder)
-    check_rollback(target, opened.folder)
+    with refusing(opened.folder):
+        check_rollback(target, opened.folder)
 
     def build(changed: CanonicalConfig) -> Drafter:
         # Its calibrations are of its own block, which another configuration may make shorter.
@@ -188,8 +189,9 @@ def _open(model: str | Path | None, precision: str) -> _OpenedTarget:
 
 def _tapped(opened: _OpenedTarget, taps: Sequence[int]) -> Target:
     """The target with its layers tapped, and proof that this changes no bit of a logit."""
-    target = Target(opened.network, taps, opened.folder)
-    check_taps(opened.network, target, opened.logits, opened.folder)
+    with refusing(opened.folder):
+        target = Target(opened.network, taps, opened.folder)
+        check_taps(opened.network, target, opened.logits, opened.folder)
     return target
 
 
@@ -197,7 +199,8 @@ def _attached(decoder: Decoder, stored: StoredDrafter, draft_vocabulary: Setting
     """The decoder, whose target is tapped for the drafter, with it."""
     target = decoder.engine.target
     check_pair(stored.config, stored.folder, target, decoder.target_folder)
-    check_rollback(target, decoder.target_folder)
+    with refusing(decoder.target_folder):
+        check_rollback(target, decoder.target_folder)
     drafter = _build(stored, target, decoder.precision, draft_vocabulary)
     return decoder.with_engine(Engine(target, drafter, FullScheduler()), stored.folder)
 

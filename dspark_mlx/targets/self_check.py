@@ -48,10 +48,10 @@ def check_rollback(target: Target, where: object) -> None:
     limit = _EXACT if target.dtype == mx.float32 else _ROUNDED
     # Written so that NaN is refused.
     if not several <= limit:
-        found = f"{several:.0%} other logits where rows run together than one by one"
+        found = f"{100 * several:.0f} % other logits where rows run together than one by one"
         raise InputError(where, found, "the same", _HINT)
     if not rollback <= limit:
-        found = f"{rollback:.0%} other logits behind rows that were taken back"
+        found = f"{100 * rollback:.0f} % other logits behind rows that were taken back"
         raise InputError(where, found, "the same as without them", _HINT)
 
 

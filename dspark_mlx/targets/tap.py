@@ -210,16 +210,37 @@ class Target:
         indices = {max(tap, 0) for tap in self._every}
         if any(getattr(type(self._layers[i]), "_tapped", False) for i in indices):
             raise InputError(where, "a model that is tapped already", "one Target per model")
-        for i in indices:
-            if not callable(self._layers[i]):
-                found = f"{type(self._layers[i]).__name__}s, whose parts the model calls itself"
-                raise InputError(where, found, "layers that are called as a whole, to be tapped")
+        parts = [(i, self._part_behind(i)) for i in self._every if not self._is_called(i)]
         self._mixers.attach()
-        for i in sorted(indices):
+        for i in sorted(i for i in indices if callable(self._layers[i])):
             layer = self._layers[i]
             tapped = _tapped_class(layer, i, i in self._every, -1 in self._every, self._recorded)
             self._tapped.append((layer, type(layer), tapped))
             layer.__class__ = tapped
+        for i, part in parts:
+            tapped = _tapped_part_class(part, i, self._recorded)
+            self._tapped.append((part, type(part), tapped))
+            part.__class__ = tapped
+
+    def _is_called(self, tap: int) -> bool:
+        return callable(self._layers[max(tap, 0)])
+
+    def _part_behind(self, tap: int) -> nn.Module:
+        """The module that reads a layer's output, where the model calls the layers' parts itself.
+
+        Raises:
+            InputError: it has no name that is known here.
+        """
+        following = tap + 1
+        if following < self.num_layers:
+            part = self._layers[following].get("input_layernorm")
+        else:
+            norms = (m for n, m in self.model.named_modules() if n.rpartition(".")[2] == "norm")
+            part = next(norms, None)
+        if part is None:
+            found = f"{type(self._layers[0]).__name__}s, whose parts the model calls itself"
+            raise InputError(self.where, found, "layers that are called as a whole, to be tapped")
+        return part
 
 
 def _tapped_class(
@@ -236,6 +257,23 @@ def _tapped_class(
         if output:
             recorded[index] = leaving_hidden(self, result)
         return result
+
+    names = {"__call__": tapped_call, "_tapped": True, "__module__": original.__module__}
+    return type(original.__name__, (original,), names)
+
+
+def _tapped_part_class(part: nn.Module, tap: int, recorded: dict[int, mx.array]) -> type:
+    """Records a layer's output where the next part reads it.
+
+    A model may go through its layers twice: the last output of each counts, and what enters first.
+    """
+    original: Any = type(part)
+    call = original.__call__
+
+    def tapped_call(self: nn.Module, x: mx.array) -> mx.array:
+        if tap >= 0 or tap not in recorded:
+            recorded[tap] = x
+        return call(self, x)
 
     names = {"__call__": tapped_call, "_tapped": True, "__module__": original.__module__}
     return type(original.__name__, (original,), names)

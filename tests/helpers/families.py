@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -26,6 +28,8 @@ VOCABULARY = 96
 def family(name: str, seed: int = 0) -> nn.Module:
     """The model of a file, evaluated. What a family initialises to zeros is random too, so that
     every part shows in the logits."""
+    # mlx-lm's olmo asks whether this package is there, and uses nothing of it.
+    sys.modules.setdefault("hf_olmo", ModuleType("hf_olmo"))
     module = importlib.import_module(f"mlx_lm.models.{name}")
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(copy.deepcopy(CONFIGS[name])))

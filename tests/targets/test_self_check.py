@@ -1,0 +1,89 @@
+"""The self-check at load refuses what does not roll back, and nothing that does."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from helpers.families import family
+from helpers.tiny_models import tiny
+
+from dspark_mlx.errors import InputError
+from dspark_mlx.targets.self_check import check_rollback
+from dspark_mlx.targets.tap import Target
+
+# Without experts, which MLX multiplies in float32 alone on the CPU.
+RIGHT = ("qwen3_5", "mamba2", "gemma3", "lfm2", "falcon_h1", "rwkv7")
+
+
+def in_type(model: nn.Module, kind: str) -> nn.Module:
+    if kind == "4-bit":
+        model.set_dtype(mx.bfloat16)
+        nn.quantize(
+            model,
+            group_size=32,
+            bits=4,
+            class_predicate=lambda _, m: (
+                hasattr(m, "to_quantized") and m.weight.shape[-1] % 32 == 0
+            ),
+        )
+    else:
+        model.set_dtype(getattr(mx, kind))
+    mx.eval(model.parameters())
+    return model
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "4-bit"])
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_families_pass_in_every_type(name, kind):
+    """A tolerance that takes rounding, or one row that a router sends elsewhere, for an error."""
+    target = Target(in_type(family(name), kind), (), name)
+    check_rollback(target, name)
+    target.close()
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "4-bit"])
+def test_a_window_that_is_one_too_long_is_refused(kind):
+    """plamo3 in mlx-lm 0.32.2: several rows see one position more than single ones."""
+    target = Target(in_type(family("plamo3"), kind), (), "plamo3")
+    with pytest.raises(InputError, match=r"plamo3: found \d+ % other logits where rows run"):
+        check_rollback(target, "plamo3")
+
+
+def test_a_mask_that_does_not_mask_is_refused():
+    """phi3small in mlx-lm 0.32.2: a boolean mask is added to the scores."""
+    target = Target(family("phi3small"), (), "phi3small")
+    with pytest.raises(InputError, match="where rows run together"):
+        check_rollback(target, "phi3small")
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1", "deepseek_v41"])
+def test_states_without_their_mixers_are_refused(name):
+    """A recurrent family whose writers the probe does not see."""
+    target = Target(family(name), (), name)
+    target._mixers.modules[:] = []
+    with pytest.raises(InputError, match="behind rows that were taken back"):
+        check_rollback(target, name)
+
+
+def test_nan_is_refused():
+    """A comparison that NaN passes."""
+    model = tiny("llama")
+    model.model.norm.weight = model.model.norm.weight * mx.nan
+    target = Target(model, (), "tiny llama")
+    with pytest.raises(InputError, match="tiny llama"):
+        check_rollback(target, "tiny llama")
+
+
+def test_what_bans_tokens_is_compared_by_the_others():
+    """Two times -inf taken for a difference."""
+    model = tiny("llama")
+    original = type(model)
+
+    def banning(self, *args, **kwargs):
+        logits = original.__call__(self, *args, **kwargs)
+        logits[..., 3] = -mx.inf
+        return logits
+
+    model.__class__ = type("Banning", (original,), {"__call__": banning})
+    check_rollback(Target(model, (), "tiny llama"), "tiny llama")
