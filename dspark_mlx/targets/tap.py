@@ -137,19 +137,25 @@ class Target:
         Raises:
             InputError: the model's forward does not call its output matrix.
         """
-        recorded: list[mx.array] = []
-        with self.turns:
-            module, original = self._head_module, type(self._head_module)
-            module.__class__ = _recording_head(original, self._tied, recorded)
-            try:
-                self.model(tokens)
-            finally:
-                module.__class__ = original
+        with self.head_inputs() as recorded:
+            self.model(tokens)
             taps = self._take()
         if len(recorded) != 1:
             found = f"a forward that calls its output matrix {len(recorded)} times"
             raise InputError(type(self.model).__module__, found, "once")
         return taps, recorded[0]
+
+    @contextlib.contextmanager
+    def head_inputs(self) -> Iterator[list[mx.array]]:
+        """What the output matrix is given in the block, call by call; other threads wait for it."""
+        recorded: list[mx.array] = []
+        with self.turns:
+            module, original = self._head_module, type(self._head_module)
+            module.__class__ = _recording_head(original, self._tied, recorded)
+            try:
+                yield recorded
+            finally:
+                module.__class__ = original
 
     @property
     def head(self) -> Matrix | None:

@@ -46,22 +46,22 @@ def test_right_families_pass_in_every_type(name, kind):
 def test_a_window_that_is_one_too_long_is_refused(kind):
     """plamo3 in mlx-lm 0.32.2: several rows see one position more than single ones."""
     target = Target(in_type(family("plamo3"), kind), (), "plamo3")
-    with pytest.raises(InputError, match=r"plamo3: found \d+ % other logits where rows run"):
+    with pytest.raises(InputError, match=r"plamo3: found \d+ % other states"):
         check_rollback(target, "plamo3")
 
 
 def test_a_mask_that_does_not_mask_is_refused():
     """phi3small in mlx-lm 0.32.2: a boolean mask is added to the scores."""
     target = Target(family("phi3small"), (), "phi3small")
-    with pytest.raises(InputError, match="where rows run together"):
+    with pytest.raises(InputError, match=r"where rows run together|taken back"):
         check_rollback(target, "phi3small")
 
 
 @pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1", "deepseek_v41"])
-def test_states_without_their_mixers_are_refused(name):
+def test_states_without_their_mixers_are_refused(name, monkeypatch):
     """A recurrent family whose writers the probe does not see."""
+    monkeypatch.setattr("dspark_mlx.targets.mixers.find_mixers", lambda model: [])
     target = Target(family(name), (), name)
-    target._mixers.modules[:] = []
     with pytest.raises(InputError, match="behind rows that were taken back"):
         check_rollback(target, name)
 
@@ -75,15 +75,14 @@ def test_nan_is_refused():
         check_rollback(target, "tiny llama")
 
 
-def test_what_bans_tokens_is_compared_by_the_others():
-    """Two times -inf taken for a difference."""
+def test_the_model_is_whole_afterwards():
+    """Layers left out for the check and not put back, or a tap lost."""
     model = tiny("llama")
-    original = type(model)
-
-    def banning(self, *args, **kwargs):
-        logits = original.__call__(self, *args, **kwargs)
-        logits[..., 3] = -mx.inf
-        return logits
-
-    model.__class__ = type("Banning", (original,), {"__call__": banning})
-    check_rollback(Target(model, (), "tiny llama"), "tiny llama")
+    target = Target(model, (0, 2), "tiny llama")
+    layers = list(model.layers)
+    before, taps = target(mx.array([1, 2, 3]), None)
+    check_rollback(target, "tiny llama")
+    assert all(a is b for a, b in zip(model.layers, layers, strict=True))
+    after, again = target(mx.array([1, 2, 3]), None)
+    assert mx.array_equal(before, after).item()
+    assert all(mx.array_equal(a, b).item() for a, b in zip(taps, again, strict=True))
