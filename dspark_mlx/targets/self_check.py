@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from ..caches import leaves, new_caches
 from ..errors import InputError
@@ -39,10 +39,9 @@ _HINT = "mlx-lm's forward of this family does not decode several tokens at once.
 def check_rollback(target: Target, where: object) -> None:
     """Refuse a target whose rows depend on how many of them run at once, or do not roll back.
 
-    A dozen forwards over 12 rows or fewer, evaluated together, of the first layers only: as many as
-    it takes to have one of each kind of cache. What the output matrix reads is compared, so that it
-    is not computed. A difference is looked at again with all layers before it counts. A text of 12
-    tokens shows nothing of windows longer than that.
+    Some forwards over 12 rows or fewer, evaluated together, of the first layers only: as many as it
+    takes to have one of each kind of cache. What the output matrix reads is compared, so that it is
+    not computed. A difference is looked at again with all layers before it counts.
 
     Args:
         target: decodes as before afterwards.
@@ -55,8 +54,8 @@ def check_rollback(target: Target, where: object) -> None:
     with target.untapped():
         gaps = (np.nan, np.nan)
         # Families that count their layers do not run with fewer.
-        with contextlib.suppress(*REFUSALS), _first_layers(target.model):
-            gaps = measure_gaps(target.model, where)
+        with contextlib.suppress(*REFUSALS), _first_layers(target.model) as count:
+            gaps = measure_gaps(target.model, where, count)
         if not max(gaps) <= limit:
             gaps = measure_gaps(target.model, where)
     together, rollback = gaps
@@ -69,8 +68,13 @@ def check_rollback(target: Target, where: object) -> None:
         raise InputError(where, found, "the same as without them", _HINT)
 
 
-def measure_gaps(model: nn.Module, where: object) -> tuple[float, float]:
+def measure_gaps(model: nn.Module, where: object, count: int | None = None) -> tuple[float, float]:
     """How far apart forwards are that should agree, as a part of what they give.
+
+    Args:
+        model: it runs as it is.
+        where: names the model in errors.
+        count: caches that it uses; None for all.
 
     Returns:
         5 rows against 5 single ones, and rows behind rejected ones against a fresh prefill.
@@ -79,14 +83,14 @@ def measure_gaps(model: nn.Module, where: object) -> tuple[float, float]:
     try:
         with target.head_inputs() as read:
             forwards = _Forwards(target, read)
-            whole = forwards.rows(_TEXT, new_caches(model, where))
-            caches = new_caches(model, where)
-            forwards.rows(_TEXT[:_BEFORE], caches)
-            singly = [forwards.rows((token,), caches) for token in _TEXT[_BEFORE:][:ROWS]]
-            kept = forwards.with_rejections(new_caches(model, where))
+            whole = forwards.rows(_TEXT, new_caches(model, where)[:count])
+            block = _TEXT[_BEFORE:][:ROWS]
+            caches = forwards.begun(new_caches(model, where)[:count])
+            singly = [forwards.rows((token,), caches) for token in block]
+            caches = forwards.begun(new_caches(model, where)[:count])
             gaps = [
-                _gap(mx.concatenate(singly), whole[_BEFORE:][:ROWS]),
-                _gap(kept, whole[_BEFORE:]),
+                _gap(forwards.rows(block, caches), mx.concatenate(singly)),
+                _gap(forwards.with_rejections(new_caches(model, where)[:count]), whole[_BEFORE:]),
             ]
             together, rollback = (float(gap) for gap in np.array(mx.stack(gaps)))
     finally:
@@ -104,6 +108,21 @@ class _Forwards:
     def rows(self, tokens: tuple[int, ...], caches: list[Any]) -> mx.array:
         logits, _ = self._target(self._ids(tokens), caches)
         return self._taken(logits)
+
+    def begun(self, caches: list[Any]) -> list[Any]:
+        """Caches that hold the first tokens, over and over where they are a window, until it is
+        full: what is wrong with a window shows only there."""
+        self.rows(_TEXT[:_BEFORE], caches)
+        for leaf in leaves(caches):
+            if type(leaf) is RotatingKVCache and not leaf.keep and leaf.offset < leaf.max_size:
+                times = -(-leaf.max_size // leaf.offset)
+                repeats = (1, 1, times, 1)
+                leaf.keys, leaf.values = (
+                    mx.tile(a[..., : leaf.offset, :], repeats)[..., : leaf.max_size, :]
+                    for a in (leaf.keys, leaf.values)
+                )
+                leaf.offset = leaf._idx = leaf.max_size
+        return caches
 
     def with_rejections(self, caches: list[Any]) -> mx.array:
         """The text, `ROWS` rows at a time, of which only the first few are its own."""
@@ -128,22 +147,22 @@ class _Forwards:
 
 
 @contextlib.contextmanager
-def _first_layers(model: nn.Module) -> Iterator[None]:
-    """The model with its first layers only, as many as show every kind of cache."""
+def _first_layers(model: nn.Module) -> Iterator[int | None]:
+    """The model with its first layers only, as many as show every kind of cache.
+
+    Yields their number; None where all layers stay.
+    """
     layers, caches = model.layers, make_prompt_cache(model)
     kinds = [tuple(type(leaf) for leaf in leaves([cache])) for cache in caches]
     count = max(2, *(kinds.index(kind) + 1 for kind in kinds))
     if not isinstance(layers, list) or len(caches) != len(layers) or count >= len(layers):
-        yield
+        yield None
         return
     dropped = layers[count:]
     del layers[count:]
     try:
         # A family that lists its layers anew for each call has not become shorter.
-        if len(model.layers) == len(make_prompt_cache(model)) == count:
-            yield
-        else:
-            raise ValueError("layers that cannot be left out")
+        yield count if len(model.layers) == count else None
     finally:
         layers.extend(dropped)
 

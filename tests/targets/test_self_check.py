@@ -42,10 +42,9 @@ def test_right_families_pass_in_every_type(name, kind):
     target.close()
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "4-bit"])
-def test_a_window_that_is_one_too_long_is_refused(kind):
+def test_a_window_that_is_one_too_long_is_refused():
     """plamo3 in mlx-lm 0.32.2: several rows see one position more than single ones."""
-    target = Target(in_type(family("plamo3"), kind), (), "plamo3")
+    target = Target(in_type(family("plamo3"), "float32"), (), "plamo3")
     with pytest.raises(InputError, match=r"plamo3: found \d+ % other states"):
         check_rollback(target, "plamo3")
 
