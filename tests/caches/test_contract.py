@@ -13,6 +13,9 @@ from dspark_mlx.caches import CACHES, leaves
 from dspark_mlx.targets.tap import Target
 
 WIDTH = 5
+# DeepSeek V4.1 rounds keys to 8 and 4 bits in its forward, where a value may go either way:
+# mlx-lm's own prefill and block differ by 2e-5 from a prefill of both.
+ROUNDED, EXACT = 1e-3, 1e-5
 
 
 def quantized(model):
@@ -75,7 +78,8 @@ class Session:
         model = self.target.model
         fresh = model(mx.array([self.committed]), cache=make_prompt_cache(model))[0, -1]
         error = (mx.abs(logits - fresh).max() / mx.abs(fresh).max()).item()
-        assert error < 1e-5, f"{len(self.committed)} tokens: {error:.1e}"
+        limit = ROUNDED if self.target.where == "window and groups" else EXACT
+        assert error < limit, f"{len(self.committed)} tokens: {error:.1e}"
 
 
 def test_the_kinds_are_all_here():
@@ -140,6 +144,18 @@ def test_requests_in_turn_do_not_mix(target):
         rollback.keep(n)
     for session in (first, second):
         session.check(session.round(3, 3))
+
+
+def test_states_that_are_not_run_again_are_seen(target, monkeypatch):
+    """Models whose logits hardly depend on their states would pass with any rollback."""
+    if not target._mixers.modules:
+        pytest.skip("nothing recurrent")
+    monkeypatch.setattr(type(target._mixers), "run_again", lambda *args: None)
+    session = Session(target, seed=5)
+    session.prefill(9)
+    session.round(WIDTH, 3)
+    with pytest.raises(AssertionError, match=r"e-0[1-3]|e\+00"):
+        session.check(session.round(1, 1))
 
 
 def test_nothing_of_a_round_is_kept(target):
