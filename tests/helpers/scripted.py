@@ -16,11 +16,16 @@ from dspark_mlx.types import Draft
 class ScriptedContext:
     """Features and tokens of the committed positions, as the loop gave them."""
 
-    taps: list[list[mx.array]] = field(default_factory=list)
+    taps: list[tuple[Sequence[mx.array], int]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
     def arrays(self) -> list[mx.array]:
-        return [tap for taps in self.taps for tap in taps]
+        return [tap for taps, _ in self.taps for tap in taps]
+
+    def features(self) -> list[mx.array]:
+        """One `[rows, hidden]` a tap, of all committed positions."""
+        rows = [[tap[:count] for tap in taps] for taps, count in self.taps]
+        return [mx.concatenate(list(parts)) for parts in zip(*rows, strict=True)]
 
     def commit(self, tokens: Iterable[int]) -> None:
         pass
@@ -57,7 +62,8 @@ class ScriptedDrafter:
 
     def extend(self, context, taps, tokens, rows=None) -> None:
         rows = tokens.size if rows is None else rows
-        context.taps.append([tap[:rows] for tap in taps])
+        # Cut only when somebody looks: what waits was evaluated with its round.
+        context.taps.append((tuple(taps), rows))
         context.tokens += tokens[:rows].tolist()
 
     def flush(self, context) -> None:

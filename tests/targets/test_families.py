@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -88,8 +89,7 @@ def check_features(target: Target, context, text: list[int], case: str) -> None:
     count = len(context.tokens)
     assert context.tokens == text[:count], case
     _, fresh = target(mx.array(text[:count]), make_prompt_cache(target.model))
-    for taps, expected in zip(zip(*context.taps, strict=True), fresh, strict=True):
-        joined = mx.concatenate(list(taps))
+    for joined, expected in zip(context.features(), fresh, strict=True):
         assert joined.shape == expected.shape, case
         error = mx.abs(joined - expected).max() / mx.abs(expected).max()
         assert error.item() < 1e-3, f"{case}: features differ by {error.item():.1e}"
@@ -132,6 +132,32 @@ def test_the_table_of_all_families():
 def test_speculative_tokens_are_the_plain_ones(name):
     """A state that keeps a rejected row, a window that lost one, a feature of another stream."""
     check_family(name)
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1", "deepseek_v41"])
+def test_requests_in_turn_and_from_thread_to_thread(name):
+    """Records of two requests that mix, or a state that only the thread before can compute."""
+    target = Target(family(name), (-1, 1), name)
+    prompts = [(random_tokens(n, seed=n) % VOCABULARY).tolist() for n in (9, 33)]
+    plain = [plain_run(target, prompt, TOKENS, ()).tokens for prompt in prompts]
+    sampler = [make_sampler(Sampling(), target.vocab_size) for _ in prompts]
+    requests = []
+    for i, prompt in enumerate(prompts):
+        drafter = ScriptedDrafter([*prompt, *plain[i]], VOCABULARY, 0.5, seed=i)
+        engine = Engine(target, drafter, FullScheduler())
+        requests.append(
+            rounds(engine, prompt, max_tokens=TOKENS, stop_tokens=(), sampler=sampler[i])
+        )
+    found: list[list[int]] = [[], []]
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        threads, step = (one, other), 0
+        while any(len(tokens) < TOKENS for tokens in found):
+            for i, request in enumerate(requests):
+                if len(found[i]) < TOKENS:
+                    found[i] += threads[(step + i) % 2].submit(next, request).result().tokens
+            step += 1
+    target.close()
+    assert found == plain
 
 
 def test_every_model_file_has_a_configuration():
