@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
+from mlx_lm.models.bitlinear_layers import BitLinear
 
 _FILE = Path(__file__).parent.parent / "data" / "families.jsonl"
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -30,6 +31,8 @@ def family(name: str, seed: int = 0) -> nn.Module:
     every part shows in the logits."""
     # mlx-lm's olmo asks whether this package is there, and uses nothing of it.
     sys.modules.setdefault("hf_olmo", ModuleType("hf_olmo"))
+    if name == "bitnet" and not mx.metal.is_available():
+        BitLinear.execute_matmul_kernel = _unpacked_product
     module = importlib.import_module(f"mlx_lm.models.{name}")
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(copy.deepcopy(CONFIGS[name])))
@@ -39,7 +42,15 @@ def family(name: str, seed: int = 0) -> nn.Module:
     return model
 
 
+def _unpacked_product(layer: BitLinear, x: mx.array, packed: mx.array) -> mx.array:
+    """What bitnet's Metal kernel computes: four ternary rows are packed into each byte."""
+    rows = [(((packed >> shift) & 3).astype(x.dtype) - 1) for shift in (0, 2, 4, 6)]
+    return x @ mx.concatenate(rows).T * layer.weight_scale
+
+
 def _drawn(array: mx.array) -> mx.array:
+    if array.dtype == mx.uint8:
+        return mx.random.randint(0, 3, array.shape).astype(mx.uint8) * 0x15
     if array.dtype == mx.uint32 and array.ndim == 2:
         return mx.random.randint(0, 2**31 - 1, array.shape).astype(mx.uint32)
     if not mx.issubdtype(array.dtype, mx.floating):
