@@ -40,8 +40,8 @@ HEADER = """# Targets
 Every model file of mlx-lm 0.32.2 with tiny random weights in float32, greedy, prompts of 5, 40 and
 150 tokens, chunks of 2048 and 16, drafts that are mostly wrong and mostly right. Right: the tokens
 are those of mlx-lm's own loop, one by one, and the drafter is given every committed token's hidden
-states. {right} of {all} files are right. Where there is no Metal, bitnet's kernel is replaced by the
-same product in MLX operations, and muse_spark cannot run at all. This table is written by
+states. {right} of {all} files are right. Where there is no Metal, bitnet's kernel is replaced
+by the same product in MLX operations, and muse_spark cannot run at all. This table is written by
 `pytest -m slow tests/targets/test_families.py`.
 
 | file | result | caches, or the reason |
