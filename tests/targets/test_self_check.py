@@ -13,7 +13,7 @@ from dspark_mlx.targets.self_check import check_rollback
 from dspark_mlx.targets.tap import Target
 
 # Without experts, which MLX multiplies in float32 alone on the CPU.
-RIGHT = ("qwen3_5", "mamba2", "gemma3", "lfm2", "falcon_h1", "rwkv7")
+RIGHT = ("qwen3_5", "mamba2", "gemma3", "lfm2", "falcon_h1")
 
 
 def in_type(model: nn.Module, kind: str) -> nn.Module:
