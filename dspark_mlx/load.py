@@ -35,7 +35,8 @@ from .schedulers.full import FullScheduler
 from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .system.files import read_json
 from .targets.compatibility import check_pair
-from .targets.network import evaluate, first_logits, open_network
+from .targets.network import evaluate, first_logits, open_network, refusing
+from .targets.self_check import check_rollback
 from .targets.tap import Target, check_taps, probe_logits
 
 
@@ -145,6 +146,8 @@ def load_unpaired(
     opened = _open(model, precision)
     target = _tapped(opened, taps(stored.config, len(opened.network.layers)))
     check_pair(stored.config, stored.folder, target, opened.folder)
+    with refusing(opened.folder):
+        check_rollback(target, opened.folder)
 
     def build(changed: CanonicalConfig) -> Drafter:
         return _build(replace(stored, config=changed), target, precision, "full")
@@ -185,15 +188,18 @@ def _open(model: str | Path | None, precision: str) -> _OpenedTarget:
     # Arrays that are not parameters, such as rope frequencies, are evaluated too: other threads
     # cannot use an array that is not.
     mx.eval(arrays_of(network))
-    new_caches(network, folder)
-    logits = first_logits(network, folder)
+    # A family may need what this machine lacks, as a Metal kernel, and say so in its first forward.
+    with refusing(folder):
+        new_caches(network, folder)
+        logits = first_logits(network, folder)
     return _OpenedTarget(folder, network, config, precision, logits)
 
 
 def _tapped(opened: _OpenedTarget, taps: Sequence[int]) -> Target:
-    """The target with taps on its layers, checked to change no bit of a logit."""
-    target = Target(opened.network, taps, opened.folder)
-    check_taps(opened.network, target, opened.logits, opened.folder)
+    """The target with its layers tapped, and proof that this changes no bit of a logit."""
+    with refusing(opened.folder):
+        target = Target(opened.network, taps, opened.folder)
+        check_taps(opened.network, target, opened.logits, opened.folder)
     return target
 
 
@@ -201,6 +207,8 @@ def _attached(decoder: Decoder, stored: StoredDrafter, draft_vocabulary: Setting
     """The decoder with the drafter added; its target already has the drafter's taps."""
     target = decoder.engine.target
     check_pair(stored.config, stored.folder, target, decoder.target_folder)
+    with refusing(decoder.target_folder):
+        check_rollback(target, decoder.target_folder)
     drafter = _build(stored, target, decoder.precision, draft_vocabulary)
     return decoder.with_engine(Engine(target, drafter, FullScheduler()), stored.folder)
 

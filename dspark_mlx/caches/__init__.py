@@ -1,60 +1,96 @@
-"""The target's caches: making them and rolling them back exactly.
+"""The target's caches by mlx-lm's class: which of them roll back exactly, one file a kind.
 
-After `keep_rows`, the next logits equal those of a fresh prefill of the tokens that are kept. To
-add a kind of cache, add a class in a file beside this one and put it into `_KINDS`.
+After `keep_rows(caches, width, n)` the next logits equal those of a fresh prefill of the committed
+tokens, where no cache is recurrent; where one is, `targets.rollback` computes the rest. A new kind
+is a file beside these and a line in `CACHES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import CacheList, make_prompt_cache
 
 from ..errors import InputError
+from .deepseek_v41 import LayerStateCache
 from .kinds import CacheKind
+from .recurrent import RecurrentCache
 from .rotating import RotatingCache
-from .trimmable import PlainCache, QuantizedCache
+from .trimmable import ChunkedCache, PlainCache, QuantizedCache
 
-_KINDS: tuple[type[CacheKind], ...] = (PlainCache, QuantizedCache, RotatingCache)
+_KINDS: tuple[type[CacheKind], ...] = (
+    PlainCache,
+    QuantizedCache,
+    RotatingCache,
+    ChunkedCache,
+    RecurrentCache,
+    LayerStateCache,
+)
 CACHES: dict[type, type[CacheKind]] = {kind.CACHE: kind for kind in _KINDS}
 
 
 def new_caches(model: nn.Module, where: object) -> list[Any]:
-    """Empty caches for one request, one per layer of the target.
-
-    Args:
-        model: the target's model.
-        where: names the model in errors.
+    """Empty caches for one request.
 
     Raises:
-        InputError: the model has a kind of cache that is not in `CACHES`.
+        InputError: the model uses a cache that cannot be rolled back exactly here.
     """
     caches = make_prompt_cache(model)
-    for cache in caches:
-        if type(cache) not in CACHES:
+    for leaf in leaves(caches):
+        if type(leaf) not in CACHES:
             names = ", ".join(kind.__name__ for kind in CACHES)
-            found = f"a model with {type(cache).__name__}"
+            found = f"a model with {type(leaf).__name__}"
             raise InputError(where, found, f"a model whose caches are {names}")
     return caches
 
 
-def keep_rows(caches: list[Any], written: int, kept: int) -> None:
-    """Remove what the newest forward wrote into the caches, except its first rows.
+def leaves(caches: Sequence[Any]) -> list[Any]:
+    """The caches, with those in place of a `CacheList` that it holds, to any depth."""
+    found: list[Any] = []
+    for cache in caches:
+        found += leaves(cache.caches) if isinstance(cache, CacheList) else [cache]
+    return found
+
+
+def is_recurrent(cache: object) -> bool:
+    """Whether a cache's rows have to be computed again where a forward is cut back."""
+    kind = CACHES.get(type(cache))
+    return kind is not None and kind.RECURRENT
+
+
+def snapshot(caches: Sequence[Any]) -> list[Any]:
+    """What `keep_rows` needs to know from before a forward, leaf by leaf; copies no array."""
+    return [CACHES[type(leaf)].snapshot(leaf) for leaf in leaves(caches)]
+
+
+def keep_rows(
+    caches: Sequence[Any], width: int, n: int, before: Sequence[Any] | None = None
+) -> None:
+    """Keep the first `n` of the last `width` rows, the ones a verify forward just wrote.
+
+    At least one where a cache rotates: mlx-lm's own bookkeeping of a full window needs it.
+    Recurrent caches go back to where they were before the forward.
 
     Args:
-        caches: the target's caches.
-        written: number of rows that the forward wrote.
-        kept: how many of them to keep; at least 1 for a rotating cache, since mlx-lm's own state of
-            a full window needs one.
+        caches: changed in place.
+        width, n: rows.
+        before: `snapshot` of the caches before that forward; needed where one is recurrent.
     """
-    if written == kept:
+    if width == n:
         return
-    for cache in caches:
-        CACHES[type(cache)].drop(cache, written - kept)
+    found = leaves(caches)
+    for leaf, saved in zip(found, before or [None] * len(found), strict=True):
+        CACHES[type(leaf)].drop(leaf, width - n, saved)
 
 
-def cache_arrays(caches: list[Any]) -> list[mx.array]:
-    """Every array that the caches hold, to be evaluated after a prefill chunk."""
-    return [a for cache in caches if not cache.empty() for a in CACHES[type(cache)].arrays(cache)]
+def cache_arrays(caches: Sequence[Any]) -> list[mx.array]:
+    """Every array the caches hold, for evaluation after a prefill chunk."""
+    return [array for leaf in leaves(caches) for array in CACHES[type(leaf)].arrays(leaf)]
+
+
+def recurrent_arrays(caches: Sequence[Any]) -> list[mx.array]:
+    """States that the next forward reads and that this one's logits need not have computed."""
+    return cache_arrays([leaf for leaf in leaves(caches) if is_recurrent(leaf)])

@@ -1,4 +1,4 @@
-"""The interface of a kind of cache."""
+"""What the decode loop asks of a kind of cache."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ import mlx.core as mx
 
 
 class CacheKind(Protocol):
-    """Functions on the objects of one of mlx-lm's cache classes.
+    """How one of mlx-lm's caches is cut back and looked into.
 
     Attributes:
-        CACHE: mlx-lm's cache class.
+        CACHE: mlx-lm's class.
+        RECURRENT: whether dropping rows leaves the state from before the forward, so that the rows
+            that stay have to be computed again (see `targets.rollback`).
     """
 
     CACHE: ClassVar[type]
+    RECURRENT: ClassVar[bool]
 
     @staticmethod
-    def drop(cache: Any, rows: int) -> None:
-        """Remove the last `rows` rows, all of which the newest forward wrote."""
+    def snapshot(cache: Any) -> Any:
+        """What `drop` needs to know from before a forward; None where it needs nothing."""
+        ...
+
+    @staticmethod
+    def drop(cache: Any, rows: int, before: Any) -> None:
+        """Take the last rows out, which one forward over at least as many has just written.
+
+        Args:
+            cache: changed in place.
+            rows: how many.
+            before: `snapshot` of the cache before that forward.
+        """
         ...
 
     @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
-        """Every array of a cache that is not empty."""
+        """Every array that the cache holds, none where it is empty."""
         ...

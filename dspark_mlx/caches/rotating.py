@@ -1,4 +1,4 @@
-"""Caches of sliding-window layers, which hold the newest positions only."""
+"""Caches of a sliding window: the newest positions only."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any, ClassVar
 import mlx.core as mx
 from mlx_lm.models.cache import RotatingKVCache
 
+from .trimmable import PlainCache
 
-class RotatingCache:
-    """Keys and values of the window's positions."""
+
+class RotatingCache(PlainCache):
+    """Keys and values of a window's positions."""
 
     CACHE: ClassVar[type] = RotatingKVCache
 
     @staticmethod
-    def drop(cache: Any, rows: int) -> None:
+    def drop(cache: Any, rows: int, before: Any) -> None:
         """See `CacheKind.drop`.
 
-        After a forward over several rows, mlx-lm's cache holds these rows last and in order, after
-        at least max_size - 1 older ones. So cutting them off removes nothing that the window still
-        covers. mlx-lm's `trim` only moves the write position, which is wrong once the window has
-        wrapped around.
+        A forward over several rows leaves them last, in order, behind at least max_size - 1 older
+        ones, so cutting them off loses nothing that the window still covers. mlx-lm's `trim` only
+        moves the write position, which is wrong once the window has wrapped.
         """
         assert cache.keys is not None and cache._idx == cache.keys.shape[2]
         cache.keys = cache.keys[..., :-rows, :]
@@ -29,8 +30,3 @@ class RotatingCache:
         cache._idx -= rows
         # The next round may be computed by another thread.
         mx.async_eval(cache.keys, cache.values)
-
-    @staticmethod
-    def arrays(cache: Any) -> list[mx.array]:
-        """See `CacheKind.arrays`."""
-        return [cache.keys, cache.values]

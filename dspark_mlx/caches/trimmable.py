@@ -1,35 +1,50 @@
-"""Caches that mlx-lm's own `trim` rolls back exactly: plain and quantised keys and values."""
+"""Caches that mlx-lm's own `trim` cuts back exactly: keys and values, position by position."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache, QuantizedKVCache
+from mlx_lm.models.cache import ChunkedKVCache, KVCache, QuantizedKVCache
 
 
 class PlainCache:
     """Keys and values of all positions."""
 
     CACHE: ClassVar[type] = KVCache
+    RECURRENT: ClassVar[bool] = False
 
     @staticmethod
-    def drop(cache: Any, rows: int) -> None:
+    def snapshot(cache: Any) -> None:
+        """See `CacheKind.snapshot`."""
+
+    @staticmethod
+    def drop(cache: Any, rows: int, before: Any) -> None:
         """See `CacheKind.drop`."""
         cache.trim(rows)
 
     @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
         """See `CacheKind.arrays`."""
-        return [cache.keys, cache.values]
+        return [] if cache.keys is None else [cache.keys, cache.values]
 
 
 class QuantizedCache(PlainCache):
-    """Quantised keys and values of all positions, each as packed numbers, scales and biases."""
+    """Quantised keys and values, each as packed numbers, scales and biases."""
 
     CACHE: ClassVar[type] = QuantizedKVCache
 
     @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
         """See `CacheKind.arrays`."""
-        return [*cache.keys, *cache.values]
+        return [] if cache.keys is None else [*cache.keys, *cache.values]
+
+
+class ChunkedCache(PlainCache):
+    """Keys and values of the newest positions, a chunk at most before each forward.
+
+    The front is cut before a forward writes, by what was committed then, so that taking back the
+    forward's rows never needs what was cut.
+    """
+
+    CACHE: ClassVar[type] = ChunkedKVCache

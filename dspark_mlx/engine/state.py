@@ -13,6 +13,7 @@ from ..sampling import Position, Sampler
 from ..sampling.packing import Packed
 from ..schedulers import Policy, Scheduler
 from ..schedulers.speed_profile import SpeedProfile
+from ..targets.rollback import Rollback
 from ..targets.tap import Target
 from .timer import RoundTimer
 
@@ -75,6 +76,7 @@ class VerifyForward:
         last: the last token that it commits, which is the next anchor, int32 `[1]`.
         taps: the rows' features, one `[rows, hidden]` per tap.
         packed: the round's results, to be read by the host.
+        rollback: cuts the caches back to the rows that are accepted.
     """
 
     position: Position
@@ -82,6 +84,7 @@ class VerifyForward:
     last: mx.array
     taps: list[mx.array]
     packed: Packed
+    rollback: Rollback
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..caches import keep_rows
 from ..sampling import Position
 from ..sampling.packing import pack, unpack
 from ..types import Draft, Verdict
@@ -31,7 +30,7 @@ def start_verify(
     if after is not None:
         anchor, position = after.last, _position_after(after)
     tokens = anchor if draft is None else _rows(engine, position, anchor, draft, scheduled)
-    logits, taps = engine.target(tokens, state.caches)
+    logits, taps, rollback = engine.target.verify(tokens, state.caches)
     with state.timer.host():
         judgement = state.sampler.judge(logits[: scheduled + 1], position, draft)
         packed = pack(judgement, draft, scheduled)
@@ -39,8 +38,11 @@ def start_verify(
     # round, and the graphs of arrays that nothing reads would grow.
     context = state.speculation.context.arrays() if draft and state.speculation else []
     prefix = [] if position.prefix is None else [position.prefix]
-    mx.async_eval([packed.array, judgement.last, *taps, *prefix, *state.sampler.arrays, *context])
-    return VerifyForward(position, tokens, judgement.last, taps, packed)
+    # The states of a drafted forward are evaluated when it is known how many rows of it stay.
+    states = rollback.states() if draft is None else []
+    kept = [*taps, *prefix, *state.sampler.arrays, *context, *states]
+    mx.async_eval([packed.array, judgement.last, *kept])
+    return VerifyForward(position, tokens, judgement.last, taps, packed, rollback)
 
 
 def commit(state: State, forward: VerifyForward) -> Verdict:
@@ -51,7 +53,7 @@ def commit(state: State, forward: VerifyForward) -> Verdict:
     verdict = unpack(forward.packed)
     with state.timer.host():
         kept = len(verdict.tokens)
-        keep_rows(state.caches, forward.tokens.size, kept)
+        forward.rollback.keep(kept)
         state.anchor_index += kept
         state.anchor = forward.last
         if forward.position.prefix is not None:

@@ -45,10 +45,10 @@ def measure_profile(
 ) -> SpeedProfile:
     """Measure a speed profile: verify forwards of widths 1..gamma+3, drafts and plain steps.
 
-    A context is timed for 2.5 seconds, or for 3 passes where these take longer. On a slow machine
-    longer contexts are shorter than asked, see `Session.fill`, and batches are left out. After
-    `limit` nothing new begins, but for one pass over the first context. With rotating caches a
-    context grows while it is timed; the profile has its mean length.
+    Takes seconds: after 2.5 of them a context ends with what it has, at least 3 passes. On a slow
+    machine the longer contexts come out shorter than asked, see `Session.fill`, and batches are
+    left out; after `limit` nothing new begins but one pass over the first context. With rotating
+    or recurrent caches a context grows while it is timed, and stands for its mean.
 
     Args:
         engine: target and drafter; its scheduler is not used.
@@ -66,7 +66,7 @@ def measure_profile(
     if engine.drafter is None:
         raise InputError("speed profile", "no drafter", "a target with its drafter")
     widths = range(1, engine.drafter.config.gamma + _MORE_WIDTHS + 1)
-    # Positions by which rotating caches grow while a context is timed, plus the widest forward.
+    # What rotating and recurrent caches grow by while a context is timed, and the widest forward.
     room = (repeats + 1) * (len(widths) + PLAIN_STEPS + 1) + len(widths)
     lengths = _shortened(contexts, max_length, room)
     steps = _Steps(progress, repeats, (len(lengths) + 1) * repeats)

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
-from ..caches import cache_arrays, keep_rows, new_caches
+from ..caches import cache_arrays, is_recurrent, keep_rows, leaves, new_caches
 from ..engine.state import Engine
 from ..sampling import Position, Sampler, greedy, likeliest
 from ..sampling.make import make_sampler
@@ -77,9 +77,14 @@ def take_turns(
 class Session:
     """One request's caches, filled to a length and rolled back to it after every forward.
 
-    A rotating cache overwrites old rows, which cannot be restored, and it cannot drop all rows of a
-    forward. With such caches the first row of every forward stays, as in the decode loop, and the
-    context grows by it.
+    A rotating cache writes a single row over an old one, which nothing can bring back, and cannot
+    drop all rows of a forward; a recurrent state forgets what it was. With such caches every
+    forward's first row stays, as in the decode loop, and the context grows by it. Where states are
+    recurrent a verify forward's time includes keeping half of its rows, since they are computed
+    again.
+
+    Attributes:
+        length: positions in the target's caches.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -87,12 +92,10 @@ class Session:
         self._caches = new_caches(engine.target.model, "target")
         self._context = engine.drafter.new_context() if engine.drafter else None
         self._taps: list[mx.array] = []
-        self._rotating = any(type(c) is RotatingKVCache for c in self._caches)
-
-    @property
-    def length(self) -> int:
-        """Positions in the target's caches."""
-        return self._caches[0].offset
+        found = leaves(self._caches)
+        self._recurrent = any(is_recurrent(leaf) for leaf in found)
+        self._grows = self._recurrent or any(type(leaf) is RotatingKVCache for leaf in found)
+        self.length = 0
 
     def fill(self, length: int, seconds: float) -> int:
         """Prefill with arbitrary tokens up to `length`, for at most about `seconds`.
@@ -105,6 +108,7 @@ class Session:
         while self.length < length:
             tokens = self._tokens((min(_CHUNK, length - self.length),))
             _, taps = self._engine.target(tokens, self._caches)
+            self.length += tokens.size
             arrays = cache_arrays(self._caches)
             if self._engine.drafter and self._context:
                 self._engine.drafter.extend(self._context, taps, tokens)
@@ -171,10 +175,17 @@ class Session:
 
     def _verify(self, tokens: mx.array) -> float:
         started = perf_counter()
-        logits, _ = self._engine.target(tokens, self._caches)
+        logits, _, rollback = self._engine.target.verify(tokens, self._caches)
         np.array(likeliest(logits))
+        if self._recurrent:
+            rollback.keep((tokens.size + 1) // 2)
+            mx.eval(rollback.states())
         seconds = perf_counter() - started
-        self._roll_back(tokens.size, together=True)
+        if self._grows:
+            rollback.keep(1)
+            self.length += 1
+        else:
+            keep_rows(self._caches, tokens.size, 0)
         return seconds
 
     def _draft(self, sampler: Sampler | None = None) -> float:
@@ -207,7 +218,10 @@ class Session:
             best = ahead
         seconds = perf_counter() - started
         mx.eval(best)
-        self._roll_back(PLAIN_STEPS + 1, together=False)
+        if self._grows:
+            self.length += PLAIN_STEPS + 1
+        else:
+            keep_rows(self._caches, PLAIN_STEPS + 1, 0)
         return seconds / PLAIN_STEPS
 
     def _step(self, anchor: mx.array) -> mx.array:
@@ -215,12 +229,6 @@ class Session:
         best = likeliest(logits)
         mx.async_eval(best)
         return best
-
-    def _roll_back(self, rows: int, together: bool) -> None:
-        if not self._rotating:
-            keep_rows(self._caches, rows, 0)
-        elif together:
-            keep_rows(self._caches, rows, 1)
 
     def _copies(self, requests: int) -> list[Any]:
         copies = new_caches(self._engine.target.model, "target")

@@ -71,15 +71,25 @@ def open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         if not isinstance(config.get(key, {}), dict | None):
             raise InputError(where, f"{key} {config[key]!r}", "an object")
     check_sizes(where, config, headers)
-    try:
-        with _as_mlx_lm_reads(folder, config, headers) as view:
-            model, config = load_model(view, lazy=True)
+    with refusing(folder), _as_mlx_lm_reads(folder, config, headers) as view:
+        model, config = load_model(view, lazy=True)
         _check_types(model, headers, folder)
+    return model, config
+
+
+@contextmanager
+def refusing(folder: Path) -> Iterator[None]:
+    """Turn what mlx-lm raises in the block into one line; a first forward may raise as well.
+
+    Raises:
+        InputError: it names the folder and what was raised.
+    """
+    try:
+        yield
     except InputError:
         raise
     except REFUSALS as error:
         raise refusal(folder, error) from error
-    return model, config
 
 
 def refusal(folder: Path, error: BaseException, does: str = "load") -> InputError:

@@ -17,12 +17,11 @@ import mlx.nn as nn
 from ..checkpoint.linear import Matrix
 from ..errors import InputError
 from ..sampling import finite_rows
+from .hidden import entering_hidden, leaving_hidden
+from .mixers import Mixers
+from .rollback import Rollback
+from .tables import embedding_shape, find_embedding, find_head, is_plain_table
 from .turns import Turns
-
-_EMBEDDING_NAMES = ("embed_tokens", "wte", "embed_in", "tok_embeddings", "embeddings", "embedding")
-_HEAD_NAMES = ("lm_head", "embed_out", "output")
-_EMBEDDING_TYPES = (nn.Embedding, nn.QuantizedEmbedding)
-_LINEAR_TYPES = (nn.Linear, nn.QuantizedLinear)
 
 
 class Target:
@@ -50,8 +49,8 @@ class Target:
         self.where = where
         self.turns = Turns()
         self._layers: Sequence[nn.Module] = model.layers
-        self._embedding = _find_embedding(model, where)
-        own_head = _find_head(model, self._embedding)
+        self._embedding = find_embedding(model, where)
+        own_head = find_head(model, self._embedding)
         self._tied = own_head is None
         self._head_module = self._embedding if own_head is None else own_head
         self._taps = tuple(taps)
@@ -60,8 +59,9 @@ class Target:
         self._recorded: dict[int, mx.array] = {}
         self._tapped: list[tuple[nn.Module, type, type]] = []
         self.num_layers = len(self._layers)
-        self.vocab_size, self.hidden_size = _embedding_shape(self._embedding)
+        self.vocab_size, self.hidden_size = embedding_shape(self._embedding)
         self._check(where)
+        self._mixers = Mixers(model)
         self._attach(where)
 
     def sharing(self, taps: Iterable[int], where: object) -> Target:
@@ -97,6 +97,28 @@ class Target:
             taps = self._take()
         return logits.squeeze(0), [tap.squeeze(0) for tap in taps]
 
+    def verify(
+        self, tokens: mx.array, caches: list[Any]
+    ) -> tuple[mx.array, list[mx.array], Rollback]:
+        """The same forward, with what cuts it back to the rows that are accepted.
+
+        Returns:
+            Logits and taps, see `__call__`, and the forward's rollback.
+
+        Raises:
+            InputError: the target was closed.
+        """
+        with self.turns:
+            rollback = Rollback(self._mixers, self.turns, caches, tokens.size)
+            if tokens.size == 1 or not self._mixers.modules:
+                return *self(tokens, caches), rollback
+            if not self._mixers.attached:
+                raise self._closed()
+            with self._mixers.recording() as calls:
+                logits, taps = self(tokens, caches)
+            rollback.calls = calls
+        return logits, taps, rollback
+
     def embed(self, tokens: mx.array) -> mx.array:
         """Rows of the embedding table without the model's scale: int `[n]` to `[n, hidden]`."""
         return self._embedding(tokens)
@@ -117,26 +139,34 @@ class Target:
         Raises:
             InputError: the model's forward does not call its output matrix.
         """
-        recorded: list[mx.array] = []
-        with self.turns:
-            module, original = self._head_module, type(self._head_module)
-            module.__class__ = _recording_head(original, self._tied, recorded)
-            try:
-                self.model(tokens)
-            finally:
-                module.__class__ = original
+        with self.head_inputs() as recorded:
+            self.model(tokens)
             taps = self._take()
         if len(recorded) != 1:
             found = f"a forward that calls its output matrix {len(recorded)} times"
             raise InputError(type(self.model).__module__, found, "one call")
         return taps, recorded[0]
 
+    @contextlib.contextmanager
+    def head_inputs(self) -> Iterator[list[mx.array]]:
+        """What the output matrix is given in the block, call by call; other threads wait for it."""
+        recorded: list[mx.array] = []
+        with self.turns:
+            module, original = self._head_module, type(self._head_module)
+            module.__class__ = _recording_head(original, self._tied, recorded)
+            try:
+                yield recorded
+            finally:
+                module.__class__ = original
+
     @property
     def head(self) -> Matrix | None:
         """The output matrix as stored; None when it has a bias or `Matrix` cannot hold it."""
         module = self._head_module
+        if not is_plain_table(module) or "bias" in module:
+            return None
         quantized = hasattr(module, "scales")
-        if "bias" in module or (quantized and getattr(module, "mode", "affine") != "affine"):
+        if quantized and getattr(module, "mode", "affine") != "affine":
             return None
         if not quantized:
             return Matrix(module.weight)
@@ -152,6 +182,7 @@ class Target:
         with self.turns:
             for layer, original, _ in self._tapped:
                 layer.__class__ = original
+            self._mixers.detach()
             self._recorded.clear()
 
     @contextlib.contextmanager
@@ -162,16 +193,20 @@ class Target:
             try:
                 yield
             finally:
+                self._mixers.attach()
                 for layer, _, tapped in self._tapped:
                     layer.__class__ = tapped
 
     def _take(self) -> list[mx.array]:
         """This target's taps of the last forward; all recorded arrays are released."""
         if not self._recorded.keys() >= set(self._taps):
-            raise InputError(self.where, "a target that was closed", "one that is open")
+            raise self._closed()
         recorded = [self._recorded[tap] for tap in self._taps]
         self._recorded.clear()
         return recorded
+
+    def _closed(self) -> InputError:
+        return InputError(self.where, "a target that was closed", "one that is open")
 
     def _check(self, where: object) -> None:
         outside = [tap for tap in self._taps if not -1 <= tap < self.num_layers]
@@ -183,11 +218,37 @@ class Target:
         indices = {max(tap, 0) for tap in self._every}
         if any(getattr(type(self._layers[i]), "_tapped", False) for i in indices):
             raise InputError(where, "a model that is tapped already", "one Target per model")
-        for i in sorted(indices):
+        parts = [(i, self._part_behind(i)) for i in self._every if not self._is_called(i)]
+        self._mixers.attach()
+        for i in sorted(i for i in indices if callable(self._layers[i])):
             layer = self._layers[i]
             tapped = _tapped_class(layer, i, i in self._every, -1 in self._every, self._recorded)
             self._tapped.append((layer, type(layer), tapped))
             layer.__class__ = tapped
+        for i, part in parts:
+            tapped = _tapped_part_class(part, i, self._recorded)
+            self._tapped.append((part, type(part), tapped))
+            part.__class__ = tapped
+
+    def _is_called(self, tap: int) -> bool:
+        return callable(self._layers[max(tap, 0)])
+
+    def _part_behind(self, tap: int) -> nn.Module:
+        """The module that reads a layer's output, where the model calls the layers' parts itself.
+
+        Raises:
+            InputError: it has no name that is known here.
+        """
+        following = tap + 1
+        if following < self.num_layers:
+            part = self._layers[following].get("input_layernorm")
+        else:
+            norms = (m for n, m in self.model.named_modules() if n.rpartition(".")[2] == "norm")
+            part = next(norms, None)
+        if part is None:
+            found = f"{type(self._layers[0]).__name__}s, whose parts the model calls itself"
+            raise InputError(self.where, found, "layers that are called as a whole, to be tapped")
+        return part
 
 
 def _tapped_class(
@@ -197,14 +258,30 @@ def _tapped_class(
     call = original.__call__
     record_input = entering and index == 0
 
-    def tapped_call(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+    def tapped_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if record_input:
-            recorded[-1] = x
-        result = call(self, x, *args, **kwargs)
+            recorded[-1] = entering_hidden(self, args, kwargs)
+        result = call(self, *args, **kwargs)
         if output:
-            # Layers of some families return a tuple that begins with the hidden state.
-            recorded[index] = result[0] if isinstance(result, tuple) else result
+            recorded[index] = leaving_hidden(self, result)
         return result
+
+    names = {"__call__": tapped_call, "_tapped": True, "__module__": original.__module__}
+    return type(original.__name__, (original,), names)
+
+
+def _tapped_part_class(part: nn.Module, tap: int, recorded: dict[int, mx.array]) -> type:
+    """Records a layer's output where the next part reads it.
+
+    A model may go through its layers twice: the last output of each counts, and what enters first.
+    """
+    original: Any = type(part)
+    call = original.__call__
+
+    def tapped_call(self: nn.Module, x: mx.array) -> mx.array:
+        if tap >= 0 or tap not in recorded:
+            recorded[tap] = x
+        return call(self, x)
 
     names = {"__call__": tapped_call, "_tapped": True, "__module__": original.__module__}
     return type(original.__name__, (original,), names)
@@ -273,29 +350,3 @@ def not_finite_error(where: object, tokens: str) -> InputError:
     found = f"logits that are not finite {tokens}"
     hint = "Weights may be damaged, or overflow in their precision; float32 holds more."
     return InputError(where, found, "finite numbers", hint)
-
-
-def _find_embedding(model: nn.Module, where: object) -> Any:
-    tables = [(n, m) for n, m in model.named_modules() if isinstance(m, _EMBEDDING_TYPES)]
-    named = [(n, m) for n, m in tables if n.rsplit(".", 1)[-1] in _EMBEDDING_NAMES]
-    if len(named) != 1:
-        found = ", ".join(name for name, _ in tables) or "none"
-        expected = f"exactly one that is named {' or '.join(_EMBEDDING_NAMES)}"
-        raise InputError(where, f"embedding tables {found}", expected)
-    return named[0][1]
-
-
-def _find_head(model: nn.Module, embedding: Any) -> Any:
-    """The output matrix's module; None when the output matrix is the embedding table."""
-    rows, _ = _embedding_shape(embedding)
-    for name, module in model.named_modules():
-        named = name.rsplit(".", 1)[-1] in _HEAD_NAMES
-        if named and isinstance(module, _LINEAR_TYPES) and module.weight.shape[0] == rows:
-            return module
-    return None
-
-
-def _embedding_shape(embedding: Any) -> tuple[int, int]:
-    rows, columns = embedding.weight.shape
-    bits = getattr(embedding, "bits", None)
-    return rows, columns * 32 // bits if bits else columns

@@ -8,6 +8,7 @@ import sys
 
 import mlx.core as mx
 import pytest
+from helpers.families import family
 from helpers.hand_made import jagged_profile as profile
 from helpers.pairs import TARGET, golden, tokens_of
 from helpers.tiny_models import tiny
@@ -139,6 +140,21 @@ def test_a_slow_fill_ends_early(decoder):
     session = Session(decoder.engine)
     assert session.fill(64, seconds=0.0) == 64
     assert session.fill(512, seconds=0.0) == 64 + 256
+
+
+def test_recurrent_states_are_committed_while_they_are_timed():
+    """A state that every forward writes on, so that times are of a text nobody has."""
+    target = Target(family("lfm2"), (), "tiny")
+    session = Session(Engine(target, None, FullScheduler()))
+    session.fill(20, 1.0)
+    filled = session._tokens((20,)).tolist()
+    rows = session._tokens((5,))
+    session._verify(rows)
+    assert session.length == 21
+    text = [*filled, int(rows[0])]
+    logits, _ = target(mx.array([7]), session._caches)
+    fresh = target.model(mx.array([[*text, 7]]), cache=new_caches(target.model, "tiny"))[0, -1]
+    assert mx.abs(logits[-1] - fresh).max().item() < 1e-4
 
 
 @pytest.mark.parametrize("changes", [{}, SLIDING], ids=["full", "sliding"])

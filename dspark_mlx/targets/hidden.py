@@ -1,0 +1,41 @@
+"""The hidden state among what a layer is given and gives back, in families that keep several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+def entering_hidden(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> mx.array:
+    """The hidden state `[batch, rows, hidden]` that a call gives to a layer.
+
+    It is the first array, passed by position or, as GPT-J does, by name.
+    """
+    arrays = [value for value in (*args, *kwargs.values()) if isinstance(value, mx.array)]
+    return _one_stream(layer, arrays)
+
+
+def leaving_hidden(layer: nn.Module, result: Any) -> mx.array:
+    """The hidden state `[batch, rows, hidden]` that a layer returns, alone or first in a tuple."""
+    return _one_stream(layer, list(result) if isinstance(result, tuple) else [result])
+
+
+def _one_stream(layer: nn.Module, values: Sequence[Any]) -> mx.array:
+    """What the next layer's own parts read, of one stream or of several.
+
+    Gemma 3n keeps `[streams, batch, rows, hidden]`, one of which is active: the stream that
+    attention and the output matrix work on. DeepSeek V4.1 keeps `[batch, rows, streams, hidden]`
+    and hands the weights `[batch, rows, streams]` that mix them for the next layer along.
+    """
+    first: mx.array = values[0]
+    if first.ndim != 4:
+        return first
+    if "altup" in layer:
+        return first[layer.altup.config.altup_active_idx]
+    mix = values[1] if len(values) > 1 else None
+    if isinstance(mix, mx.array) and mix.shape == first.shape[:3]:
+        return (mix[..., None] * first.astype(mx.float32)).sum(axis=2).astype(first.dtype)
+    return first
