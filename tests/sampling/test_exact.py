@@ -13,6 +13,7 @@ import mlx.core as mx
 import pytest
 from helpers.hand_made import hand_made_profile
 from helpers.reference_settings import no_repeats, reference
+from helpers.slow_cases import some_slow
 from helpers.toys import PROMPT, exact, misfit, sampled, toy_engine, toy_target
 
 from dspark_mlx.calibration.sts import Calibration
@@ -86,13 +87,13 @@ def test_settings(target, name):
     assert compare(target, SETTINGS[name], texts=600) < 1
 
 
-@pytest.mark.parametrize("head", ["none", "gated", "rnn", "eagle3"])
+@pytest.mark.parametrize("head", some_slow(["none", "gated", "rnn", "eagle3"], ("gated", "rnn")))
 def test_heads(target, head):
     """A head, or a method without one, whose q is not what its tokens were drawn from."""
     assert compare(target, {}, head=head, texts=600) < 1
 
 
-@pytest.mark.parametrize("gamma", [1, 2, 7])
+@pytest.mark.parametrize("gamma", some_slow([1, 2, 7], (2,)))
 def test_block_lengths(target, gamma):
     assert compare(target, {}, gamma=gamma, texts=600) < 1
 
@@ -102,7 +103,7 @@ def prior(gamma: int) -> Calibration:
     return Calibration((1.0,) * gamma, 100, means, 0.5, (means,))
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", some_slow(SCHEDULERS, ("expected", "fixed:1")))
 def test_schedulers(target, name):
     """A schedule that looks at what it judges."""
     scheduler = make_scheduler(name, PROFILES["cliff"], prior(4))

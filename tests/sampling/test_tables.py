@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.reference_settings import reference
+from helpers.slow_cases import some_slow
 from helpers.toys import HORIZON, misfit
 
 from dspark_mlx.sampling import Position, rejection
@@ -104,7 +105,7 @@ def distance(name: str, texts: int = TEXTS) -> float:
     return misfit(counts, joint)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_slow(CASES, ("cut", "token, cut", "whole", "xtc, cut")))
 def test_texts_have_the_targets_distribution(name):
     """A residual or a surplus that forgets what no draft can propose; coins shared by a block."""
     assert distance(name) < 1

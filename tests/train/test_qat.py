@@ -83,6 +83,7 @@ def test_a_run_is_judged_as_its_drafter_will_be_stored(target, corpus, start, tm
     assert plain.mean_loss != pytest.approx(result.judged.mean_loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns_what_rounding_would_lose(target, corpus, start, tmp_path):
     """A rounding that is not part of what is learnt: as bad as rounding afterwards."""
     both = one_text_twice(corpus)
