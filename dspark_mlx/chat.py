@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     flags.add_model_flags(parser)
     flags.add_request_flags(parser)
     add = parser.add_argument
-    add("--show-drafts", action="store_true", help="colour accepted drafts by round")
-    add("--stats", action="store_true", help="a line of statistics after each answer")
+    add("--show-drafts", action="store_true", help="colour accepted drafts, a colour a round")
+    add("--stats", action="store_true", help="print a line of statistics after each answer")
     return parser
 
 

@@ -71,12 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     flags.add_request_flags(parser)
     add = parser.add_argument
     add("--ignore-chat-template", action="store_true", help="encode the prompt as it is")
-    add("--samples", type=int, default=1, help="so many independent texts (default: 1)")
-    add("--json-schema", metavar="JSON", help="keep the text to this JSON schema, or file of it")
+    add("--samples", type=int, default=1, help="number of independent texts (default: 1)")
+    add("--json-schema", metavar="JSON", help="JSON schema that the text follows, or a file of it")
     add_setting_flag(parser, "logprobs")
-    add("--show-drafts", action="store_true", help="colour accepted drafts by round")
-    add("--stats", action="store_true", help="a line of statistics at the end")
-    add("--compare", action="store_true", help="decode plainly too: speed and tokens of both")
+    add("--show-drafts", action="store_true", help="colour accepted drafts, a colour a round")
+    add("--stats", action="store_true", help="print a line of statistics at the end")
+    add("--compare", action="store_true", help="decode plainly too and compare speed and tokens")
     add("--json", action="store_true", help="print one JSON object a sample instead of streaming")
     return parser
 

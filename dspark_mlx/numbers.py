@@ -29,6 +29,8 @@ def plain(value: Any) -> Any:
         return value
     if getattr(value, "ndim", 0) != 0:
         return value
+    if "int" in str(_dtype(value)) and hasattr(value, "item"):
+        return value.item()  # MLX's integers are no SupportsIndex in every release
     if isinstance(value, SupportsIndex):
         try:
             return operator.index(value)

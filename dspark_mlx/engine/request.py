@@ -141,11 +141,12 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, max_length: int | None)
 
     Args:
         prompt: token ids.
-        vocab_size: ids are below it.
-        max_length: positions the target was made for; None when its config does not say.
+        vocab_size: size of the target's vocabulary.
+        max_length: positions that the target was made for; None where its config does not say.
 
     Raises:
-        InputError: empty, an id outside the vocabulary, or no position left to generate at.
+        InputError: the prompt is empty, has an id outside the vocabulary, or leaves no position for
+            a token to be generated.
     """
     if not prompt:
         raise InputError("prompt", "no tokens", "at least one token")

@@ -14,11 +14,11 @@ from ..numbers import check_number, check_whole, plain, shown, token_ids
 from .setting_table import Flag, setting, settings_of, with_settings
 
 LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
-"""mlx-lm's: all tokens so far, int32 `[n]`, and logits `[1, vocabulary]` to new logits.
+"""A function of mlx-lm's kind: all tokens so far, int32 `[n]`, and logits `[1, vocabulary]` are its
+arguments, new logits its result.
 
-It is called for drafted positions too, behind tokens that it would not allow or that end the text,
-and again for positions whose draft was rejected: its result may depend on nothing but its
-arguments.
+It is called for drafted positions too, after tokens that it would not allow or that end the text,
+and again where a draft was rejected. So the result may depend on the arguments alone.
 """
 
 

@@ -88,6 +88,7 @@ def test_what_is_still_written_is_left_alone(tmp_path):
     assert names(tmp_path) == ["one", "three"]
 
 
+@pytest.mark.slow
 def test_two_first_runs_at_once(tmp_path):
     """93 MB fetched twice, and the second that fails with "found an existing file"."""
     script = """
