@@ -78,8 +78,12 @@ def open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 @contextmanager
-def refusing(folder: Path) -> Iterator[None]:
+def refusing(folder: Path, does: str = "load") -> Iterator[None]:
     """Turn what mlx-lm raises in the block into one line; a first forward may raise as well.
+
+    Args:
+        folder: the target's.
+        does: what mlx-lm is asked to do with it, as an infinitive.
 
     Raises:
         InputError: it names the folder and what was raised.
@@ -89,7 +93,7 @@ def refusing(folder: Path) -> Iterator[None]:
     except InputError:
         raise
     except REFUSALS as error:
-        raise refusal(folder, error) from error
+        raise refusal(folder, error, does) from error
 
 
 def refusal(folder: Path, error: BaseException, does: str = "load") -> InputError:
@@ -126,11 +130,9 @@ def first_logits(model: nn.Module, folder: Path) -> mx.array:
     Raises:
         InputError: the model cannot compute them, or they are not finite.
     """
-    try:
+    with refusing(folder, "run"):
         logits = probe_logits(model)
         mx.eval(logits)
-    except REFUSALS as error:
-        raise refusal(folder, error, "run") from error
     check_logits(logits, folder)
     return logits
 
