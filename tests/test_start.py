@@ -90,15 +90,17 @@ def test_the_dispatcher_lists_and_runs_every_command(capsys):
 
 def test_a_console_script_is_a_command(tmp_path):
     """Ctrl-C while MLX is imported answered with a traceback, as it is for anything else."""
-    code = "import sys; sys.argv = [{!r}]; from dspark_mlx.system.process import _is_command; "
-    code += "print(_is_command())"
-    for script, expected in {
-        "/bin/dspark_mlx.generate": "True",
-        "C:\\env\\dspark-mlx-lm": "True",
-        "my-dspark-mlx-lm": "False",
-        "/dspark_mlx.train/app": "False",
-    }.items():
-        assert python(code.format(script), ROOT) == expected
+    expected = {
+        "/bin/dspark_mlx.generate": True,
+        "C:\\env\\dspark-mlx-lm": True,
+        "my-dspark-mlx-lm": False,
+        "/dspark_mlx.train/app": False,
+    }
+    code = "import sys; from dspark_mlx.system.process import _is_command; found = {}\n"
+    code += (
+        f"for script in {list(expected)!r}: sys.argv = [script]; found[script] = _is_command()\n"
+    )
+    assert python(code + "print(found)", ROOT) == str(expected)
 
 
 @pytest.mark.parametrize("environment", ["uv = 0.9.1\n", "home = /uv = x\n", None])

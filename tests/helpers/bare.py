@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +20,20 @@ sys.modules["dspark_mlx"] = package
 """
 
 
+def listen_to_ctrl_c() -> None:
+    """Undo, in a process before it begins, a SIGINT that is ignored: a shell's `&` leaves it so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(script: str, *arguments: str, **options: Any) -> subprocess.Popen:
     """Begin a script."""
+    options = {"preexec_fn": listen_to_ctrl_c} | options
     return subprocess.Popen([sys.executable, "-c", BARE + script, *arguments], **options)
 
 
 def run(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
     """Run a script to its end; what it writes is kept, unless `options` say where it goes."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = pipes | {"preexec_fn": listen_to_ctrl_c} | options
     command = [sys.executable, "-c", BARE + script, *arguments]
-    return subprocess.run(command, check=False, timeout=60, **pipes)
+    return subprocess.run(command, check=False, timeout=60, **options)

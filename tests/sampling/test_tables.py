@@ -105,12 +105,13 @@ def distance(name: str, texts: int = TEXTS) -> float:
     return misfit(counts, joint)
 
 
-@pytest.mark.parametrize("name", some_slow(CASES, ("cut", "token, cut", "whole", "xtc, cut")))
+@pytest.mark.parametrize("name", some_slow(CASES, ("cut", "token, cut")))
 def test_texts_have_the_targets_distribution(name):
     """A residual or a surplus that forgets what no draft can propose; coins shared by a block."""
     assert distance(name) < 1
 
 
+@pytest.mark.slow
 def test_a_walk_that_is_not_reflected_is_caught(monkeypatch):
     """min(product of ratios, 1) is not the product of what was kept at 1 on the way."""
 
@@ -158,12 +159,13 @@ def test_a_text_may_end_where_nothing_is_allowed_any_more():
         return mx.where(tokens[-1] == end, -mx.inf, logits)
 
     counts = np.zeros((2, 2), dtype=np.int64)
-    for seed in range(TEXTS):
+    texts = TEXTS // 4
+    for seed in range(texts):
         for side, settings in enumerate(({"logits_processors": (over,)}, {})):
             first = text_until(settings, seed, end)
             counts[side, int(first == end)] += 1
-    share = counts[:, 1] / TEXTS
-    assert abs(share[0] - share[1]) < 4 * np.sqrt(2 * share[1] * (1 - share[1]) / TEXTS)
+    share = counts[:, 1] / texts
+    assert abs(share[0] - share[1]) < 4 * np.sqrt(2 * share[1] * (1 - share[1]) / texts)
 
 
 def text_until(settings, seed: int, end: int) -> int:

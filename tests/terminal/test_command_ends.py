@@ -200,7 +200,8 @@ def interrupted(read: int, delay: float, *flags: str) -> tuple[int, list[str]]:
     """
     call = [sys.executable, "-X", "importtime", "-m", "dspark_mlx.generate", "--prompt", "w5"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process: Any = subprocess.Popen([*call, *flags], **pipes)
+    ready = bare.listen_to_ctrl_c
+    process: Any = subprocess.Popen([*call, *flags], preexec_fn=ready, **pipes)
     for line in process.stderr:
         if "dspark_mlx.system.process" in line:
             break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.pairs import TARGET
-from helpers.training_toys import PROMPT, SMALL, one_text_twice, same
+from helpers.slow_cases import some_slow
+from helpers.training_toys import PROMPT, SMALL, begun, one_text_twice, same
 
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.decoder import Decoder
@@ -22,9 +24,27 @@ from dspark_mlx.drafters.assemble import assemble
 from dspark_mlx.engine.state import make_engine
 from dspark_mlx.errors import InputError
 from dspark_mlx.schedulers.make import make_scheduler
+from dspark_mlx.targets.tap import Target
 from dspark_mlx.train.run import TrainingRun
 from dspark_mlx.train.step.batches import BatchSettings
 from dspark_mlx.train.step.learner import Recipe
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, target_model, corpus):
+    """A finished run, which takes seconds; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    start = begun(folder / "start")
+    target = Target(target_model, start.config.taps, "golden target")
+    TrainingRun(target, corpus, start, SMALL, folder / "run").go()
+    target.close()
+    return folder / "run"
+
+
+@pytest.fixture
+def finished(finished_run, tmp_path):
+    """A finished run of the test's own."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def checkpoints(folder):
@@ -58,7 +78,7 @@ def test_one_text_is_learnt_by_heart(target, corpus, start, tmp_path):
     assert all(len(done.tokens) == gamma + 1 for done in request[1:-1])
 
 
-@pytest.mark.parametrize("stop", (1, 5, 6, 8))
+@pytest.mark.parametrize("stop", some_slow((1, 5, 6, 8), (5,)))
 def test_a_stopped_run_ends_where_an_uninterrupted_one_does(target, corpus, start, tmp_path, stop):
     """Other batches, an optimiser that begins anew, lines lost or doubled in the log."""
     settings = dataclasses.replace(SMALL, recipe=Recipe(12, 2e-3, accumulate=2))
@@ -241,37 +261,35 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
         ({"batches": BatchSettings(128, 32, 4, 32, seed=1)}, "settings.batches.seed 0"),
     ],
 )
-def test_other_settings_are_refused_by_name(target, corpus, start, tmp_path, changed, named):
+def test_other_settings_are_refused_by_name(target, corpus, start, finished, changed, named):
     """A run that is half one thing and half another."""
-    TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
     with pytest.raises(InputError, match=named):
         settings = dataclasses.replace(SMALL, **changed)
-        TrainingRun(target, corpus, start, settings, tmp_path / "run")
+        TrainingRun(target, corpus, start, settings, finished)
     other = dataclasses.replace(start, identity={"data": "other"})
     with pytest.raises(InputError, match="data 'greedy'"):
-        TrainingRun(target, corpus, other, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, other, SMALL, finished)
 
 
 @pytest.mark.parametrize(
     "file", ("model.safetensors", "optimizer/optimizer.safetensors", "state.json")
 )
-@pytest.mark.parametrize("damage", ("cut", "missing"))
-def test_a_damaged_checkpoint_is_refused(target, corpus, start, tmp_path, file, damage):
+@pytest.mark.parametrize("damage", some_slow(("cut", "missing"), ("cut",)))
+def test_a_damaged_checkpoint_is_refused(target, corpus, start, finished, file, damage):
     """Weights or optimiser of nothing, or a traceback."""
-    TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
-    path = tmp_path / "run" / "checkpoints" / "step-0000012" / file
+    path = finished / "checkpoints" / "step-0000012" / file
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     else:
         path.unlink()
-    older = tmp_path / "run" / "checkpoints" / "step-0000006"
+    older = finished / "checkpoints" / "step-0000006"
     with pytest.raises(InputError, match="step-0000012") as error:
-        TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, start, SMALL, finished)
     assert f"{older} is whole: remove {path.parents[len(Path(file).parts) - 1]}" in str(error.value)
     assert "\n" not in str(error.value)
     (older / "state.json").write_text("{}")
     with pytest.raises(InputError, match="No older one is whole"):
-        TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, start, SMALL, finished)
 
 
 @pytest.mark.parametrize(
@@ -284,24 +302,22 @@ def test_a_damaged_checkpoint_is_refused(target, corpus, start, tmp_path, file, 
         {"identity": None},
     ],
 )
-def test_a_state_that_says_nonsense_is_refused(target, corpus, start, tmp_path, damage):
+def test_a_state_that_says_nonsense_is_refused(target, corpus, start, finished, damage):
     """A traceback, or a run that goes on from nowhere."""
-    TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
-    path = tmp_path / "run" / "checkpoints" / "step-0000012" / "state.json"
+    path = finished / "checkpoints" / "step-0000012" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
     with pytest.raises(InputError, match=r"state\.json.*step-0000006 is whole"):
-        TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, start, SMALL, finished)
 
 
-def test_a_checkpoint_without_some_weights_is_refused(target, corpus, start, tmp_path):
+def test_a_checkpoint_without_some_weights_is_refused(target, corpus, start, finished):
     """The first weights gone on with where a tensor was lost."""
-    TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
-    path = tmp_path / "run" / "checkpoints" / "step-0000012" / "model.safetensors"
+    path = finished / "checkpoints" / "step-0000012" / "model.safetensors"
     tensors = mx.load(str(path))
     kept = {name: value for name, value in tensors.items() if name != "fc.weight"}
     mx.save_safetensors(str(path), {n: mx.array(np.array(v)) for n, v in kept.items()})
     with pytest.raises(InputError, match=r"fc\.weight missing.*step-0000006 is whole"):
-        TrainingRun(target, corpus, start, SMALL, tmp_path / "run")
+        TrainingRun(target, corpus, start, SMALL, finished)
 
 
 def test_too_few_texts_are_refused(target, corpus, start, tmp_path):
