@@ -26,14 +26,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
 VOCABULARY = 96
 
 
+def module_of(name: str) -> Any:
+    """mlx-lm's module of a model file."""
+    # mlx-lm's olmo asks whether this package is there, and uses nothing of it.
+    sys.modules.setdefault("hf_olmo", ModuleType("hf_olmo"))
+    return importlib.import_module(f"mlx_lm.models.{name}")
+
+
 def family(name: str, seed: int = 0) -> nn.Module:
     """The model of a file, evaluated. What a family initialises to zeros is random too, so that
     every part shows in the logits."""
-    # mlx-lm's olmo asks whether this package is there, and uses nothing of it.
-    sys.modules.setdefault("hf_olmo", ModuleType("hf_olmo"))
     if name == "bitnet" and not mx.metal.is_available():
         BitLinear.execute_matmul_kernel = _unpacked_product
-    module = importlib.import_module(f"mlx_lm.models.{name}")
+    module = module_of(name)
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(copy.deepcopy(CONFIGS[name])))
     model.update(tree_map(_drawn, model.parameters()))
