@@ -94,7 +94,7 @@ class Session:
         self._taps: list[mx.array] = []
         found = leaves(self._caches)
         self._recurrent = any(is_recurrent(leaf) for leaf in found)
-        self._grows = self._recurrent or any(type(leaf) is RotatingKVCache for leaf in found)
+        self._grows = self._recurrent or any(isinstance(leaf, RotatingKVCache) for leaf in found)
         self.length = 0
 
     def fill(self, length: int, seconds: float) -> int:

@@ -33,14 +33,22 @@ def module_of(name: str) -> Any:
     return importlib.import_module(f"mlx_lm.models.{name}")
 
 
-def family(name: str, seed: int = 0) -> nn.Module:
+def family(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     """The model of a file, evaluated. What a family initialises to zeros is random too, so that
-    every part shows in the logits."""
+    every part shows in the logits.
+
+    Args:
+        name: the model file's.
+        seed: of the weights.
+        changes: entries of the configuration, of its text part where it has one.
+    """
     if name == "bitnet" and not mx.metal.is_available():
         BitLinear.execute_matmul_kernel = _unpacked_product
     module = module_of(name)
     mx.random.seed(seed)
-    model = module.Model(module.ModelArgs.from_dict(copy.deepcopy(CONFIGS[name])))
+    config = copy.deepcopy(CONFIGS[name])
+    (config.get("text_config") or config).update(changes)
+    model = module.Model(module.ModelArgs.from_dict(config))
     model.update(tree_map(_drawn, model.parameters()))
     mx.eval(model.parameters())
     model.eval()
