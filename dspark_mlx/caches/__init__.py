@@ -109,6 +109,11 @@ def cache_arrays(caches: Sequence[Any]) -> list[mx.array]:
     return arrays
 
 
+def bytes_per_token(caches: Sequence[Any]) -> int:
+    """Bytes that each further position of a request takes in its caches."""
+    return sum(CACHES[type(leaf)].bytes_per_token(leaf) for leaf in leaves(caches))
+
+
 def recurrent_arrays(caches: Sequence[Any]) -> list[mx.array]:
     """States that the next forward reads and that this one's logits need not have computed."""
     return cache_arrays([leaf for leaf in leaves(caches) if is_recurrent(leaf)])

@@ -53,6 +53,11 @@ class RotatingCache(PlainCache):
         # The next round may be computed by another thread.
         mx.async_eval(cache.keys, cache.values)
 
+    @classmethod
+    def bytes_per_token(cls, cache: Any) -> int:
+        """See `CacheKind.bytes_per_token`."""
+        return 0
+
 
 class SinkCache(RotatingCache):
     """Keys and values of a window's positions and of the first few."""

@@ -16,6 +16,7 @@ from ..calibration.by_temperature import Calibrations
 from ..checkpoint.base_config import CanonicalConfig
 from ..sampling import Pick
 from ..types import Draft
+from .context_cache import ContextCache
 from .tensors import DrafterTensors
 from .vocabulary import DraftOutput, DraftVocabulary
 
@@ -53,7 +54,7 @@ class DrafterContext:
         pending: features that are not in `caches` yet, oldest first.
     """
 
-    caches: list[KVCache]
+    caches: list[ContextCache] | list[KVCache]
     confidence_temperatures: mx.array
     vocabulary: DraftVocabulary | None = None
     pending: list[Pending] = field(default_factory=list)
@@ -92,10 +93,23 @@ class DrafterContext:
         if self.vocabulary:
             self.vocabulary.commit(tokens)
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that each further position takes; layers with a window have a limit, and take none.
+
+        0 before anything is cached.
+        """
+        growing = [cache for cache in self.caches if not getattr(cache, "window", 0)]
+        return sum(array.nbytes // array.shape[2] for array in _stored(growing))
+
     def arrays(self) -> list[mx.array]:
         """Every array that the context holds on the device, to be evaluated with the round."""
-        kept = [a for c in self.caches if c.keys is not None for a in (c.keys, c.values)]
-        return kept + [a for p in self.pending for a in (*p.taps, p.tokens)]
+        return _stored(self.caches) + [a for p in self.pending for a in (*p.taps, p.tokens)]
+
+
+def _stored(caches: Sequence[Any]) -> list[mx.array]:
+    """The keys and values of caches that hold any."""
+    return [a for cache in caches for a in (cache.keys, cache.values) if a is not None]
 
 
 class Drafter(Protocol):

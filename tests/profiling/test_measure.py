@@ -59,7 +59,7 @@ def quick(monkeypatch, decoder):
     row = tuple(1.0 + 0.1 * width for width in range(gamma + 3))
     steady = tuple(0.05 for _ in row)
 
-    def quick_measure(engine, name, key, progress=None, *, max_length=None, limit) -> SpeedProfile:
+    def quick_measure(engine, name, key, progress=None, **settings) -> SpeedProfile:
         made.append(key)
         spread = (steady, steady)
         return profile(name=name, key=key, verify=(row, row), batches={}, verify_spread=spread)
