@@ -23,18 +23,15 @@ from .network import REFUSALS
 from .tables import find_embedding
 from .tap import Target
 
-ROWS = 5
-"""Rows of the first forward that is compared."""
-
-# Two tokens are read, then the others are committed in two ways: one by one, and by three forwards
-# of which the first two keep 1 and 3 of their rows.
+# Two tokens are read, then the others are committed in two ways: one by one, and by three forwards,
+# of which the first is over all of them and keeps 1 row, the second keeps 2 of 3.
 _BEFORE = (0, 1)
-_TEXT = (2, 3, 5, 8, 13, 21)
-_FIRST, _SECOND = 1, 3
+_TEXT = (2, 3, 5, 8)
+_FIRST, _SECOND = 1, 2
 _OTHER = (6,)
 # A window's oldest values are the largest, each three times the next; those behind the first few
 # are 0. A row that sees one position too many or too few shows it, however long the window is.
-_LARGEST, _EDGE = 512, 2 * ROWS
+_LARGEST, _EDGE = 512, 8
 # Families that are wrong differ by 0.06 and more, the others by 1e-5. Between them is room for what
 # a family computes in 16 bits all the same, and for GPUs that round the inputs of a product.
 _LIMIT = 0.03
@@ -44,8 +41,8 @@ _HINT = "mlx-lm's forward of this family does not decode several tokens at once.
 def check_rollback(target: Target, where: object) -> None:
     """Refuse a target whose rows depend on how many of them run at once, or do not roll back.
 
-    Eleven forwards over 5 rows or fewer, evaluated together, of the first layers only: as many as
-    it takes to have one of each kind of cache. What the output matrix reads is compared, so that it
+    Nine forwards over 4 rows or fewer, evaluated together, of the first layers only: as many as it
+    takes to have one of each kind. What the output matrix reads is compared, so that it
     is not computed. Activations are float32 whatever the weights are: in 16 bits, rounding alone
     makes as much of a difference as some faults. A difference is looked at again with all layers
     before it counts.
@@ -96,10 +93,10 @@ def measure_gaps(model: nn.Module, where: object, count: int | None = None) -> t
             singly = mx.concatenate([forwards.rows((token,), caches) for token in _TEXT])
             caches = forwards.begun(new_caches(model, where)[:count])
             end = _FIRST + _SECOND
-            block = forwards.kept(_TEXT[:ROWS], _FIRST, caches)
+            block = forwards.kept(_TEXT, _FIRST, caches)
             second = forwards.kept(_TEXT[_FIRST:end] + _OTHER, _SECOND, caches)
             third = forwards.rows(_TEXT[end:], caches)
-            together = _gap(block, singly[:ROWS])
+            together = _gap(block, singly)
             rollback = mx.maximum(
                 _gap(second[:_SECOND], singly[_FIRST:end]), _gap(third, singly[end:])
             )
@@ -178,13 +175,13 @@ def _float32(embedding: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _first_layers(model: nn.Module) -> Iterator[int | None]:
-    """The model with its first layers only, as many as show every kind of cache.
+    """The model with its first layers only, as many as show every kind of them.
 
     Yields their number; None where all layers stay.
     """
     layers, caches = model.layers, make_prompt_cache(model)
-    kinds = [tuple(type(leaf) for leaf in leaves([cache])) for cache in caches]
-    count = max(2, *(kinds.index(kind) + 1 for kind in kinds))
+    kinds = [_kind(*pair) for pair in zip(layers, caches, strict=False)]
+    count = max(kinds.index(kind) + 1 for kind in kinds)
     if not isinstance(layers, list) or len(caches) != len(layers) or count >= len(layers):
         yield None
         return
@@ -195,6 +192,18 @@ def _first_layers(model: nn.Module) -> Iterator[int | None]:
         yield count if len(model.layers) == count else None
     finally:
         layers.extend(dropped)
+
+
+def _kind(layer: Any, cache: Any) -> str:
+    """What tells layers apart: their caches, their modules, and the switches in these."""
+    parts = layer.named_modules() if isinstance(layer, nn.Module) else []
+    # Numbers are sizes, which no family changes between layers of a kind, or the layer's own.
+    switches = [
+        (name, type(part), [(k, v) for k, v in vars(part).items() if isinstance(v, bool | str)])
+        for name, part in parts
+    ]
+    windows = [(type(leaf), getattr(leaf, "max_size", None)) for leaf in leaves([cache])]
+    return str((switches, windows))
 
 
 def _gap(a: mx.array, b: mx.array) -> mx.array:
