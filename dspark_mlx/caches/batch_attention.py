@@ -153,9 +153,7 @@ class BatchWindowCache(BatchKVCache):
         places = mx.arange(end - count, end) % slots
         made = cls(grown(keys[..., :0, :], slots), grown(values[..., :0, :], slots), [end])
         made.max_size = cache.max_size
-        super(BatchWindowCache, made)._write(
-            places[None], keys[..., -count:, :], values[..., -count:, :]
-        )
+        made._write(places[None], keys[..., -count:, :], values[..., -count:, :])
         return made
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:

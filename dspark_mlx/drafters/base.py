@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 
 from ..calibration.by_temperature import Calibrations
 from ..checkpoint.base_config import CanonicalConfig
 from ..sampling import Pick
 from ..types import Draft
-from .context_cache import ContextCache
 from .tensors import DrafterTensors
 from .vocabulary import DraftOutput, DraftVocabulary
 
@@ -48,13 +46,13 @@ class DrafterContext:
     features are evaluated, since another thread may make the next draft.
 
     Attributes:
-        caches: K/V made of the features, one cache per drafter layer.
+        caches: K/V made of the features, a `ContextCache` or mlx-lm's KVCache per drafter layer.
         confidence_temperatures: calibration temperatures T_k of the request, float32 `[gamma]`.
         vocabulary: the request's draft vocabulary; None for the whole vocabulary.
         pending: features that are not in `caches` yet, oldest first.
     """
 
-    caches: list[ContextCache] | list[KVCache]
+    caches: Sequence[Any]
     confidence_temperatures: mx.array
     vocabulary: DraftVocabulary | None = None
     pending: list[Pending] = field(default_factory=list)
