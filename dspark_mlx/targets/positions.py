@@ -45,11 +45,12 @@ def max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
     """
     text = config.get("text_config")
     for values in (config, text if isinstance(text, Mapping) else {}):
-        said = {k: values[k] for k in (*_KEYS, _LONGEST) if values.get(k) is not None}
-        if said:
-            lengths = {key: _length(folder, key, value) for key, value in said.items()}
-            longest = lengths.pop(_LONGEST, 0)
-            return max([longest, *(_scaled(values, n) for n in list(lengths.values())[:1])])
+        said = [key for key in _KEYS if values.get(key) is not None][:1]
+        lengths = [_scaled(values, _length(folder, key, values[key])) for key in said]
+        if values.get(_LONGEST) is not None:
+            lengths.append(_length(folder, _LONGEST, values[_LONGEST]))
+        if lengths:
+            return max(lengths)
     return None
 
 
