@@ -53,8 +53,9 @@ none back, so that it is mlx-lm's own whatever several rows would give.
 
 DeepSeek V4.1 rounds its keys to 8 and 4 bits, and a quantised cache rounds its own. A key between
 two such numbers goes either way by the last bit of a float32, so that mlx-lm's own prefills of one
-text in different chunks differ by up to 4e-3 of the logits. Without the rounding both are
-exact to 1e-5, like every other kind of cache.
+text in different chunks differ by up to 4e-3 of the logits. Rolling back is exact all the same:
+without the rounding DeepSeek V4.1 agrees to 1e-5 like all others, and a quantised cache holds the
+bits of a fresh one.
 
 | file | result | caches, or the reason |
 |---|---|---|
