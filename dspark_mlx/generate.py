@@ -148,6 +148,9 @@ def _report(output: GeneratedText) -> dict[str, Any]:
         report["blocks"] = statistics.blocks
         report["accepted_length"] = statistics.accepted_length
         report["peak_memory_gb"] = statistics.peak_memory / 1e9
+        report["rollback_seconds"] = statistics.rollback_seconds
+        report["target_bytes_per_token"] = statistics.target_bytes_per_token
+        report["drafter_bytes_per_token"] = statistics.drafter_bytes_per_token
         if chunk.logprobs:
             each = [chunk.logprobs for chunk in output.chunks if chunk.logprobs]
             report["logprobs"] = [dataclasses.asdict(one) for one in each]

@@ -24,6 +24,7 @@ from .drafters.base import Drafter
 from .drafters.vocabulary import Setting, parse_setting
 from .engine.state import Engine
 from .errors import InputError
+from .numbers import check_whole
 from .pairs import builtin
 from .pairs.registry import find_pair, names_of
 from .pairs.stored import StoredDrafter, read_drafter, target_folder
@@ -47,6 +48,7 @@ def load(
     *,
     precision: str = "auto",
     draft_vocabulary: Setting = "auto",
+    draft_window: int | None = None,
 ) -> Decoder:
     """Load a target with its drafter.
 
@@ -64,6 +66,9 @@ def load(
             vocabulary. A drafter without a list of frequent tokens uses the first ids instead. The
             tokens of the request are always added. The setting changes speed and accepted length,
             never the output.
+        draft_window: how many of the newest positions the drafter attends to at most, which bounds
+            its memory in a long context; None for the windows that it was made with, if any. It
+            changes accepted length, never the output.
 
     Raises:
         InputError: a file, a pair or a setting cannot be used; raised before any generation.
@@ -73,6 +78,8 @@ def load(
         raise InputError("drafter", "True", "a folder, a Hub id, None or False")
     precision = choose_precision(precision)
     draft_vocabulary = parse_setting(draft_vocabulary)
+    if draft_window is not None:
+        check_whole("draft_window", draft_window, 1)
     # A missing or damaged drafter is found before a large target is downloaded and loaded.
     config = None if model is None else find_config(model)
     stored: StoredDrafter | None = None
@@ -80,6 +87,8 @@ def load(
         stored = read_drafter(builtin.DRAFTER) if model is None else _published(model, config)
     elif drafter is not False:
         stored = read_drafter(drafter)
+    if stored is not None and draft_window is not None:
+        stored = replace(stored, config=stored.config.with_window(draft_window))
     opened = _open(model, precision)
     decoder = opened.decoder(_tapped(opened, stored.config.taps if stored else ()))
     if stored is not None:
@@ -262,7 +271,8 @@ def open_target(model: str | Path | None) -> tuple[Target, Path]:
     """
     folder = builtin.builtin_target() if model is None else target_folder(model)
     network, _ = open_network(folder)
-    return Target(network, (), folder), folder
+    with refusing(folder):
+        return Target(network, (), folder), folder
 
 
 def _build(

@@ -109,6 +109,12 @@ class Round:
         logprobs: log-probabilities at the committed tokens; empty unless the request asks for them.
         drafts_finite: False when some of the drafter's numbers are NaN or infinite. Such drafts
             are rejected, and such confidences are 0.
+        rollback_seconds: the part of `host_seconds` that cutting the target's caches back took.
+            Where states run again over the kept rows, most of that is in it on MLX's CPU backend;
+            a GPU computes them while Python goes on, and the speed profile has their time.
+        target_bytes_per_token, drafter_bytes_per_token: bytes that each further position of the
+            context takes in their caches, in a prefill's round; windows and recurrent states stop
+            growing and do not count.
     """
 
     tokens: tuple[int, ...]
@@ -121,6 +127,9 @@ class Round:
     host_seconds: float = 0.0
     logprobs: tuple[TokenLogProb, ...] = ()
     drafts_finite: bool = True
+    rollback_seconds: float = 0.0
+    target_bytes_per_token: int = 0
+    drafter_bytes_per_token: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,8 +144,9 @@ class Statistics:
         rounds: rounds after the prefill.
         blocks: rounds that drafted; the other rounds were plain steps.
         drafted, scheduled, accepted: sums over the rounds.
-        host_seconds: sum of `Round.host_seconds`.
+        host_seconds, rollback_seconds: sums of the same of the rounds after the prefill.
         peak_memory: MLX's peak memory in bytes.
+        target_bytes_per_token, drafter_bytes_per_token: see `Round`.
     """
 
     prompt_tokens: int = 0
@@ -150,11 +160,19 @@ class Statistics:
     accepted: int = 0
     host_seconds: float = 0.0
     peak_memory: int = 0
+    rollback_seconds: float = 0.0
+    target_bytes_per_token: int = 0
+    drafter_bytes_per_token: int = 0
 
     @property
     def accepted_length(self) -> float:
         """Mean tokens committed per round after the prefill (tau); 0 without such rounds."""
         return (self.generation_tokens - 1) / self.rounds if self.rounds else 0.0
+
+    @property
+    def rollback_share(self) -> float:
+        """The part of the generation's time that cutting the caches back took, see `Round`."""
+        return self.rollback_seconds / self.generation_seconds if self.generation_seconds else 0.0
 
     @property
     def prompt_tps(self) -> float:

@@ -15,16 +15,19 @@ import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, make_prompt_cache
 
 from ..errors import InputError
+from .batch import BatchCaches
+from .batch_attention import BatchKVCache
 from .deepseek_v41 import LayerStateCache
 from .kinds import CacheKind
 from .recurrent import RecurrentCache
-from .rotating import RotatingCache
+from .rotating import RotatingCache, SinkCache
 from .trimmable import ChunkedCache, PlainCache, QuantizedCache
 
 _KINDS: tuple[type[CacheKind], ...] = (
     PlainCache,
     QuantizedCache,
     RotatingCache,
+    SinkCache,
     ChunkedCache,
     RecurrentCache,
     LayerStateCache,
@@ -63,7 +66,8 @@ def is_recurrent(cache: object) -> bool:
 
 def snapshot(caches: Sequence[Any]) -> list[Any]:
     """What `keep_rows` needs to know from before a forward, leaf by leaf; copies no array."""
-    return [CACHES[type(leaf)].snapshot(leaf) for leaf in leaves(caches)]
+    found = leaves(caches)
+    return [CACHES[type(c)].snapshot(c) if type(c) in CACHES else None for c in found]
 
 
 def keep_rows(
@@ -86,9 +90,28 @@ def keep_rows(
         CACHES[type(leaf)].drop(leaf, width - n, saved)
 
 
+def keep_rows_each(caches: BatchCaches, width: int, kept: Sequence[int]) -> None:
+    """Keep the first `kept[i]` of the last `width` rows of request i, where caches have positions.
+
+    Recurrent states stay as they are: `targets.rollback` computes each request's.
+    """
+    for leaf in leaves(caches):
+        if isinstance(leaf, BatchKVCache):
+            leaf.drop([width - n for n in kept])
+
+
 def cache_arrays(caches: Sequence[Any]) -> list[mx.array]:
     """Every array the caches hold, for evaluation after a prefill chunk."""
-    return [array for leaf in leaves(caches) for array in CACHES[type(leaf)].arrays(leaf)]
+    arrays: list[mx.array] = []
+    for leaf in leaves(caches):
+        batch = isinstance(leaf, BatchKVCache)
+        arrays += leaf.arrays() if batch else CACHES[type(leaf)].arrays(leaf)
+    return arrays
+
+
+def bytes_per_token(caches: Sequence[Any]) -> int:
+    """Bytes that each further position of a request takes in its caches."""
+    return sum(CACHES[type(leaf)].bytes_per_token(leaf) for leaf in leaves(caches))
 
 
 def recurrent_arrays(caches: Sequence[Any]) -> list[mx.array]:

@@ -31,6 +31,12 @@ class LayerStateCache:
         vars(cache).update(before)
 
     @staticmethod
+    def bytes_per_token(cache: Any) -> int:
+        """See `CacheKind.bytes_per_token`; a group of rows has one compressed row."""
+        groups = [a for a in (cache.compress_kv, cache.index_k) if a is not None]
+        return sum(array.nbytes for array in groups) // max(cache.offset, 1)
+
+    @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
         """See `CacheKind.arrays`."""
         return [value for value in vars(cache).values() if isinstance(value, mx.array)]

@@ -36,6 +36,11 @@ class CacheKind(Protocol):
         ...
 
     @staticmethod
+    def bytes_per_token(cache: Any) -> int:
+        """Bytes that each further position takes; 0 where the cache has a limit, or is empty."""
+        ...
+
+    @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
         """Every array that the cache holds, none where it is empty."""
         ...

@@ -29,6 +29,11 @@ class RecurrentCache:
         cache.cache = list(before)
 
     @staticmethod
+    def bytes_per_token(cache: Any) -> int:
+        """See `CacheKind.bytes_per_token`."""
+        return 0
+
+    @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
         """See `CacheKind.arrays`."""
         return [state for state in cache.cache if state is not None]

@@ -10,6 +10,28 @@ from mlx_lm.models.cache import RotatingKVCache
 from .trimmable import PlainCache
 
 
+class SinkKVCache(RotatingKVCache):
+    """A window that also keeps the first `keep` positions; several rows see what single ones see.
+
+    mlx-lm's mask for several rows moves the window over the first positions too, so that every row
+    but the first loses some of them.
+    """
+
+    def make_mask(
+        self, N: int, window_size: int | None = None, return_array: bool = False
+    ) -> mx.array | str | None:
+        """The mask of `N` new rows over what `update_and_fetch` will give, bool `[N, keys]`."""
+        if N == 1:
+            return super().make_mask(N, window_size, return_array)
+        offset = min(self.max_size - 1, self.offset)
+        if offset + N <= self.max_size and not return_array:
+            return "causal"
+        keys = mx.arange(offset + N)
+        rows = mx.arange(offset, offset + N)[:, None]
+        newest = keys > rows - (self.max_size - self.keep)
+        return (keys <= rows) & (newest | (keys < self.keep))
+
+
 class RotatingCache(PlainCache):
     """Keys and values of a window's positions."""
 
@@ -30,3 +52,14 @@ class RotatingCache(PlainCache):
         cache._idx -= rows
         # The next round may be computed by another thread.
         mx.async_eval(cache.keys, cache.values)
+
+    @classmethod
+    def bytes_per_token(cls, cache: Any) -> int:
+        """See `CacheKind.bytes_per_token`."""
+        return 0
+
+
+class SinkCache(RotatingCache):
+    """Keys and values of a window's positions and of the first few."""
+
+    CACHE: ClassVar[type] = SinkKVCache

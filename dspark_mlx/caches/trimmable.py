@@ -23,6 +23,11 @@ class PlainCache:
         """See `CacheKind.drop`."""
         cache.trim(rows)
 
+    @classmethod
+    def bytes_per_token(cls, cache: Any) -> int:
+        """See `CacheKind.bytes_per_token`."""
+        return sum(array.nbytes // array.shape[2] for array in cls.arrays(cache))
+
     @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
         """See `CacheKind.arrays`."""
@@ -48,3 +53,8 @@ class ChunkedCache(PlainCache):
     """
 
     CACHE: ClassVar[type] = ChunkedKVCache
+
+    @classmethod
+    def bytes_per_token(cls, cache: Any) -> int:
+        """See `CacheKind.bytes_per_token`."""
+        return 0

@@ -142,6 +142,18 @@ class CanonicalConfig:
         """Output features of a layer's query projection, gates included."""
         return self.num_heads * self.head_dim * (2 if self.gated_queries else 1)
 
+    def with_window(self: Config, window: int) -> Config:
+        """The configuration of a drafter that attends to the newest positions only.
+
+        Args:
+            window: how many committed positions before the anchor, at most.
+
+        Raises:
+            InputError: the method's drafters cannot.
+        """
+        found = f"{window} for a drafter of the method {self.METHOD}"
+        raise InputError("draft_window", found, "none: it attends to all positions")
+
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
         """Name (without `.weight`) and `[out, in]` of every matrix of the folder, unquantised."""
         raise NotImplementedError

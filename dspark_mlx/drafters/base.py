@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 
 from ..calibration.by_temperature import Calibrations
 from ..checkpoint.base_config import CanonicalConfig
@@ -47,13 +46,13 @@ class DrafterContext:
     features are evaluated, since another thread may make the next draft.
 
     Attributes:
-        caches: K/V made of the features, one cache per drafter layer.
+        caches: K/V made of the features, a `ContextCache` or mlx-lm's KVCache per drafter layer.
         confidence_temperatures: calibration temperatures T_k of the request, float32 `[gamma]`.
         vocabulary: the request's draft vocabulary; None for the whole vocabulary.
         pending: features that are not in `caches` yet, oldest first.
     """
 
-    caches: list[KVCache]
+    caches: Sequence[Any]
     confidence_temperatures: mx.array
     vocabulary: DraftVocabulary | None = None
     pending: list[Pending] = field(default_factory=list)
@@ -92,10 +91,23 @@ class DrafterContext:
         if self.vocabulary:
             self.vocabulary.commit(tokens)
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that each further position takes; layers with a window have a limit, and take none.
+
+        0 before anything is cached.
+        """
+        growing = [cache for cache in self.caches if not getattr(cache, "window", 0)]
+        return sum(array.nbytes // array.shape[2] for array in _stored(growing))
+
     def arrays(self) -> list[mx.array]:
         """Every array that the context holds on the device, to be evaluated with the round."""
-        kept = [a for c in self.caches if c.keys is not None for a in (c.keys, c.values)]
-        return kept + [a for p in self.pending for a in (*p.taps, p.tokens)]
+        return _stored(self.caches) + [a for p in self.pending for a in (*p.taps, p.tokens)]
+
+
+def _stored(caches: Sequence[Any]) -> list[mx.array]:
+    """The keys and values of caches that hold any."""
+    return [a for cache in caches for a in (cache.keys, cache.values) if a is not None]
 
 
 class Drafter(Protocol):

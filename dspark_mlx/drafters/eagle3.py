@@ -13,23 +13,23 @@ needs no attention.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import identity
 from ..checkpoint.base_config import MAX_BLOCK, CanonicalConfig
 from ..checkpoint.layer_shapes import layer_matrices, layer_vectors, shared_matrices
 from ..checkpoint.linear import Matrix, arrays_of
-from ..checkpoint.number_ranges import check_within
+from ..checkpoint.number_ranges import LARGEST, check_within
 from ..sampling import Pick
 from ..types import Draft
 from .base import DrafterContext, Embed, Pending
 from .block import BlockBuilder
+from .context_cache import ContextCache
 from .layers import Layer, LayerParts
 from .tensors import DrafterTensors
 from .vocabulary import DraftOutput
@@ -41,6 +41,7 @@ class Eagle3Config(CanonicalConfig):
 
     Attributes:
         steps: tokens proposed per round (DeepSpec's `ttt_length`).
+        window: how many of the newest rows a row attends to, itself included; 0 for all.
     """
 
     METHOD: ClassVar[str] = "eagle3"
@@ -48,6 +49,7 @@ class Eagle3Config(CanonicalConfig):
     PROPOSES: ClassVar[str] = "chains"
 
     steps: int
+    window: int = 0
 
     @property
     def gamma(self) -> int:
@@ -64,8 +66,13 @@ class Eagle3Config(CanonicalConfig):
         """A description of the drafter in a few words."""
         return f"Eagle3, 1 layer, {self.steps} steps"
 
+    def with_window(self, window: int) -> Eagle3Config:
+        """See `CanonicalConfig.with_window`."""
+        return replace(self, window=min(self.window or window, window))
+
     def _check(self, where: Path | str) -> None:
         check_within(where, "steps", self.steps, 1, MAX_BLOCK)
+        check_within(where, "window", self.window, 0, LARGEST)
         super()._check(where)
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
@@ -166,7 +173,8 @@ class Eagle3Drafter:
     def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
         """See `Drafter.new_context`."""
         temperatures = mx.array(self.calibrations.at(temperature).temperatures)
-        return DrafterContext([KVCache()], temperatures, self._output.vocabulary(prompt))
+        caches = [ContextCache(self.config.window)]
+        return DrafterContext(caches, temperatures, self._output.vocabulary(prompt))
 
     def extend(
         self,
@@ -187,6 +195,7 @@ class Eagle3Drafter:
         if tokens.size > 1:
             rows = self._inputs(self._features(features[:-1]), tokens[1:])
             self._parts.write(self._weights.layer, context.caches[0], self._kv(rows))
+            context.caches[0].drop_old()
         _keep_newest(context, features, tokens)
 
     def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
@@ -197,6 +206,7 @@ class Eagle3Drafter:
         _keep_newest(context, features, tokens)
         readout = self._output.readout(context.vocabulary)
         cache, gamma = context.caches[0], self.config.gamma
+        cache.drop_old()
         state = self._step(cache, self._features(features), mx.concatenate([tokens[1:], anchor]))
         block = BlockBuilder(readout, pick)
         for slot in range(gamma):
@@ -222,7 +232,7 @@ class Eagle3Drafter:
         ]
         return mx.concatenate(halves, axis=-1)
 
-    def _step(self, cache: KVCache, features: mx.array, tokens: mx.array) -> mx.array:
+    def _step(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> mx.array:
         """Append rows to the cache and return the last row's output, `[1, hidden]`.
 
         Args:
@@ -234,7 +244,9 @@ class Eagle3Drafter:
         projected = self._weights.qkv(self._inputs(features, tokens))
         queries, kv = mx.split(projected, [self.config.query_size], axis=-1)
         keys, values = self._parts.write(layer, cache, kv)
-        # The last row attends to all rows, so it needs no mask.
+        if self.config.window:
+            keys, values = (a[..., -self.config.window :, :] for a in (keys, values))
+        # The last row attends to all of these, so it needs no mask.
         attended = self._parts.attend(layer, queries[-1:], keys, values, cache.offset - 1, None)
         return self._parts.finish(layer, features[-1:], attended)
 

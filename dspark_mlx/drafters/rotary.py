@@ -28,23 +28,24 @@ def make_rope(config: CanonicalConfig) -> Rope:
     return plain
 
 
-def block_mask(kind: Attention, context: int, rows: int) -> mx.array | None:
+def block_mask(kind: Attention, context: int, rows: int, start: int = 0) -> mx.array | None:
     """The attention mask of a block's rows over the columns [context, block].
 
     Args:
         kind: the layer's attention.
         context: number of committed rows before the anchor, which is the anchor's position.
         rows: rows of the block.
+        start: position of the first column; what is before it is out of the window.
 
     Returns:
-        bool `[rows, context + rows]`; None when every row attends to everything.
+        bool `[rows, context - start + rows]`; None when every row attends to everything.
     """
     windowed = kind.window and context + (rows - 1 if kind.by_row else 0) > kind.window
     if not kind.causal and not windowed:
         return None
-    columns = mx.arange(context + rows)[None]
+    columns = mx.arange(start, context + rows)[None]
     row = mx.arange(rows)[:, None]
-    mask = mx.ones((rows, context + rows), dtype=mx.bool_)
+    mask = mx.ones((rows, columns.size), dtype=mx.bool_)
     if windowed:
         # The first visible column, measured from the anchor or from each row's own position.
         first = context - kind.window + (row if kind.by_row else 0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..caches import cache_arrays
+from ..caches import bytes_per_token, cache_arrays
 from ..progress import ProgressCallback
 from ..types import Round
 from .faults import refuse_faults
@@ -47,8 +47,16 @@ def prefill(
     refuse_faults(engine, verdict.faults, len(prompt))
     if progress:
         progress(len(prompt), len(prompt))
-    seconds = state.timer.seconds
-    return Round(verdict.tokens, prefill=True, seconds=seconds, logprobs=verdict.logprobs)
+    return Round(
+        verdict.tokens,
+        prefill=True,
+        seconds=state.timer.seconds,
+        logprobs=verdict.logprobs,
+        target_bytes_per_token=bytes_per_token(state.caches),
+        drafter_bytes_per_token=(
+            state.speculation.context.bytes_per_token if state.speculation else 0
+        ),
+    )
 
 
 def _read_chunk(engine: Engine, state: State, chunk: mx.array) -> None:

@@ -109,6 +109,7 @@ def make_round(
         confidence=verdict.confidence,
         seconds=state.timer.seconds,
         host_seconds=state.timer.host_seconds,
+        rollback_seconds=state.timer.rollback_seconds,
         logprobs=verdict.logprobs,
         drafts_finite=verdict.drafts_finite,
     )

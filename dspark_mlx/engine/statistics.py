@@ -18,7 +18,8 @@ class Tally:
         self._prompt_tokens = prompt_tokens
         self._prefill_seconds = 0.0
         self._seconds = 0.0
-        self._host_seconds = 0.0
+        self._host_seconds = self._rollback_seconds = 0.0
+        self._target_bytes = self._drafter_bytes = 0
         self._tokens = self._rounds = self._blocks = self._drafted = self._scheduled = (
             self._accepted
         ) = 0
@@ -28,10 +29,13 @@ class Tally:
         self._tokens += len(round_.tokens)
         if round_.prefill:
             self._prefill_seconds += round_.seconds
+            self._target_bytes = round_.target_bytes_per_token
+            self._drafter_bytes = round_.drafter_bytes_per_token
             return
         self._rounds += 1
         self._seconds += round_.seconds
         self._host_seconds += round_.host_seconds
+        self._rollback_seconds += round_.rollback_seconds
         self._blocks += round_.drafted > 0
         self._drafted += round_.drafted
         self._scheduled += round_.scheduled
@@ -51,4 +55,7 @@ class Tally:
             accepted=self._accepted,
             host_seconds=self._host_seconds,
             peak_memory=mx.get_peak_memory(),
+            rollback_seconds=self._rollback_seconds,
+            target_bytes_per_token=self._target_bytes,
+            drafter_bytes_per_token=self._drafter_bytes,
         )

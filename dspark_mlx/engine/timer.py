@@ -13,10 +13,12 @@ class RoundTimer:
     Attributes:
         host_seconds: time spent in Python on draft, head, accept, commit and context update; the
             target's own forward does not count.
+        rollback_seconds: the part of them that cutting the caches back took.
     """
 
     def __init__(self) -> None:
         self.host_seconds = 0.0
+        self.rollback_seconds = 0.0
         self._started = perf_counter()
 
     @property
@@ -30,3 +32,10 @@ class RoundTimer:
         started = perf_counter()
         yield
         self.host_seconds += perf_counter() - started
+
+    @contextlib.contextmanager
+    def rollback(self) -> Iterator[None]:
+        """Add the time of the block, which is inside one of `host`, to `rollback_seconds`."""
+        started = perf_counter()
+        yield
+        self.rollback_seconds += perf_counter() - started

@@ -53,7 +53,8 @@ def commit(state: State, forward: VerifyForward) -> Verdict:
     verdict = unpack(forward.packed)
     with state.timer.host():
         kept = len(verdict.tokens)
-        forward.rollback.keep(kept)
+        with state.timer.rollback():
+            forward.rollback.keep(kept)
         state.anchor_index += kept
         state.anchor = forward.last
         if forward.position.prefix is not None:

@@ -6,7 +6,7 @@ The measurement has its own caches and leaves the engine unchanged.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
 import mlx.core as mx
@@ -42,6 +42,7 @@ def measure_profile(
     repeats: int = 9,
     max_length: int | None = None,
     limit: float = LIMIT,
+    text: Sequence[int] = (),
 ) -> SpeedProfile:
     """Measure a speed profile: verify forwards of widths 1..gamma+3, drafts and plain steps.
 
@@ -59,6 +60,7 @@ def measure_profile(
         repeats: most passes over a context.
         max_length: positions that the target was made for; None where it does not say.
         limit: see `LIMIT`, in seconds.
+        text: token ids that forwards read, see `timing.Session`.
 
     Raises:
         InputError: the engine has no drafter.
@@ -73,7 +75,7 @@ def measure_profile(
     reached, times, several, added = [], list[Times](), Times(), Times()
     until = perf_counter() + limit
     with wired_limit(engine.target.model):
-        session = Session(engine)
+        session = Session(engine, text)
         for i, length in enumerate(lengths):
             if times and perf_counter() > until:
                 break
@@ -117,12 +119,14 @@ def _added(times: Times, gamma: int) -> tuple[float, float, float]:
     return max(draft, 0.0), max(first, 0.0), max((all_rows - first) / gamma, 0.0)
 
 
-def spot_check(engine: Engine, context: int, repeats: int) -> tuple[float, float, float]:
+def spot_check(
+    engine: Engine, context: int, repeats: int, text: Sequence[int] = ()
+) -> tuple[float, float, float]:
     """Milliseconds of a verify forward of width 1, one of gamma + 1, and a draft, from few runs."""
     assert engine.drafter is not None
     block = engine.drafter.config.gamma + 1
     with wired_limit(engine.target.model):
-        session = Session(engine)
+        session = Session(engine, text)
         session.fill(context, _FILL_SECONDS)
         points = session.points((1, block))
         del points["plain", 0]

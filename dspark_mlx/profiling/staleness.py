@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..engine.state import Engine
 from ..schedulers.speed_profile import SpeedProfile
 from .measure import spot_check
@@ -11,12 +13,17 @@ _RATIO = 1.3
 _FACTOR = 2.0
 
 
-def why_stale(profile: SpeedProfile, engine: Engine) -> str | None:
+def why_stale(profile: SpeedProfile, engine: Engine, text: Sequence[int] = ()) -> str | None:
     """The reason why a profile no longer holds, from a spot check; None where it still holds.
 
     The key does not cover everything that speed depends on, such as the CPU's BLAS library or a
     laptop that runs on battery. A check of three forwards can be wrong, so a second one of nine
     must confirm it.
+
+    Args:
+        profile: the stored profile.
+        engine: target and drafter.
+        text: token ids that it was measured on, see `timing.Session`.
     """
     assert engine.drafter is not None
     block = engine.drafter.config.gamma + 1
@@ -24,7 +31,8 @@ def why_stale(profile: SpeedProfile, engine: Engine) -> str | None:
         return f"it has {profile.widths} widths and this block needs {block}"
     reason = None
     for repeats in (3, 9):
-        reason = difference(profile, block, *spot_check(engine, profile.contexts[0], repeats))
+        found = spot_check(engine, profile.contexts[0], repeats, text)
+        reason = difference(profile, block, *found)
         if reason is None:
             return None
     return reason

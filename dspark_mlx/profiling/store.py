@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +15,15 @@ from ..engine.state import Engine
 from ..errors import InputError
 from ..progress import ProgressCallback
 from ..schedulers.speed_profile import SpeedProfile, read_profile, write_profile
-from ..system.files import cache_folder
+from ..system.files import DATA, cache_folder, read_json_lines
 from ..system.system_errors import writing
+from ..text.tokenizer_files import has_tokenizer
 from .measure import LIMIT, measure_profile
 from .staleness import why_stale
 
 # A profile whose repeats differ by more is not stored: `staleness.difference` allows 30 % as well.
 _NOISY = 0.3
+_SAMPLE = DATA / "bench_prompts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Pair:
         target, drafter: the folders that they were loaded from.
         precision: the precision that they were loaded with, see `load`.
         max_length: positions that the target was made for; None where it does not say.
+        encode: text to the target's token ids; None without a tokenizer.
     """
 
     engine: Engine
@@ -39,6 +43,7 @@ class Pair:
     drafter: Path
     precision: str
     max_length: int | None = None
+    encode: Callable[[str], list[int]] | None = None
 
     @classmethod
     def of(cls, decoder: Decoder) -> Pair:
@@ -50,12 +55,26 @@ class Pair:
         target, drafter = decoder.target_folder, decoder.drafter_folder
         if decoder.engine.drafter is None or drafter is None:
             raise InputError("speed profile", "no drafter", "a target with its drafter")
-        return cls(decoder.engine, target, drafter, decoder.precision, decoder.max_length)
+        encode = decoder.encode if has_tokenizer(target) else None
+        return cls(decoder.engine, target, drafter, decoder.precision, decoder.max_length, encode)
 
     @property
     def name(self) -> str:
         """The names of both folders, for messages."""
         return f"{self.target.name} with {self.drafter.name}"
+
+    @cached_property
+    def text(self) -> list[int]:
+        """Token ids of a text to measure on, of the prompts that ship with the package; none
+        without a tokenizer that can be used."""
+        if self.encode is None:
+            return []
+        try:
+            lines = read_json_lines(_SAMPLE, "JSON lines", "prompt")
+            return self.encode("\n\n".join(line["prompt"] for _, line in lines))
+        except InputError:
+            # A request that needs the tokenizer says what is wrong with it; ids alone decode.
+            return []
 
     def key(self) -> str:
         """Key of the pair's profile, see `fingerprint`; it is computed once."""
@@ -177,12 +196,19 @@ def get_profile(
     key, stale_reason = pair.key(), None
     if not remeasure:
         found, stale_reason = read_stored(key)
-        reason = why_stale(found, pair.engine) if found else None
+        reason = why_stale(found, pair.engine, pair.text) if found else None
         if found and reason is None:
             return Obtained(found, False, f"Found in {profile_path(key)}.")
         stale_reason = f"{profile_path(key)}: {reason}." if reason else stale_reason
-    length = pair.max_length
-    profile = measure_profile(pair.engine, pair.name, key, progress, max_length=length, limit=limit)
+    profile = measure_profile(
+        pair.engine,
+        pair.name,
+        key,
+        progress,
+        max_length=pair.max_length,
+        limit=limit,
+        text=pair.text,
+    )
     if profile.noise > _NOISY:
         message = (
             f"Measured for this run only: the machine is too busy or slow (repeats of one forward "
@@ -217,6 +243,6 @@ def import_profile(pair: Pair, profile: SpeedProfile, where: object) -> Obtained
     if profile.widths < block:
         raise InputError(where, f"widths 1 to {profile.widths}", f"1 to {block} or more")
     profile = dataclasses.replace(profile, key=pair.key())
-    path, reason = save(profile), why_stale(profile, pair.engine)
+    path, reason = save(profile), why_stale(profile, pair.engine, pair.text)
     message = f"Imported from {where} into {path}."
     return Obtained(profile, False, message, f"{path}: {reason}." if reason else None)

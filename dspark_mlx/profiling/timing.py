@@ -7,7 +7,7 @@ a while slows all of them alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -28,6 +28,7 @@ PLAIN_STEPS = 4
 
 _CHUNK = 256
 _PENDING = 3
+_RANDOM = 4096
 
 Point: TypeAlias = tuple[str, int]
 """A thing to time: ("verify", width), ("draft", 0), ("plain", 0), or for a batch of several
@@ -83,22 +84,32 @@ class Session:
     recurrent a verify forward's time includes keeping half of its rows, since they are computed
     again.
 
+    Args:
+        engine: target and drafter.
+        text: token ids of a text, which forwards read piece by piece, over and over: a mixture of
+            experts routes the rows of one to as many experts as those of a request. Without it
+            they read ids at random.
+
     Attributes:
         length: positions in the target's caches.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, text: Sequence[int] = ()) -> None:
         self._engine = engine
+        # NumPy's generator leaves MLX's random state, which the application may use, unchanged.
+        rng, vocabulary = np.random.default_rng(0), engine.target.vocab_size
+        self._text = np.array(text, np.int32) if text else rng.integers(0, vocabulary, _RANDOM)
+        self._place = 0
         self._caches = new_caches(engine.target.model, "target")
         self._context = engine.drafter.new_context() if engine.drafter else None
         self._taps: list[mx.array] = []
         found = leaves(self._caches)
         self._recurrent = any(is_recurrent(leaf) for leaf in found)
-        self._grows = self._recurrent or any(type(leaf) is RotatingKVCache for leaf in found)
+        self._grows = self._recurrent or any(isinstance(leaf, RotatingKVCache) for leaf in found)
         self.length = 0
 
     def fill(self, length: int, seconds: float) -> int:
-        """Prefill with arbitrary tokens up to `length`, for at most about `seconds`.
+        """Prefill up to `length`, for at most about `seconds`.
 
         Returns:
             The length reached, in tokens. Where time ran out it is less than `length`, but at least
@@ -124,8 +135,7 @@ class Session:
         """The points that are timed at every context, in their order."""
         points: dict[Point, Timed] = {("plain", 0): self._plain, ("draft", 0): self._draft}
         for width in widths:
-            tokens = self._tokens((width,))
-            points["verify", width] = partial(self._verify, tokens)
+            points["verify", width] = partial(self._verify, width)
         return points
 
     def sampling(self) -> dict[Point, Timed]:
@@ -169,23 +179,24 @@ class Session:
         for requests in counts:
             caches = self._copies(requests)
             for width in widths:
-                tokens = self._tokens((requests, width))
-                points[str(requests), width] = partial(self._verify_batch, tokens, caches)
+                shape = (requests, width)
+                points[str(requests), width] = partial(self._verify_batch, shape, caches)
         return points
 
-    def _verify(self, tokens: mx.array) -> float:
+    def _verify(self, width: int) -> float:
+        tokens = self._tokens((width,))
         started = perf_counter()
         logits, _, rollback = self._engine.target.verify(tokens, self._caches)
         np.array(likeliest(logits))
         if self._recurrent:
-            rollback.keep((tokens.size + 1) // 2)
+            rollback.keep((width + 1) // 2)
             mx.eval(rollback.states())
         seconds = perf_counter() - started
         if self._grows:
             rollback.keep(1)
             self.length += 1
         else:
-            keep_rows(self._caches, tokens.size, 0)
+            keep_rows(self._caches, width, 0)
         return seconds
 
     def _draft(self, sampler: Sampler | None = None) -> float:
@@ -239,14 +250,16 @@ class Session:
         mx.eval(cache_arrays(copies))
         return copies
 
-    def _verify_batch(self, tokens: mx.array, caches: list[Any]) -> float:
+    def _verify_batch(self, shape: tuple[int, int], caches: list[Any]) -> float:
+        tokens = self._tokens(shape)
         started = perf_counter()
         np.array(likeliest(self._engine.target.model(tokens, cache=caches)))
         seconds = perf_counter() - started
-        keep_rows(caches, tokens.shape[1], 0)
+        keep_rows(caches, shape[1], 0)
         return seconds
 
     def _tokens(self, shape: tuple[int, ...]) -> mx.array:
-        # NumPy's generator leaves MLX's random state, which the application may use, unchanged.
-        ids = np.random.default_rng(0).integers(0, self._engine.target.vocab_size, shape)
-        return mx.array(ids.astype(np.int32))
+        """The next piece of the text."""
+        places = self._place + np.arange(math.prod(shape))
+        self._place += places.size
+        return mx.array(self._text.take(places, mode="wrap").reshape(shape).astype(np.int32))

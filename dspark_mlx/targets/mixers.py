@@ -19,6 +19,42 @@ from ..caches import is_recurrent, leaves
 from .probe import find_mixers, handed_caches
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """The rows of a forward that stay: the first `n` of some of its requests.
+
+    Attributes:
+        width: rows of the forward, of each request.
+        n: how many of them stay.
+        batch: requests of the forward.
+        requests: the indices of those that keep `n`; None for all.
+    """
+
+    width: int
+    n: int
+    batch: int = 1
+    requests: tuple[int, ...] | None = None
+
+    def has(self, value: mx.array) -> bool:
+        """Whether an array has a row for each row of the forward, `[batch, width, ...]`."""
+        return value.ndim > 1 and value.shape[:2] == (self.batch, self.width)
+
+    def of_requests(self, value: Any) -> Any:
+        """The requests' part of an array `[batch, ...]`; other things as they are."""
+        if self.requests is None or not isinstance(value, mx.array):
+            return value
+        return value[mx.array(self.requests)]
+
+    def of_rows(self, output: mx.array, leading: Sequence[int]) -> mx.array:
+        """A remembered output's part for an input of a shape that begins with `leading`."""
+        if self.requests is not None and output.shape[0] != self.batch:
+            # The mixer has put the rows of all requests behind each other.
+            rows = output.reshape(self.batch, self.width, -1)
+            return self.of_requests(rows)[:, : self.n].reshape(*leading, -1)
+        # Rows that stay come first.
+        return self.of_requests(output)[tuple(slice(size) for size in leading)]
+
+
 @dataclass
 class MixerCall:
     """One mixer's call in a recorded forward.
@@ -26,14 +62,15 @@ class MixerCall:
     Attributes:
         module: the mixer.
         args, kwargs: what it was given.
-        offsets: by cache without a recurrent part that it was handed, the position it stood at.
+        offsets: by cache without a recurrent part that it was handed, the position it stood at;
+            in a batch the positions of its requests.
         outputs: by linear layer inside it, what each call of that layer gave.
     """
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    offsets: dict[int, int]
+    offsets: dict[int, int | mx.array]
     outputs: dict[int, list[mx.array]] = field(default_factory=dict)
 
 
@@ -51,6 +88,7 @@ class Mixers:
         self._calls: list[MixerCall] | None = None
         self._running: list[MixerCall] = []
         self._remembered: dict[int, Iterator[mx.array]] | None = None
+        self._kept = KeptRows(0, 0)
         self._changed: list[tuple[nn.Module, type, type]] = []
         for mixer in self.modules:
             self._changed.append((mixer, type(mixer), self._mixer_class(type(mixer))))
@@ -81,8 +119,8 @@ class Mixers:
             self._calls = None
             self._running.clear()
 
-    def run_again(self, call: MixerCall, width: int, n: int) -> None:
-        """Write the first `n` of a call's `width` rows into the states as they are now.
+    def run_again(self, call: MixerCall, kept: KeptRows) -> None:
+        """Write a call's rows that stay into the states as they are now.
 
         The linear layers give back what they remember, so that no weight of theirs is read. MLX is
         lazy: gates, norms and products that only the mixer's output needs are never computed.
@@ -90,13 +128,13 @@ class Mixers:
 
         def cut(value: Any) -> Any:
             if any(handed_caches([value], {})):
-                return self._stand_in(value, call)
+                return self._stand_in(value, call, kept)
             if isinstance(value, mx.array):
-                rows = value.ndim > 1 and value.shape[:2] == (1, width)
-                # A mask over keys, which matters to attention only.
-                return value[:, :n] if rows else None
+                # Else it is a mask over keys, which matters to attention only.
+                return kept.of_requests(value)[:, : kept.n] if kept.has(value) else None
             return value
 
+        self._kept = kept
         self._remembered = {key: iter(outputs) for key, outputs in call.outputs.items()}
         try:
             call.module(*map(cut, call.args), **{k: cut(v) for k, v in call.kwargs.items()})
@@ -104,11 +142,13 @@ class Mixers:
             self._remembered = None
 
     @staticmethod
-    def _stand_in(cache: Any, call: MixerCall) -> Any:
+    def _stand_in(cache: Any, call: MixerCall, kept: KeptRows) -> Any:
         """The cache, with keys and values of attention beside the states left alone."""
         if isinstance(cache, CacheList):
-            return CacheList(*(Mixers._stand_in(part, call) for part in cache.caches))
-        return cache if is_recurrent(cache) else _Unwritten(call.offsets[id(cache)])
+            return CacheList(*(Mixers._stand_in(part, call, kept) for part in cache.caches))
+        if is_recurrent(cache):
+            return cache
+        return _Unwritten(kept.of_requests(call.offsets[id(cache)]))
 
     def _mixer_class(self, original: Any) -> type:
         owner, call = self, original.__call__
@@ -133,7 +173,7 @@ class Mixers:
 
         def remembering(module: nn.Module, x: mx.array) -> mx.array:
             if owner._remembered is not None:
-                return _first(next(owner._remembered[id(module)]), x.shape[:-1])
+                return owner._kept.of_rows(next(owner._remembered[id(module)]), x.shape[:-1])
             y = call(module, x)
             if owner._running:
                 owner._running[-1].outputs.setdefault(id(module), []).append(y)
@@ -149,7 +189,7 @@ class _Unwritten:
         offset: where the real one stood.
     """
 
-    def __init__(self, offset: int) -> None:
+    def __init__(self, offset: int | mx.array) -> None:
         self.offset = offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -158,11 +198,6 @@ class _Unwritten:
 
     def make_mask(self, *args: Any, **kwargs: Any) -> None:
         """No mask."""
-
-
-def _first(y: mx.array, leading: Sequence[int]) -> mx.array:
-    """The beginning of every leading axis: rows that stay come first."""
-    return y[tuple(slice(size) for size in leading)]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -13,7 +13,16 @@ from ..errors import InputError
 from ..numbers import plain, shown
 from ..types import Round
 
-_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+# GPT-2's table of positions is as long as n_positions says, whatever n_ctx is. DBRX has
+# max_seq_len, OLMo max_sequence_length, OpenELM max_context_length, ChatGLM seq_length, Lille
+# block_size.
+_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
+    "max_context_length", "seq_length", "block_size")  # fmt: skip
+# The only length of Kimi Linear. Beside a shorter max_position_embeddings, as in Command-R, it is
+# the length that the model was trained up to.
+_LONGEST = "model_max_length"
+# Where each kind of layer has a scaling of its own, that of the layers without a window.
+_UNWINDOWED = "full_attention"
 # Kinds of rope scaling whose `factor` lengthens the context; other kinds keep it.
 _LENGTHENING = ("linear", "dynamic", "yarn", "deepseek_yarn", "telechat3-yarn", "llama3",
     "longrope", "su")  # fmt: skip
@@ -25,7 +34,7 @@ def max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
 
     With rope scaling it is `factor` times `original_max_position_embeddings`, or times
     `max_position_embeddings` when the config gives no original length, as in vLLM. A config whose
-    own `max_position_embeddings` is larger is believed.
+    own `max_position_embeddings` or `model_max_length` is larger is believed.
 
     Args:
         folder: the target's folder, for errors.
@@ -36,9 +45,12 @@ def max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
     """
     text = config.get("text_config")
     for values in (config, text if isinstance(text, Mapping) else {}):
-        for key in _KEYS:
-            if values.get(key) is not None:
-                return _scaled(values, _length(folder, key, values[key]))
+        said = [key for key in _KEYS if values.get(key) is not None][:1]
+        lengths = [_scaled(values, _length(folder, key, values[key])) for key in said]
+        if values.get(_LONGEST) is not None:
+            lengths.append(_length(folder, _LONGEST, values[_LONGEST]))
+        if lengths:
+            return max(lengths)
     return None
 
 
@@ -54,6 +66,9 @@ def _scaled(config: Mapping[str, Any], length: int) -> int:
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     if not isinstance(scaling, Mapping):
         return length
+    by_kind = scaling.get(_UNWINDOWED)
+    if isinstance(by_kind, Mapping):
+        scaling = by_kind
     # Gemma 3's length includes the scaling already, without saying so.
     if str(config.get("model_type")).startswith("gemma3"):
         return length

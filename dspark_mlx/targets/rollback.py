@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from ..caches import keep_rows, recurrent_arrays, snapshot
-from .mixers import MixerCall, Mixers
+from ..caches import is_recurrent, keep_rows, keep_rows_each, leaves, recurrent_arrays, snapshot
+from ..caches.batch import rows_of_states
+from .mixers import KeptRows, MixerCall, Mixers
 from .turns import Turns
 
 
@@ -16,8 +19,8 @@ class Rollback:
 
     Args:
         mixers, turns: the target's.
-        caches: the request's, before the forward.
-        width: rows.
+        caches: the request's or the batch's, before the forward.
+        width: rows, of each request.
 
     Attributes:
         calls: of the mixers in the forward; empty where it has one row only.
@@ -42,9 +45,43 @@ class Rollback:
             with self._turns:
                 keep_rows(self._caches, self._kept, n, self._before)
                 for call in self.calls:
-                    self._mixers.run_again(call, self._width, n)
+                    self._mixers.run_again(call, KeptRows(self._width, n))
             self._kept = n
         mx.async_eval(self.states())
+
+    def keep_each(self, kept: Sequence[int]) -> None:
+        """Keep the first `kept[i]` rows of request i of a batch, at least one; to be called once.
+
+        Positions of attention move by each request's own number. For recurrent states the mixers
+        run again once for each number that occurs, over the requests that keep so many.
+        """
+        if min(kept) < self._width:
+            with self._turns:
+                keep_rows_each(self._caches, self._width, kept)
+                self._compute_states(kept)
+        mx.async_eval(self.states())
+
+    def _compute_states(self, kept: Sequence[int]) -> None:
+        found = zip(leaves(self._caches), self._before or [], strict=True)
+        before = [(leaf, states) for leaf, states in found if is_recurrent(leaf)]
+        after = [(leaf, list(leaf.cache)) for leaf, _ in before]
+        order: list[int] = []
+        parts: list[list[list[mx.array]]] = [[] for _ in before]
+        for n in sorted(set(kept)):
+            requests = [i for i, rows in enumerate(kept) if rows == n]
+            order += requests
+            for leaf, states in after if n == self._width else before:
+                leaf.cache = rows_of_states(states, requests)
+            if n < self._width:
+                rows = KeptRows(self._width, n, len(kept), tuple(requests))
+                for call in self.calls:
+                    self._mixers.run_again(call, rows)
+            for (leaf, _), part in zip(before, parts, strict=True):
+                part.append(list(leaf.cache))
+        places = np.argsort(order).tolist()
+        for (leaf, _), part in zip(before, parts, strict=True):
+            states = [mx.concatenate(list(groups)) for groups in zip(*part, strict=True)]
+            leaf.cache = rows_of_states(states, places)
 
     def states(self) -> list[mx.array]:
         """Arrays for evaluation before another thread may go on: no logit needs them."""

@@ -20,28 +20,32 @@ from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 from ..caches import leaves, new_caches
 from ..errors import InputError
 from .network import REFUSALS
+from .tables import find_embedding
 from .tap import Target
 
-ROWS = 5
-"""Rows of the forwards that are compared."""
-
-_BEFORE = 2
-# Committed after `_BEFORE` tokens by four forwards of `ROWS` rows that keep 1 to 4 of them.
-_KEPT = (1, 2, 3, 4)
-_TEXT = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 4, 9)
-_OTHER = (6, 11, 17, 29)
-# Sixteen bits round every layer's output by up to 2^-8 of it, and quantised weights add nothing to
-# that between forwards: a few percent over 60 layers. Families that are wrong differ by tens.
-_EXACT, _ROUNDED = 2e-3, 0.05
+# Two tokens are read, then the others are committed in two ways: one by one, and by three forwards,
+# of which the first is over all of them and keeps 1 row, the second keeps 2 of 3.
+_BEFORE = (0, 1)
+_TEXT = (2, 3, 5, 8)
+_FIRST, _SECOND = 1, 2
+_OTHER = (6,)
+# A window's oldest values are the largest, each three times the next; those behind the first few
+# are 0. A row that sees one position too many or too few shows it, however long the window is.
+_LARGEST, _EDGE = 512, 8
+# Families that are wrong differ by 0.04 and more, the others by 1e-5. Between them is room for what
+# a family computes in 16 bits all the same, and for GPUs that round the inputs of a product.
+_LIMIT = 0.02
 _HINT = "mlx-lm's forward of this family does not decode several tokens at once."
 
 
 def check_rollback(target: Target, where: object) -> None:
     """Refuse a target whose rows depend on how many of them run at once, or do not roll back.
 
-    Some forwards over 12 rows or fewer, evaluated together, of the first layers only: as many as it
-    takes to have one of each kind of cache. What the output matrix reads is compared, so that it is
-    not computed. A difference is looked at again with all layers before it counts.
+    Four forwards over 4 rows or fewer, evaluated together: rows at once, of which half are taken
+    back, and the same rows one by one behind that. They run one layer of each kind, and what the
+    output matrix reads is compared, so that it is not computed. Activations are float32 whatever
+    the weights are: in 16 bits, rounding alone makes as much of a difference as some faults. A
+    difference is looked at again, see `measure_gaps`, before it counts.
 
     Args:
         target: decodes as before afterwards.
@@ -50,52 +54,69 @@ def check_rollback(target: Target, where: object) -> None:
     Raises:
         InputError: it says which of both differs and by how much.
     """
-    limit = _EXACT if target.dtype == mx.float32 else _ROUNDED
+    if target.rolls_back:
+        return
     with target.untapped():
-        gaps = (np.nan, np.nan)
+        gap = np.nan
         # Families that count their layers do not run with fewer.
-        with contextlib.suppress(*REFUSALS), _first_layers(target.model) as count:
-            gaps = measure_gaps(target.model, where, count)
-        if not max(gaps) <= limit:
-            gaps = measure_gaps(target.model, where)
-    together, rollback = gaps
+        with contextlib.suppress(*REFUSALS), _one_of_each_kind(target.model) as count:
+            gap = _quick_gap(target.model, where, count)
+        if gap <= _LIMIT:
+            target.rolls_back = True
+            return
+        together, rollback = measure_gaps(target.model, where)
     # Written so that NaN is refused.
-    if not together <= limit:
+    if not together <= _LIMIT:
         found = f"{100 * together:.0f} % other states where rows run together than one by one"
         raise InputError(where, found, "the same", _HINT)
-    if not rollback <= limit:
+    if not rollback <= _LIMIT:
         found = f"{100 * rollback:.0f} % other states behind rows that were taken back"
         raise InputError(where, found, "the same as without them", _HINT)
+    target.rolls_back = True
 
 
-def measure_gaps(model: nn.Module, where: object, count: int | None = None) -> tuple[float, float]:
+def _quick_gap(model: nn.Module, where: object, count: int | None) -> float:
+    """How far rows are apart from single rows behind a rollback, which ought to give the same."""
+    with _forwards(model, where) as forwards:
+        caches = forwards.begun(new_caches(model, where)[:count])
+        half = len(_TEXT) // 2
+        block = forwards.kept(_TEXT, half, caches)
+        singly = mx.concatenate([forwards.rows((token,), caches) for token in _TEXT[half:]])
+        return float(np.array(_row_gaps(block[half:], singly).max()))
+
+
+def measure_gaps(model: nn.Module, where: object) -> tuple[float, float]:
     """How far apart forwards are that should agree, as a part of what they give.
 
     Args:
         model: it runs as it is.
         where: names the model in errors.
-        count: caches that it uses; None for all.
 
     Returns:
-        5 rows against 5 single ones, and rows behind rejected ones against a fresh prefill.
+        Rows together against single ones, and rows behind rejected ones against the same.
     """
+    with _forwards(model, where) as forwards:
+        caches = forwards.begun(new_caches(model, where))
+        singly = mx.concatenate([forwards.rows((token,), caches) for token in _TEXT])
+        caches = forwards.begun(new_caches(model, where))
+        end = _FIRST + _SECOND
+        block = forwards.kept(_TEXT, _FIRST, caches)
+        second = forwards.kept(_TEXT[_FIRST:end] + _OTHER, _SECOND, caches)
+        third = forwards.rows(_TEXT[end:], caches)
+        together = _gap(block, singly)
+        rollback = mx.maximum(_gap(second[:_SECOND], singly[_FIRST:end]), _gap(third, singly[end:]))
+        found: list[float] = np.array(mx.stack([together, rollback])).tolist()
+    return found[0], found[1]
+
+
+@contextlib.contextmanager
+def _forwards(model: nn.Module, where: object) -> Iterator[_Forwards]:
     target = Target(model, (), where)
     try:
-        with target.head_inputs() as read:
-            forwards = _Forwards(target, read)
-            whole = forwards.rows(_TEXT, new_caches(model, where)[:count])
-            block = _TEXT[_BEFORE:][:ROWS]
-            caches = forwards.begun(new_caches(model, where)[:count])
-            singly = [forwards.rows((token,), caches) for token in block]
-            caches = forwards.begun(new_caches(model, where)[:count])
-            gaps = [
-                _gap(forwards.rows(block, caches), mx.concatenate(singly)),
-                _gap(forwards.with_rejections(new_caches(model, where)[:count]), whole[_BEFORE:]),
-            ]
-            together, rollback = (float(gap) for gap in np.array(mx.stack(gaps)))
+        with _float32(find_embedding(model, where)), target.head_inputs() as read:
+            yield _Forwards(target, read)
     finally:
         target.close()
-    return together, rollback
 
 
 class _Forwards:
@@ -105,36 +126,25 @@ class _Forwards:
         self._target = target
         self._read = read
 
+    def begun(self, caches: list[Any]) -> list[Any]:
+        """Caches that hold the first tokens; windows are full, since what is wrong with one shows
+        only there."""
+        self.rows(_BEFORE, caches)
+        for leaf in leaves(caches):
+            if type(leaf) is RotatingKVCache and not leaf.keep and leaf.offset < leaf.max_size:
+                _fill(leaf)
+        return caches
+
     def rows(self, tokens: tuple[int, ...], caches: list[Any]) -> mx.array:
+        """A forward over the tokens."""
         logits, _ = self._target(self._ids(tokens), caches)
         return self._taken(logits)
 
-    def begun(self, caches: list[Any]) -> list[Any]:
-        """Caches that hold the first tokens, over and over where they are a window, until it is
-        full: what is wrong with a window shows only there."""
-        self.rows(_TEXT[:_BEFORE], caches)
-        for leaf in leaves(caches):
-            if type(leaf) is RotatingKVCache and not leaf.keep and leaf.offset < leaf.max_size:
-                times = -(-leaf.max_size // leaf.offset)
-                repeats = (1, 1, times, 1)
-                leaf.keys, leaf.values = (
-                    mx.tile(a[..., : leaf.offset, :], repeats)[..., : leaf.max_size, :]
-                    for a in (leaf.keys, leaf.values)
-                )
-                leaf.offset = leaf._idx = leaf.max_size
-        return caches
-
-    def with_rejections(self, caches: list[Any]) -> mx.array:
-        """The text, `ROWS` rows at a time, of which only the first few are its own."""
-        self.rows(_TEXT[:_BEFORE], caches)
-        position, kept = _BEFORE, []
-        for n in _KEPT:
-            tokens = _TEXT[position : position + n] + _OTHER[: ROWS - n]
-            logits, _, rollback = self._target.verify(self._ids(tokens), caches)
-            rollback.keep(n)
-            kept.append(self._taken(logits)[:n])
-            position += n
-        return mx.concatenate(kept)
+    def kept(self, tokens: tuple[int, ...], n: int, caches: list[Any]) -> mx.array:
+        """The same, cut back to the first `n` rows afterwards."""
+        logits, _, rollback = self._target.verify(self._ids(tokens), caches)
+        rollback.keep(n)
+        return self._taken(logits)
 
     def _ids(self, tokens: tuple[int, ...]) -> mx.array:
         return mx.array([token % self._target.vocab_size for token in tokens], dtype=mx.int32)
@@ -146,32 +156,100 @@ class _Forwards:
         return read
 
 
-@contextlib.contextmanager
-def _first_layers(model: nn.Module) -> Iterator[int | None]:
-    """The model with its first layers only, as many as show every kind of cache.
+def _fill(window: RotatingKVCache) -> None:
+    """Fill a window by what it holds, over and over, with the oldest values the largest."""
+    held, size = window.offset, window.max_size
+    repeats = (1, 1, -(-size // held), 1)
+    keys, values = (
+        mx.tile(stored[..., :held, :], repeats)[..., :size, :]
+        for stored in (window.keys, window.values)
+    )
+    scale = np.zeros(size, dtype=np.float32)
+    scale[:_EDGE] = min(size, _LARGEST) * 3.0 ** -np.arange(min(size, _EDGE))
+    window.keys, window.values = keys, values * mx.array(scale[:, None]).astype(values.dtype)
+    window.offset = window._idx = size
 
-    Yields their number; None where all layers stay.
+
+@contextlib.contextmanager
+def _float32(embedding: nn.Module) -> Iterator[None]:
+    """Float32 embeddings, which make what is computed of them float32: MLX promotes types."""
+    original: Any = type(embedding)
+    call = original.__call__
+
+    def promoted(self: nn.Module, tokens: mx.array) -> mx.array:
+        return call(self, tokens).astype(mx.float32)
+
+    embedding.__class__ = type(original.__name__, (original,), {"__call__": promoted})
+    try:
+        yield
+    finally:
+        embedding.__class__ = original
+
+
+@contextlib.contextmanager
+def _one_of_each_kind(model: nn.Module) -> Iterator[int | None]:
+    """The model with one layer of each kind: later ones left out, those between passed through.
+
+    Yields the number of caches that it uses; None where all layers stay.
     """
-    layers, caches = model.layers, make_prompt_cache(model)
-    kinds = [tuple(type(leaf) for leaf in leaves([cache])) for cache in caches]
-    count = max(2, *(kinds.index(kind) + 1 for kind in kinds))
-    if not isinstance(layers, list) or len(caches) != len(layers) or count >= len(layers):
+    layers, caches = list(model.layers), make_prompt_cache(model)
+    holder = _holder(model, layers[0])
+    if holder is None or len(caches) != len(layers):
         yield None
         return
-    dropped = layers[count:]
-    del layers[count:]
+    kinds = [_kind(*pair) for pair in zip(layers, caches, strict=True)]
+    first = {kind: i for i, kind in reversed(list(enumerate(kinds)))}
+    count = max(first.values()) + 1
+    passed = [layer for i, layer in enumerate(layers[:count]) if i not in first.values()]
+    classes = [type(layer) for layer in passed]
+    module, name = holder
+    every = module[name]
+    module[name] = every[:count]
+    for layer, original in zip(passed, classes, strict=True):
+        layer.__class__ = type(original.__name__, (original,), {"__call__": _passed_through})
     try:
-        # A family that lists its layers anew for each call has not become shorter.
-        yield count if len(model.layers) == count else None
+        yield count
     finally:
-        layers.extend(dropped)
+        module[name] = every
+        for layer, original in zip(passed, classes, strict=True):
+            layer.__class__ = original
+
+
+def _holder(model: nn.Module, layer: Any) -> tuple[nn.Module, str] | None:
+    """The module that holds the list of layers, and the list's name there."""
+    for _, module in model.named_modules():
+        for name, value in module.items():
+            if isinstance(value, list) and value and value[0] is layer:
+                return module, name
+    return None
+
+
+def _passed_through(layer: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+    return x
+
+
+def _kind(layer: Any, cache: Any) -> str:
+    """What tells layers apart: their caches, their modules, and the switches in these."""
+    parts = layer.named_modules() if isinstance(layer, nn.Module) else []
+    # Numbers are sizes, which no family changes between layers of a kind, or the layer's own.
+    switches = [
+        (name, type(part), [(k, v) for k, v in vars(part).items() if isinstance(v, bool | str)])
+        for name, part in parts
+    ]
+    windows = [(type(leaf), getattr(leaf, "max_size", None)) for leaf in leaves([cache])]
+    return str((switches, windows))
 
 
 def _gap(a: mx.array, b: mx.array) -> mx.array:
-    """How far rows are apart, each as a part of its size; the median of them.
+    """How far rows are apart: the median, the smaller of two.
 
-    The median, since in 16 bits a router's near tie may send one row to another expert.
+    The median, since a router's near tie may send one row to another expert.
     """
+    rows = mx.sort(_row_gaps(a, b))
+    return rows[(rows.size - 1) // 2]
+
+
+def _row_gaps(a: mx.array, b: mx.array) -> mx.array:
+    """How far each row is apart, as a part of its size."""
     a, b = a.astype(mx.float32), b.astype(mx.float32)
-    rows = mx.sqrt(mx.sum(mx.square(a - b), axis=-1) / (mx.sum(mx.square(b), axis=-1) + 1e-12))
-    return mx.sort(rows)[rows.size // 2]
+    return mx.sqrt(mx.sum(mx.square(a - b), axis=-1) / (mx.sum(mx.square(b), axis=-1) + 1e-12))

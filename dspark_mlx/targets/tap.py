@@ -38,6 +38,7 @@ class Target:
         num_layers: number of the model's layers.
         hidden_size: width of a tap.
         vocab_size: rows of the embedding table.
+        rolls_back: whether `self_check.check_rollback` has found that it does.
 
     Raises:
         InputError: a tap is not a layer of this model, its layers are tapped already, or it does
@@ -53,6 +54,7 @@ class Target:
         own_head = find_head(model, self._embedding)
         self._tied = own_head is None
         self._head_module = self._embedding if own_head is None else own_head
+        self.rolls_back = False
         self._taps = tuple(taps)
         # All targets of one model share this set, the recorded taps and the tapped layers.
         self._every = set(self._taps)
@@ -84,15 +86,22 @@ class Target:
         return other
 
     def __call__(self, tokens: mx.array, caches: list[Any]) -> tuple[mx.array, list[mx.array]]:
-        """Run the model's own forward over new tokens, int `[rows]`.
+        """Run the model's own forward over new tokens.
+
+        Args:
+            tokens: int `[rows]`, or `[batch, rows]` for a batch.
+            caches: the request's, or the batch's (see `caches.batch`).
 
         Returns:
-            Logits `[rows, vocabulary]`, and one `[rows, hidden]` per tap in the order of `taps`.
+            Logits `[rows, vocabulary]`, and one `[rows, hidden]` per tap in the order of `taps`;
+            for a batch both with its axis in front.
 
         Raises:
             InputError: the target was closed.
         """
         with self.turns:
+            if tokens.ndim == 2:
+                return self.model(tokens, cache=caches), self._take()
             logits = self.model(tokens[None], cache=caches)
             taps = self._take()
         return logits.squeeze(0), [tap.squeeze(0) for tap in taps]
@@ -109,8 +118,8 @@ class Target:
             InputError: the target was closed.
         """
         with self.turns:
-            rollback = Rollback(self._mixers, self.turns, caches, tokens.size)
-            if tokens.size == 1 or not self._mixers.modules:
+            rollback = Rollback(self._mixers, self.turns, caches, tokens.shape[-1])
+            if tokens.shape[-1] == 1 or not self._mixers.modules:
                 return *self(tokens, caches), rollback
             if not self._mixers.attached:
                 raise self._closed()

@@ -48,7 +48,10 @@ class DraftPainter:
 
 
 def statistics_line(statistics: Statistics) -> str:
-    """One line with speeds, accepted length, rounds, drafted/scheduled/accepted, peak memory."""
+    """One line with speeds, accepted length, rounds, drafted/scheduled/accepted, and memory.
+
+    The share of the time that cutting caches back took is told from 1 % on.
+    """
     s = statistics
     parts = [
         f"prompt {s.prompt_tokens} tokens, {s.prompt_tps:.1f} tokens/s",
@@ -59,5 +62,9 @@ def statistics_line(statistics: Statistics) -> str:
     if s.blocks:
         lengths = "/".join(f"{n / s.blocks:.1f}" for n in (s.drafted, s.scheduled, s.accepted))
         parts.append(f"drafted/scheduled/accepted {lengths} in {s.blocks} blocks")
+    if s.rollback_share >= 0.01:
+        parts.append(f"rollback {s.rollback_share:.0%}")
+    held = f"{s.target_bytes_per_token / 1e3:.1f} + {s.drafter_bytes_per_token / 1e3:.1f} kB"
+    parts.append(f"context {held} a token")
     parts.append(f"peak memory {s.peak_memory / 1e9:.2f} GB")
     return " | ".join(parts)

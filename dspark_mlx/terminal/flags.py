@@ -58,6 +58,13 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
         help="tokens that drafts are chosen from: full, a number, or auto, a part of a large "
         "vocabulary (default: auto); the output is the same",
     )
+    parser.add_argument(
+        "--draft-window",
+        type=int,
+        metavar="N",
+        help="newest positions that the drafter attends to at most (default: all, or the window "
+        "that it was made with); the output is the same",
+    )
 
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +100,7 @@ def load_decoder(args: argparse.Namespace) -> Decoder:
         args.scheduler,
         precision=args.precision,
         draft_vocabulary=args.draft_vocabulary,
+        draft_window=args.draft_window,
     )
     advise(decoder)
     return decoder

@@ -19,6 +19,8 @@ from ..decoder import Decoder
 from ..load import load
 from ..plots import check_path
 from ..progress import progress_bar
+from ..targets.network import refusing
+from ..targets.self_check import check_rollback
 from ..terminal import command, flags
 from .arguments import design_of, parser, plan_of, settings_of
 from .data.budget import unit
@@ -46,6 +48,9 @@ def main(argv: list[str] | None) -> int:
         check_path(args.plot)
     folder = drafter_folder(args.to)
     decoder = load(args.model, False, precision=args.precision)
+    with refusing(decoder.target_folder):
+        # A drafter for a target that cannot verify its blocks would be of no use.
+        check_rollback(decoder.engine.target, decoder.target_folder)
     flags.advise(decoder)
     name = target_name(args.model, decoder.target_folder)
     if args.start:

@@ -3,95 +3,55 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from helpers.cached import (
+    ALWAYS,
+    MODELS,
+    ROUNDED,
+    WINDOW,
+    Cached,
+    Session,
+    each,
+    gap,
+    quantized,
+    without_rounding,
+)
 from helpers.families import family
+from helpers.slow_cases import some_slow
 from helpers.tiny_models import tiny
-from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
+from mlx_lm.models.cache import CacheList, RotatingKVCache, make_prompt_cache
 
-from dspark_mlx.caches import CACHES, leaves
+from dspark_mlx.caches import CACHES, keep_rows, leaves
+from dspark_mlx.caches.rotating import SinkKVCache
 from dspark_mlx.targets.tap import Target
 
 WIDTH = 5
-# DeepSeek V4.1 rounds keys to 8 and 4 bits in its forward, where a value may go either way:
-# mlx-lm's own prefill and block differ by 2e-5 from a prefill of both.
-ROUNDED, EXACT = 1e-3, 1e-5
-LONG = ("delta net and attention", "window", "list of states and a window")
 
 
-def quantized(model):
-    """A model whose keys and values are kept in 8 bits."""
-    caches = [KVCache().to_quantized(group_size=32, bits=8) for _ in model.layers]
-    original = type(model)
-    model.__class__ = type(original.__name__, (original,), {"make_cache": lambda self: caches_of()})
-
-    def caches_of():
-        return [KVCache().to_quantized(group_size=32, bits=8) for _ in caches]
-
-    return model
-
-
-MODELS = {
-    "plain": lambda: tiny("llama"),
-    "quantized": lambda: quantized(tiny("llama", head_dim=32)),
-    "window": lambda: tiny("gpt_oss"),
-    "chunks": lambda: family("llama4"),
-    "delta net and attention": lambda: family("qwen3_next"),
-    "convolution": lambda: family("lfm2"),
-    "state space": lambda: family("mamba2"),
-    "two mixers on one state": lambda: family("rwkv7"),
-    "list of states and keys": lambda: family("falcon_h1"),
-    "list of states and a window": lambda: family("baichuan_m1"),
-    "list of keys": lambda: family("deepseek_v32"),
-    "window and groups": lambda: family("deepseek_v41"),
-}
-
-
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=some_slow(MODELS, ALWAYS))
 def target(request):
-    target = Target(MODELS[request.param](), (), request.param)
-    yield target
-    target.close()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param in ("window and groups", "list of groups"):
+            without_rounding(patch)
+        target = Target(MODELS[request.param](), (), request.param)
+        yield target
+        target.close()
 
 
-class Session:
-    """A request's caches and the committed tokens that they stand for."""
-
-    def __init__(self, target: Target, seed: int) -> None:
-        self.target = target
-        self.rng = np.random.default_rng(seed)
-        self.caches = make_prompt_cache(target.model)
-        self.committed: list[int] = []
-
-    def prefill(self, length: int) -> None:
-        self.committed = self.rng.integers(0, 64, length).tolist()
-        self.target(mx.array(self.committed), self.caches)
-
-    def round(self, width: int, n: int) -> mx.array:
-        """Verify `width` random rows and keep `n`; logits of the last row kept."""
-        rows = self.rng.integers(0, 64, width).tolist()
-        logits, _, rollback = self.target.verify(mx.array(rows), self.caches)
-        rollback.keep(n)
-        self.committed += rows[:n]
-        return logits[n - 1]
-
-    def check(self, logits: mx.array) -> None:
-        model = self.target.model
-        fresh = model(mx.array([self.committed]), cache=make_prompt_cache(model))[0, -1]
-        error = float(np.array(mx.abs(logits - fresh).max() / mx.abs(fresh).max()))
-        limit = ROUNDED if self.target.where == "window and groups" else EXACT
-        assert error < limit, f"{len(self.committed)} tokens: {error:.1e}"
+@pytest.mark.parametrize("kind", CACHES)
+def test_every_kind_is_held_to_the_contract(kind):
+    """A new kind that no model above uses, alone and in a list."""
+    alone, listed = [], []
+    for name, make in MODELS.items():
+        for cache in make_prompt_cache(make()):
+            found = listed if isinstance(cache, CacheList) else alone
+            found += [name for leaf in leaves([cache]) if type(leaf) is kind]
+    assert alone and listed
 
 
-def test_the_kinds_are_all_here():
-    """A kind that no model below uses."""
-    used = {type(leaf) for make in MODELS.values() for leaf in leaves(make_prompt_cache(make()))}
-    assert used == set(CACHES)
-    lists = [c for c in make_prompt_cache(family("baichuan_m1")) if isinstance(c, CacheList)]
-    assert lists
-
-
-@pytest.mark.parametrize("length", [1, 6, 8, 40])
+@pytest.mark.parametrize("length", [1, 6, WINDOW, 40])
 @pytest.mark.parametrize("n", range(1, WIDTH + 1))
 def test_next_logits_are_a_fresh_prefills(target, n, length):
     """A rejected row left in a state, or a kept one lost, once and twice in a row."""
@@ -104,16 +64,16 @@ def test_next_logits_are_a_fresh_prefills(target, n, length):
     session.check(session.round(WIDTH, 1))
 
 
-def test_random_verdicts(target):
-    """An error that shows only behind certain rows of verdicts, or that adds up: 200 rounds of a
-    hybrid, a window and a list, fewer of the others."""
+@pytest.mark.parametrize("rounds", some_slow([40, 200], [40]))
+def test_random_verdicts(target, rounds):
+    """An error that shows only behind certain rows of verdicts, or that adds up."""
     session = Session(target, seed=0)
     session.prefill(3)
-    for i in range(200 if target.where in LONG else 60):
+    for i in range(rounds):
         width = int(session.rng.integers(1, WIDTH + 3))
         logits = session.round(width, int(session.rng.integers(1, width + 1)))
         mx.eval(logits)
-        if i % 20 == 19:
+        if i % 40 == 39:
             session.check(logits)
 
 
@@ -167,3 +127,70 @@ def test_nothing_of_a_round_is_kept(target):
     _, _, rollback = target.verify(mx.array([1]), session.caches)
     assert rollback.calls == []
     assert target._mixers._calls is None and not target._mixers._running
+
+
+@pytest.mark.slow
+def test_rounded_keys_differ_by_the_chunks_alone():
+    """The reason why DeepSeek V4.1 is compared without its rounding: mlx-lm's own prefill of one
+    text, read whole and in chunks, no row of which is ever taken back."""
+    found = {}
+    for rounds_keys in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not rounds_keys:
+                without_rounding(patch)
+            model = family("deepseek_v41")
+            found[rounds_keys] = max(chunk_gap(model, seed) for seed in range(12))
+    assert found[True] > 1e-3 and found[False] < 1e-5
+
+
+def test_quantized_keys_differ_by_the_chunks_alone():
+    """The reason of the wider limit for quantised keys, as above."""
+    model = MODELS["quantized"]()
+    gaps = [chunk_gap(model, seed) for seed in range(20)]
+    assert 1e-4 < max(gaps) < ROUNDED
+    assert min(gaps) < 1e-5
+
+
+def test_quantized_rows_are_a_fresh_caches():
+    """The quantised kind bit by bit, over 200 random verdicts, without a model's noise."""
+    rng = np.random.default_rng(0)
+    cache, committed = quantized(), mx.zeros((1, 2, 0, 32))
+    for _ in range(200):
+        width = int(rng.integers(1, WIDTH + 3))
+        n = int(rng.integers(1, width + 1))
+        rows = mx.array(rng.normal(size=(1, 2, width, 32)).astype(np.float32))
+        cache.update_and_fetch(rows, -rows)
+        keep_rows([cache], width, n)
+        committed = mx.concatenate([committed, rows[:, :, :n]], axis=2)
+        found, fresh = cache.keys_and_values(), quantized()
+        expected = fresh.update_and_fetch(committed, -committed)
+        assert cache.offset == fresh.offset
+        for a, b in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
+            assert mx.array_equal(a, b).item()
+
+
+def chunk_gap(model: nn.Module, seed: int) -> float:
+    """How far the next logits after a text are apart that is read whole and five by five."""
+    tokens = np.random.default_rng(seed).integers(0, 64, 50).tolist()
+    whole = model(mx.array([tokens]), cache=make_prompt_cache(model))[0, -1]
+    caches = make_prompt_cache(model)
+    for start in range(0, 50, WIDTH):
+        logits = model(mx.array([tokens[start : start + WIDTH]]), cache=caches)[0, -1]
+    return gap(logits, whole)
+
+
+def test_mlx_lms_own_window_with_first_positions_is_not_used():
+    """The reason of `SinkKVCache`: rows together do not see what single rows see."""
+    gaps = {}
+    for make in (RotatingKVCache, SinkKVCache):
+        model = Cached(tiny("llama"), each(lambda make=make: make(max_size=WINDOW, keep=2)))
+        tokens = np.random.default_rng(0).integers(0, 64, 30).tolist()
+        together, singly = make_prompt_cache(model), make_prompt_cache(model)
+        for token in tokens[:25]:
+            for caches in (together, singly):
+                model(mx.array([[token]]), cache=caches)
+        rows = model(mx.array([tokens[25:]]), cache=together)[0, -1]
+        for token in tokens[25:]:
+            logits = model(mx.array([[token]]), cache=singly)[0, -1]
+        gaps[make] = gap(rows, logits)
+    assert gaps[SinkKVCache] < 1e-5 < 1e-3 < gaps[RotatingKVCache]

@@ -105,6 +105,32 @@ def text(decoder, prompt=PROMPTS[0], **settings) -> list[int]:
     return tokens_of(decoder.rounds(prompt, TOKENS, stop_tokens=(), **settings))
 
 
+def test_a_window_sees_the_newest_rows_only(folders):
+    """An Eagle3 drafter whose window is not kept, or changes the output."""
+    drafts, texts, held = {}, {}, {}
+    for window in (None, 400, 6):
+        decoder = dspark_mlx.load(
+            TARGETS["qwen3"], folders["qwen3"], "full", precision="float32", draft_window=window
+        )
+        target, drafter = decoder.engine.target, decoder.engine.drafter
+        ids = [(7 * i) % 500 for i in range(380)]
+        context = drafter.new_context()
+        for start in (0, 100, 375):
+            end = {0: 100, 100: 375, 375: 380}[start]
+            taps = [tap[start:end] for tap in text_features(target, ids)]
+            drafter.extend(context, taps, mx.array(ids[start:end]))
+            drafter.flush(context)
+        drafts[window] = np.array(observed(drafter, context, mx.array([5])).logits)
+        held[window] = context.caches[0].start
+        assert context.length == len(ids)
+        texts[window] = text(decoder)
+        target.close()
+    np.testing.assert_allclose(drafts[400], drafts[None], rtol=1e-4, atol=1e-4)
+    assert np.abs(drafts[6] - drafts[None]).max() > 1e-3
+    assert held[None] == held[400] == 0 < held[6]
+    assert texts[None] == texts[400] == texts[6]
+
+
 @pytest.mark.parametrize("family", EAGLE3)
 def test_the_output_is_the_targets_own(decoders, family):
     """A correction that is not the target's, a block that stays in a cache, a token lost."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from helpers.edits import config, tensors
 from helpers.golden_rounds import FEEDS, ROUNDS, Case, check
 from helpers.observed import observed
-from helpers.pairs import GOLDEN, checkpoint, tokens_of, traces
+from helpers.pairs import GOLDEN, checkpoint, tokens_of, traces, with_scheduler
+from helpers.slow_cases import some_slow
+from mlx_lm.generate import generate_step
 
 import dspark_mlx
 from dspark_mlx.convert.drafter import convert_drafter
@@ -38,14 +41,39 @@ def test_rounds_equal_the_reference(decoder, feed):
 
 def test_traces_equal_the_reference(decoder):
     """The pair in the loop: a target with shared keys, alternating masks and a softcap."""
-    for trace in traces(NAME)[:6]:
-        if trace["confidence_threshold"]:
-            continue
-        prompt = trace["prompt_ids"]
-        rounds = list(decoder.rounds(prompt, 64, stop_tokens=[1]))
+    for trace in traces(NAME):
+        threshold, prompt = trace["confidence_threshold"], trace["prompt_ids"]
+        scheduled = with_scheduler(decoder, f"threshold:{threshold}") if threshold else decoder
+        rounds = list(scheduled.rounds(prompt, 64, stop_tokens=[1]))
         assert prompt + tokens_of(rounds) == trace["output_ids"]
         committed = [len(done.tokens) for done in rounds[1:-1]]
         assert committed == trace["acceptance_lengths"][: len(committed)]
+
+
+def test_the_traces_are_longer_than_the_window(decoder):
+    """Goldens that never wrap the target's window, which a cache that forgets nothing passes."""
+    window = decoder.config["sliding_window"]
+    lengths = [len(trace["output_ids"]) for trace in traces(NAME)]
+    assert window < 40 < min(lengths)
+    wrapped = [n for n in lengths if n > 3 * window]
+    assert wrapped
+
+
+LONG = [(20, 2048), (20, 7), (100, 2048), (100, 7)]
+
+
+@pytest.mark.parametrize("case", some_slow(LONG, LONG[-1:]), ids=str)
+def test_a_long_text_is_mlx_lms_own(decoder, case):
+    """A window that wraps many times, in the prompt and in the text behind it."""
+    length, chunk = case
+    rng = np.random.default_rng(length)
+    prompt, target = rng.integers(3, 512, length).tolist(), decoder.engine.target
+    with target.untapped():
+        steps = generate_step(mx.array(prompt), target.model, max_tokens=150)
+        plain = [int(token) for token, _ in steps]
+    rounds = list(decoder.rounds(prompt, 150, stop_tokens=(), prefill_step_size=chunk))
+    assert tokens_of(rounds) == plain
+    assert any(done.accepted for done in rounds) and len(set(plain)) > 5
 
 
 def test_the_layer_scalar_counts(tmp_path):

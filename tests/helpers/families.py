@@ -26,16 +26,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
 VOCABULARY = 96
 
 
-def family(name: str, seed: int = 0) -> nn.Module:
-    """The model of a file, evaluated. What a family initialises to zeros is random too, so that
-    every part shows in the logits."""
+def module_of(name: str) -> Any:
+    """mlx-lm's module of a model file."""
     # mlx-lm's olmo asks whether this package is there, and uses nothing of it.
     sys.modules.setdefault("hf_olmo", ModuleType("hf_olmo"))
+    return importlib.import_module(f"mlx_lm.models.{name}")
+
+
+def family(name: str, seed: int = 0, **changes: Any) -> nn.Module:
+    """The model of a file, evaluated. What a family initialises to zeros is random too, so that
+    every part shows in the logits.
+
+    Args:
+        name: the model file's.
+        seed: of the weights.
+        changes: entries of the configuration, of its text part where it has one.
+    """
     if name == "bitnet" and not mx.metal.is_available():
         BitLinear.execute_matmul_kernel = _unpacked_product
-    module = importlib.import_module(f"mlx_lm.models.{name}")
+    module = module_of(name)
     mx.random.seed(seed)
-    model = module.Model(module.ModelArgs.from_dict(copy.deepcopy(CONFIGS[name])))
+    config = copy.deepcopy(CONFIGS[name])
+    (config.get("text_config") or config).update(changes)
+    model = module.Model(module.ModelArgs.from_dict(config))
     model.update(tree_map(_drawn, model.parameters()))
     mx.eval(model.parameters())
     model.eval()

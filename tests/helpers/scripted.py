@@ -19,6 +19,8 @@ class ScriptedContext:
     taps: list[tuple[Sequence[mx.array], int]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
+    bytes_per_token = 0
+
     def arrays(self) -> list[mx.array]:
         return [tap for taps, _ in self.taps for tap in taps]
 

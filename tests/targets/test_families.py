@@ -46,6 +46,17 @@ states. {right} of {all} files are right. Where there is no Metal, bitnet's kern
 by the same product in MLX operations, and muse_spark cannot run at all. This table is written by
 `pytest -m slow tests/targets/test_families.py`.
 
+A target is checked when it is loaded with a drafter, and before a drafter is trained for it: rows
+together against single ones, and rows behind rows that were taken back, in float32. A family that
+differs is refused. `drafter=False` is not checked: plain decoding runs one row at a time and takes
+none back, so that it is mlx-lm's own whatever several rows would give.
+
+DeepSeek V4.1 rounds its keys to 8 and 4 bits, and a quantised cache rounds its own. A key between
+two such numbers goes either way by the last bit of a float32, so that mlx-lm's own prefills of one
+text in different chunks differ by up to 4e-3 of the logits. Rolling back is exact all the same:
+without the rounding DeepSeek V4.1 agrees to 1e-5 like all others, and a quantised cache holds the
+bits of a fresh one.
+
 | file | result | caches, or the reason |
 |---|---|---|
 """

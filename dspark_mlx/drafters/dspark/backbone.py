@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 
 from ...checkpoint.linear import Matrix, arrays_of
+from ..context_cache import ContextCache
 from ..layers import Layer, LayerParts
 from ..rotary import block_mask
 from .config import DSparkConfig
@@ -71,13 +71,14 @@ class Backbone:
             return list(mx.split(rows, self._config.num_layers, axis=-1))
         return [layer.squeeze(0) for layer in mx.split(rows, self._config.num_layers)]
 
-    def extend(self, caches: Sequence[KVCache], rows: Sequence[mx.array]) -> None:
+    def extend(self, caches: Sequence[ContextCache], rows: Sequence[mx.array]) -> None:
         """Append rows from `context_rows` to the layers' caches."""
         for layer, cache, added in zip(self._weights.layers, caches, rows, strict=True):
             self._parts.write(layer, cache, added)
+            cache.drop_old()
 
     def block(
-        self, caches: Sequence[KVCache], x: mx.array, added: Sequence[mx.array] | None
+        self, caches: Sequence[ContextCache], x: mx.array, added: Sequence[mx.array] | None
     ) -> mx.array:
         """The block's rows after the final norm, `[rows, hidden]`.
 
@@ -91,7 +92,11 @@ class Backbone:
         eps = config.rms_norm_eps
         x = parts.embedded(x, self._dtype)
         start = caches[0].offset + (added[0].shape[0] if added else 0)
-        masks = {kind: block_mask(kind, start, rows) for kind in set(self._kinds)}
+        for cache in caches:
+            cache.drop_old()
+        # Layers of one kind hold the same rows.
+        held = {kind: c.start for kind, c in zip(self._kinds, caches, strict=True)}
+        masks = {kind: block_mask(kind, start, rows, held[kind]) for kind in held}
         for i, layer in enumerate(self._weights.layers):
             normed = mx.fast.rms_norm(x, layer.input_norm, eps)
             queries, kv = mx.split(self._qkv[i](normed), [config.query_size], axis=-1)

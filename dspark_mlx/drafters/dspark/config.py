@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -100,6 +100,11 @@ class DSparkConfig(CanonicalConfig):
         window = self.windows[layer] if self.windows else 0
         causal = self.causal[layer] if self.causal else False
         return Attention(window, causal, self.window_by_row)
+
+    def with_window(self, window: int) -> DSparkConfig:
+        """See `CanonicalConfig.with_window`; a shorter window of a layer stays."""
+        windows = self.windows or (0,) * self.num_layers
+        return replace(self, windows=tuple(min(w or window, window) for w in windows))
 
     @property
     def head_sizes(self) -> HeadSizes:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 
 from ...calibration.by_temperature import Calibrations
 from ...calibration.sts import identity
@@ -16,6 +15,7 @@ from ...sampling import Pick
 from ...types import Draft
 from ..base import DrafterContext, Embed
 from ..block import BlockBuilder
+from ..context_cache import ContextCache
 from ..heads import load_head
 from ..heads.base import correct
 from ..heads.confidence import ConfidenceHead, load_confidence
@@ -91,7 +91,8 @@ class DSparkDrafter:
 
     def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
         """See `Drafter.new_context`."""
-        caches = [KVCache() for _ in range(self.config.num_layers)]
+        layers = range(self.config.num_layers)
+        caches = [ContextCache(self.config.attention_of(i).window) for i in layers]
         calibration = self.calibrations.at(temperature)
         temperatures = mx.array(calibration.temperatures)
         return DrafterContext(caches, temperatures, self._output.vocabulary(prompt))

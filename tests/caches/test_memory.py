@@ -1,0 +1,55 @@
+"""Memory over thousands of rounds: what a cache holds, and nothing else, may grow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import mlx.core as mx
+import pytest
+from helpers.cached import ALWAYS, MODELS, Session
+from mlx.utils import tree_flatten
+
+from dspark_mlx.caches import cache_arrays
+from dspark_mlx.targets.tap import Target
+
+WIDTH = 3
+
+
+def resident() -> int:
+    """Bytes that this process has in memory."""
+    told = subprocess.run(
+        ["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True
+    )
+    return int(told.stdout) * 1024
+
+
+def held(session: Session) -> int:
+    return sum(array.nbytes for _, array in tree_flatten(cache_arrays(session.caches)))
+
+
+def measured(session: Session) -> tuple[int, int]:
+    """MLX's active memory and the process's, without what the session's caches hold."""
+    mx.eval(cache_arrays(session.caches))
+    mx.clear_cache()
+    return mx.get_active_memory() - held(session), resident() - held(session)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALWAYS)
+def test_memory_is_flat_over_5000_rounds(name):
+    """A record of a forward, a snapshot or a graph of states that outlives its round; caches that
+    outlive their request. Each of ten requests has 500 rounds, and ends where the others do."""
+    target = Target(MODELS[name](), (1,), name)
+    points = []
+    for request in range(10):
+        session = Session(target, seed=request)
+        session.prefill(3)
+        for i in range(500):
+            mx.eval(session.round(WIDTH, 1 + i % 2))
+        if request in (1, 9):
+            points.append(measured(session))
+    target.close()
+    (active, process), (later_active, later_process) = points
+    assert later_active - active < 16 << 10, points
+    assert later_process - process < 8 << 20, points
