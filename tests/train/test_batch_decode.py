@@ -65,7 +65,7 @@ def test_a_row_of_any_family_is_what_it_is_alone(name, monkeypatch):
     limits = [12, 3, 16, 5, 2, 1, 8]
     jobs = [Job(p[:14], n, 0.0) for p, n in zip(prompts(), limits, strict=True)]
     alone = [greedy_alone(model, job.prompt, job.max_tokens) for job in jobs]
-    assert len({token for text in alone for token in text}) > 2
+    assert len({token for text in alone for token in text}) > 1
     for rows, rounded in ((7, False), (3, True)):
         monkeypatch.setattr(
             "dspark_mlx.train.data.batch_prefill._plans_shapes", lambda r=rounded: r

@@ -55,8 +55,8 @@ def can_be_padded(model: nn.Module) -> bool:
     """
     if not all(map(_is_padded, make_prompt_cache(model))):
         return False
-    text = PROBE[0].tolist()
-    rows = mx.array([[*text[:_PADDING], *text], [0] * _PADDING + text])
+    before = mx.stack([PROBE[0, :_PADDING], mx.zeros(_PADDING, dtype=PROBE.dtype)])
+    rows = mx.concatenate([before, mx.repeat(PROBE, 2, axis=0)], axis=1)
     # What a family raises where offsets are those of several rows.
     with contextlib.suppress(*REFUSALS):
         padded = model(rows, cache=padded_caches(model, [0, _PADDING]))[1, _PADDING:]
