@@ -36,6 +36,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>")
 VOCABULARY = 2048
+_ANSWER = SPECIAL.index("<|assistant|>")
 _WARMUP = 20
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -70,6 +71,7 @@ CONFIG = {"model_type": "qwen3_5", "eos_token_id": 0, "text_config": TEXT_CONFIG
 TASKS = {
     "Extract the order as JSON.": '{{"name": "{name}", "city": "{city}", "item": "{item}", '
     '"colour": "{colour}", "count": {count}, "price": {price}, "date": "{date}"}}',
+    "Repeat the order.": "{order}",
     "Confirm the order.": "Dear {name}, thank you for your order of {date}. We send {count} "
     "{colour} {item}s to {city} as soon as they are packed. The sum is ${price}.",
 }
@@ -90,8 +92,8 @@ def orders(count: int, seed: int) -> Iterator[tuple[str, str]]:
             "date": f"{rng.randint(1, 28)} {rng.choice(MONTHS.split())} 2026",
         }
         task = rng.choice(list(TASKS))
-        prompt = f"{task}\n\n{rng.choice(FORMS).format(**values)}"
-        yield prompt, TASKS[task].format(**values)
+        order = rng.choice(FORMS).format(**values)
+        yield f"{task}\n\n{order}", TASKS[task].format(order=order, **values)
 
 
 def make_tokenizer(folder: Path, texts: list[str]) -> Tokenizer:
@@ -118,15 +120,16 @@ def make_tokenizer(folder: Path, texts: list[str]) -> Tokenizer:
 
 
 def train(model: Model, texts: list[list[int]], steps: int, rows: int, rate: float) -> None:
-    """Teach a model to write the texts."""
+    """Teach a model to answer as the texts do, each of which is read once."""
     warmup = linear_schedule(1e-7, rate, _WARMUP)
     schedule = join_schedules([warmup, cosine_decay(rate, steps, rate / 20)], [_WARMUP])
     optimizer = AdamW(learning_rate=schedule, betas=[0.9, 0.95], weight_decay=0.01)
     loss_and_grad = nn.value_and_grad(model, _loss)
-    rng, losses, begun = np.random.default_rng(0), [], time.perf_counter()
+    losses: list[float] = []
+    begun = time.perf_counter()
     model.train()
     for step in range(1, steps + 1):
-        batch = [texts[i] for i in rng.integers(len(texts), size=rows)]
+        batch = texts[(step - 1) * rows : step * rows]
         tokens = np.zeros((rows, max(map(len, batch))), dtype=np.int32)
         for row, text in zip(tokens, batch, strict=True):
             row[: len(text)] = text
@@ -145,15 +148,17 @@ def train(model: Model, texts: list[list[int]], steps: int, rows: int, rate: flo
 def _loss(model: Model, tokens: mx.array, lengths: mx.array) -> mx.array:
     logits = model(tokens[:, :-1])
     real = mx.arange(1, tokens.shape[1]) < lengths[:, None]
+    # Answers only: what is in an order follows from nothing.
+    real = real & (mx.cumsum(tokens[:, :-1] == _ANSWER, axis=1) > 0)
     losses = nn.losses.cross_entropy(logits, tokens[:, 1:])
     return (losses * real).sum() / real.sum()
 
 
-def make(to: Path, steps: int = 240) -> None:
+def make(to: Path, steps: int, rows: int) -> None:
     """Write the target into `to / "target"`, and prompts beside it."""
     folder = to / "target"
     folder.mkdir(parents=True)
-    pairs = list(orders(4000, seed=0))
+    pairs = list(orders(steps * rows, seed=0))
     tokenizer = make_tokenizer(folder, [text for pair in pairs for text in pair])
     texts = [
         tokenizer.encode(f"<|user|>{prompt}<|end|><|assistant|>{answer}<|end|>").ids
@@ -161,7 +166,7 @@ def make(to: Path, steps: int = 240) -> None:
     ]
     mx.random.seed(0)
     model = Model(ModelArgs.from_dict(CONFIG))
-    train(model, texts, steps, rows=8, rate=1.5e-3)
+    train(model, texts, steps, rows, rate=1.5e-3)
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1))
@@ -180,8 +185,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR")
     parser.add_argument("--steps", type=int, default=240, help="of training (default: 240)")
+    parser.add_argument("--rows", type=int, default=8, help="texts of a step (default: 8)")
     args = parser.parse_args()
-    make(args.to, args.steps)
+    make(args.to, args.steps, args.rows)
 
 
 if __name__ == "__main__":

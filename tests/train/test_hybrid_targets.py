@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 
 import dspark_mlx
 from dspark_mlx.caches import new_caches
+from dspark_mlx.convert.target import convert_target
 from dspark_mlx.targets.tap import Target
 from dspark_mlx.train.__main__ import main
 from dspark_mlx.train.data.store import Store, load_all
@@ -57,6 +58,15 @@ def test_a_drafter_for_a_hybrid_target(target, tmp_path):
         assert drafted == plain
         greedy += plain == text.tokens[first : first + count].tolist()
     assert greedy > 0
+
+
+def test_a_hybrid_target_is_quantized(target, tmp_path):
+    """A family that says None where others say which layers may be quantized."""
+    folder = convert_target(str(target), tmp_path / "small", quantize=True, q_bits=4)
+    assert json.loads((folder / "config.json").read_text())["quantization"]["bits"] == 4
+    decoder = dspark_mlx.load(folder, False)
+    done = decoder.rounds([1, 5, 6], 4, stop_tokens=())
+    assert sum(len(r.tokens) for r in done) == 4
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
