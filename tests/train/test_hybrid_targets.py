@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.chat_toys import END, LENGTH, chat_folder
 from helpers.families import CONFIGS, family
+from helpers.slow_cases import some_slow
 from helpers.tiny_models import VOCAB, random_tokens
 from mlx.utils import tree_flatten
 
@@ -18,6 +20,8 @@ from dspark_mlx.convert.target import convert_target
 from dspark_mlx.targets.tap import Target
 from dspark_mlx.train.__main__ import main
 from dspark_mlx.train.data.store import Store, load_all
+from dspark_mlx.train.new_drafter import DrafterDesign, new_config
+from dspark_mlx.train.step.features import logit_cap
 
 FLAGS = (
     "--answer-tokens 200 --max-answer 16 --max-length 64 --shard 16 --temps 0,1 --held-out 2 "
@@ -28,23 +32,23 @@ FLAGS = (
 HYBRIDS = ("qwen3_5", "lfm2", "nemotron_h", "mamba2")
 
 
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    """A Qwen3.5 that ends its texts."""
-    folder = chat_folder(tmp_path_factory.mktemp("toy") / "target")
-    model = family("qwen3_5")
-    weights = dict(tree_flatten(model.parameters()))
-    head = next(name for name in weights if name.endswith("lm_head.weight"))
+def chat_target(folder: Path, name: str) -> Path:
+    """A random chat model of a family that ends its texts."""
+    chat_folder(folder)
+    weights = dict(tree_flatten(family(name).parameters()))
+    heads = ("lm_head.weight", "embed_tokens.weight", "embeddings.weight")
+    head = next(n for end in heads for n in weights if n.endswith(end))
     weights[head][END] *= 1.5
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
-    config = CONFIGS["qwen3_5"] | {"eos_token_id": END, "max_position_embeddings": LENGTH}
+    config = CONFIGS[name] | {"eos_token_id": END, "max_position_embeddings": LENGTH}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
-def test_a_drafter_for_a_hybrid_target(target, tmp_path):
+@pytest.mark.parametrize("name", some_slow(HYBRIDS, ("lfm2",)))
+def test_a_drafter_for_a_hybrid_target(name, tmp_path):
     """Texts that the target would not write, or a step of the command that refuses its caches."""
-    to = tmp_path / "run"
+    target, to = chat_target(tmp_path / "target", name), tmp_path / "run"
     assert main(["--model", str(target), "--to", str(to), *FLAGS.split()]) == 0
     decoder = dspark_mlx.load(target, to / "drafter", "full", precision="float32")
     texts = load_all(Store.open(to / "conversations"))
@@ -60,8 +64,9 @@ def test_a_drafter_for_a_hybrid_target(target, tmp_path):
     assert greedy > 0
 
 
-def test_a_hybrid_target_is_quantized(target, tmp_path):
+def test_a_hybrid_target_is_quantized(tmp_path):
     """A family that says None where others say which layers may be quantized."""
+    target = chat_target(tmp_path / "target", "qwen3_5")
     folder = convert_target(str(target), tmp_path / "small", quantize=True, q_bits=4)
     assert json.loads((folder / "config.json").read_text())["quantization"]["bits"] == 4
     decoder = dspark_mlx.load(folder, False)
@@ -87,3 +92,16 @@ def test_recorded_states_are_those_of_decoding(name):
                 assert np.abs(both - one_by_one).max() <= 1e-4 * np.abs(one_by_one).max()
     finally:
         target.close()
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_new_drafter_needs_no_size_that_a_hybrid_does_not_have(name):
+    """Mamba's config without heads and LFM2's without the usual name of a width, refused."""
+    target = Target(family(name), (), name)
+    try:
+        assert logit_cap(target, CONFIGS[name], name) == 0
+        config = new_config(DrafterDesign(taps=2), target, CONFIGS[name], name, 2, 0.0)
+    finally:
+        target.close()
+    assert (config.hidden_size, config.vocab_size) == (128, 96)
+    assert config.num_heads % config.num_kv_heads == 0
