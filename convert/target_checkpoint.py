@@ -111,7 +111,8 @@ def _quantized(
     model: nn.Module, config: dict[str, Any], source: Path, *, group_size: int, bits: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model quantised as mlx-lm does it, with smaller groups where rows need them."""
-    may = getattr(model, "quant_predicate", lambda path, module: True)
+    # Some families have none, and others None.
+    may = getattr(model, "quant_predicate", None) or (lambda path, module: True)
     layers = {
         path: module
         for path, module in model.named_modules()

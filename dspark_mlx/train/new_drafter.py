@@ -16,6 +16,8 @@ from ..targets.tap import Target
 
 DEVIATION = 0.02
 """Standard deviation of first weights (DeepSpec's initializer_range)."""
+_HEAD, _WIDTH = 64, 3
+"""Where a target's config says neither: size of a head, and the MLP's width by hidden size."""
 _SMALL = 1024
 """Hidden size below which a target counts as small."""
 
@@ -60,8 +62,8 @@ def new_config(
         cap: of the target's logits, 0 for none.
 
     Raises:
-        InputError: a choice that the target cannot have, or a target whose config does not say its
-            sizes.
+        InputError: a choice that the target cannot have, or a target whose config says sizes that
+            are none.
     """
     if design.head not in head_names():
         raise InputError("--head", repr(design.head), f"one of {', '.join(head_names())}")
@@ -71,11 +73,13 @@ def new_config(
             raise InputError(f"--{option.replace('_', '-')}", value, "1 or more")
     small = target.hidden_size < _SMALL
     text = {**config, **(config.get("text_config") or {})}
-    heads = _size(text, "num_attention_heads", name)
+    # A target without attention has no heads, and some name their width otherwise.
+    heads = _size(text, "num_attention_heads", name, max(1, target.hidden_size // _HEAD))
+    width = _size(text, "intermediate_size", name, _WIDTH * target.hidden_size)
     rank = 0 if design.head == NO_HEAD else design.rank or (64 if small else 256)
     chosen = DSparkConfig(
         hidden_size=target.hidden_size,
-        intermediate_size=_size(text, "intermediate_size", name),
+        intermediate_size=width,
         num_layers=design.layers or (3 if small else 5),
         num_heads=heads,
         num_kv_heads=text.get("num_key_value_heads") or heads,
@@ -126,8 +130,10 @@ def first_weights(config: DSparkConfig, seed: int) -> dict[str, mx.array]:
     return tensors
 
 
-def _size(text: Mapping[str, Any], key: str, name: str) -> int:
+def _size(text: Mapping[str, Any], key: str, name: str, otherwise: int) -> int:
     value = text.get(key)
+    if value is None:
+        return otherwise
     if isinstance(value, list) and value:
         value = value[0]
     if type(value) is not int:

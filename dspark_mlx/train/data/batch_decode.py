@@ -1,7 +1,7 @@
 """Decodes many sequences at once without a drafter, to write training texts fast.
 
 It handles token ids only, and knows nothing of texts, drafters or requests. Prompts of similar
-length form a batch that is padded on the left and runs to its end; no prompt joins it later.
+length form a batch, which `batch_prefill` begins and which runs to its end; no prompt joins later.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,11 +16,10 @@ import numpy as np
 from mlx_lm.generate import wired_limit
 
 from ...errors import InputError
-from .padded_cache import batch_caches
+from .batch_prefill import prefill
+from .padded_cache import can_be_padded
 
 _LOOK = 16
-_PREFILL = 32768
-_COLUMNS = 64
 _MIN_NOISE = -1e3
 
 WrittenCallback = Callable[[int, int], None]
@@ -67,8 +65,8 @@ def batch_decode(
         The ids written after each prompt, in the order of `jobs`.
 
     Raises:
-        InputError: a prompt is empty, there are no tokens to write, or the model has a cache
-            without a batched form.
+        InputError: a prompt is empty, there are no tokens to write, or the model has a cache of a
+            kind that is not known here.
     """
     for job in jobs:
         if not len(job.prompt) or job.max_tokens < 1:
@@ -79,9 +77,11 @@ def batch_decode(
     order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].prompt))
     batches = [order[i : i + rows] for i in range(0, len(order), rows)]
     keys = mx.random.split(key, max(len(batches), 1))
+    padded = can_be_padded(model)
     with wired_limit(model):
         for number, batch in enumerate(batches):
-            texts = _Batch(model, [jobs[i] for i in batch], keys[number]).run(stop_tokens, progress)
+            begun = _Batch(model, [jobs[i] for i in batch], keys[number], padded)
+            texts = begun.run(stop_tokens, progress)
             for i, text in zip(batch, texts, strict=True):
                 written[i] = text
     return written
@@ -90,7 +90,7 @@ def batch_decode(
 class _Batch:
     """Sequences that are decoded together; ended ones are dropped when they are half or more."""
 
-    def __init__(self, model: nn.Module, jobs: Sequence[Job], key: mx.array) -> None:
+    def __init__(self, model: nn.Module, jobs: Sequence[Job], key: mx.array, padded: bool) -> None:
         self._model = model
         self._jobs = jobs
         self._key = key
@@ -99,21 +99,23 @@ class _Batch:
         self._rows = np.arange(len(jobs))
         self._temperatures = mx.array([job.temperature for job in jobs], dtype=mx.float32)[:, None]
         self._margins = mx.array([_margin(job) for job in jobs], dtype=mx.float32)[:, None]
-        self._last, self._caches = self._prefill()
+        self._state = prefill(model, [job.prompt for job in jobs], padded)
 
     def run(self, stops: Collection[int], progress: WrittenCallback | None) -> list[list[int]]:
         """Decode until every sequence has ended; returns the ids written for each job."""
         alive = np.ones(len(self._rows), dtype=bool)
         while alive.any():
-            left = [self._jobs[i].max_tokens - len(self._texts[i]) for i in self._rows[alive]]
-            tokens = self._advance(min(_LOOK, max(left)))
+            unread = (self._state.unread >= 0).sum(axis=1)
+            tokens = self._advance(
+                min(_LOOK, max(self._left(row) + unread[row] for row in np.flatnonzero(alive)))
+            )
             before, count = int(alive.sum()), 0
             for row in np.flatnonzero(alive):
-                text, job = self._texts[self._rows[row]], self._jobs[self._rows[row]]
-                new = _until(tokens[row][: job.max_tokens - len(text)], stops)
+                text, left = self._texts[self._rows[row]], self._left(row)
+                new = _until(tokens[row][unread[row] :][:left], stops)
                 text += new
                 count += len(new)
-                alive[row] = len(text) < job.max_tokens and text[-1] not in stops
+                alive[row] = len(new) < left and (not new or new[-1] not in stops)
             if progress:
                 progress(before - int(alive.sum()), count)
             if 0 < alive.sum() <= len(alive) // 2:
@@ -121,44 +123,29 @@ class _Batch:
                 alive = alive[alive]
         return self._texts
 
-    def _prefill(self) -> tuple[mx.array, list[Any]]:
-        """Run all prompts but for their last tokens; returns these tokens and the caches.
-
-        No logits are read, so none are computed.
-        """
-        count, longest = len(self._jobs), max(len(job.prompt) for job in self._jobs)
-        rows, width = _round_up(count, longest - 1) if _plans_shapes() else (count, longest - 1)
-        tokens = np.zeros((rows, width + 1), dtype=np.int32)
-        padding = [width] * rows
-        for row, job in enumerate(self._jobs):
-            padding[row] = width + 1 - len(job.prompt)
-            tokens[row, padding[row] :] = job.prompt
-        caches = batch_caches(self._model, padding)
-        # Memory is freed only when a forward is done, so few tokens are run at a time.
-        step = max(1, _PREFILL // rows)
-        if _plans_shapes():
-            step = min(_COLUMNS, step)
-        for start in range(0, width, step):
-            self._model(mx.array(tokens[:, start : min(start + step, width)]), cache=caches)
-            mx.eval([cache.state for cache in caches])
-        if rows > count:
-            _filter(caches, mx.arange(count))
-        return mx.array(tokens[:count, -1]), caches
+    def _left(self, row: np.integer) -> int:
+        """Tokens that a row may still write."""
+        job = self._rows[row]
+        return self._jobs[job].max_tokens - len(self._texts[job])
 
     def _advance(self, steps: int) -> np.ndarray:
-        """Tokens of the next steps, int `[rows, steps]`.
+        """Tokens of the next steps, int `[rows, steps]`, a prompt's own where it is not read yet.
 
         Rows that have ended go on, and the caller cuts them. Tokens are read only once after all
         steps, so that the device never waits for Python.
         """
         keys = mx.random.split(self._key, steps + 1)
         self._key = keys[0]
-        columns = []
+        state, columns = self._state, []
+        given = mx.array(state.unread[:, :steps])
         for step in range(steps):
-            logits = self._model(self._last[:, None], cache=self._caches)[:, -1]
-            self._last = choose(logits, self._temperatures, self._margins, keys[step + 1])
-            mx.async_eval(self._last)
-            columns.append(self._last)
+            logits = self._model(state.last[:, None], cache=state.caches)[:, -1]
+            state.last = choose(logits, self._temperatures, self._margins, keys[step + 1])
+            if step < given.shape[1]:
+                state.last = mx.where(given[:, step] < 0, state.last, given[:, step])
+            mx.async_eval(state.last)
+            columns.append(state.last)
+        state.unread = state.unread[:, steps:]
         return np.array(mx.stack(columns, axis=1))
 
     def _keep(self, rows: np.ndarray) -> None:
@@ -166,28 +153,7 @@ class _Batch:
         self._rows = self._rows[rows]
         self._temperatures = self._temperatures[indices]
         self._margins = self._margins[indices]
-        self._last = self._last[indices]
-        _filter(self._caches, indices)
-
-
-def _plans_shapes() -> bool:
-    """Whether new shapes are expensive on this device.
-
-    MLX's CUDA backend makes a plan of its attention for every shape, and fails after some hundreds.
-    """
-    return mx.default_device().type == mx.DeviceType.gpu
-
-
-def _round_up(rows: int, width: int) -> tuple[int, int]:
-    """Rows rounded up to a power of two, and columns to a multiple of `_COLUMNS`."""
-    return 1 << (rows - 1).bit_length(), -(-width // _COLUMNS) * _COLUMNS
-
-
-def _filter(caches: list[Any], rows: mx.array) -> None:
-    for cache in caches:
-        cache.filter(rows)
-        # Caches are copied one after the other: two copies of all may not fit into memory.
-        mx.eval(cache.state)
+        self._state.keep(rows)
 
 
 def _margin(job: Job) -> float:
