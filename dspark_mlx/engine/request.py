@@ -129,6 +129,8 @@ class Request:
 
 def _hint(name: str) -> str:
     """The setting that was meant by an unknown name, if it can be told: mlx-lm's `temp`, a slip."""
+    if name == "stop":  # a parameter of `Decoder.stream` alone
+        return "Rounds know no text: use stop_tokens, or Decoder.stream."
     for row in SETTINGS.values():
         if row.flag is not None and row.flag.argument == name:
             return f"Did you mean {row.name}?"
