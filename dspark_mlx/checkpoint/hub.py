@@ -144,7 +144,7 @@ def _existing(name: str | Path) -> Path | None:
     Raises:
         InputError: the name is empty, is a link to nothing, or may not be read by this user.
     """
-    check_text(str(name), "path")
+    check_text("path", str(name))
     if not str(name):
         raise InputError("path", "no name", "a path, or a Hub id like owner/name")
     path = Path(os.path.expanduser(name))

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..numbers import check_whole, plain, shown, token_ids
 from ..sampling.setting_table import Flag, Setting, setting, settings_of, with_settings
 from ..sampling.settings import LogitsProcessor, ProcessorFactory, Sampling
-from ..text.messages import check_text
+from ..system.strict_json import check_text
 
 
 class Settings(TypedDict, total=False):
@@ -60,7 +60,7 @@ class Request:
     )
     stop: tuple[str, ...] = setting(
         (),
-        "strings that end the text, which is cut before the first that appears",
+        "one string or several that end the text, which is cut before the first that appears",
         flag=Flag("--stop", metavar="TEXT", form="one string, repeatable"),
     )
     stop_tokens: Collection[int] | None = setting(
