@@ -38,7 +38,7 @@ from .terminal.sampling_flags import (
     with_special_tokens,
 )
 
-# Of the made-up drafter whose rounds show Python's cost: as many as most published drafters have.
+# Of the made-up drafter whose rounds show Python's cost.
 _LAYERS = 5
 
 

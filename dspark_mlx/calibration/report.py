@@ -63,7 +63,7 @@ def _number(value: float) -> str:
 
 
 def report_table(rows: list[SlotReport]) -> str:
-    """The reports as text: a line per slot, then the means over the slots; "-" where none is."""
+    """The reports as text: a line per slot, then the means; "-" where there is no number."""
     fields = [field.name for field in dataclasses.fields(SlotReport)][1:]
     values = np.array([[getattr(row, name) for name in fields] for row in rows])
     names = [str(row.slot) for row in rows]
