@@ -15,6 +15,7 @@ from ..checkpoint.hub import resolve
 from ..errors import InputError
 from ..load import load_unpaired, open_target
 from ..progress import progress_bar
+from ..system.process import program
 from ..terminal import command
 from .card import origin_of, write_converted_card
 from .check import all_taps, longest_block, sweep, verdict, written
@@ -77,7 +78,7 @@ def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog="python -m dspark_mlx.convert", description=__doc__)
+    parser = command.Parser(prog=program("convert"), description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     drafter = kinds.add_parser("drafter", help="a DSpark or DFlash draft model")
     target = kinds.add_parser("target", help="a target: Hugging Face checkpoint or GGUF file")

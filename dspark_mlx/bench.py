@@ -17,7 +17,6 @@ from .benchmark.overhead import round_overhead
 from .benchmark.prompts import SAMPLE, read_prompts
 from .benchmark.report import (
     TABLE_HEAD,
-    check_report,
     make_report,
     public_name,
     reported_drafter,
@@ -30,13 +29,17 @@ from .errors import InputError
 from .pairs import builtin
 from .pairs.registry import find_pair, names_of
 from .replay.report import SHIPPED, replay_report
-from .system.files import write_json
+from .system.files import check_output, write_json
+from .system.process import program
 from .terminal import blas, command, flags
 from .terminal.sampling_flags import (
     add_sampling_flags,
     sampling_settings,
     with_special_tokens,
 )
+
+# Of the made-up drafter whose rounds show Python's cost.
+_LAYERS = 5
 
 
 def main(argv: list[str] | None) -> int:
@@ -45,7 +48,7 @@ def main(argv: list[str] | None) -> int:
     if args.report:
         if args.replay:
             raise InputError("--report", "--replay too", "a measurement of a model")
-        check_report(args.report)
+        check_output("--report", args.report)
     if args.replay:
         if args.temp:
             found = f"--temp {args.temp}"
@@ -62,17 +65,17 @@ def main(argv: list[str] | None) -> int:
             raise InputError(flag, value, f"{least} or more")
     settings = sampling_settings(args)
     Request.make(args.max_tokens, (), settings)
-    overhead = round_overhead(layers=5)
+    overhead = round_overhead(_LAYERS)
     decoder = flags.load_decoder(args)
     asked, settings = settings, with_special_tokens(settings, decoder)
     if decoder.engine.drafter is None:
-        raise InputError("--no-drafter", "nothing to bench_row", "a drafter")
+        raise InputError("--no-drafter", "nothing to compare", "a drafter")
     ids = [(p["task"], decoder.encode([{"role": "user", "content": p["prompt"]}])) for p in prompts]
     bench_row(decoder, *ids[0], min(args.max_tokens, 16), 1, settings)  # warms both sides up
     bar = tqdm(ids, desc="Measuring", unit="prompt", leave=False)
     rows = [bench_row(decoder, *each, args.max_tokens, args.repeats, settings) for each in bar]
     print(comparison_table(rows))
-    print(f"host time of a round with a 5-layer drafter: {overhead:.2f} ms of Python")
+    print(f"Python's time a round, with a made-up drafter of {_LAYERS} layers: {overhead:.2f} ms")
     print(json.dumps(_summary(rows, overhead, args)))
     if args.report:
         report = _report(decoder, rows, overhead, asked, args)
@@ -84,7 +87,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog="python -m dspark_mlx.bench", description=__doc__)
+    parser = command.Parser(prog=program("bench"), description=__doc__)
     flags.add_model_flags(parser)
     add = parser.add_argument
     add("--max-tokens", "-m", type=int, default=96, help="tokens per prompt (default: 96)")

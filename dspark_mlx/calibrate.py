@@ -33,7 +33,8 @@ from .replay.recorded import (
     write_rounds,
 )
 from .sampling.settings import Sampling
-from .system.files import check_output
+from .system.files import check_folder, check_output
+from .system.process import program
 from .terminal import command, flags
 
 
@@ -51,12 +52,16 @@ def main(argv: list[str] | None) -> int:
     if prompts or held_out_prompts or not (to or args.dry_run):
         decoder = _load(args)
         _check_slots(fitted, decoder)
+        to = to or decoder.drafter_folder
+        if to and not args.dry_run:
+            check_folder("--to", to)
         if prompts:
             fitted = _record(decoder, prompts, args.max_tokens, temperatures, "Recording")
+            if args.record:  # kept even where they are too few to fit
+                write_rounds(args.record, fitted)
         if held_out_prompts:
             held_out = _record(decoder, held_out_prompts, args.max_tokens, temperatures, "Held out")
             _check_any(held_out, args.held_out)
-        to = to or decoder.drafter_folder
     _check_enough(fewest_rounds(fitted, temperatures if prompts else ()))
     calibrations = fit_temperatures(fitted)
     judging = by_temperature(held_out)
@@ -64,8 +69,6 @@ def main(argv: list[str] | None) -> int:
         _fit(temperature, calibrations.by_temperature[temperature], rounds, judging)
         for temperature, rounds in by_temperature(fitted).items()
     ]
-    if args.record:
-        write_rounds(args.record, fitted)
     if args.plot:
         _plot(fits, args.plot)
     stored = None
@@ -128,7 +131,7 @@ def _plot(fits: Sequence[_Fit], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog="python -m dspark_mlx.calibrate", description=__doc__)
+    parser = command.Parser(prog=program("calibrate"), description=__doc__)
     flags.add_model_flags(parser)
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
@@ -155,7 +158,12 @@ def _parser() -> argparse.ArgumentParser:
         help="rounds per prompt and temperature (default: 128)",
     )
     add("--record", type=Path, metavar="FILE", help="keep the rounds of --prompts")
-    add("--to", type=Path, metavar="FOLDER", help="where to store (default: beside the drafter)")
+    add(
+        "--to",
+        type=Path,
+        metavar="FOLDER",
+        help="where to store (default: in the drafter's folder)",
+    )
     add(
         "--plot",
         type=Path,
@@ -185,8 +193,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise InputError("--record", f"rounds already in {args.rounds}", "--prompts to record")
     if args.record:
         check_output("--record", args.record)
-    if args.to and not args.to.is_dir():
-        raise InputError("--to", f"no folder {args.to}", "an existing one")
+    if args.to and not args.dry_run:
+        check_folder("--to", args.to)
     if args.plot:
         check_path(args.plot)
 

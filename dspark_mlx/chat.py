@@ -8,6 +8,7 @@ from typing import Any
 
 from .decoder import Decoder
 from .errors import InputError
+from .system.process import program
 from .system.strict_json import check_text
 from .terminal import command, flags
 from .terminal.draft_painter import DraftPainter, statistics_line
@@ -47,7 +48,7 @@ def main(argv: list[str] | None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
-        prog="python -m dspark_mlx.chat", description="Chat with DSpark speculative decoding."
+        prog=program("chat"), description="Chat with DSpark speculative decoding."
     )
     flags.add_model_flags(parser)
     flags.add_request_flags(parser)
@@ -81,7 +82,7 @@ def _turn(
     text = ""
     chunk: Chunk | None = None
     try:
-        check_text(line, "this line")
+        check_text("this line", line)
         for chunk in decoder.stream(messages, progress=flags.PrefillBar(), **settings):
             text += chunk.text
             print(painter.paint(chunk) if painter else chunk.text, end="", flush=True)

@@ -19,6 +19,7 @@ from .sampling.json_schema import JsonSchema
 from .sampling.make import make_sampler
 from .sampling.setting_table import with_settings
 from .schedulers import Scheduler
+from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .schedulers.speed_profile import SpeedProfile
 from .targets.positions import max_length, warn_when_cut
 from .text.end_tokens import end_tokens
@@ -127,19 +128,36 @@ class Decoder:
         """A decoder of the same target without the drafter; it runs the same loop."""
         return self._with(dataclasses.replace(self._engine, drafter=None), None)
 
-    def with_scheduler(self, scheduler: Scheduler, profile: SpeedProfile | None = None) -> Decoder:
-        """A decoder of the same pair under another scheduler.
+    def with_scheduler(
+        self, scheduler: str | Scheduler, profile: SpeedProfile | None = None
+    ) -> Decoder:
+        """A decoder of the same pair under another scheduler; nothing is measured.
 
         Args:
-            scheduler: an object with the methods of `schedulers.Scheduler`, as
-                `schedulers.make.make_scheduler` returns.
+            scheduler: a name as `load` takes it, or an object with the methods of
+                `schedulers.Scheduler`.
             profile: speed profile of the pair on this device. With it a verify forward is padded to
-                a wider one where that is cheaper.
+                a wider one where that is cheaper. None for the one that this decoder has, if any.
 
         Raises:
-            InputError: the scheduler reads confidences and the drafter has no confidence head.
+            InputError: `scheduler` or `profile` is of another type; the scheduler needs a profile
+                and there is none; or it reads confidences and the drafter has no confidence head.
         """
-        engine = make_engine(self._engine.target, self._engine.drafter, scheduler, profile)
+        check_scheduler(scheduler)
+        if not isinstance(profile, SpeedProfile | None):
+            expected = "a SpeedProfile, as schedulers.speed_profile.read_profile returns"
+            raise InputError("profile", shown(profile), expected)
+        profile, drafter = profile or self._engine.profile, self._engine.drafter
+        if isinstance(scheduler, str):
+            if drafter is None:  # there is nothing to schedule, as for `load`
+                return self
+            if profile is None and needs_profile(scheduler):
+                where, found = f"scheduler {scheduler}", "no speed profile in this decoder"
+                hint = "load and add_drafter measure one when they are asked for this scheduler."
+                raise InputError(where, found, "profile=, a speed profile of this pair", hint)
+            has_confidence = drafter.config.has_confidence
+            scheduler = make_scheduler(scheduler, profile, drafter.calibrations, has_confidence)
+        engine = make_engine(self._engine.target, drafter, scheduler, profile)
         return self._with(engine, self._drafter_folder)
 
     def with_engine(self, engine: Engine, drafter_folder: Path | None) -> Decoder:

@@ -17,10 +17,11 @@ from .evaluation.draw import draw
 from .evaluation.records import Evaluation
 from .evaluation.summary import summarise
 from .evaluation.table import text
-from .evaluation.tasks import NAMES
+from .evaluation.tasks import SHIPPED_NAMES
 from .load import add_drafter
 from .plots import check_folder
 from .progress import progress_bar
+from .system.process import program
 from .terminal import command, flags
 from .terminal.sampling_flags import (
     add_sampling_flags,
@@ -60,7 +61,7 @@ def main(argv: list[str] | None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
-        prog="python -m dspark_mlx.evaluate",
+        prog=program("evaluate"),
         description="Accepted length, acceptance by position, confidence and speed of drafters on "
         "benchmark tasks.",
     )
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--tasks",
         metavar="NAME,NAME",
-        help=f"of {', '.join(NAMES)}, or files of --prompts (default: all there are)",
+        help=f"of {', '.join(SHIPPED_NAMES)}; with --prompts, of its files (default: all)",
     )
     add(
         "--prompts",

@@ -11,6 +11,7 @@ from typing import Any
 from .benchmark.comparison import compare
 from .decoder import Decoder, Prompt
 from .errors import InputError
+from .system.process import program
 from .terminal import command, flags
 from .terminal.draft_painter import DraftPainter, statistics_line
 from .terminal.sampling_flags import (
@@ -61,7 +62,7 @@ class GeneratedText:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
-        prog="python -m dspark_mlx.generate",
+        prog=program("generate"),
         description="Generate text with DSpark speculative decoding.",
     )
     parser.add_argument(

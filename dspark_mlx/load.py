@@ -92,6 +92,7 @@ def load(
     opened = _open(model, precision)
     decoder = opened.decoder(_tapped(opened, stored.config.taps if stored else ()))
     if stored is not None:
+        check_pair(stored.config, stored.folder, decoder.engine.target, opened.folder)
         decoder = _attached(decoder, stored, draft_vocabulary)
     return _scheduled(decoder, scheduler)
 
@@ -213,9 +214,8 @@ def _tapped(opened: _OpenedTarget, taps: Sequence[int]) -> Target:
 
 
 def _attached(decoder: Decoder, stored: StoredDrafter, draft_vocabulary: Setting) -> Decoder:
-    """The decoder with the drafter added; its target already has the drafter's taps."""
+    """The decoder with the drafter added, which is for its target and whose taps that has."""
     target = decoder.engine.target
-    check_pair(stored.config, stored.folder, target, decoder.target_folder)
     with refusing(decoder.target_folder):
         check_rollback(target, decoder.target_folder)
     drafter = _build(stored, target, decoder.precision, draft_vocabulary)

@@ -9,12 +9,13 @@ from huggingface_hub import try_to_load_from_cache
 
 from .pairs import builtin
 from .pairs.registry import published_pairs
+from .system.process import program
 from .terminal import command
 
 
 def main(argv: list[str] | None) -> int:
     """Run the command: print the table or JSON; returns the exit status."""
-    parser = command.Parser(prog="python -m dspark_mlx.models", description=__doc__)
+    parser = command.Parser(prog=program("models"), description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object a pair")
     args = parser.parse_args(argv)
     pairs = published_pairs()

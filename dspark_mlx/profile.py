@@ -14,6 +14,7 @@ from .profiling.store import Obtained, Pair, forget, get_profile, import_profile
 from .progress import progress_bar
 from .schedulers.speed_profile import profile_table, read_profile, write_profile
 from .system.files import check_output
+from .system.process import program
 from .terminal import command, flags
 
 # Seconds. A user who asks for a measurement waits longer for it than one who starts to decode.
@@ -46,7 +47,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog="python -m dspark_mlx.profile", description=__doc__)
+    parser = command.Parser(prog=program("profile"), description=__doc__)
     flags.add_model_flags(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--remeasure", action="store_true", help="measure even if one is stored")
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def _pair(args: argparse.Namespace) -> Pair:
     # Other schedulers could find or measure a profile themselves while the pair is loaded.
     args.scheduler = "full"
-    decoder = flags.load_decoder(args)
+    decoder = flags.load_decoder(args, advises=not args.forget)
     return Pair.of(decoder)
 
 

@@ -20,6 +20,7 @@ from dspark_mlx.errors import InputError
 from dspark_mlx.pairs import builtin
 from dspark_mlx.system import installation
 from dspark_mlx.system.files import sha256
+from dspark_mlx.system.process import program
 from dspark_mlx.terminal import blas, flags
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,25 @@ def test_a_console_script_is_a_command(tmp_path):
     assert python(code + "print(found)", ROOT) == str(expected)
 
 
+@pytest.mark.parametrize(
+    ("argument", "called"),
+    [
+        ("/bin/dspark-mlx-lm", "dspark-mlx-lm {}"),
+        ("/bin/dspark_mlx.bench", "dspark_mlx.{}"),
+        ("/env/dspark_mlx/bench.py", "python -m dspark_mlx.{}"),
+        ("-m", "python -m dspark_mlx.{}"),
+    ],
+)
+def test_messages_name_a_command_as_it_was_called(argument, called, monkeypatch, capsys):
+    """`python -m` in messages to someone whose environment uv hides."""
+    monkeypatch.setattr(sys, "argv", [argument])
+    for name in commands.COMMANDS:
+        with pytest.raises(SystemExit, match=r"^2$"):
+            commands._run(name, ["--no-such-flag"])
+        assert capsys.readouterr().err.startswith(f"error: {called.format(name)}")
+        assert program(name) == called.format(name)
+
+
 @pytest.mark.parametrize("environment", ["uv = 0.9.1\n", "home = /uv = x\n", None])
 @pytest.mark.parametrize("has_uv", [True, False])
 def test_the_tool_that_made_the_environment_fetches_first(
@@ -116,6 +136,8 @@ def test_the_tool_that_made_the_environment_fetches_first(
     tools = [tool for tool, _ in builtin._installers(tmp_path)]
     by_uv = environment is not None and environment.startswith("uv")
     assert tools == ((["uv", "pip"] if by_uv else ["pip", "uv"]) if has_uv else ["pip"])
+    # Indexes and temporary paths are nothing to be read before the first text.
+    assert all("--quiet" in command for _, command in builtin._installers(tmp_path))
 
 
 @pytest.fixture

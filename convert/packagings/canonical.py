@@ -31,9 +31,9 @@ def to_drafter_config(
     """
     found = read_config(config, where / "config.json")
     if found.quantization is not None:
-        bits = f"weights of {found.quantization.bits} bits"
-        hint = "Quantising twice loses more: begin with what it was made from."
-        raise InputError(where, bits, "plain weights", hint)
+        bits = f"a canonical folder with weights of {found.quantization.bits} bits"
+        hint = "load takes it as it is. For other bits begin with what it was made from."
+        raise InputError(where, bits, "one with plain weights, to be quantized", hint)
     return found
 
 

@@ -17,13 +17,14 @@ from .turns import Turn, take_turn
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt's result; seconds are medians over the repeats, without the prefill.
+    """One prompt's result; times are medians over the repeats, without the prefill.
 
     Attributes:
         task: the prompt's group.
         prompt_tokens: tokens of the prompt.
         tokens: tokens generated in the last repeat.
-        plain_seconds, speculative_seconds: seconds per token after the first one.
+        plain_seconds_per_token, speculative_seconds_per_token: by tokens after the first
+            one.
         accepted_length: tokens per round.
         host_ms: milliseconds of Python per round, beyond the target's forward.
         equal: True when both sides gave the same tokens; None where tokens are sampled.
@@ -33,8 +34,8 @@ class Row:
     task: str
     prompt_tokens: int
     tokens: int
-    plain_seconds: float
-    speculative_seconds: float
+    plain_seconds_per_token: float
+    speculative_seconds_per_token: float
     accepted_length: float
     host_ms: float
     equal: bool | None
@@ -43,7 +44,7 @@ class Row:
     @property
     def speedup(self) -> float:
         """Plain time over speculative time."""
-        return self.plain_seconds / self.speculative_seconds
+        return self.plain_seconds_per_token / self.speculative_seconds_per_token
 
 
 def bench_row(
@@ -116,8 +117,10 @@ def make_row(
         task=task,
         prompt_tokens=len(prompt),
         tokens=len(tokens),
-        plain_seconds=statistics.median(slow),
-        speculative_seconds=statistics.median(run.seconds / (len(run.tokens) - 1) for run in timed),
+        plain_seconds_per_token=statistics.median(slow),
+        speculative_seconds_per_token=statistics.median(
+            run.seconds / (len(run.tokens) - 1) for run in timed
+        ),
         accepted_length=statistics.mean(
             (len(run.tokens) - 1) / (len(run.rounds) - 1) for run in timed
         ),
@@ -192,8 +195,8 @@ def comparison_table(rows: Sequence[Row]) -> str:
     for row in rows:
         agree = "all" if row.equal else "(sampled)" if row.equal is None else ""
         agree = agree or f"to a tie of {row.margin:.1e}"
-        line = f"{row.task:<12}{row.tokens:>7}{1 / row.plain_seconds:>13.1f}"
-        line += f"{1 / row.speculative_seconds:>12.1f}{row.speedup:>8.2f}x"
+        line = f"{row.task:<12}{row.tokens:>7}{1 / row.plain_seconds_per_token:>13.1f}"
+        line += f"{1 / row.speculative_seconds_per_token:>12.1f}{row.speedup:>8.2f}x"
         lines.append(line + f"{row.accepted_length:>7.2f}{row.host_ms:>9.2f}  {agree}")
     total, slowest = speedups(rows)
     lines.append(f"total tokens over total seconds: {total:.2f}x; slowest prompt {slowest:.2f}x")
@@ -202,6 +205,6 @@ def comparison_table(rows: Sequence[Row]) -> str:
 
 def speedups(rows: Sequence[Row]) -> tuple[float, float]:
     """Speedup of all tokens together, and the smallest speedup of a prompt."""
-    plain = sum(row.tokens * row.plain_seconds for row in rows)
-    fast = sum(row.tokens * row.speculative_seconds for row in rows)
+    plain = sum(row.tokens * row.plain_seconds_per_token for row in rows)
+    fast = sum(row.tokens * row.speculative_seconds_per_token for row in rows)
     return plain / fast, min(row.speedup for row in rows)

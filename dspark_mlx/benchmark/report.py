@@ -22,9 +22,6 @@ from ..checkpoint.hub import hub_name
 from ..checkpoint.safetensors import tensor_headers
 from ..decoder import Decoder
 from ..errors import InputError
-from ..system.files import check_output
-from ..system.staging import temporary
-from ..system.system_errors import writing
 from ..version import __version__
 from .comparison import Row, speedups
 
@@ -61,21 +58,6 @@ class ReportedModel:
         stored = f"{self.bits}-bit" if self.group_size else self.type
         held = "" if self.precision in ("stored", stored) else f" held in {self.precision}"
         return f"{self.name}, {stored}{held}"
-
-
-def check_report(path: Path) -> None:
-    """Refuse a place that the report cannot be written to, before the measurement.
-
-    Raises:
-        InputError: a folder, a missing folder, or one that takes no file.
-    """
-    check_output("--report", path)
-    if path.exists() and not path.is_file():
-        return  # a pipe or a device
-    with writing(path):
-        probe = temporary(Path(os.path.realpath(path)))
-        probe.touch(exist_ok=False)
-        probe.unlink()
 
 
 def public_name(asked: str | Path) -> str:
@@ -166,9 +148,11 @@ def totals(rows: Sequence[Row]) -> dict[str, float]:
     tokens = sum(row.tokens for row in rows)
     drafted = sum(row.tokens - 1 for row in rows)  # the prefill chooses the first one
     rounds = sum((row.tokens - 1) / row.accepted_length for row in rows)
+    plain = sum(row.tokens * row.plain_seconds_per_token for row in rows)
+    speculative = sum(row.tokens * row.speculative_seconds_per_token for row in rows)
     return {
-        "plain_tps": tokens / sum(row.tokens * row.plain_seconds for row in rows),
-        "speculative_tps": tokens / sum(row.tokens * row.speculative_seconds for row in rows),
+        "plain_tps": tokens / plain,
+        "speculative_tps": tokens / speculative,
         "speedup": speedup,
         "slowest": slowest,
         "accepted_length": drafted / rounds,

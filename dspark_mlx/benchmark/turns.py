@@ -23,10 +23,13 @@ class TimedRun:
     Attributes:
         rounds: all rounds; the first one is the prefill's.
         seconds: wall-clock time after the first token.
+        beyond: what follows the rounds' tokens, not counted and not timed: enough to judge every
+            slot of a block that begins within `max_tokens`, for runs of whole rounds.
     """
 
     rounds: tuple[Round, ...]
     seconds: float
+    beyond: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> list[int]:
@@ -104,5 +107,6 @@ def decode(
         if count > max_tokens:
             break
     seconds = perf_counter() - started
+    rest = tuple(token for round_ in request for token in round_.tokens) if whole else ()
     request.close()
-    return TimedRun(tuple(rounds), seconds)
+    return TimedRun(tuple(rounds), seconds, rest)

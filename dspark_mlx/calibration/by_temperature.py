@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..system.files import check_format, read_json, write_json
+from ..system.system_errors import writing
 from .sts import Calibration
 
 FILE = "calibration.json"
@@ -59,12 +60,21 @@ class Calibrations:
 
 
 def write_calibrations(folder: Path, calibrations: Calibrations) -> Path:
-    """Write calibration.json into a drafter's folder and return its path."""
+    """Write calibration.json into a folder, which is made where it does not exist.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
+    """
     fits = [
         {"sampling_temperature": temperature, **dataclasses.asdict(fitted)}
         for temperature, fitted in sorted(calibrations.by_temperature.items())
     ]
     data = {"format": FORMAT, "format_version": FORMAT_VERSION, "fits": fits}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, data)
     return folder / FILE
 

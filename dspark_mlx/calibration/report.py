@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +58,17 @@ def slot_reports(
     ]
 
 
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
 def report_table(rows: list[SlotReport]) -> str:
-    """The reports as text: a line per slot, then the means over the slots."""
+    """The reports as text: a line per slot, then the means; "-" where there is no number."""
     fields = [field.name for field in dataclasses.fields(SlotReport)][1:]
     values = np.array([[getattr(row, name) for name in fields] for row in rows])
     names = [str(row.slot) for row in rows]
     head = f"{'':4}{'ECE':^18}{'AUC':^18}{'mean survival':^27}"
     lines = [head.rstrip(), f"{'slot':4}" + f"{'before':>9}{'after':>9}" * 3 + f"{'observed':>9}"]
     for name, line in zip([*names, "mean"], [*values, values.mean(axis=0)], strict=True):
-        lines.append(f"{name:4}" + "".join(f"{value:9.3f}" for value in line))
+        lines.append(f"{name:4}" + "".join(f"{_number(value):>9}" for value in line))
     return "\n".join(lines)

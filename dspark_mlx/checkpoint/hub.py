@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    constants,
+    errors,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import InputError
@@ -68,7 +74,7 @@ def resolve(name: str | Path, *, dataset: bool = False) -> Path:
     repo, revision = match["name"], match["revision"]
     with _downloading(name):
         if match["file"]:
-            return Path(hf_hub_download(repo, match["file"], revision=revision))
+            return _file(match, match["file"])
         folder = snapshot_download(
             repo,
             repo_type="dataset" if dataset else "model",
@@ -98,11 +104,21 @@ def find_config(name: str | Path) -> Path | None:
         return None
     with _downloading(name):
         try:
-            return Path(hf_hub_download(match["name"], "config.json", revision=match["revision"]))
+            return _file(match, "config.json")
         except errors.EntryNotFoundError as error:
             if isinstance(error, errors.LocalEntryNotFoundError):
                 raise
             return None
+
+
+def _file(match: re.Match[str], file: str) -> Path:
+    """The path of one file of a repository, downloaded where it is not on disk."""
+    repo, revision = match["name"], match["revision"]
+    if not isinstance(try_to_load_from_cache(repo, file, revision=revision), str):
+        # This finds out at once that the Hub cannot be reached. `hf_hub_download` would try again
+        # for half a minute, with a warning for each try.
+        snapshot_download(repo, revision=revision, allow_patterns=[file])
+    return Path(hf_hub_download(repo, file, revision=revision))
 
 
 def hub_name(name: str | Path) -> str:
@@ -128,7 +144,7 @@ def _existing(name: str | Path) -> Path | None:
     Raises:
         InputError: the name is empty, is a link to nothing, or may not be read by this user.
     """
-    check_text(str(name), "path")
+    check_text("path", str(name))
     if not str(name):
         raise InputError("path", "no name", "a path, or a Hub id like owner/name")
     path = Path(os.path.expanduser(name))

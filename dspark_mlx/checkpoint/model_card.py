@@ -10,7 +10,7 @@ from huggingface_hub import ModelCardData
 from ..system.files import write_text
 from .base_config import CanonicalConfig
 
-_INSTALL = "pip install dspark-mlx-lm"
+_INSTALL = "pip install .    # in a clone of dspark_mlx"
 
 
 def write_card(
@@ -47,15 +47,18 @@ def write_card(
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
-def drafter_text(config: CanonicalConfig, name: str) -> str:
+def drafter_text(config: CanonicalConfig, name: str, builtin: bool = False) -> str:
     """Two paragraphs that say what a drafter is and how it is run.
 
     Args:
         config: the drafter's.
         name: what --drafter is given: a Hub id or a path.
+        builtin: whether its target is the built-in one, which no --model names.
     """
     made_for = f"the target {config.target}" if config.target else "its target"
-    models = f"--model {config.target or 'TARGET'} --drafter {name}"
+    made_for += " as dspark_mlx has it built in" if builtin else ""
+    model = "" if builtin else f"--model {config.target or 'TARGET'} "
+    models = f"{model}--drafter {name}"
     return (
         f"A drafter ({config.summary}) for speculative decoding on MLX. It was trained for "
         f"{made_for} and is of use with no other: it proposes {config.PROPOSES} of up to "

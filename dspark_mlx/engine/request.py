@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..numbers import check_whole, plain, shown, token_ids
 from ..sampling.setting_table import Flag, Setting, setting, settings_of, with_settings
 from ..sampling.settings import LogitsProcessor, ProcessorFactory, Sampling
-from ..text.messages import check_text
+from ..system.strict_json import check_text
 
 
 class Settings(TypedDict, total=False):
@@ -60,7 +60,7 @@ class Request:
     )
     stop: tuple[str, ...] = setting(
         (),
-        "strings that end the text, which is cut before the first that appears",
+        "one string or several that end the text, which is cut before the first that appears",
         flag=Flag("--stop", metavar="TEXT", form="one string, repeatable"),
     )
     stop_tokens: Collection[int] | None = setting(
@@ -129,6 +129,8 @@ class Request:
 
 def _hint(name: str) -> str:
     """The setting that was meant by an unknown name, if it can be told: mlx-lm's `temp`, a slip."""
+    if name == "stop":  # a parameter of `Decoder.stream` alone
+        return "Rounds know no text: use stop_tokens, or Decoder.stream."
     for row in SETTINGS.values():
         if row.flag is not None and row.flag.argument == name:
             return f"Did you mean {row.name}?"

@@ -221,6 +221,7 @@ def _judged(
     if not settings.sweep or not drafter.config.has_confidence:
         return ()
     if settings.greedy:
-        return (judge(decoder, prompt, runs[0].tokens),)
+        text = [*runs[0].tokens, *runs[0].beyond]
+        return (judge(decoder, prompt, text, decoder.stop_tokens, settings.max_tokens),)
     rounds = [round_ for run in runs for round_ in run.rounds]
     return tuple((block,) for block in visited(rounds, decoder.stop_tokens))

@@ -141,7 +141,7 @@ def _speed(rows: Sequence[Row]) -> Speed | None:
         return None
     total, slowest = speedups(rows)
     tokens = sum(row.tokens for row in rows)
-    plain = sum(row.tokens * row.plain_seconds for row in rows)
+    plain = sum(row.tokens * row.plain_seconds_per_token for row in rows)
     compared = [row.equal for row in rows if row.equal is not None]
     margins = [row.margin for row in rows if row.margin is not None]
     return Speed(

@@ -28,6 +28,8 @@ NAMES = (
 )
 """DeepSpec's tasks, in its order."""
 SHIPPED = DATA / "evaluation"
+SHIPPED_NAMES = tuple(name for name in NAMES if (SHIPPED / f"{name}.jsonl").is_file())
+"""Those whose prompts ship with this package."""
 _FILE_NAMES = {"arena-hard-v2": "arena-hard"}
 
 

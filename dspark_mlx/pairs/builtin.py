@@ -63,11 +63,11 @@ def _installers(scratch: Path) -> list[tuple[str, list[str]]]:
     this environment comes first.
     """
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch)]
-    pip += ["--disable-pip-version-check", "--only-binary=:all:", _REQUIREMENT]
+    pip += ["--quiet", "--disable-pip-version-check", "--only-binary=:all:", _REQUIREMENT]
     if not (found := shutil.which("uv")):
         return [("pip", pip)]
     # uv unpacks what it downloads.
-    uv = [found, "pip", "install", "--no-deps", "--target", str(scratch)]
+    uv = [found, "pip", "install", "--quiet", "--no-deps", "--target", str(scratch)]
     uv += ["--python", sys.executable, "--only-binary=:all:", _REQUIREMENT]
     installers = [("pip", pip), ("uv", uv)]
     return installers[::-1] if _made_by_uv(Path(sys.prefix)) else installers

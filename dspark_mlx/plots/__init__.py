@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import InputError
+from ..system import files
 from ..system.files import check_output, write_bytes
 
 Styles: TypeAlias = Mapping[str, dict[str, Any]]
@@ -67,10 +68,10 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that no plots can be written to, before the work is done.
 
     Raises:
-        InputError: the path is a file, its parent does not exist, or matplotlib is not installed.
+        InputError: the path is a file, its parent does not exist, no file can be written there, or
+            matplotlib is not installed.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(folder, "a file", "a folder, or a name for a new one")
+    files.check_folder(str(folder), folder)
     if not folder.parent.is_dir():
         raise InputError(folder, f"no folder {folder.parent}", "an existing folder")
     new_figure()

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..progress import ProgressCallback
 from ..schedulers.speed_profile import SpeedProfile, read_profile, write_profile
 from ..system.files import DATA, cache_folder, read_json_lines
+from ..system.process import program
 from ..system.system_errors import writing
 from ..text.tokenizer_files import has_tokenizer
 from .measure import LIMIT, measure_profile
@@ -212,7 +213,7 @@ def get_profile(
     if profile.noise > _NOISY:
         message = (
             f"Measured for this run only: the machine is too busy or slow (repeats of one forward "
-            f"differ by {profile.noise:.0%}). Later: python -m dspark_mlx.profile --remeasure"
+            f"differ by {profile.noise:.0%}). Later: {program('profile')} --remeasure"
         )
         return Obtained(profile, True, message, stale_reason, kept=False)
     try:

@@ -43,7 +43,8 @@ class Sampling:
 
     temperature: float = setting(
         0.0,
-        "divides the logits before a token is drawn; 0 takes the likeliest token",
+        "divides the logits before a token is drawn, from 0.0001 to 10000; 0 takes the likeliest "
+        "token",
         flag="--temp",
         mlx_lm="--temp",
     )

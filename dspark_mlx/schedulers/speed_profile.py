@@ -213,6 +213,8 @@ def profile_table(profile: SpeedProfile) -> str:
         lines.append(f"several requests at context {middle}")
         for requests, verify in sorted(profile.batches.items()):
             lines.append(f"{requests:>9}{'':>16}  {_marked(verify)}")
+    if any("*" in line for line in lines[1:]):
+        lines.append("* run padded to a wider forward, which is cheaper")
     return "\n".join(line.rstrip() for line in lines)
 
 

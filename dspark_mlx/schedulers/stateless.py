@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..errors import InputError
@@ -32,7 +33,7 @@ class Stateless:
 
 
 def number_after_colon(kind: type[SchedulerKind], argument: str, of: str) -> float:
-    """The number after the colon of a scheduler's name.
+    """The finite number after the colon of a scheduler's name; its range is the caller's to check.
 
     Args:
         kind: the scheduler's class.
@@ -40,11 +41,14 @@ def number_after_colon(kind: type[SchedulerKind], argument: str, of: str) -> flo
         of: what is expected, for messages.
 
     Raises:
-        InputError: the argument is missing or is not a number.
+        InputError: the argument is missing, is not a number, or is infinite or NaN.
     """
     try:
-        return float(argument)
-    except ValueError as error:
+        number = float(argument)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
         where = f"scheduler {kind.USAGE.partition(':')[0]}"
         found = repr(argument) if argument else "no value"
-        raise InputError(where, found, of, f"For example {kind.EXAMPLE}.") from error
+        raise InputError(where, found, of, f"For example {kind.EXAMPLE}.")
+    return number

@@ -44,12 +44,34 @@ def check_output(where: str, path: Path) -> None:
     """Refuse a path that no output file can be written to, before the work is done.
 
     Raises:
-        InputError: the path is a folder, or its folder does not exist.
+        InputError: the path is a folder, or its folder does not exist or takes no file.
     """
     if os.path.isdir(path):
         raise InputError(where, f"a folder, {path}", "a file to write")
     if not os.path.isdir(path.parent):
         raise InputError(where, f"no folder {path.parent}", "an existing folder")
+    if not path.exists() or path.is_file():  # else a pipe or a device
+        _check_takes_files(Path(os.path.realpath(path)).parent, path)
+
+
+def check_folder(where: str, folder: Path) -> None:
+    """Refuse a folder that no output file can be written to; it need not exist yet.
+
+    Raises:
+        InputError: there is a file, or the folder, or the one that it would be made in, takes no
+            file.
+    """
+    there = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+    if not os.path.isdir(there):
+        raise InputError(where, f"a file, {there}", "a folder")
+    _check_takes_files(there, folder)
+
+
+def _check_takes_files(folder: Path, asked: Path) -> None:
+    with writing(asked):
+        probe = temporary(folder / asked.name)
+        probe.touch(exist_ok=False)
+        probe.unlink()
 
 
 def check_apart(source: Path, destination: Path) -> None:

@@ -30,6 +30,18 @@ def end_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
+def program(command: str) -> str:
+    """How a command of this package is called, as this process was: by a script or `python -m`.
+
+    Args:
+        command: its name, as "generate".
+    """
+    script = os.path.basename(sys.argv[0])
+    if script == "dspark-mlx-lm":
+        return f"dspark-mlx-lm {command}"
+    return f"{'' if script.startswith('dspark_mlx.') else 'python -m '}dspark_mlx.{command}"
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     # Written to the descriptor: the stream object may be in the middle of a write.
     with contextlib.suppress(OSError):

@@ -32,11 +32,18 @@ def decode(content: bytes, where: object, expected: str) -> str:
         raise InputError(where, found, f"{expected} in UTF-8") from error
 
 
-def check_text(text: str, where: object) -> None:
-    """Refuse surrogates, which stand for bytes of arguments and streams that are not text.
+def check_text(where: object, text: str) -> str:
+    """The same text, refused where it holds a surrogate, which is half a character.
+
+    Python makes surrogates of bytes that are not UTF-8. No tokenizer has an id for one, and only
+    the caller knows what to put in its place.
+
+    Args:
+        where: names the text in errors.
+        text: the text.
 
     Raises:
-        InputError: there is one; the message has its position, counted from 1.
+        InputError: there is one; the message has its code and its position, counted from 1.
     """
     if half := re.search("[\ud800-\udfff]", text):
         code = ord(half[0])
@@ -44,6 +51,7 @@ def check_text(text: str, where: object) -> None:
         found = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X}"
         found = f"{found} at character {half.start() + 1}, which is no character"
         raise InputError(where, found, "text in UTF-8")
+    return text
 
 
 def parse_json(text: str, where: object, expected: str = "a JSON object") -> Any:

@@ -73,7 +73,7 @@ def read_input() -> str:
     text = sys.stdin.read(_LONGEST_INPUT + 1)
     if len(text) > _LONGEST_INPUT:
         raise InputError("standard input", f"more than {_LONGEST_INPUT} characters", "a prompt")
-    check_text(text, "standard input")
+    check_text("standard input", text)
     return text
 
 
@@ -112,7 +112,7 @@ def _main_status(main: Callable[[list[str] | None], int]) -> int:
 def _check_arguments(arguments: Sequence[str]) -> None:
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag = argument.split("=")[0] if argument.startswith("--") else before
-        check_text(argument, flag if flag.startswith("-") else "arguments")
+        check_text(flag if flag.startswith("-") else "arguments", argument)
 
 
 def _flush(stream: TextIO) -> None:

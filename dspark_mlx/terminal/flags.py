@@ -91,8 +91,13 @@ def request_settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     return {**settings, "max_tokens": max_tokens, "stop": stop}
 
 
-def load_decoder(args: argparse.Namespace) -> Decoder:
-    """Load the decoder that the model flags name, and say what makes it slow here."""
+def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
+    """Load the decoder that the model flags name.
+
+    Args:
+        args: parsed.
+        advises: whether to say what makes it slow here; False where nothing is computed.
+    """
     drafter: str | Literal[False] | None = False if args.no_drafter else args.drafter
     decoder = load(
         args.model,
@@ -102,7 +107,8 @@ def load_decoder(args: argparse.Namespace) -> Decoder:
         draft_vocabulary=args.draft_vocabulary,
         draft_window=args.draft_window,
     )
-    advise(decoder)
+    if advises:
+        advise(decoder)
     return decoder
 
 

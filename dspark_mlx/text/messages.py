@@ -7,31 +7,11 @@ from typing import Any
 
 from ..errors import InputError
 from ..numbers import plain, shown
+from ..system.strict_json import check_text
 
 _DEPTH = 64
 # The keys that templates and servers use for an answer's reasoning; one stands for all of them.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-
-
-def check_text(where: str, text: str) -> str:
-    """The same text, refused where it holds a surrogate, which is half a character.
-
-    Python makes surrogates of bytes that are not UTF-8. No tokenizer has an id for one, and only
-    the caller knows what to put in its place.
-
-    Args:
-        where: names the text in errors.
-        text: the text.
-
-    Raises:
-        InputError: there is a surrogate; the message has its code and its position.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        found = f"half a character, {text[error.start]!a} at position {error.start}"
-        raise InputError(where, found, "text that UTF-8 can hold") from error
-    return text
 
 
 def check_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:

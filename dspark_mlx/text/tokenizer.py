@@ -17,10 +17,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..numbers import token_ids
+from ..system.strict_json import check_text
 from .chat_template import Refusal, render
 from .detokenizer import Detokenizer
 from .foreign import Refusing, reason
-from .messages import check_messages, check_text, has_parts
+from .messages import check_messages, has_parts
 from .tokenizer_files import blame, check_tokenizer, set_apart
 
 

@@ -89,7 +89,7 @@ def main(argv: list[str] | None) -> int:
     if start.config.has_confidence and not args.no_calibration:
         rounds = _calibrate(decoder, folder, prompts_of(corpus, run.held_out, _PROMPTS))
         facts["calibrated on rounds"] = rounds or "none: the held-out texts are too short"
-    write_trained_card(folder, facts, start.config)
+    write_trained_card(folder, facts, start.config, builtin=args.model is None)
     if args.plot:
         plot(args.to / "log.csv", args.plot)
     _tell(args, {**facts, "drafter": str(folder)})

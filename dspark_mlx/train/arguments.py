@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..checkpoint.precision import NAMES as PRECISIONS
 from ..drafters.heads import head_names
 from ..errors import InputError
+from ..system.process import program
 from ..terminal import command
 from .data.plan import DataPlan
 from .data.prompt_files import read_prompt_turns
@@ -26,7 +27,7 @@ _DTYPES = ("bfloat16", "float16", "float32")
 def parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     made = command.Parser(
-        prog="python -m dspark_mlx.train",
+        prog=program("train"),
         description="Train a drafter for a target, on texts that the target writes itself. "
         "The same command goes on with a run that was stopped.",
     )

@@ -114,13 +114,16 @@ def prompts_of(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[
     return [prompt for prompt in found if prompt]
 
 
-def write_trained_card(folder: Path, facts: dict[str, Any], config: DSparkConfig) -> None:
+def write_trained_card(
+    folder: Path, facts: dict[str, Any], config: DSparkConfig, builtin: bool
+) -> None:
     """Write README.md, the model card of a trained drafter.
 
     Args:
         folder: the drafter's.
         facts: what the run was, name to value, in the order of the card's table.
         config: the drafter's.
+        builtin: whether it was trained for the built-in target.
     """
     rows = [f"| {name} | {value} |" for name, value in facts.items()]
     sizes = ", ".join(
@@ -130,5 +133,5 @@ def write_trained_card(folder: Path, facts: dict[str, Any], config: DSparkConfig
     )
     title = f"A drafter for {config.target}"
     table = "\n".join(["| training | |", "|---|---|", *rows])
-    text = drafter_text(config, "FOLDER")
+    text = drafter_text(config, "FOLDER", builtin)
     write_card(folder, title, [text, f"{weights_text(0, 0)} {sizes}.", table], drafter=True)

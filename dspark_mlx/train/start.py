@@ -67,7 +67,7 @@ def published_drafter(decoder: Decoder, drafter: str | Path, name: str) -> Initi
         InputError: see `load`; or DSpark's objective does not train a drafter of its method.
     """
     target, folder = decoder.engine.target, decoder.target_folder
-    found = read_drafter(drafter)
+    found = read_drafter(drafter, calibrated=False)  # what is trained is calibrated anew
     config, tensors = found.config, found.tensors
     if not isinstance(config, DSparkConfig):
         raise InputError(drafter, config.summary, "a DSpark or DFlash drafter")

@@ -43,6 +43,6 @@ def test_the_bench_row_is_of_its_turns(pair):
     rounds = list(decoder.rounds(prompt, 24))
     assert (row.task, row.prompt_tokens, row.tokens, row.equal) == ("t", len(prompt), 24, True)
     assert row.accepted_length == 23 / (len(rounds) - 1)
-    assert row.plain_seconds > 0 and row.speculative_seconds > 0
+    assert row.plain_seconds_per_token > 0 and row.speculative_seconds_per_token > 0
     with pytest.raises(InputError, match="one token"):
         bench_row(decoder, "t", prompt, 1, 1, {})

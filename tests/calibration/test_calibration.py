@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from dspark_mlx.calibration.report import report_table, slot_reports
 from dspark_mlx.calibration.sts import FLAT, GRID, Calibration, fit, identity
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
-from dspark_mlx.replay.recorded import RecordedRound, write_rounds
+from dspark_mlx.replay.recorded import RecordedRound, read_rounds, write_rounds
 
 DISTORTION = (2.5, 0.5, 1.8, 0.6)
 
@@ -178,6 +179,9 @@ def test_the_report_is_of_survival():
     assert float(lines[-1].split()[1]) == pytest.approx(
         np.mean([r.ece_before for r in rows]), abs=1e-3
     )
+    # Of labels that are all the same there is no AUC; other tables write "-" for such a number.
+    same = report_table(slot_reports(logits, np.zeros_like(accepted), calibration))
+    assert "nan" not in same and same.splitlines()[-1].split()[3:5] == ["-", "-"]
 
 
 @pytest.mark.parametrize(
@@ -338,16 +342,16 @@ def test_the_command_fits_recorded_rounds(files, capsys):
     """A command that needs a model for what is recorded, stores another fit than it reports, or
     prints what is no JSON."""
     flags = ["--rounds", str(files / "fit.jsonl"), "--held-out-rounds", str(files / "judge.jsonl")]
-    flags += ["--to", str(files / "to")]
+    flags += ["--to", str(files / "to" / "new")]  # made, as train's and convert's is
     assert calibrate.main([*flags, "--dry-run"]) == 0
     assert "300 rounds, held out" in capsys.readouterr().out
     assert list((files / "to").iterdir()) == []
     assert calibrate.main([*flags, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    stored = read_calibrations(files / "to", 4)
+    stored = read_calibrations(files / "to" / "new", 4)
     (fitted,) = printed["fits"]
     assert stored is not None and list(stored.at(0.0).temperatures) == fitted["temperatures"]
-    assert printed["stored"] == str(files / "to" / FILE) and fitted["rounds"] == 600
+    assert printed["stored"] == str(files / "to" / "new" / FILE) and fitted["rounds"] == 600
     assert {name: len(slots) for name, slots in fitted["slots"].items()} == {
         "fitted": 4,
         "held out": 4,
@@ -399,12 +403,14 @@ def test_the_command_draws_the_diagram(files):
         (["--max-tokens", "0"], "--max-tokens"),
         (["--temp", "0.7"], "--temp"),
         (["--record", "rounds.jsonl"], "--record"),
-        (["--to", "nowhere/at/all"], "--to"),
+        (["--to", "{file}"], "--to"),
+        (["--to", "{file}/in/it"], "--to"),
         (["--plot", "plot.gif"], "plot.gif"),
     ],
 )
 def test_unusable_flags_are_refused_first(files, flags, named):
     """Minutes of recording before a typing error shows."""
+    flags = [flag.format(file=files / "fit.jsonl") for flag in flags]
     with pytest.raises(InputError) as refused:
         calibrate.main(["--rounds", str(files / "fit.jsonl"), "--to", str(files / "to"), *flags])
     assert refused.value.where == named
@@ -420,6 +426,19 @@ def test_too_few_rounds_are_refused(files):
     with pytest.raises(InputError, match="128 rounds; expected 200 or more"):
         calibrate.main(["--prompts", str(files / "prompts.jsonl"), "--to", str(files / "to")])
     assert list((files / "to").iterdir()) == []
+
+
+def test_recorded_rounds_are_kept_where_they_are_too_few(files, monkeypatch):
+    """Minutes of recording lost because a few rounds were missing."""
+    few = recorded(calibrate.MIN_ROUNDS - 1)
+    monkeypatch.setattr(calibrate, "_load", lambda args: SimpleNamespace(drafter_folder=files))
+    monkeypatch.setattr(calibrate, "_check_slots", lambda rounds, decoder: None)
+    monkeypatch.setattr(calibrate, "_record", lambda *arguments: few)
+    (files / "prompts.jsonl").write_text('{"task": "t", "prompt": "p"}\n' * 9)
+    flags = ["--prompts", str(files / "prompts.jsonl"), "--temp", "0"]
+    with pytest.raises(InputError, match="199 rounds; expected 200 or more"):
+        calibrate.main([*flags, "--record", str(files / "kept.jsonl")])
+    assert read_rounds(files / "kept.jsonl") == few
 
 
 def test_held_out_rounds_of_another_drafter_are_refused(files):

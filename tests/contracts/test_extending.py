@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -25,3 +26,19 @@ def test_one_file_extends_the_package(extension, contract):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     passed = set(re.findall(r"::(test_\w+)\[.*PASSED", done.stdout))
     assert passed == set(re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("extension", "command", "shown"),
+    [("toy_head", "train", "rnn,toy}"), ("toy_scheduler", "bench", "toy:N")],
+)
+def test_commands_know_what_comes_from_outside(extension, command, shown):
+    """A documented way to use an outside module with a command, which the command does not see."""
+    script = f"import {extension}, runpy; "
+    script += f"runpy.run_module('dspark_mlx.{command}', run_name='__main__', alter_sys=True)"
+    paths = f"{TESTS / 'extensions'}{os.pathsep}{TESTS.parent}"
+    arguments = [sys.executable, "-c", script, "--help"]
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert done.returncode == 0 and shown in done.stdout, done.stderr[-1000:]

@@ -47,9 +47,11 @@ def test_a_profile_is_asked_for_where_it_is_needed(name):
         assert make_scheduler(example) is not None
 
 
-def test_an_argument_that_means_nothing_is_refused(name):
+@pytest.mark.parametrize("argument", ["nonsense", "", "inf", "-inf", "nan", "-1", "2.5"])
+def test_an_argument_that_means_nothing_is_refused(name, argument):
+    """Infinity that ends in a traceback, -1 slots, 2.5 slots that silently become 2."""
     with pytest.raises(InputError, match="scheduler"):
-        needs_profile(f"{name}:nonsense")
+        needs_profile(f"{name}:{argument}")
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -14,6 +14,7 @@ import dspark_mlx
 from dspark_mlx.checkpoint.quantization import QUANTIZED_BITS
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.dspark.config import DSparkConfig
+from dspark_mlx.errors import InputError
 from dspark_mlx.system.files import read_json
 
 WEIGHTS = "model.safetensors"
@@ -179,6 +180,16 @@ def test_load_converts_once_and_again_when_a_file_changed(tmp_path, cache_home):
     changed = first_draft(dspark_mlx.load(TARGET, source))
     assert len(conversions(cache_home)) == 2
     assert not mx.allclose(changed.hidden, first.hidden, rtol=1e-3).item()
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_a_quantized_canonical_folder_says_what_to_do(tmp_path, quantize):
+    """That quantizing twice loses more, as an answer to someone who asked for no quantizing."""
+    source = tmp_path / "source"
+    convert_drafter(golden("vanilla"), source, quantize=True, q_group_size=32, progress=False)
+    with pytest.raises(InputError, match=r"a canonical folder with weights of 4 bits.*as it is"):
+        convert_drafter(source, tmp_path / "to", quantize=quantize, q_bits=8, progress=False)
+    assert not (tmp_path / "to").exists()
 
 
 def test_a_canonical_folder_is_used_in_place(tmp_path, cache_home):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.edits import config as edit_config
 from helpers.edits import tensors as edit_tensors
+from helpers.gguf_drafters import write_twins
 from helpers.packaged import PACKAGED
 from helpers.packaged_case import ANCHOR, Case, close
+from helpers.packaged_eagle3 import EAGLE3
 from helpers.packaged_parts import MASK, VOCAB
 
 from dspark_mlx.calibration.by_temperature import read_calibrations
-from dspark_mlx.convert.packagings import PACKAGINGS
+from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.convert.packagings import PACKAGINGS, find_packaging
+from dspark_mlx.convert.packagings.source import canonical_name
+from dspark_mlx.convert.published import read_published
 from dspark_mlx.errors import InputError
 from dspark_mlx.system.files import read_json
 
@@ -54,6 +60,27 @@ def test_a_packaging_is_one_of_those_known(case):
         for name, tensor in mx.load(str(case.source / "model.safetensors")).items()
     }
     assert sum(packaging.matches(raw, shapes) for packaging in PACKAGINGS) == 1
+
+
+def test_every_packaging_has_a_case(tmp_path):
+    """A packaging added to the table, and no test that sees it."""
+    sources = {**PACKAGED, **{f"eagle3_{name}": write for name, write in EAGLE3.items()}}
+    claimed: set[str] = set()
+    for name, write in sources.items():
+        write(tmp_path / name)
+        claimed.add(_packaging(tmp_path / name))
+    file = tmp_path / "drafter.gguf"
+    write_twins(tmp_path / "deepspec_qwen3", file, "F32")
+    claimed.add(_packaging(file))
+    convert_drafter(tmp_path / "deepspec_qwen3", tmp_path / "canonical", progress=False)
+    claimed.add(_packaging(tmp_path / "canonical"))
+    assert claimed == {packaging.NAME for packaging in PACKAGINGS}
+
+
+def _packaging(source: Path) -> str:
+    raw, tensors = read_published(source, lambda config, shapes: None)
+    shapes = {canonical_name(name) or name: tuple(t.shape) for name, t in tensors.items()}
+    return find_packaging(raw, shapes, source).NAME
 
 
 @ALL

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+from helpers.hand_made import hand_made_profile
 from helpers.pairs import TARGET, traces, with_scheduler
 
 import dspark_mlx
 from dspark_mlx.errors import InputError
 from dspark_mlx.schedulers import schedule
-from dspark_mlx.schedulers.make import make_scheduler
+from dspark_mlx.schedulers.make import SCHEDULERS, make_scheduler
 
 PROMPT = [3, 4, 5]
 
@@ -136,6 +137,36 @@ def test_a_prompt_of_another_type_is_refused(pair):
     with pytest.raises(InputError) as error:
         pair("vanilla").encode(5)
     check(error, "prompt", "int", "a string, a list of messages or of token ids")
+
+
+def test_text_settings_of_rounds_are_explained(pair):
+    """Of a setting that `stream` has and `rounds` lacks: did you mean that setting?"""
+    decoder = pair("vanilla")
+    with pytest.raises(InputError, match="stop_tokens, or Decoder") as error:
+        decoder.rounds(PROMPT, 8, stop="x")
+    assert "Did you mean" not in str(error.value)
+
+
+def test_schedulers_go_by_name_after_loading(pair):
+    """`with_scheduler("full")` ending in an AttributeError, although `load` takes such names."""
+    decoder = pair("vanilla")
+    profile = hand_made_profile(verify=(1.0, 1.1, 1.2, 1.3, 1.4, 1.5), draft=0.1, plain=1.0)
+    for kind in SCHEDULERS.values():
+        if kind.NEEDS_PROFILE:
+            with pytest.raises(InputError, match="no speed profile in this decoder"):
+                decoder.with_scheduler(kind.EXAMPLE)
+        other = decoder.with_scheduler(kind.EXAMPLE, profile)
+        assert other.engine.profile is profile and other.engine.scheduler is not None
+    # The profile that a decoder has is kept, and is what another scheduler needs.
+    assert other.with_scheduler("prefix").engine.profile is profile
+    assert decoder.plain().with_scheduler("prefix").engine.drafter is None
+    for arguments, where in (
+        (("fixed:inf",), "scheduler"),
+        ((5,), "scheduler"),
+        (("full", 5), "profile"),
+    ):
+        with pytest.raises(InputError, match=where):
+            decoder.with_scheduler(*arguments)
 
 
 class Two:

@@ -185,6 +185,16 @@ def test_a_schedule_that_cuts_blocks_gives_no_reliability(decoders):
     assert score.slots == () and score.sweep != ()
 
 
+def test_the_sweeps_first_row_is_the_tables(decoders):
+    """A text's last rounds left out of the sweep: 3.78 under a table that says 4.83."""
+    tasks = tasks_of(whole_traces("vanilla")[:2], size=1)
+    made = evaluate({"d": decoders["vanilla"]}, tasks, EvaluationSettings(24, plain=False))
+    for task in (*made.tasks, AVERAGE):
+        score, first = made.score("d", task), made.score("d", task).sweep[0]
+        assert first.tau == pytest.approx(score.tau)
+        assert first.verified == pytest.approx(score.verified)
+
+
 @pytest.mark.parametrize(
     ("changes", "where"),
     [

@@ -7,7 +7,7 @@ import pytest
 from helpers.pairs import traces
 
 from dspark_mlx.benchmark.turns import decode
-from dspark_mlx.evaluation.counts import count
+from dspark_mlx.evaluation.counts import count, ended_inside
 from dspark_mlx.evaluation.sweep import Block, judge, sweep, visited
 from dspark_mlx.schedulers.threshold import ThresholdScheduler
 from dspark_mlx.types import Round
@@ -69,25 +69,23 @@ def test_acceptance_by_position_equals_brute_force():
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.35, 0.44, 0.5, 1.0])
-def test_the_sweep_is_direct_scheduling(pair, threshold):
-    """A walk that skips or repeats positions, or admits by another slot's confidence."""
+@pytest.mark.parametrize("stops", [(), (219,), (340,)], ids=["cut", "bonus ends", "draft ends"])
+def test_the_sweep_is_direct_scheduling(pair, threshold, stops):
+    """A walk that skips or repeats positions, admits by another slot's confidence, or leaves out a
+    text's last rounds.
+    """
     decoder = pair("vanilla")
     gamma = decoder.engine.drafter.config.gamma
     direct, texts = [], []
     for trace in traces("vanilla")[1:3]:
         prompt = trace["prompt_ids"]
-        text = decode(decoder, prompt, 32, {}, (), whole=True).tokens
-        texts.append(judge(decoder, prompt, text))
-        assert len(texts[-1]) == len(text) - gamma
+        run = decode(decoder, prompt, 32, {}, stops, whole=True)
+        texts.append(judge(decoder, prompt, [*run.tokens, *run.beyond], stops, 32))
         again = decoder.with_scheduler(ThresholdScheduler(threshold))
-        at = 0
-        for done in decode(again, prompt, 32, {}, (), whole=True).rounds[1:]:
-            if at >= len(texts[-1]):
-                break
-            direct.append(done)
-            at += len(done.tokens)
-    expected = count(direct, gamma, ())
+        direct += decode(again, prompt, 32, {}, stops, whole=True).rounds[1:]
+    expected = count(direct, gamma, stops)
     (found,) = sweep(texts, [threshold])
+    assert any(ended_inside(done, stops) for done in direct) == (stops == (340,) and threshold < 1)
     assert found.tau == pytest.approx(expected.tau)
     assert found.verified == pytest.approx(expected.verified / expected.rounds)
     if expected.verified:

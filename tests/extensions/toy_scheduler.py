@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from dspark_mlx.errors import InputError
 from dspark_mlx.schedulers import PairFacts, Policy, Scheduler
 from dspark_mlx.schedulers.make import SCHEDULERS
 from dspark_mlx.schedulers.stateless import number_after_colon
@@ -27,7 +28,11 @@ class ToyScheduler:
 
     @classmethod
     def make(cls, argument: str, pair: PairFacts) -> Scheduler:
-        return cls(int(number_after_colon(cls, argument, "a number of slots")))
+        expected = "a whole number of slots, 0 or more"
+        length = number_after_colon(cls, argument, expected)
+        if length < 0 or length != int(length):
+            raise InputError("scheduler toy", argument, expected)
+        return cls(int(length))
 
     def start(self, gamma: int, temperature: float = 0.0) -> Policy:
         return ToyPolicy(self._length)

@@ -374,6 +374,20 @@ def test_forget_removes_this_pairs_profile(tiny_pair, quick, monkeypatch, capsys
         command.main(["--forget"])
 
 
+@pytest.mark.parametrize(("given", "advises"), [([], True), (["--forget"], False)])
+def test_advice_on_speed_is_for_what_computes(tiny_pair, quick, given, advises, monkeypatch):
+    """A note on a slow BLAS library under `--forget`, which multiplies nothing."""
+    asked = []
+
+    def load_decoder(args, *, advises=True):
+        asked.append(advises)
+
+    monkeypatch.setattr(command.flags, "load_decoder", load_decoder)
+    monkeypatch.setattr(command.Pair, "of", lambda decoder: tiny_pair)
+    assert command.main(given) == 0
+    assert asked == [advises]
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

@@ -145,11 +145,12 @@ def test_every_key_is_needed(name):
 
 
 def test_the_table_shows_every_number():
-    """A row or the batches left out; the mark of a width that is never run."""
+    """A row or the batches left out; the mark of a width that is never run, or its meaning."""
     text = profile_table(profile())
     for shown in ("target with drafter", "a device", "1088", "16.60*", "33.20*", "13.90", "10.00"):
         assert shown in text
     assert "several requests at context 1088" in text
+    assert text.splitlines()[-1].startswith("* run padded")
     assert "several" not in profile_table(profile(batches={}))
 
 

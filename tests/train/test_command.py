@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from mlx.utils import tree_flatten
 import dspark_mlx
 from dspark_mlx import InputError
 from dspark_mlx.checkpoint.frequent_tokens import read_ranking
+from dspark_mlx.pairs.stored import read_drafter
 from dspark_mlx.train import memory
 from dspark_mlx.train.__main__ import main
 from dspark_mlx.train.data.store import Store, load_all
+from dspark_mlx.train.start import published_drafter
 
 
 def flags(text: str) -> list[str]:
@@ -120,6 +123,17 @@ def test_from_goes_on_with_a_drafter(target, trained, tmp_path, capsys):
     assert old.keys() == new.keys()
     moved = max(mx.abs(old[n].astype(mx.float32) - new[n]).max().item() for n in old)
     assert 0 < moved < 0.01
+
+
+def test_from_needs_no_calibration(target, trained, tmp_path):
+    """A damaged calibration.json that stops a training which would replace it."""
+    start = shutil.copytree(trained / "drafter", tmp_path / "start")
+    (start / "calibration.json").write_text("{")
+    with pytest.raises(InputError, match=r"calibration\.json"):
+        read_drafter(start)
+    decoder = dspark_mlx.load(target, False, precision="float32")
+    begun = published_drafter(decoder, start, "target")
+    assert begun.tensors.keys() == mx.load(str(start / "model.safetensors")).keys()
 
 
 def test_choices_of_a_new_drafter_are_refused_with_from(target, trained, tmp_path):

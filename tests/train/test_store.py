@@ -108,7 +108,7 @@ def edit_shard(folder, **change):
 DAMAGE = {
     "no store": lambda f: (f / "store.json").unlink(),
     "format": lambda f: edit_header(f, format="other"),
-    "version": lambda f: edit_header(f, version=2),
+    "version": lambda f: edit_header(f, format_version=2),
     "seed": lambda f: edit_header(f, seed="7"),
     "cut off": lambda f: (f / "shard-00001.safetensors").write_bytes(
         (f / "shard-00001.safetensors").read_bytes()[:-3]

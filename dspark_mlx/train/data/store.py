@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ...system.files import read_json, write_json
+from ...system.files import check_format, read_json, write_json
 from ...system.system_errors import writing
 from .corpus import KEYS, Conversation, Corpus
 from .duplicates import Seen
@@ -72,7 +72,8 @@ class Store:
             raise InputError(folder, "an existing file or non-empty folder", "a path that is free")
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "store.json", {"format": FORMAT, "version": VERSION, **asdict(header)})
+        kind = {"format": FORMAT, "format_version": VERSION}
+        write_json(folder / "store.json", kind | asdict(header))
         return cls(folder, header)
 
     @classmethod
@@ -175,11 +176,7 @@ def check_same_target(store: Store, others: Sequence[Store]) -> None:
 
 
 def _read_header(path: Path) -> Header:
-    data = read_json(path)
-    if data.get("format") != FORMAT:
-        raise InputError(path, f"format {data.get('format')!r}", repr(FORMAT))
-    if data.get("version") != VERSION:
-        raise InputError(path, f"version {data.get('version')!r}", f"version {VERSION}")
+    data = check_format(path, read_json(path), FORMAT, VERSION)
     kinds = {"vocab_size": int, "target": str, "fingerprint": str, "seed": int, "settings": dict}
     for name, kind in kinds.items():
         if type(data.get(name)) is not kind:
