@@ -109,3 +109,20 @@ def token_ids(name: str, value: Any, size: int | None = None) -> list[int]:
             raise InputError(name, found, f"token ids {upper}")
         taken.append(token)
     return taken
+
+
+def check_numbers(
+    where: str, value: object, count: int | None, low: float = -math.inf, high: float = math.inf
+) -> list[float]:
+    """A list of `count` finite numbers from `low` to `high`; None for any count.
+
+    Raises:
+        InputError: the value is something else.
+    """
+    numbers = value if isinstance(value, list) else [None]
+    for number in numbers:
+        if type(number) not in (int, float) or not low <= number <= high:
+            raise InputError(where, repr(number)[:80], f"numbers from {low} to {high}")
+    if count is not None and len(numbers) != count:
+        raise InputError(where, f"{len(numbers)} numbers", str(count))
+    return [float(number) for number in numbers]

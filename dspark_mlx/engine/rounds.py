@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..caches import new_caches
 from ..progress import ProgressCallback
 from ..sampling import Sampler
+from ..schedulers import LearningPolicy
 from ..targets.turns import WIRED
 from ..types import Draft, Round, Verdict
 from .faults import refuse_faults
@@ -67,6 +68,8 @@ def rounds(
                 state.timer = RoundTimer()
                 round_ = (drafted_round if drafts else plain_round)(engine, state, remaining, stop)
             policy.learn(round_)
+            if isinstance(policy, LearningPolicy):
+                round_ = replace(round_, decision=policy.decision)
 
 
 def drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
@@ -104,6 +107,7 @@ def make_round(
     return Round(
         verdict.tokens,
         drafted=draft.tokens.size if draft else 0,
+        proposer="drafter" if draft else "",
         scheduled=length,
         accepted=verdict.accepted,
         confidence=verdict.confidence,

@@ -19,6 +19,8 @@ class Tally:
         self._prefill_seconds = 0.0
         self._seconds = 0.0
         self._host_seconds = 0.0
+        self._predicted_seconds = self._taken_seconds = 0.0
+        self._blocks_by: dict[str, int] = {}
         self._tokens = self._rounds = self._blocks = self._drafted = self._scheduled = (
             self._accepted
         ) = 0
@@ -36,6 +38,11 @@ class Tally:
         self._drafted += round_.drafted
         self._scheduled += round_.scheduled
         self._accepted += round_.accepted
+        if round_.proposer:
+            self._blocks_by[round_.proposer] = self._blocks_by.get(round_.proposer, 0) + 1
+        if round_.decision:
+            self._predicted_seconds += round_.decision.seconds
+            self._taken_seconds += round_.seconds
 
     def statistics(self) -> Statistics:
         """The totals up to now."""
@@ -51,4 +58,7 @@ class Tally:
             accepted=self._accepted,
             host_seconds=self._host_seconds,
             peak_memory=mx.get_peak_memory(),
+            blocks_by=dict(self._blocks_by),
+            predicted_seconds=self._predicted_seconds,
+            taken_seconds=self._taken_seconds,
         )

@@ -86,7 +86,7 @@ def test_expected_is_near_the_best_possible(name, mixed):
     profile = read_profile(SHIPPED / f"{name}.json")
     prior = fit(*arrays(made_up(12, seed=1, mixed=mixed)))
     recorded = texts(made_up(24, seed=2, mixed=mixed), identity(7))
-    found = total(make_scheduler("expected", profile, prior), recorded, profile).speedup
+    found = total(make_scheduler("auto", profile, prior), recorded, profile).speedup
     _, fixed = best_fixed(recorded, profile)
     possible = sum((oracle(text, profile) for text in recorded), start=type(fixed)()).speedup
     assert found >= 0.98 * fixed.speedup
@@ -101,7 +101,7 @@ def test_no_text_is_much_slower_than_plain(name):
     profile = read_profile(SHIPPED / f"{name}.json")
     prior = fit(*arrays(made_up(12, seed=3, mixed=False)))
     hopeless = ReplayText("t", 0, (0,) * 400, ((0.4, *(0.3,) * 6),) * 400)
-    assert replay(make_scheduler("expected", profile, prior), hopeless, profile).speedup > 0.97
+    assert replay(make_scheduler("auto", profile, prior), hopeless, profile).speedup > 0.97
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -120,8 +120,8 @@ def test_the_command_prints_tables_and_json(tmp_path, capsys):
     assert bench.main(["--replay", str(file), "--profile", "stepped", "--profile", "flat"]) == 0
     *lines, last = capsys.readouterr().out.strip().splitlines()
     data = json.loads(last)
-    assert set(data) == {"stepped", "flat"} and "expected" in data["flat"]
-    assert sum(line.startswith("expected") for line in lines) == 2
+    assert set(data) == {"stepped", "flat"} and "auto" in data["flat"]
+    assert sum(line.startswith("auto") for line in lines) == 2
 
 
 def test_sampled_rounds_are_replayed_at_their_temperature(tmp_path):
