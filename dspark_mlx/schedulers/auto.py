@@ -26,7 +26,7 @@ _RECHECK = 32
 # Plain steps that are timed, the first and the last apart, where none were for long.
 _TIMED_STEPS = 5
 # Rounds this much faster than plain decoding leave no doubt about it.
-_CLEAR = 1.6
+_CLEAR = 2.2
 
 
 class AutoScheduler:

@@ -28,11 +28,11 @@ _UNKNOWN: Weights = (0.3, 0.5, 0.0)
 _UNKNOWN_VARIANCE: Weights = (2.5, 0.5, 0.2)
 # What a request may differ by from those that a calibration was fitted on, whose temperatures
 # cannot say that a head is useless; and from the request before.
-_FITTED_VARIANCE: Weights = (0.8, 0.15, 0.05)
+_FITTED_VARIANCE: Weights = (1.5, 0.3, 0.1)
 _NEW_TEXT: Weights = (0.25, 0.02, 0.02)
 # Rounds after which a calibration weighs as much as knowing nothing does, and what it counts for.
 _FITTED_ROUNDS = 30.0
-_FITTED_EVIDENCE = 2.0
+_FITTED_EVIDENCE = 1.0
 # Of earlier requests: more of it would let a request stake too much on drafts like theirs.
 _MAX_EVIDENCE = 40.0
 # Evidence is worth half as much after 69 rounds.

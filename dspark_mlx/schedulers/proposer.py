@@ -14,6 +14,8 @@ from .speed_profile import Costs
 LEAST_EVIDENCE = 3
 """Judged drafts before a proposer may be parked, where any outcome could still pay."""
 
+# Standard deviations: while no draft of the request was rejected, and afterwards.
+_FIRST_OPTIMISM = 1.3
 _OPTIMISM = 0.6
 _NEWEST = 0.25
 _MAX_WORTH = 1.5
@@ -73,6 +75,7 @@ class ProposerState:
         self._worth: float | None = None
         self._share = _FIRST_SHARE
         self._loss = 0.0
+        self._optimism = _FIRST_OPTIMISM
         self._gained = _STAKE_PER_EVIDENCE * prior.evidence
 
     @property
@@ -100,7 +103,7 @@ class ProposerState:
 
     def survival(self, seen: Sequence[float]) -> list[float]:
         """The chances a_1..a_gamma by which a block is scheduled, a little optimistic."""
-        return self.belief.survival(seen, _OPTIMISM)
+        return self.belief.survival(seen, self._optimism)
 
     def affordable(self, costs: Costs, limit: int) -> int:
         """The most slots, up to `limit`, whose verification the request can afford to lose."""
@@ -112,6 +115,8 @@ class ProposerState:
     def learn(self, round_: Round, costs: Costs) -> float:
         """Update with a round of its drafts; returns the tokens that were to be expected of it."""
         self.belief.learn(round_)
+        if round_.accepted < round_.scheduled:
+            self._optimism = _OPTIMISM
         survival = self.belief.survival(round_.confidence)
         expected = 1.0 + sum(survival[: round_.scheduled])
         steps = (costs.draft + costs.verify[round_.scheduled]) / costs.plain

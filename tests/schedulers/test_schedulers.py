@@ -134,8 +134,8 @@ def test_a_calibration_weighs_as_much_as_it_was_fitted_on():
         Prior.of(Calibration((1.0,) * 4, rounds, (0.5,) * 4, 0.0, ((0.5,) * 4,)))
         for rounds in (3, 3000)
     )
-    assert few.covariance[0][0] > 2 * many.covariance[0][0]
-    assert few.evidence < 1 < many.evidence
+    assert few.covariance[0][0] > 1.3 * many.covariance[0][0]
+    assert few.evidence < 0.5 < many.evidence
     assert Prior.of(identity(GAMMA)).evidence == 0
 
 
