@@ -17,8 +17,8 @@ LEAST_EVIDENCE = 3
 # Standard deviations: while no draft of the request was rejected, and afterwards.
 _FIRST_OPTIMISM = 1.3
 _OPTIMISM = 0.6
-_NEWEST = 0.25
-_MAX_WORTH = 1.5
+_NEWEST = 0.3
+_MAX_WORTH = 1.2
 # Share of the time that trial rounds may lose: at first, and after several that lost.
 _FIRST_SHARE, _LAST_SHARE = 0.04, 0.01
 _GAPS = (2, 192)

@@ -23,6 +23,7 @@ PLAIN = 0
 _NEWEST = 15
 _LEAST = 3
 _KEPT = 5
+_PULL = 3
 _FURTHEST = 8.0
 # Contexts are kept apart by octaves from here on.
 _FIRST_OCTAVE = 512
@@ -114,45 +115,46 @@ class RoundTimes:
             self._ratios[int(parts[0]), int(parts[1])] = deque(found[-_KEPT:], maxlen=_NEWEST)
 
     def _correct(self, base: Costs, octave: int) -> Costs:
-        medians = self._medians(octave)
-        if not medians:
+        known = self._nearest(octave)
+        drafted = {width: ratios for width, ratios in known.items() if width != PLAIN}
+        if not known:
             return base
-        drafted = {width: ratio for width, ratio in medians.items() if width != PLAIN}
-        plain = medians.get(PLAIN) or statistics.median(drafted.values())
-        if not drafted:
-            drafted = {1: plain}
-        overall = statistics.median(drafted.values())
+        overall = statistics.median([r for ratios in (drafted or known).values() for r in ratios])
+        plain = statistics.median(known[PLAIN]) if PLAIN in known else overall
+        ratios = {width: _pulled(ratios, overall) for width, ratios in drafted.items()}
         draft = base.draft * overall
-        verify = [
-            (base.draft + ms) * _between(drafted, width) - draft
+        verify = tuple(
+            (base.draft + ms) * _between(ratios, width, overall) - draft
             for ms, width in zip(base.verify, base.rows, strict=True)
-        ]
-        # A wider forward never takes less: what seems so is noise, or was padded to it.
-        for i in range(len(verify) - 2, -1, -1):
-            verify[i] = min(verify[i], verify[i + 1])
-        return replace(base, draft=draft, plain=base.plain * plain, verify=tuple(verify))
+        )
+        return replace(base, draft=draft, plain=base.plain * plain, verify=verify)
 
-    def _medians(self, octave: int) -> dict[int, float]:
-        """The median ratio of every known width, from the nearest octave that knows it."""
-        found: dict[int, tuple[int, float]] = {}
+    def _nearest(self, octave: int) -> dict[int, list[float]]:
+        """The ratios of every known width, from the nearest octave that knows it."""
+        found: dict[int, tuple[int, list[float]]] = {}
         for (width, other), ratios in self._ratios.items():
             distance = abs(other - octave)
             if len(ratios) >= _LEAST and (width not in found or distance < found[width][0]):
-                found[width] = distance, statistics.median(ratios)
-        return {width: ratio for width, (_, ratio) in sorted(found.items())}
+                found[width] = distance, list(ratios)
+        return {width: ratios for width, (_, ratios) in sorted(found.items())}
 
 
 def _octave(context: int) -> int:
     return (context // _FIRST_OCTAVE).bit_length()
 
 
-def _between(ratios: dict[int, float], width: int) -> float:
+def _pulled(ratios: list[float], overall: float) -> float:
+    """The median of a few ratios, pulled towards that of all widths as if by more of them."""
+    count = len(ratios)
+    return (count * statistics.median(ratios) + _PULL * overall) / (count + _PULL)
+
+
+def _between(ratios: dict[int, float], width: int, otherwise: float) -> float:
     """The ratio at a width: linear between the nearest known ones, constant beyond them."""
-    if width in ratios:
-        return ratios[width]
-    below = max((w for w in ratios if w < width), default=None)
-    above = min((w for w in ratios if w > width), default=None)
-    if below is None or above is None:
-        return ratios[above if below is None else below]  # type: ignore[index]
+    below = max((w for w in ratios if w <= width), default=None)
+    above = min((w for w in ratios if w >= width), default=None)
+    if below is None or above is None or below == above:
+        nearest = above if below is None else below
+        return otherwise if nearest is None else ratios[nearest]
     share = (width - below) / (above - below)
     return (1 - share) * ratios[below] + share * ratios[above]

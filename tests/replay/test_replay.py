@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.hand_made import hand_made_profile
 from helpers.pairs import traces
+from helpers.slow_cases import some_slow
 
 from dspark_mlx import InputError, bench
 from dspark_mlx.calibration.by_temperature import Calibrations
@@ -23,6 +24,7 @@ from dspark_mlx.schedulers.speed_profile import read_profile
 from dspark_mlx.schedulers.threshold import ThresholdScheduler
 
 PROFILES = sorted(path.stem for path in SHIPPED.glob("*.json"))
+QUICK = ("apple-4bit", "jagged", "stepped")
 COSTS = hand_made_profile(verify=(10, 12, 14, 16, 18, 20), draft=3, plain=9)
 
 
@@ -77,8 +79,8 @@ def test_costs_are_added_up():
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["alike", "mixed"])
-@pytest.mark.parametrize("name", PROFILES)
-def test_expected_is_near_the_best_possible(name, mixed):
+@pytest.mark.parametrize("name", some_slow(PROFILES, QUICK))
+def test_auto_is_near_the_best_possible(name, mixed):
     """A policy that loses to a constant, or that learns too slowly: the promise of the default.
 
     The prior is fitted on other texts of the same kind.
@@ -95,7 +97,7 @@ def test_expected_is_near_the_best_possible(name, mixed):
         assert found > fixed.speedup
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", some_slow(PROFILES, QUICK))
 def test_no_text_is_much_slower_than_plain(name):
     """A text without a single acceptable draft."""
     profile = read_profile(SHIPPED / f"{name}.json")
@@ -104,7 +106,7 @@ def test_no_text_is_much_slower_than_plain(name):
     assert replay(make_scheduler("auto", profile, prior), hopeless, profile).speedup > 0.97
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", some_slow(PROFILES, QUICK))
 def test_the_oracle_is_not_beaten_by_a_constant(name):
     """An upper bound that is none; single texts can be lucky, for it knows odds, not outcomes."""
     profile = read_profile(SHIPPED / f"{name}.json")
