@@ -150,6 +150,7 @@ class AutoPolicy:
 
     def _learn_plain(self, round_: Round) -> None:
         self._plain_steps += 1
+        self._drafter.step()
         # A stretch's first step starts two forwards, and its last one none.
         if 1 < self._plain_steps < self._stretch:
             context = self._context + self._plain_steps - 1

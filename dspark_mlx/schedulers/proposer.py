@@ -16,11 +16,13 @@ LEAST_EVIDENCE = 3
 
 # Standard deviations: while no draft of the request was rejected, and afterwards.
 _FIRST_OPTIMISM = 1.3
-_OPTIMISM = 0.6
+_OPTIMISM = 0.45
 _NEWEST = 0.3
 _MAX_WORTH = 1.2
-# Share of the time that trial rounds may lose: at first, and after several that lost.
-_FIRST_SHARE, _LAST_SHARE = 0.04, 0.01
+# Plain steps that drafts may lose before they are given up, and what a plain step adds to them.
+_BUDGET = 5.0
+_BUDGET_PER_STEP = 0.015
+_MAX_DEBT = 2.0
 _GAPS = (2, 192)
 # Plain steps that a round may lose at most, beyond what the request's drafts have gained.
 _STAKE = 3.0
@@ -73,7 +75,7 @@ class ProposerState:
     def __init__(self, prior: Prior) -> None:
         self.belief = Belief(prior)
         self._worth: float | None = None
-        self._share = _FIRST_SHARE
+        self._balance = 0.0 if self.proven else _BUDGET
         self._loss = 0.0
         self._optimism = _FIRST_OPTIMISM
         self._gained = _STAKE_PER_EVIDENCE * prior.evidence
@@ -84,22 +86,25 @@ class ProposerState:
         return self.belief.evidence >= LEAST_EVIDENCE
 
     def pays(self, costs: Costs) -> bool:
-        """Whether its next block is expected to gain, or too little is known of it."""
+        """Whether its next block is expected to gain, or may still be tried at a loss."""
         if self._worth is None:
             blocks = self.belief.blocks
             worths = [self._block_worth(block, costs) for block in blocks]
             self._worth = sum(worths) / len(worths) if worths else 0.0
             self._loss = -self._worth
-        return self._worth >= 0 or not self.proven
+        return self._worth >= 0 or not self.proven or self._balance > self._loss
 
     def gap(self) -> int:
-        """Plain steps before the next trial round, so that trials lose a small share of the time.
+        """Plain steps before the next trial round, until which its loss can be afforded.
 
-        The share halves with every trial that lost. Where little is lost, trials come soon.
+        Where little is lost, or drafts gained before, trials come soon.
         """
-        gap = min(max(round(self._loss / self._share), _GAPS[0]), _GAPS[1])
-        self._share = max(self._share / 2, _LAST_SHARE)
-        return gap
+        missing = (self._loss - self._balance) / _BUDGET_PER_STEP
+        return min(max(round(missing), _GAPS[0]), _GAPS[1])
+
+    def step(self) -> None:
+        """Count a plain step, which adds a little to what drafts may lose."""
+        self._balance = min(self._balance + _BUDGET_PER_STEP, _BUDGET)
 
     def survival(self, seen: Sequence[float]) -> list[float]:
         """The chances a_1..a_gamma by which a block is scheduled, a little optimistic."""
@@ -123,10 +128,10 @@ class ProposerState:
         worth = self._block_worth(round_.confidence, costs)
         worth = (1 - _NEWEST) * (self._worth or 0.0) + _NEWEST * worth
         self._worth = min(max(worth, -_MAX_WORTH), _MAX_WORTH)
-        self._gained = max(self._gained + len(round_.tokens) - steps, 0.0)
+        gain = len(round_.tokens) - steps
+        self._gained = max(self._gained + gain, 0.0)
+        self._balance = max(min(self._balance + gain, _BUDGET), -_MAX_DEBT)
         self._loss = steps - expected
-        if self._worth >= 0:
-            self._share = _FIRST_SHARE
         return expected
 
     def _block_worth(self, confidence: Sequence[float], costs: Costs) -> float:
