@@ -92,14 +92,14 @@ class AutoPolicy:
         costs = self._costs = self._times.at(context)
         waited, self._stretch = self._stretch, 0
         if highest_rate(costs, limit) <= _MIN_GAIN:
-            doubtful = highest_rate(costs, limit) * _DOUBT > 1 and not self._times.known(1, context)
+            doubtful = highest_rate(costs, limit) * _DOUBT > 1 and not self._times.drafts_are_known
             if not (waited and doubtful):
                 return self._wait(_RECHECK, "no accepted length could pay")
             self._reason = "a trial of what a round takes"
         elif self._drafter.pays(costs):
             if not waited and self._times.plain_is_due and self._pace.rate < _CLEAR:
                 return self._wait(_TIMED_STEPS, "to time plain steps")
-            self._reason = "drafts pay" if self._drafter.proven else "too little is known yet"
+            self._reason = self._drafter.reason
         elif waited:
             self._reason = "a trial"
         else:
@@ -144,13 +144,16 @@ class AutoPolicy:
         assert costs is not None
         self._survival = survival = self._drafter.survival(seen)
         limit = max(self._drafter.affordable(costs, self._limit), slot)
-        best, _ = best_length(survival, costs, self._pace.rate, slot, limit)
         # Nothing is learned of a block of which nothing is verified.
-        return best if self._drafter.proven else max(best, 1)
+        least = slot if self._drafter.proven else max(slot, 1)
+        best, _ = best_length(survival, costs, self._pace.rate, least, limit)
+        return best
 
     def _learn_plain(self, round_: Round) -> None:
         self._plain_steps += 1
         self._drafter.step()
+        if self._plain_steps > self._stretch:
+            self.decision = None  # a request's last token, which the policy was not asked about
         # A stretch's first step starts two forwards, and its last one none.
         if 1 < self._plain_steps < self._stretch:
             context = self._context + self._plain_steps - 1

@@ -16,13 +16,13 @@ LEAST_EVIDENCE = 3
 
 # Standard deviations: while no draft of the request was rejected, and afterwards.
 _FIRST_OPTIMISM = 1.3
-_OPTIMISM = 0.45
+_OPTIMISM = 0.6
 _NEWEST = 0.3
 _MAX_WORTH = 1.2
 # Plain steps that drafts may lose before they are given up, and what a plain step adds to them.
-_BUDGET = 5.0
+_BUDGET = 4.0
 _BUDGET_PER_STEP = 0.015
-_MAX_DEBT = 2.0
+_MAX_DEBT = 0.5
 _GAPS = (2, 192)
 # Plain steps that a round may lose at most, beyond what the request's drafts have gained.
 _STAKE = 3.0
@@ -84,6 +84,13 @@ class ProposerState:
     def proven(self) -> bool:
         """Whether enough of its drafts were judged to part with it."""
         return self.belief.evidence >= LEAST_EVIDENCE
+
+    @property
+    def reason(self) -> str:
+        """Why its next block is drafted, after `pays` said so."""
+        if not self.proven:
+            return "too little is known yet"
+        return "drafts pay" if (self._worth or 0.0) >= 0 else "drafts have not lost much yet"
 
     def pays(self, costs: Costs) -> bool:
         """Whether its next block is expected to gain, or may still be tried at a loss."""

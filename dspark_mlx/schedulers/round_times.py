@@ -55,6 +55,11 @@ class RoundTimes:
         """Whether no plain step was timed for so long that what one takes is not known."""
         return self._since_plain >= _PLAIN_EVERY
 
+    @property
+    def drafts_are_known(self) -> bool:
+        """Whether some drafted rounds were timed, of any width."""
+        return sum(len(r) for (width, _), r in self._ratios.items() if width != PLAIN) >= _LEAST
+
     def at(self, context: int) -> Costs:
         """Costs at a cache length, corrected by the rounds that were learned."""
         base, octave = self.profile.at(context), _octave(context)
