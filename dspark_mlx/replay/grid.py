@@ -47,15 +47,17 @@ def grid(
     acceptances: Iterable[float] = ACCEPTANCES,
     heads: Iterable[str] = tuple(HEADS),
     calibrated: Iterable[bool] = (False, True),
+    taught: int = 0,
     scheduler: str = "auto",
     seed: int = 1,
 ) -> list[Cell]:
-    """Every cell, each from requests that know nothing of one another.
+    """Every cell; its requests know nothing of one another.
 
     Args:
         profiles: speed profiles by name.
         tokens, texts: length and number of a cell's requests.
         acceptances, heads, calibrated: what the cells are made of.
+        taught: earlier requests of the pair, of which each request knows; of the same length.
         scheduler: the name of the scheduler.
         seed: of all random numbers.
     """
@@ -69,12 +71,14 @@ def grid(
                 best.setdefault(name, max(best_fixed(raw, profile)[1].speedup, 1.0))
             for fitted in calibrated:
                 prior, shown = _calibrated(acceptance, head, raw, seed) if fitted else _as_is(raw)
+                earlier = simulated_texts(acceptance, head, taught, tokens, GAMMA, seed + 2000)
                 for name, profile in profiles.items():
-                    outcomes = (
-                        replay(make_scheduler(scheduler, profile, prior), text, profile)
-                        for text in shown
-                    )
-                    total = sum(outcomes, Outcome())
+                    total = Outcome()
+                    for text in shown:
+                        made = make_scheduler(scheduler, profile, prior)
+                        for known in earlier:
+                            replay(made, _shown(known, prior), profile)
+                        total += replay(made, text, profile)
                     deciding = total.deciding_seconds / total.rounds
                     ratio = total.speedup / best[name]
                     cells.append(Cell(acceptance, head, fitted, name, ratio, deciding))
@@ -108,11 +112,13 @@ def _calibrated(
     others = simulated_texts(acceptance, head, _FITTED_TEXTS, _FITTED_TOKENS, GAMMA, seed + 1000)
     accepted = np.array([count for text in others for count in text.accepted])
     prior = fit(np.concatenate([_logits(text) for text in others]), accepted)
-    shown = []
-    for text in raw:
-        confidence = prior.probabilities(_logits(text)).tolist()
-        shown.append(replace(text, confidence=tuple(map(tuple, confidence))))
-    return prior, shown
+    return prior, [_shown(text, prior) for text in raw]
+
+
+def _shown(text: ReplayText, prior: Calibration) -> ReplayText:
+    """The text with calibrated confidences."""
+    confidence = prior.probabilities(_logits(text)).tolist()
+    return replace(text, confidence=tuple(map(tuple, confidence)))
 
 
 def _logits(text: ReplayText) -> np.ndarray:

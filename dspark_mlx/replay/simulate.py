@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import Calibration
-from ..schedulers import Policy, Scheduler, schedule
+from ..schedulers import LearningPolicy, Policy, Scheduler, schedule
 from ..schedulers.fixed import FixedScheduler
 from ..schedulers.pace import best_length
 from ..schedulers.speed_profile import Costs, SpeedProfile
@@ -129,6 +129,8 @@ def replay(
         clock.learn(replace(done, seconds=stopwatch(told) / 1e3))
         at += len(done.tokens)
         total += _outcome(done, spent, costs.plain)
+    if isinstance(policy, LearningPolicy):
+        policy.close()
     return total + Outcome(deciding_seconds=clock.seconds)
 
 

@@ -14,12 +14,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--texts", type=int, default=4)
+    parser.add_argument("--taught", type=int, default=0, help="earlier requests of the pair")
     parser.add_argument("--scheduler", default="auto")
     parser.add_argument("--profiles", nargs="*", default=[])
     arguments = parser.parse_args()
     shipped = {path.stem: read_profile(path) for path in sorted(SHIPPED.glob("*.json"))}
     profiles = {name: shipped[name] for name in arguments.profiles or shipped}
-    cells = grid(profiles, arguments.tokens, arguments.texts, scheduler=arguments.scheduler)
+    cells = grid(
+        profiles,
+        arguments.tokens,
+        arguments.texts,
+        taught=arguments.taught,
+        scheduler=arguments.scheduler,
+    )
     ratios = [cell.of_best for cell in cells]
     print(grid_table(cells))
     print(f"{len(cells)} cells of {arguments.texts} texts of {arguments.tokens} tokens")
