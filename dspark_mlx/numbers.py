@@ -119,10 +119,11 @@ def check_numbers(
     Raises:
         InputError: the value is something else.
     """
-    numbers = value if isinstance(value, list) else [None]
-    for number in numbers:
+    if not isinstance(value, list):
+        raise InputError(where, shown(value), "a list of numbers")
+    for number in value:
         if type(number) not in (int, float) or not low <= number <= high:
-            raise InputError(where, repr(number)[:80], f"numbers from {low} to {high}")
-    if count is not None and len(numbers) != count:
-        raise InputError(where, f"{len(numbers)} numbers", str(count))
-    return [float(number) for number in numbers]
+            raise InputError(where, shown(number), f"numbers from {low:g} to {high:g}")
+    if count is not None and len(value) != count:
+        raise InputError(where, f"{len(value)} numbers", str(count))
+    return [float(number) for number in value]

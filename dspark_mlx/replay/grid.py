@@ -63,7 +63,7 @@ def grid(
     """
     cells = []
     for acceptance in acceptances:
-        best = {}
+        best: dict[str, float] = {}
         for head in heads:
             raw = simulated_texts(acceptance, head, texts, tokens, GAMMA, seed)
             for name, profile in profiles.items():
