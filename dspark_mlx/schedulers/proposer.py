@@ -22,6 +22,8 @@ _MAX_WORTH = 1.2
 # Plain steps that drafts may lose before they are given up, and what a plain step adds to them.
 _BUDGET = 4.0
 _BUDGET_PER_STEP = 0.015
+# Judged drafts of earlier requests that leave nothing to be tried at a loss.
+_AMPLE_EVIDENCE = 12
 _MAX_DEBT = 0.5
 _GAPS = (2, 192)
 # Plain steps that a round may lose at most, beyond what the request's drafts have gained.
@@ -75,7 +77,7 @@ class ProposerState:
     def __init__(self, prior: Prior) -> None:
         self.belief = Belief(prior)
         self._worth: float | None = None
-        self._balance = 0.0 if self.proven else _BUDGET
+        self._balance = _BUDGET * max(1 - prior.evidence / _AMPLE_EVIDENCE, 0.0)
         self._loss = 0.0
         self._optimism = _FIRST_OPTIMISM
         self._gained = _STAKE_PER_EVIDENCE * prior.evidence

@@ -58,7 +58,9 @@ class RoundTimes:
     @property
     def drafts_are_known(self) -> bool:
         """Whether some drafted rounds were timed, of any width."""
-        return sum(len(r) for (width, _), r in self._ratios.items() if width != PLAIN) >= _LEAST
+        with self._lock:
+            counts = [len(r) for (width, _), r in self._ratios.items() if width != PLAIN]
+        return sum(counts) >= _LEAST
 
     def at(self, context: int) -> Costs:
         """Costs at a cache length, corrected by the rounds that were learned."""
