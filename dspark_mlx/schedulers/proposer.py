@@ -23,7 +23,7 @@ _MAX_WORTH = 1.2
 _BUDGET = 4.0
 _BUDGET_PER_STEP = 0.015
 # Judged drafts of earlier requests that leave nothing to be tried at a loss.
-_AMPLE_EVIDENCE = 12
+_AMPLE_EVIDENCE = 6
 _MAX_DEBT = 0.5
 _GAPS = (2, 192)
 # Plain steps that a round may lose at most, beyond what the request's drafts have gained.
