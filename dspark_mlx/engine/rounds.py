@@ -54,6 +54,7 @@ def rounds(
     target, stop = engine.target, frozenset(stop_tokens)
     speculation = Speculation.start(engine, list(prompt), sampler.temperature)
     policy = engine.scheduler.start(speculation.gamma if speculation else 0, sampler.temperature)
+    learning = policy if isinstance(policy, LearningPolicy) else None
     state = State(new_caches(target.model, "target"), speculation, policy, sampler)
     with WIRED.use(target.model), contextlib.closing(state):
         round_ = prefill(engine, state, prompt, prefill_step_size, progress)
@@ -68,8 +69,8 @@ def rounds(
                 state.timer = RoundTimer()
                 round_ = (drafted_round if drafts else plain_round)(engine, state, remaining, stop)
             policy.learn(round_)
-            if isinstance(policy, LearningPolicy):
-                round_ = replace(round_, decision=policy.decision)
+            if learning:
+                round_ = replace(round_, decision=learning.decision)
 
 
 def drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
