@@ -13,7 +13,7 @@ from .decoder import Decoder, Prompt
 from .errors import InputError
 from .system.process import program
 from .terminal import command, flags
-from .terminal.draft_painter import DraftPainter, statistics_line
+from .terminal.draft_painter import DraftPainter, explained, statistics_line
 from .terminal.sampling_flags import (
     add_setting_flag,
     read_json_argument,
@@ -43,6 +43,9 @@ def main(argv: list[str] | None) -> int:
             command.print_json(_report(output))
         elif args.stats and output.chunks:
             print(statistics_line(output.chunks[-1].statistics), file=sys.stderr)
+        if args.explain and not args.json:
+            lines = [explained(done, i) for i, done in enumerate(output.rounds) if not done.prefill]
+            print("\n".join(lines), file=sys.stderr)
         if output.interrupted:
             return command.INTERRUPTED
         if args.compare:
@@ -77,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add_setting_flag(parser, "logprobs")
     add("--show-drafts", action="store_true", help="colour accepted drafts, a colour a round")
     add("--stats", action="store_true", help="print a line of statistics at the end")
+    add("--explain", action="store_true", help="print what each round decided, and why, at the end")
     add("--compare", action="store_true", help="decode plainly too and compare speed and tokens")
     add("--json", action="store_true", help="print one JSON object a sample instead of streaming")
     return parser

@@ -28,8 +28,7 @@ from .numbers import check_whole
 from .pairs import builtin
 from .pairs.registry import find_pair, names_of
 from .pairs.stored import StoredDrafter, read_drafter, target_folder
-from .profiling.measure import LIMIT
-from .profiling.store import Pair, get_profile, has_profile
+from .profiling.store import Pair, get_quick_profile, learned_path
 from .progress import progress_bar
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
@@ -56,9 +55,8 @@ def load(
         model: an MLX or Hugging Face folder, a GGUF file, or a Hub id; None for the built-in pair.
         drafter: a folder, a GGUF file or a Hub id, which is converted first where it needs it; None
             for the published drafter of the target; False to decode plainly.
-        scheduler: "auto" ("expected" where this pair's speed profile was measured before, else
-            "full"), "expected", "lagged" or "prefix" (which measure the profile when there is
-            none), "full", "threshold:VALUE", or an object like `schedulers.Scheduler`.
+        scheduler: "auto", "lagged" or "prefix" (which measure a quick speed profile where none is
+            stored), "full", "threshold:VALUE", or an object like `schedulers.Scheduler`.
         precision: "auto" (float32 on the CPU backend, else as stored), "stored", "float32",
             "bfloat16" or "float16".
         draft_vocabulary: the tokens that drafts are chosen from: "full" for all, a number for so
@@ -229,17 +227,16 @@ def _scheduled(decoder: Decoder, scheduler: str | Scheduler) -> Decoder:
     drafter = decoder.engine.drafter
     if drafter is None:
         return decoder
-    profile, pair = None, Pair.of(decoder)
-    if needs_profile(scheduler) or (scheduler == "auto" and has_profile(pair.key())):
-        label = f"Measuring speed, {LIMIT:.0f} s at most"
-        with progress_bar(label, "pass", delay=1.0) as progress:
-            obtained = get_profile(pair, progress=progress)
-        if obtained.stale_reason or not obtained.kept:
-            reasons = [obtained.stale_reason] if obtained.stale_reason else []
-            warnings.warn(" ".join([*reasons, obtained.message]), stacklevel=3)
-        profile = obtained.profile
+    profile, memory = None, None
+    if needs_profile(scheduler):
+        pair = Pair.of(decoder)
+        with progress_bar("Measuring speed, a few seconds", "pass", delay=1.0) as progress:
+            obtained = get_quick_profile(pair, progress)
+        if obtained.stale_reason:
+            warnings.warn(f"{obtained.stale_reason} {obtained.message}", stacklevel=3)
+        profile, memory = obtained.profile, learned_path(pair.key())
     has_confidence = drafter.config.has_confidence
-    made = make_scheduler(scheduler, profile, drafter.calibrations, has_confidence)
+    made = make_scheduler(scheduler, profile, drafter.calibrations, has_confidence, memory)
     return decoder.with_scheduler(made, profile)
 
 

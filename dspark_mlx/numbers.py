@@ -109,3 +109,21 @@ def token_ids(name: str, value: Any, size: int | None = None) -> list[int]:
             raise InputError(name, found, f"token ids {upper}")
         taken.append(token)
     return taken
+
+
+def check_numbers(
+    where: str, value: object, count: int | None, low: float = -math.inf, high: float = math.inf
+) -> list[float]:
+    """A list of `count` finite numbers from `low` to `high`; None for any count.
+
+    Raises:
+        InputError: the value is something else.
+    """
+    if not isinstance(value, list):
+        raise InputError(where, shown(value), "a list of numbers")
+    for number in value:
+        if type(number) not in (int, float) or not low <= number <= high:
+            raise InputError(where, shown(number), f"numbers from {low:g} to {high:g}")
+    if count is not None and len(value) != count:
+        raise InputError(where, f"{len(value)} numbers", str(count))
+    return [float(number) for number in value]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import mlx.core as mx
@@ -91,6 +92,25 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """Why a scheduler chose a round's verify length.
+
+    Attributes:
+        reason: why it drafts, or why it does not.
+        survival: chances that the target accepts the block's first k tokens, for each k that could
+            be verified; empty for a plain step.
+        milliseconds: what the round was expected to take for each verify length from 0 on; empty
+            for a plain step.
+        seconds: what the round was expected to take.
+    """
+
+    reason: str
+    survival: tuple[float, ...]
+    milliseconds: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Round:
     """One round: draft, schedule, verify, commit.
 
@@ -115,6 +135,8 @@ class Round:
         target_bytes_per_token, drafter_bytes_per_token: bytes that each further position of the
             context takes in their caches, in a prefill's round; windows and recurrent states stop
             growing and do not count.
+        proposer: name of what proposed the tokens; "" for a plain step.
+        decision: why the verify length was chosen; None where the scheduler does not say.
     """
 
     tokens: tuple[int, ...]
@@ -130,6 +152,8 @@ class Round:
     rollback_seconds: float = 0.0
     target_bytes_per_token: int = 0
     drafter_bytes_per_token: int = 0
+    proposer: str = ""
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +171,9 @@ class Statistics:
         host_seconds, rollback_seconds: sums of the same of the rounds after the prefill.
         peak_memory: MLX's peak memory in bytes.
         target_bytes_per_token, drafter_bytes_per_token: see `Round`.
+        blocks_by: blocks by the name of their proposer.
+        predicted_seconds: what the scheduler expected the rounds to take that it predicted.
+        taken_seconds: what those rounds took.
     """
 
     prompt_tokens: int = 0
@@ -163,6 +190,14 @@ class Statistics:
     rollback_seconds: float = 0.0
     target_bytes_per_token: int = 0
     drafter_bytes_per_token: int = 0
+    blocks_by: Mapping[str, int] = field(default_factory=dict)
+    predicted_seconds: float = 0.0
+    taken_seconds: float = 0.0
+
+    @property
+    def parked_share(self) -> float:
+        """Share of the rounds that were plain steps; 0 without rounds."""
+        return 1 - self.blocks / self.rounds if self.rounds else 0.0
 
     @property
     def accepted_length(self) -> float:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..caches import new_caches
 from ..progress import ProgressCallback
 from ..sampling import Sampler
+from ..schedulers import LearningPolicy
 from ..targets.turns import WIRED
 from ..types import Draft, Round, Verdict
 from .faults import refuse_faults
@@ -53,6 +54,7 @@ def rounds(
     target, stop = engine.target, frozenset(stop_tokens)
     speculation = Speculation.start(engine, list(prompt), sampler.temperature)
     policy = engine.scheduler.start(speculation.gamma if speculation else 0, sampler.temperature)
+    learning = policy if isinstance(policy, LearningPolicy) else None
     state = State(new_caches(target.model, "target"), speculation, policy, sampler)
     with WIRED.use(target.model), contextlib.closing(state):
         round_ = prefill(engine, state, prompt, prefill_step_size, progress)
@@ -67,6 +69,8 @@ def rounds(
                 state.timer = RoundTimer()
                 round_ = (drafted_round if drafts else plain_round)(engine, state, remaining, stop)
             policy.learn(round_)
+            if learning:
+                round_ = replace(round_, decision=learning.decision)
 
 
 def drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
@@ -104,6 +108,7 @@ def make_round(
     return Round(
         verdict.tokens,
         drafted=draft.tokens.size if draft else 0,
+        proposer="drafter" if draft else "",
         scheduled=length,
         accepted=verdict.accepted,
         confidence=verdict.confidence,

@@ -11,7 +11,7 @@ from ..drafters.base import Drafter, DrafterContext
 from ..errors import InputError
 from ..sampling import Position, Sampler
 from ..sampling.packing import Packed
-from ..schedulers import Policy, Scheduler
+from ..schedulers import LearningPolicy, Policy, Scheduler
 from ..schedulers.speed_profile import SpeedProfile
 from ..targets.rollback import Rollback
 from ..targets.tap import Target
@@ -121,10 +121,12 @@ class State:
         return Position(self.anchor_index, self.prefix)
 
     def close(self) -> None:
-        """Wait for `next_step`, so that nothing of the request still runs afterwards."""
+        """Wait for `next_step`, so that nothing of the request still runs; keep what it taught."""
         next_step, self.next_step = self.next_step, None
         if next_step is not None:
             mx.eval(next_step.packed.array)
+        if isinstance(self.policy, LearningPolicy):
+            self.policy.close()
 
 
 def make_engine(

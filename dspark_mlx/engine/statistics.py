@@ -20,6 +20,8 @@ class Tally:
         self._seconds = 0.0
         self._host_seconds = self._rollback_seconds = 0.0
         self._target_bytes = self._drafter_bytes = 0
+        self._predicted_seconds = self._taken_seconds = 0.0
+        self._blocks_by: dict[str, int] = {}
         self._tokens = self._rounds = self._blocks = self._drafted = self._scheduled = (
             self._accepted
         ) = 0
@@ -40,6 +42,11 @@ class Tally:
         self._drafted += round_.drafted
         self._scheduled += round_.scheduled
         self._accepted += round_.accepted
+        if round_.proposer:
+            self._blocks_by[round_.proposer] = self._blocks_by.get(round_.proposer, 0) + 1
+        if round_.decision:
+            self._predicted_seconds += round_.decision.seconds
+            self._taken_seconds += round_.seconds
 
     def statistics(self) -> Statistics:
         """The totals up to now."""
@@ -58,4 +65,7 @@ class Tally:
             rollback_seconds=self._rollback_seconds,
             target_bytes_per_token=self._target_bytes,
             drafter_bytes_per_token=self._drafter_bytes,
+            blocks_by=dict(self._blocks_by),
+            predicted_seconds=self._predicted_seconds,
+            taken_seconds=self._taken_seconds,
         )

@@ -26,6 +26,10 @@ BATCHES = (2, 4)
 LIMIT = 30.0
 """Seconds after which a measurement begins nothing new, but for one pass over the first context."""
 
+QUICK_CONTEXT = 64
+QUICK_SECONDS = 2.0
+"""Seconds of a quick measurement, if one pass, of about 20 plain steps, takes no longer."""
+
 _MORE_WIDTHS = 3
 _FILL_SECONDS = 5.0
 _BATCH_SECONDS = 1.0
@@ -107,6 +111,57 @@ def measure_profile(
         batches={1: verify[middle], **batches} if batches else {},
         verify_spread=tuple(_row(t, "verify", widths, _spread) for t in times),
         sampling=_added(added, engine.drafter.config.gamma) if added else (0.0, 0.0, 0.0),
+    )
+
+
+def quick_profile(
+    engine: Engine,
+    name: str,
+    key: str,
+    progress: ProgressCallback | None = None,
+    *,
+    max_length: int | None = None,
+) -> SpeedProfile:
+    """Measure a few widths at one short context; the widths between them are interpolated.
+
+    It serves schedulers that learn the times of rounds while they decode, see `RoundTimes`.
+
+    Args:
+        engine, name, key, progress, max_length: see `measure_profile`.
+
+    Raises:
+        InputError: the engine has no drafter.
+    """
+    if engine.drafter is None:
+        raise InputError("speed profile", "no drafter", "a target with its drafter")
+    block, repeats = engine.drafter.config.gamma + 1, 5
+    measured = sorted({1, min(2, block), (block + 1) // 2, block})
+    room = (repeats + 1) * (len(measured) + PLAIN_STEPS + 1) + block
+    (length,) = _shortened((QUICK_CONTEXT,), max_length, room)
+    steps = _Steps(progress, repeats, repeats)
+    with wired_limit(engine.target.model):
+        session = Session(engine)
+        filled = session.fill(length, _FILL_SECONDS)
+        points = session.points(measured)
+        times = take_turns(points, repeats, steps.next_phase(), QUICK_SECONDS, least=1)
+    mx.clear_cache()
+    widths = range(1, block + 1)
+
+    def between(of: Callable[[list[float]], float]) -> tuple[float, ...]:
+        known = _row(times, "verify", measured, of)
+        return tuple(np.interp(widths, measured, known).tolist())
+
+    return SpeedProfile(
+        name=name,
+        key=key,
+        device=device_name(),
+        contexts=((filled + session.length) // 2,),
+        verify=(between(_median),),
+        draft=(_median(times["draft", 0]),),
+        plain=(_median(times["plain", 0]),),
+        batches={},
+        verify_spread=(between(_spread),),
+        quick=True,
     )
 
 

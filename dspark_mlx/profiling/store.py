@@ -19,7 +19,7 @@ from ..system.files import DATA, cache_folder, read_json_lines
 from ..system.process import program
 from ..system.system_errors import writing
 from ..text.tokenizer_files import has_tokenizer
-from .measure import LIMIT, measure_profile
+from .measure import LIMIT, measure_profile, quick_profile
 from .staleness import why_stale
 
 # A profile whose repeats differ by more is not stored: `staleness.difference` allows 30 % as well.
@@ -118,6 +118,17 @@ def profile_path(key: str) -> Path:
     return cache_folder() / "profiles" / f"{key}.json"
 
 
+def learned_path(key: str) -> Path | None:
+    """The path of what requests of the pair with this key have taught, see `PairMemory`.
+
+    None where there is no cache folder.
+    """
+    try:
+        return profile_path(key).with_suffix(".learned.json")
+    except InputError:
+        return None
+
+
 def has_profile(key: str) -> bool:
     """Whether a profile with this key is stored; False where there is no cache folder."""
     try:
@@ -161,11 +172,14 @@ def save(profile: SpeedProfile) -> Path:
 def forget(pair: Pair) -> Path | None:
     """Remove the pair's stored profile, and return its path; None where none is stored.
 
+    What its requests have taught goes too.
+
     Raises:
-        InputError: the file cannot be removed.
+        InputError: a file cannot be removed.
     """
     path = profile_path(pair.key())
     try:
+        path.with_suffix(".learned.json").unlink(missing_ok=True)
         path.unlink()
     except FileNotFoundError:
         return None
@@ -182,7 +196,7 @@ def get_profile(
     progress: ProgressCallback | None = None,
     limit: float = LIMIT,
 ) -> Obtained:
-    """The pair's stored profile if a spot check confirms it; else one that is measured and stored.
+    """The pair's stored full profile if a spot check confirms it; else one measured and stored.
 
     A measurement whose repeats differ too much is used for this run only, and is not stored.
 
@@ -197,6 +211,8 @@ def get_profile(
     key, stale_reason = pair.key(), None
     if not remeasure:
         found, stale_reason = read_stored(key)
+        if found and found.quick:
+            found = None
         reason = why_stale(found, pair.engine, pair.text) if found else None
         if found and reason is None:
             return Obtained(found, False, f"Found in {profile_path(key)}.")
@@ -216,6 +232,11 @@ def get_profile(
             f"differ by {profile.noise:.0%}). Later: {program('profile')} --remeasure"
         )
         return Obtained(profile, True, message, stale_reason, kept=False)
+    return _stored(profile, stale_reason)
+
+
+def _stored(profile: SpeedProfile, stale_reason: str | None) -> Obtained:
+    """Store a profile that was measured now."""
     try:
         message = f"Measured and stored in {save(profile)}."
     except InputError as error:
@@ -223,6 +244,32 @@ def get_profile(
         stale_reason = stale_reason or "Speed profiles cannot be kept here."
         return Obtained(profile, True, f"Measured, not stored: {error}", stale_reason, kept=False)
     return Obtained(profile, True, message, stale_reason)
+
+
+def get_quick_profile(pair: Pair, progress: ProgressCallback | None = None) -> Obtained:
+    """The pair's stored profile, quick or full; else a quick one that is measured and stored.
+
+    A stored one is not checked: schedulers correct it by the times of the rounds that they see.
+
+    Args:
+        pair: target and drafter.
+        progress: see `measure.measure_profile`.
+
+    Raises:
+        InputError: a checkpoint's folder cannot be read.
+    """
+    assert pair.engine.drafter is not None
+    key, block = pair.key(), pair.engine.drafter.config.gamma + 1
+    found, stale_reason = read_stored(key)
+    if found and found.widths < block:
+        stale_reason = (
+            f"{profile_path(key)}: it has {found.widths} widths and this block needs {block}."
+        )
+    elif found:
+        return Obtained(found, False, f"Found in {profile_path(key)}.")
+    length = pair.max_length
+    profile = quick_profile(pair.engine, pair.name, key, progress, max_length=length)
+    return _stored(profile, stale_reason)
 
 
 def import_profile(pair: Pair, profile: SpeedProfile, where: object) -> Obtained:

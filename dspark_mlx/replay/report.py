@@ -19,7 +19,7 @@ from .recorded import RecordedRound, read_rounds
 from .simulate import Outcome, ReplayText, best_fixed, oracle, replay, texts
 
 SHIPPED = DATA / "profiles"
-JUDGED = tuple(kind.EXAMPLE for name, kind in SCHEDULERS.items() if name not in ("auto", "fixed"))
+JUDGED = tuple(kind.EXAMPLE for name, kind in SCHEDULERS.items() if name != "fixed")
 """Schedulers that a report judges; the best fixed length is found and judged beside them."""
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from operator import mul
 from time import perf_counter
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import Calibration
-from ..schedulers import Policy, Scheduler, schedule
+from ..schedulers import LearningPolicy, Policy, Scheduler, schedule
 from ..schedulers.fixed import FixedScheduler
 from ..schedulers.pace import best_length
 from ..schedulers.speed_profile import Costs, SpeedProfile
@@ -23,6 +23,8 @@ from ..types import Round
 from .recorded import RecordedRound
 
 T = TypeVar("T")
+Stopwatch: TypeAlias = Callable[[float], float]
+"""From a round's milliseconds to those that are measured."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,11 @@ def texts(
 
 
 def replay(
-    scheduler: Scheduler, text: ReplayText, profile: SpeedProfile, greedy: bool = True
+    scheduler: Scheduler,
+    text: ReplayText,
+    profile: SpeedProfile,
+    greedy: bool = True,
+    stopwatch: Stopwatch = float,
 ) -> Outcome:
     """Walk a request's text under a scheduler.
 
@@ -99,25 +105,32 @@ def replay(
         profile: gives every step's time.
         greedy: False shows the policy of a greedy text's block only what it may see when sampling,
             which is all that it sees of a sampled one's.
+        stopwatch: the time that the policy is told of a round that takes so many milliseconds.
     """
     gamma = len(text.confidence[0])
     policy = scheduler.start(gamma, text.temperature)
     profile, greedy = _as_sampled(text, profile), greedy and not text.temperature
     clock = _Clock(policy)
-    total, at, parked = Outcome(), 0, 0
+    total, at, parked, started = Outcome(), 0, 0, False
     while at < len(text.accepted):
         costs = profile.at(text.start + at)
         limit = min(gamma, len(text.accepted) - at)
         parked = parked or clock.park(text.start + at, limit)
         if parked:
             parked -= 1
+            # On MLX's CPU backend a start takes as long as its forward, and a step starts the next.
+            forwards = (not started) + (parked > 0)
+            started = parked > 0
             done, spent = Round((0,)), costs.plain
+            told = forwards * spent
         else:
             done = _block(clock, text, at, limit, greedy)
-            spent = costs.draft + costs.verify[done.scheduled]
-        clock.learn(done)
+            spent = told = costs.draft + costs.verify[done.scheduled]
+        clock.learn(replace(done, seconds=stopwatch(told) / 1e3))
         at += len(done.tokens)
         total += _outcome(done, spent, costs.plain)
+    if isinstance(policy, LearningPolicy):
+        policy.close()
     return total + Outcome(deciding_seconds=clock.seconds)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
 
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import Calibration
 from ..errors import InputError
-from ..types import Round
+from ..types import Decision, Round
 from .speed_profile import SpeedProfile
 
 
@@ -52,6 +53,20 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class LearningPolicy(Policy, Protocol):
+    """A policy that says why, and whose knowledge outlives its request."""
+
+    @property
+    def decision(self) -> Decision | None:
+        """Why the round that was learned last is as it is."""
+        ...
+
+    def close(self) -> None:
+        """Keep what outlives the request, which has ended."""
+        ...
+
+
 class Scheduler(Protocol):
     """Makes a policy for each request from settings that all requests share."""
 
@@ -85,11 +100,13 @@ class PairFacts:
         calibration: the drafter's calibration, or its calibrations by sampling temperature; None
             for a drafter without calibration.
         has_confidence: False for a drafter without a confidence head.
+        memory: file of what the pair's requests have taught; None to keep nothing.
     """
 
     profile: SpeedProfile | None = None
     calibration: Calibration | Calibrations | None = None
     has_confidence: bool = True
+    memory: Path | None = None
 
     def measured(self, scheduler: str) -> tuple[SpeedProfile, Calibration | Calibrations]:
         """The profile and the calibration, for a scheduler that needs both.

@@ -1,23 +1,174 @@
-"""The default scheduler: `expected` for a measured pair, else `full`."""
+"""The default scheduler: optimal stopping by learned chances and times, plain steps where it loses.
+
+Slot k is admitted while stopping somewhere from k on is worth more than stopping before k. Slots
+whose confidences may not be seen yet count with their expected confidences, never with their actual
+ones. So the search can pass widths whose verify cost jumps, without seeing a token that it judges
+(paper, appendix A).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+from ..types import Decision, Round
 from . import PairFacts, Scheduler
-from .expected import ExpectedScheduler
-from .full import FullScheduler
+from .memory import PairMemory
+from .pace import Pace, best_length, highest_rate
+from .proposer import ProposerState
+from .speed_profile import Costs
+
+_MIN_GAIN = 1.02
+# A profile that is wrong by less than this could hide that drafts pay.
+_DOUBT = 1.5
+# Plain steps before the costs are looked at again; they change slowly with the context.
+_RECHECK = 32
+# Plain steps that are timed, the first and the last apart, where none were for long.
+_TIMED_STEPS = 5
+# Rounds this much faster than plain decoding leave no doubt about it.
+_CLEAR = 2.2
 
 
-class AutoScheduler(FullScheduler):
-    """Makes an `ExpectedScheduler` for a measured pair, and a `FullScheduler` for others."""
+class AutoScheduler:
+    """Verifies the length that is worth most tokens per second, and parks when drafts lose time.
+
+    Args:
+        memory: what is known of the pair, and what its requests learn.
+        reads_confidence: False for a drafter without a confidence head; policies then learn from
+            accepted counts alone.
+    """
 
     USAGE: ClassVar[str] = "auto"
-    HELP: ClassVar[str] = "expected where this pair was measured on this device, else full"
+    HELP: ClassVar[str] = "the stopping point worth most tokens per second, or none where none pays"
     EXAMPLE: ClassVar[str] = "auto"
+    NEEDS_PROFILE: ClassVar[bool] = True
+
+    name = "auto"
+    needs_confidence = False
+
+    def __init__(self, memory: PairMemory, reads_confidence: bool = True) -> None:
+        self._memory = memory
+        self._reads_confidence = reads_confidence
 
     @classmethod
     def make(cls, argument: str, pair: PairFacts) -> Scheduler:
         """See `SchedulerKind.make`."""
-        measured = pair.profile is not None and pair.calibration is not None
-        return (ExpectedScheduler if measured else FullScheduler).make(argument, pair)
+        profile, calibrations = pair.measured(cls.name)
+        return cls(PairMemory(profile, calibrations, pair.memory), pair.has_confidence)
+
+    def start(self, gamma: int, temperature: float = 0.0) -> AutoPolicy:
+        """See `Scheduler.start`."""
+        return AutoPolicy(self._memory, temperature, self._reads_confidence)
+
+
+class AutoPolicy:
+    """The policy of `AutoScheduler` for one request.
+
+    Args:
+        memory, reads_confidence: see `AutoScheduler`.
+        temperature: the request's sampling temperature.
+    """
+
+    def __init__(self, memory: PairMemory, temperature: float, reads_confidence: bool) -> None:
+        self.reads_confidence = reads_confidence
+        self.decision: Decision | None = None
+        self._memory = memory
+        self._temperature = temperature
+        self._times = memory.times(temperature)
+        self._drafter = ProposerState(memory.prior(temperature))
+        self._pace = Pace(1.0)
+        self._context = self._limit = 0
+        self._costs: Costs | None = None
+        self._stretch = self._plain_steps = 0
+        self._reason = ""
+        self._shown: Sequence[float] | None = None
+        self._survival: Sequence[float] = ()
+        self._best = 0
+        self._learned = False
+
+    def park(self, context: int, limit: int) -> int:
+        """See `Policy.park`."""
+        self._context, self._limit, self._best = context, limit, 0
+        costs = self._costs = self._times.at(context)
+        waited, self._stretch = self._stretch, 0
+        if highest_rate(costs, limit) <= _MIN_GAIN:
+            doubtful = highest_rate(costs, limit) * _DOUBT > 1 and not self._times.drafts_are_known
+            if not (waited and doubtful):
+                return self._wait(_RECHECK, "no accepted length could pay")
+            self._reason = "a trial of what a round takes"
+        elif self._drafter.pays(costs):
+            if not waited and self._times.plain_is_due and self._pace.rate < _CLEAR:
+                return self._wait(_TIMED_STEPS, "to time plain steps")
+            self._reason = self._drafter.reason
+        elif waited:
+            self._reason = "a trial"
+        else:
+            return self._wait(self._drafter.gap(), "drafts do not pay")
+        return 0
+
+    def admit(self, slot: int, seen: Sequence[float]) -> bool:
+        """See `Policy.admit`."""
+        assert self._costs is not None
+        # A deterministic request passes the same list for all slots, and needs one search.
+        if seen is not self._shown or slot == 0:
+            self._shown = seen
+            self._best = self._search(slot, seen)
+        return self._best > slot
+
+    def learn(self, round_: Round) -> None:
+        """See `Policy.learn`."""
+        if not round_.drafted:
+            self._learn_plain(round_)
+            return
+        costs = self._costs
+        if costs is None:
+            return
+        self._decide(costs, round_.scheduled)
+        # The draft after many plain steps has their features to take in, which takes time too.
+        if self._plain_steps <= _RECHECK or not self._times.known(round_.scheduled, self._context):
+            self._times.learn(self._context, round_.scheduled, 1e3 * round_.seconds)
+        self._plain_steps = 0
+        steps = (costs.draft + costs.verify[round_.scheduled]) / costs.plain
+        self._pace.learn(self._drafter.learn(round_, costs), steps)
+        self._learned = True
+
+    def close(self) -> None:
+        """See `LearningPolicy.close`."""
+        if self._learned:
+            self._learned = False
+            self._memory.remember(self._temperature, self._drafter.belief.posterior())
+
+    def _search(self, slot: int, seen: Sequence[float]) -> int:
+        """The best verify length from `slot` on."""
+        costs = self._costs
+        assert costs is not None
+        self._survival = survival = self._drafter.survival(seen)
+        limit = max(self._drafter.affordable(costs, self._limit), slot)
+        # Nothing is learned of a block of which nothing is verified.
+        least = slot if self._drafter.proven else max(slot, 1)
+        best, _ = best_length(survival, costs, self._pace.rate, least, limit)
+        return best
+
+    def _learn_plain(self, round_: Round) -> None:
+        self._plain_steps += 1
+        self._drafter.step()
+        if self._plain_steps > self._stretch:
+            self.decision = None  # a request's last token, which the policy was not asked about
+        # A stretch's first step starts two forwards, and its last one none.
+        if 1 < self._plain_steps < self._stretch:
+            context = self._context + self._plain_steps - 1
+            self._times.learn(context, None, 1e3 * round_.seconds)
+
+    def _wait(self, steps: int, reason: str) -> int:
+        self._stretch, self._plain_steps = steps, 0
+        self._reason = reason
+        self._survival = ()
+        assert self._costs is not None
+        self.decision = Decision(f"parked: {reason}", (), (), self._costs.plain / 1e3)
+        return steps
+
+    def _decide(self, costs: Costs, scheduled: int) -> None:
+        milliseconds = tuple(costs.draft + ms for ms in costs.verify[: self._limit + 1])
+        survival = tuple(self._survival[: self._limit])
+        predicted = milliseconds[scheduled] / 1e3
+        self.decision = Decision(self._reason, survival, milliseconds, predicted)

@@ -9,25 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from .expected import ExpectedPolicy, ExpectedScheduler
+from .auto import AutoPolicy, AutoScheduler
 
 
-class LaggedScheduler(ExpectedScheduler):
-    """`ExpectedScheduler` whose policies do not get the block's own confidences."""
+class LaggedScheduler(AutoScheduler):
+    """`AutoScheduler` whose policies do not get the block's own confidences."""
 
     USAGE: ClassVar[str] = "lagged"
-    HELP: ClassVar[str] = "as expected, by the confidences of earlier rounds only"
+    HELP: ClassVar[str] = "as auto, by the confidences of earlier rounds only"
     EXAMPLE: ClassVar[str] = "lagged"
 
     name = "lagged"
 
     def start(self, gamma: int, temperature: float = 0.0) -> LaggedPolicy:
         """See `Scheduler.start`."""
-        profile = self._profile.sampled if temperature else self._profile
-        return LaggedPolicy(profile, self._prior.at(temperature), reads_confidence=False)
+        return LaggedPolicy(self._memory, temperature, reads_confidence=False)
 
 
-class LaggedPolicy(ExpectedPolicy):
+class LaggedPolicy(AutoPolicy):
     """The policy of `LaggedScheduler` for one request."""
 
     def admit(self, slot: int, seen: Sequence[float]) -> bool:

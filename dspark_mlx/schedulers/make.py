@@ -6,12 +6,13 @@ made; loading, replay, the flags and the help texts read that.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import Calibration
 from ..errors import InputError
 from . import PairFacts, Scheduler, SchedulerKind
 from .auto import AutoScheduler
-from .expected import ExpectedScheduler
 from .fixed import FixedScheduler
 from .full import FullScheduler
 from .lagged import LaggedScheduler
@@ -21,7 +22,6 @@ from .threshold import ThresholdScheduler
 
 _KINDS: tuple[type[SchedulerKind], ...] = (
     AutoScheduler,
-    ExpectedScheduler,
     LaggedScheduler,
     PrefixScheduler,
     FullScheduler,
@@ -51,7 +51,7 @@ def check_scheduler(scheduler: str | Scheduler) -> None:
 
 
 def needs_profile(name: str) -> bool:
-    """True for a scheduler that cannot be made without a speed profile; "auto" can.
+    """True for a scheduler that cannot be made without a speed profile.
 
     Raises:
         InputError: the name is unknown, or its argument is missing or not usable.
@@ -67,19 +67,20 @@ def make_scheduler(
     profile: SpeedProfile | None = None,
     calibration: Calibration | Calibrations | None = None,
     has_confidence: bool = True,
+    memory: Path | None = None,
 ) -> Scheduler:
-    """A scheduler from its name: "full", "threshold:0.5", "expected", ...
+    """A scheduler from its name: "full", "threshold:0.5", "auto", ...
 
     Args:
         name: see `SCHEDULERS`.
-        profile, calibration, has_confidence: see `PairFacts`.
+        profile, calibration, has_confidence, memory: see `PairFacts`.
 
     Raises:
         InputError: the name is unknown, its argument is not usable, or the scheduler needs a
             profile and there is none.
     """
     kind, argument = _kind(name)
-    return kind.make(argument, PairFacts(profile, calibration, has_confidence))
+    return kind.make(argument, PairFacts(profile, calibration, has_confidence, memory))
 
 
 def _kind(name: str) -> tuple[type[SchedulerKind], str]:

@@ -63,6 +63,8 @@ class SpeedProfile:
             shape; 1 where there were too few repeats.
         sampling: times that sampling adds to a draft, to a forward's first row and to each further
             row; zeros when they were not measured.
+        quick: True where only a few widths at one context were measured, and the others are
+            interpolated.
     """
 
     name: str
@@ -75,6 +77,7 @@ class SpeedProfile:
     batches: Mapping[int, tuple[float, ...]]
     verify_spread: tuple[tuple[float, ...], ...]
     sampling: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    quick: bool = False
     _costs: dict[int, Costs] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -152,6 +155,8 @@ class SpeedProfile:
         for name in ("name", "key", "device"):
             if not isinstance(values[name], str):
                 raise InputError(f"{where}: {name}", repr(values[name]), "a string")
+        if not isinstance(values["quick"], bool):
+            raise InputError(f"{where}: quick", repr(values["quick"]), "true or false")
         contexts = _contexts(values["contexts"], f"{where}: contexts")
         count, verify = len(contexts), values["verify"]
         first = verify[0] if isinstance(verify, list) and verify else None
@@ -160,6 +165,7 @@ class SpeedProfile:
         added = _times(values["sampling"], 3, f"{where}: sampling", zero=True)
         return cls(
             sampling=(added[0], added[1], added[2]),
+            quick=values["quick"],
             name=values["name"],
             key=values["key"],
             device=values["device"],
@@ -199,6 +205,8 @@ def write_profile(path: Path, profile: SpeedProfile) -> None:
 def profile_table(profile: SpeedProfile) -> str:
     """The profile as text, one line per context; `*` marks widths dearer than a larger width."""
     lines = [profile.name, f"on {profile.device}; milliseconds of one request"]
+    if profile.quick:
+        lines.append("measured quickly: a few widths at one context, the others are interpolated")
     widths = "".join(f"{width:>8} " for width in range(1, profile.widths + 1))
     lines += [f"{'':>25}  rows verified", f"{'context':>9}{'draft':>8}{'plain':>8}  {widths}"]
     rows = zip(profile.contexts, profile.draft, profile.plain, profile.verify, strict=True)

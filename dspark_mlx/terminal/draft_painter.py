@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..types import Chunk, Statistics
+from ..types import Chunk, Round, Statistics
 
 # Two greens alternate by round, to show where one block ends and the next begins.
 _DRAFT_COLOURS = ("\x1b[38;5;40m", "\x1b[38;5;36m")
@@ -48,7 +48,7 @@ class DraftPainter:
 
 
 def statistics_line(statistics: Statistics) -> str:
-    """One line with speeds, accepted length, rounds, drafted/scheduled/accepted, and memory.
+    """One line: speeds, accepted length, rounds by proposer, predicted and real time, memory.
 
     The share of the time that cutting caches back took is told from 1 % on.
     """
@@ -62,9 +62,38 @@ def statistics_line(statistics: Statistics) -> str:
     if s.blocks:
         lengths = "/".join(f"{n / s.blocks:.1f}" for n in (s.drafted, s.scheduled, s.accepted))
         parts.append(f"drafted/scheduled/accepted {lengths} in {s.blocks} blocks")
+        by = ", ".join(f"{count} {name}" for name, count in sorted(s.blocks_by.items()))
+        parts.append(f"rounds by proposer: {by}, {s.rounds - s.blocks} plain")
+    if s.rounds:
+        parts.append(f"parked {s.parked_share:.0%}")
+    if s.predicted_seconds:
+        parts.append(f"predicted {s.predicted_seconds:.2f} s, took {s.taken_seconds:.2f} s")
     if s.rollback_share >= 0.01:
         parts.append(f"rollback {s.rollback_share:.0%}")
     held = f"{s.target_bytes_per_token / 1e3:.1f} + {s.drafter_bytes_per_token / 1e3:.1f} kB"
     parts.append(f"context {held} a token")
     parts.append(f"peak memory {s.peak_memory / 1e9:.2f} GB")
     return " | ".join(parts)
+
+
+def explained(round_: Round, number: int) -> str:
+    """One line with what a round decided and why: survival, cost, verify length, outcome.
+
+    Args:
+        round_: a round after the prefill.
+        number: its number, from 1.
+    """
+    decision = round_.decision
+    taken = f"took {1e3 * round_.seconds:.1f} ms"
+    if decision is not None:
+        taken += f", predicted {1e3 * decision.seconds:.1f}"
+    reason = f"; {decision.reason}" if decision else ""
+    if not round_.drafted:
+        return f"round {number}: plain, {taken}{reason}"
+    line = f"round {number}: {round_.proposer}, {round_.scheduled} of {round_.drafted} verified, "
+    line += f"{round_.accepted} accepted, {taken}{reason}"
+    if decision and decision.survival:
+        survival = " ".join(f"{chance:.2f}" for chance in decision.survival)
+        costs = " ".join(f"{ms:.1f}" for ms in decision.milliseconds)
+        line += f"; survival {survival}; ms by length {costs}"
+    return line

@@ -190,7 +190,7 @@ PROFILES = {
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("scheduler", ["full", "fixed:1", "fixed:0", "lagged", "expected"])
+@pytest.mark.parametrize("scheduler", ["full", "fixed:1", "fixed:0", "lagged", "auto"])
 def test_schedulers(decoders, scheduler, profile):
     """Padding that reaches the context, features lost while a request is parked."""
     decoder = decoders["qwen3"]

@@ -20,7 +20,7 @@ _WORDS: tuple[str, ...]
 _WORDS = ("0,1", "0,,1", "a=b", "=4", "x=9", "lm_head=3", "threshold:", "threshold:nan", "fixed:-1")
 _WORDS += (
     "fixed:" + "9" * 5000,
-    "expected",
+    "auto",
     "prefix",
     "lagged",
     "full:1",

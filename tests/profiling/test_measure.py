@@ -24,8 +24,11 @@ from dspark_mlx.profiling.measure import measure_profile
 from dspark_mlx.profiling.staleness import difference, why_stale
 from dspark_mlx.profiling.store import (
     Pair,
+    forget,
     get_profile,
+    get_quick_profile,
     import_profile,
+    learned_path,
     profile_path,
     read_stored,
     save,
@@ -239,15 +242,39 @@ def test_a_noisy_measurement_is_said_and_not_kept(tiny_pair, quick, monkeypatch)
     assert read_stored(tiny_pair.key()) == kept, "the old one is as good as it was"
 
 
-def test_a_noisy_measurement_is_said_where_a_pair_is_loaded(tiny_pair, quick, monkeypatch):
-    """Silence about a measurement that every start makes again."""
-    monkeypatch.setattr(profile_store, "_NOISY", 0.01)
+def test_a_pair_is_measured_quickly_where_it_is_loaded(tiny_pair):
+    """A command to run before the default is any good; a measurement at every start."""
     decoder = Decoder(tiny_pair.engine, TARGET, {}, tiny_pair.drafter, "float32")
     # The name dspark_mlx.load is the function's.
     scheduled = sys.modules["dspark_mlx.load"]._scheduled
-    with pytest.warns(UserWarning, match="for this run only"):
-        assert scheduled(decoder, "expected").engine.profile.draft == (5.0, 10.0)
-    assert not profile_path(tiny_pair.key()).exists()
+    made = scheduled(decoder, "auto")
+    found, gamma = made.engine.profile, tiny_pair.engine.drafter.config.gamma
+    assert found.quick and found.widths == gamma + 1 and len(found.contexts) == 1
+    assert read_stored(tiny_pair.key()) == (found, None)
+    assert scheduled(decoder, "lagged").engine.profile == found
+    # What its rounds teach is kept beside it when a request ends.
+    assert not learned_path(tiny_pair.key()).exists()
+    list(made.rounds([1, 2, 3], 40, stop_tokens=()))
+    assert learned_path(tiny_pair.key()).exists()
+    assert forget(tiny_pair) and not learned_path(tiny_pair.key()).exists()
+
+
+def test_a_quick_profile_gives_way_to_a_full_one(tiny_pair, quick):
+    """The command finding the quick profile, and measuring nothing."""
+    quickly = get_quick_profile(tiny_pair)
+    assert quickly.measured and quickly.profile.quick and not quick
+    assert not get_quick_profile(tiny_pair).measured
+    full = get_profile(tiny_pair)
+    assert full.measured and not full.profile.quick
+    assert get_quick_profile(tiny_pair).profile == full.profile
+
+
+def test_a_stored_profile_too_narrow_for_the_block_is_measured_anew(tiny_pair, quick):
+    """A scheduler refused for a profile that nobody asked for."""
+    narrow = profile(key=tiny_pair.key(), verify=((1.0, 2.0),) * 2, verify_spread=((0.1,) * 2,) * 2)
+    save(dataclasses.replace(narrow, batches={}))
+    obtained = get_quick_profile(tiny_pair)
+    assert obtained.measured and "2 widths" in obtained.stale_reason
 
 
 @pytest.mark.parametrize(

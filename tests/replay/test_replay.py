@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.hand_made import hand_made_profile
 from helpers.pairs import traces
+from helpers.slow_cases import some_slow
 
 from dspark_mlx import InputError, bench
 from dspark_mlx.calibration.by_temperature import Calibrations
@@ -23,6 +24,7 @@ from dspark_mlx.schedulers.speed_profile import read_profile
 from dspark_mlx.schedulers.threshold import ThresholdScheduler
 
 PROFILES = sorted(path.stem for path in SHIPPED.glob("*.json"))
+QUICK = ("apple-4bit", "jagged", "stepped")
 COSTS = hand_made_profile(verify=(10, 12, 14, 16, 18, 20), draft=3, plain=9)
 
 
@@ -77,8 +79,8 @@ def test_costs_are_added_up():
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["alike", "mixed"])
-@pytest.mark.parametrize("name", PROFILES)
-def test_expected_is_near_the_best_possible(name, mixed):
+@pytest.mark.parametrize("name", some_slow(PROFILES, QUICK))
+def test_auto_is_near_the_best_possible(name, mixed):
     """A policy that loses to a constant, or that learns too slowly: the promise of the default.
 
     The prior is fitted on other texts of the same kind.
@@ -86,7 +88,7 @@ def test_expected_is_near_the_best_possible(name, mixed):
     profile = read_profile(SHIPPED / f"{name}.json")
     prior = fit(*arrays(made_up(12, seed=1, mixed=mixed)))
     recorded = texts(made_up(24, seed=2, mixed=mixed), identity(7))
-    found = total(make_scheduler("expected", profile, prior), recorded, profile).speedup
+    found = total(make_scheduler("auto", profile, prior), recorded, profile).speedup
     _, fixed = best_fixed(recorded, profile)
     possible = sum((oracle(text, profile) for text in recorded), start=type(fixed)()).speedup
     assert found >= 0.98 * fixed.speedup
@@ -95,16 +97,16 @@ def test_expected_is_near_the_best_possible(name, mixed):
         assert found > fixed.speedup
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", some_slow(PROFILES, QUICK))
 def test_no_text_is_much_slower_than_plain(name):
     """A text without a single acceptable draft."""
     profile = read_profile(SHIPPED / f"{name}.json")
     prior = fit(*arrays(made_up(12, seed=3, mixed=False)))
     hopeless = ReplayText("t", 0, (0,) * 400, ((0.4, *(0.3,) * 6),) * 400)
-    assert replay(make_scheduler("expected", profile, prior), hopeless, profile).speedup > 0.97
+    assert replay(make_scheduler("auto", profile, prior), hopeless, profile).speedup > 0.97
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", some_slow(PROFILES, QUICK))
 def test_the_oracle_is_not_beaten_by_a_constant(name):
     """An upper bound that is none; single texts can be lucky, for it knows odds, not outcomes."""
     profile = read_profile(SHIPPED / f"{name}.json")
@@ -120,8 +122,8 @@ def test_the_command_prints_tables_and_json(tmp_path, capsys):
     assert bench.main(["--replay", str(file), "--profile", "stepped", "--profile", "flat"]) == 0
     *lines, last = capsys.readouterr().out.strip().splitlines()
     data = json.loads(last)
-    assert set(data) == {"stepped", "flat"} and "expected" in data["flat"]
-    assert sum(line.startswith("expected") for line in lines) == 2
+    assert set(data) == {"stepped", "flat"} and "auto" in data["flat"]
+    assert sum(line.startswith("auto") for line in lines) == 2
 
 
 def test_sampled_rounds_are_replayed_at_their_temperature(tmp_path):

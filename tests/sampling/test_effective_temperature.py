@@ -11,7 +11,8 @@ from dspark_mlx.calibration.sts import identity
 from dspark_mlx.sampling.effective_temperature import effective_temperature
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
-from dspark_mlx.schedulers.expected import ExpectedScheduler
+from dspark_mlx.schedulers.auto import AutoScheduler
+from dspark_mlx.schedulers.memory import PairMemory
 
 
 @pytest.mark.parametrize(
@@ -71,13 +72,15 @@ def test_a_request_has_the_prior_and_confidences_of_its_heat(pair):
     decoder.engine.drafter.calibrations = Calibrations({0.0: scaled[0], 1.0: scaled[1]})
     asked = []
 
-    class Watching(ExpectedScheduler):
+    class Watching(AutoScheduler):
         def start(self, gamma, temperature=0.0):
             asked.append(temperature)
             return super().start(gamma, temperature)
 
     profile = hand_made_profile((10,) * (gamma + 1), draft=1, plain=10)
-    watched = decoder.with_scheduler(Watching(profile, decoder.engine.drafter.calibrations))
+    watched = decoder.with_scheduler(
+        Watching(PairMemory(profile, decoder.engine.drafter.calibrations))
+    )
     confidence = {}
     for temperature, top_k in ((0.0, 0), (1.0, 0), (1.0, 5)):
         # The first slot's log-odds depend on no drafted token.

@@ -29,7 +29,7 @@ PROFILES = {
     "cliff": hand_made_profile((1, 1.9, 1.95, 2.0, 2.05, 4, 4.1, 4.2), draft=0.05, plain=1),
     "slope": hand_made_profile((1, 1.3, 1.6, 1.9, 2.2, 2.5, 2.8, 3.1), draft=0.05, plain=1),
 }
-SCHEDULERS = ("threshold:0.4", "prefix", "lagged", "expected", "fixed:1", "fixed:0")
+SCHEDULERS = ("threshold:0.4", "prefix", "lagged", "auto", "fixed:1", "fixed:0")
 SETTINGS = {
     "temperature": {"temperature": 0.6},
     "top_p": {"top_p": 0.8},
@@ -103,7 +103,7 @@ def prior(gamma: int) -> Calibration:
     return Calibration((1.0,) * gamma, 100, means, 0.5, (means,))
 
 
-@pytest.mark.parametrize("name", some_slow(SCHEDULERS, ("expected",)))
+@pytest.mark.parametrize("name", some_slow(SCHEDULERS, ("auto",)))
 def test_schedulers(target, name):
     """A schedule that looks at what it judges."""
     scheduler = make_scheduler(name, PROFILES["cliff"], prior(4))
@@ -163,7 +163,7 @@ def test_eagle3_by_every_setting(target, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["expected", "fixed:1", "fixed:0"])
+@pytest.mark.parametrize("name", ["auto", "fixed:1", "fixed:0"])
 def test_eagle3_by_every_scheduler(target, name):
     """Those that need no confidence."""
     scheduler = make_scheduler(name, PROFILES["cliff"], prior(4), has_confidence=False)

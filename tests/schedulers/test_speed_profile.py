@@ -248,5 +248,5 @@ def test_sampling_costs_are_added_where_they_belong():
         assert after == pytest.approx([ms + 0.5 + 0.25 * i for i, ms in enumerate(before)])
     assert profile().sampled == profile()
     sure = Calibration((1.0,) * 7, 100, (0.9,) * 7, 0.0, ((0.9,) * 7,))
-    steep = make_scheduler("expected", profile(sampling=(1e3, 0.0, 0.0)), sure)
+    steep = make_scheduler("auto", profile(sampling=(1e3, 0.0, 0.0)), sure)
     assert steep.start(7).park(64, 7) == 0 and steep.start(7, temperature=1.0).park(64, 7) > 0

@@ -1,0 +1,151 @@
+"""One proposer of a request: how far its drafts are believed, and whether they pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..types import Round
+from .belief import Belief, Prior
+from .pace import best_length
+from .speed_profile import Costs
+
+# Constants of this module were chosen on simulated requests, see replay/simulated.py.
+LEAST_EVIDENCE = 3
+"""Judged drafts before a proposer may be parked, where any outcome could still pay."""
+
+# Standard deviations: while no draft of the request was rejected, and afterwards.
+_FIRST_OPTIMISM = 1.3
+_OPTIMISM = 0.6
+_NEWEST = 0.3
+_MAX_WORTH = 1.2
+# Plain steps that drafts may lose before they are given up, and what a plain step adds to them.
+_BUDGET = 4.0
+_BUDGET_PER_STEP = 0.015
+# Judged drafts of earlier requests that leave nothing to be tried at a loss.
+_AMPLE_EVIDENCE = 6
+_MAX_DEBT = 0.5
+_GAPS = (2, 192)
+# Plain steps that a round may lose at most, beyond what the request's drafts have gained.
+_STAKE = 3.0
+_STAKE_PER_EVIDENCE = 0.1
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a proposer offers to verify.
+
+    Attributes:
+        proposer: its name.
+        survival: chances that the target accepts its first k tokens.
+        draft: milliseconds until the tokens are there; 0 for tokens that are.
+    """
+
+    proposer: str
+    survival: Sequence[float]
+    draft: float
+
+
+def best_offer(
+    offers: Sequence[Offer], costs: Costs, rate: float, limit: int
+) -> tuple[Offer, int] | None:
+    """The offer and verify length that are worth most; None where a plain step is worth more.
+
+    Args:
+        offers: of all proposers.
+        costs: costs at the round's context length; each offer brings its own draft's cost.
+        rate: tokens per plain step's time, see `Pace`.
+        limit: the most slots to verify.
+    """
+    best, most = None, 1.0 - rate
+    for offer in offers:
+        slots = min(limit, len(offer.survival), len(costs.verify) - 1)
+        length, worth = best_length(offer.survival, costs, rate, 0, slots)
+        worth -= rate * offer.draft / costs.plain
+        if worth > most:
+            best, most = (offer, length), worth
+    return best
+
+
+class ProposerState:
+    """What a request has learned of one proposer.
+
+    Args:
+        prior: what is known of it before the request.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        self.belief = Belief(prior)
+        self._worth: float | None = None
+        self._balance = _BUDGET * max(1 - prior.evidence / _AMPLE_EVIDENCE, 0.0)
+        self._loss = 0.0
+        self._optimism = _FIRST_OPTIMISM
+        self._gained = _STAKE_PER_EVIDENCE * prior.evidence
+
+    @property
+    def proven(self) -> bool:
+        """Whether enough of its drafts were judged to part with it."""
+        return self.belief.evidence >= LEAST_EVIDENCE
+
+    @property
+    def reason(self) -> str:
+        """Why its next block is drafted, after `pays` said so."""
+        if not self.proven:
+            return "too little is known yet"
+        return "drafts pay" if (self._worth or 0.0) >= 0 else "drafts have not lost much yet"
+
+    def pays(self, costs: Costs) -> bool:
+        """Whether its next block is expected to gain, or may still be tried at a loss."""
+        if self._worth is None:
+            blocks = self.belief.blocks
+            worths = [self._block_worth(block, costs) for block in blocks]
+            self._worth = sum(worths) / len(worths) if worths else 0.0
+            self._loss = -self._worth
+        return self._worth >= 0 or not self.proven or self._balance > self._loss
+
+    def gap(self) -> int:
+        """Plain steps before the next trial round, until which its loss can be afforded.
+
+        Where little is lost, or drafts gained before, trials come soon.
+        """
+        missing = (self._loss - self._balance) / _BUDGET_PER_STEP
+        return min(max(round(missing), _GAPS[0]), _GAPS[1])
+
+    def step(self) -> None:
+        """Count a plain step, which adds a little to what drafts may lose."""
+        self._balance = min(self._balance + _BUDGET_PER_STEP, _BUDGET)
+
+    def survival(self, seen: Sequence[float]) -> list[float]:
+        """The chances a_1..a_gamma by which a block is scheduled, a little optimistic."""
+        return self.belief.survival(seen, self._optimism)
+
+    def affordable(self, costs: Costs, limit: int) -> int:
+        """The most slots, up to `limit`, whose verification the request can afford to lose."""
+        most = (1 + _STAKE + self._gained) * costs.plain - costs.draft
+        while limit > 1 and costs.verify[limit] > most:
+            limit -= 1
+        return limit
+
+    def learn(self, round_: Round, costs: Costs) -> float:
+        """Update with a round of its drafts; returns the tokens that were to be expected of it."""
+        self.belief.learn(round_)
+        if round_.accepted < round_.scheduled:
+            self._optimism = _OPTIMISM
+        survival = self.belief.survival(round_.confidence)
+        expected = 1.0 + sum(survival[: round_.scheduled])
+        steps = (costs.draft + costs.verify[round_.scheduled]) / costs.plain
+        worth = self._block_worth(round_.confidence, costs)
+        worth = (1 - _NEWEST) * (self._worth or 0.0) + _NEWEST * worth
+        self._worth = min(max(worth, -_MAX_WORTH), _MAX_WORTH)
+        gain = len(round_.tokens) - steps
+        self._gained = max(self._gained + gain, 0.0)
+        self._balance = max(min(self._balance + gain, _BUDGET), -_MAX_DEBT)
+        self._loss = steps - expected
+        return expected
+
+    def _block_worth(self, confidence: Sequence[float], costs: Costs) -> float:
+        """Tokens that drafting a block gains over plain steps of the same time."""
+        survival = self.survival(confidence)
+        slots = min(len(survival), len(costs.verify) - 1)
+        _, worth = best_length(survival, costs, 1.0, 0, slots)
+        return worth - costs.draft / costs.plain
