@@ -121,13 +121,14 @@ def quick_profile(
     progress: ProgressCallback | None = None,
     *,
     max_length: int | None = None,
+    text: Sequence[int] = (),
 ) -> SpeedProfile:
     """Measure a few widths at one short context; the widths between them are interpolated.
 
     It serves schedulers that learn the times of rounds while they decode, see `RoundTimes`.
 
     Args:
-        engine, name, key, progress, max_length: see `measure_profile`.
+        engine, name, key, progress, max_length, text: see `measure_profile`.
 
     Raises:
         InputError: the engine has no drafter.
@@ -140,7 +141,7 @@ def quick_profile(
     (length,) = _shortened((QUICK_CONTEXT,), max_length, room)
     steps = _Steps(progress, repeats, repeats)
     with wired_limit(engine.target.model):
-        session = Session(engine)
+        session = Session(engine, text)
         filled = session.fill(length, _FILL_SECONDS)
         points = session.points(measured)
         times = take_turns(points, repeats, steps.next_phase(), QUICK_SECONDS, least=1)

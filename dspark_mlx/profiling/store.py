@@ -267,8 +267,9 @@ def get_quick_profile(pair: Pair, progress: ProgressCallback | None = None) -> O
         )
     elif found:
         return Obtained(found, False, f"Found in {profile_path(key)}.")
-    length = pair.max_length
-    profile = quick_profile(pair.engine, pair.name, key, progress, max_length=length)
+    profile = quick_profile(
+        pair.engine, pair.name, key, progress, max_length=pair.max_length, text=pair.text
+    )
     return _stored(profile, stale_reason)
 
 
