@@ -45,7 +45,10 @@ class RotatingCache(PlainCache):
         ones, so cutting them off loses nothing that the window still covers. mlx-lm's `trim` only
         moves the write position, which is wrong once the window has wrapped.
         """
-        assert cache.keys is not None and cache._idx == cache.keys.shape[2]
+        if cache.keys is None:
+            # Of a layer that did not run; mlx-lm's `trim` of other kinds takes nothing either.
+            return
+        assert cache._idx == cache.keys.shape[2]
         cache.keys = cache.keys[..., :-rows, :]
         cache.values = cache.values[..., :-rows, :]
         cache.offset -= rows

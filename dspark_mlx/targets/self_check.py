@@ -131,7 +131,7 @@ class _Forwards:
         only there."""
         self.rows(_BEFORE, caches)
         for leaf in leaves(caches):
-            if type(leaf) is RotatingKVCache and not leaf.keep and leaf.offset < leaf.max_size:
+            if type(leaf) is RotatingKVCache and not leaf.keep and 0 < leaf.offset < leaf.max_size:
                 _fill(leaf)
         return caches
 

@@ -101,6 +101,15 @@ def test_the_model_is_whole_afterwards():
     assert target.dtype == mx.bfloat16 and type(target._embedding) is nn.Embedding
 
 
+@pytest.mark.parametrize("name", ["exaone4", "olmo3", "qwen3_5", "lfm2", "gemma3"])
+def test_right_families_are_not_looked_at_twice(name, monkeypatch):
+    """A quick look that fails where layers are passed through, so that every load pays for all."""
+    monkeypatch.setattr("dspark_mlx.targets.self_check.measure_gaps", None)
+    target = Target(family(name), (), name)
+    check_rollback(target, name)
+    target.close()
+
+
 def test_a_target_is_checked_once(monkeypatch):
     """The cost of a check for every further drafter of a target."""
     target = Target(tiny("llama"), (0,), "tiny llama")
