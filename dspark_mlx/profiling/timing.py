@@ -50,7 +50,7 @@ def take_turns(
     """Seconds of every point, one value from each pass over all points.
 
     The first pass warms up and does not count, unless it alone takes longer than `seconds` or ends
-    after `until`: compiling is then a small part of its time.
+    after `until`, and compiling was a small part of its time.
 
     Args:
         points: the points, which run in their order.
@@ -62,7 +62,7 @@ def take_turns(
     """
     started = perf_counter()
     first = {point: run() for point, run in points.items()}
-    passes = int(perf_counter() > min(started + seconds, until))
+    passes = int(perf_counter() > min(started + seconds, until) and not _compiled(points, first))
     times = {point: [taken] * passes for point, taken in first.items()}
     started = started if passes else perf_counter()
     while passes < repeats and perf_counter() < (
@@ -73,6 +73,12 @@ def take_turns(
         passes += 1
         measured(passes)
     return times
+
+
+def _compiled(points: Mapping[Point, Timed], first: Mapping[Point, float]) -> bool:
+    """Whether the first pass mostly compiled: its quickest point is far quicker a second time."""
+    quickest = min(first, key=first.__getitem__)
+    return points[quickest]() < first[quickest] / 2
 
 
 class Session:

@@ -16,11 +16,11 @@ LEAST_EVIDENCE = 3
 
 # Standard deviations: while no draft of the request was rejected, and afterwards.
 _FIRST_OPTIMISM = 1.3
-_OPTIMISM = 0.6
+_OPTIMISM = 0.8
 _NEWEST = 0.3
 _MAX_WORTH = 1.2
 # Plain steps that drafts may lose before they are given up, and what a plain step adds to them.
-_BUDGET = 4.0
+_BUDGET = 6.0
 _BUDGET_PER_STEP = 0.015
 # Judged drafts of earlier requests that leave nothing to be tried at a loss.
 _AMPLE_EVIDENCE = 6
@@ -29,6 +29,8 @@ _GAPS = (2, 192)
 # Plain steps that a round may lose at most, beyond what the request's drafts have gained.
 _STAKE = 3.0
 _STAKE_PER_EVIDENCE = 0.1
+# Tokens per plain step's time that a trial's length must be able to reach, or it is a sure loss.
+_LEAST_HOPE = 1.6
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,18 @@ class ProposerState:
         return self.belief.survival(seen, self._optimism)
 
     def affordable(self, costs: Costs, limit: int) -> int:
-        """The most slots, up to `limit`, whose verification the request can afford to lose."""
+        """The most slots, up to `limit`, whose verification the request can afford to lose.
+
+        No fewer than could pay if the target accepted all of them: where a second row is dear, a
+        few slots lose with certainty.
+        """
         most = (1 + _STAKE + self._gained) * costs.plain - costs.draft
-        while limit > 1 and costs.verify[limit] > most:
+
+        def hopeful(slots: int) -> bool:
+            round_ = costs.draft + costs.verify[slots]
+            return (1 + slots) * costs.plain >= _LEAST_HOPE * round_
+
+        while limit > 1 and costs.verify[limit] > most and hopeful(limit - 1):
             limit -= 1
         return limit
 
