@@ -172,6 +172,7 @@ def test_the_self_check_sees_quantized_rows(monkeypatch):
     """A self-check whose caches are never quantized, or that nothing can fail."""
     target = target_of("llama", kv_bits=2)
     check_rollback(target, "llama")
+    target.rolls_back = False
     monkeypatch.setattr(QuantizedKVCache, "trim", lambda cache, rows: 0)
     with pytest.raises(InputError, match="taken back with kv_bits 2"):
         check_rollback(target, "llama")
