@@ -162,6 +162,7 @@ def _report(
         "max_tokens": args.max_tokens,
         "repeats": args.repeats,
         "draft_vocabulary": args.draft_vocabulary,
+        "caches": decoder.engine.target.cache_settings.key(),
         "prompts": "shipped" if args.prompts == SAMPLE else "own",
     }
     return make_report(

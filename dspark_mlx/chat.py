@@ -12,7 +12,6 @@ from .system.process import program
 from .system.strict_json import check_text
 from .terminal import command, flags
 from .terminal.draft_painter import DraftPainter, statistics_line
-from .terminal.sampling_flags import with_special_tokens
 from .types import Chunk
 
 HELP = "/reset starts over, /help shows this, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer."
@@ -21,9 +20,9 @@ HELP = "/reset starts over, /help shows this, /exit (or Ctrl-D) leaves; Ctrl-C s
 def main(argv: list[str] | None) -> int:
     """Run the command: answer messages until the end of the input; returns the exit status."""
     args = _parser().parse_args(argv)
-    settings = flags.request_settings(args)
+    settings, template = flags.request_settings(args), flags.template_settings(args)
     decoder = flags.load_decoder(args)
-    settings = with_special_tokens(settings, decoder)
+    settings = flags.with_loaded(settings, decoder, args) | template
     if not decoder.tokenizer.has_chat_template:
         raise InputError(args.model, "no chat template", "a target made for conversation")
     opening = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []

@@ -6,12 +6,14 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias, Unpack
 
-from .engine.request import SETTINGS, Request, Settings, check_prompt
+from .engine.request import SETTINGS, TEXT_SETTINGS, Request, Settings, check_prompt
 from .engine.rounds import rounds
 from .engine.state import Engine, make_engine
 from .engine.stream import stream
+from .engine.template_settings import TEMPLATE_SETTINGS, TemplateSettings
 from .errors import InputError
 from .numbers import listed, plain, shown, token_ids
 from .progress import ProgressCallback
@@ -30,6 +32,8 @@ from .types import Chunk, Round
 Messages: TypeAlias = Sequence[dict[str, Any]]
 Prompt: TypeAlias = str | Messages | Sequence[int]
 
+_NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+
 
 class Decoder:
     """A target and its drafter, ready to decode; `load` makes one.
@@ -39,10 +43,13 @@ class Decoder:
 
     Args:
         engine: target, drafter and scheduler.
-        folder: the target's folder, which holds its tokenizer.
+        folder: the target's folder, which holds its tokenizer; of a network that was given, the
+            name in errors.
         config: the target's config.json.
         drafter_folder: the drafter's canonical folder; None without a drafter.
         precision: the type that the weights are held in, one of `precision.NAMES` except "auto".
+        adapter: folder of the target's adapter; None without one.
+        given: the tokenizer that was given with a network; None where the folder has one.
     """
 
     def __init__(
@@ -52,13 +59,16 @@ class Decoder:
         config: dict[str, Any],
         drafter_folder: Path | None = None,
         precision: str = "stored",
+        adapter: Path | None = None,
+        given: Tokenizer | None = None,
     ) -> None:
         self._engine = engine
         self._folder = folder
         self._config = config
         self._drafter_folder = drafter_folder
         self._precision = precision
-        self._tokenizer: Tokenizer | None = None
+        self._adapter = adapter
+        self._given = self._tokenizer = given
         self._said_not_finite = False
 
     @property
@@ -68,8 +78,18 @@ class Decoder:
 
     @property
     def target_folder(self) -> Path:
-        """The folder that the target was loaded from."""
+        """The folder that the target was loaded from; of a given network a name, no folder."""
         return self._folder
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the target was given as a network and a tokenizer."""
+        return self._given is not None
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        """The folder of the target's adapter; None without one."""
+        return self._adapter
 
     @property
     def drafter_folder(self) -> Path | None:
@@ -165,7 +185,8 @@ class Decoder:
         return self._with(engine, drafter_folder)
 
     def _with(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
-        other = Decoder(engine, self._folder, self._config, drafter_folder, self._precision)
+        about = self._precision, self._adapter, self._given
+        other = Decoder(engine, self._folder, self._config, drafter_folder, *about)
         other._tokenizer = self._tokenizer
         return other
 
@@ -182,32 +203,54 @@ class Decoder:
         vocabulary = self._engine.target.vocab_size
         return JsonSchema(schema, self.tokenizer.hugging_face, vocabulary, self.stop_tokens)
 
-    def encode(self, prompt: Prompt, *, thinking: bool | None = None) -> list[int]:
+    @with_settings("Settings", TEMPLATE_SETTINGS.values())
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] = _NO_VARIABLES,
+        prefill_response: str | None = None,
+    ) -> list[int]:
         """Token ids of a prompt.
 
         Args:
             prompt: text, which is encoded as it is; chat messages, which the target's chat template
                 turns into text; or token ids, which are returned.
-            thinking: whether the chat template lets the target think before it answers, where the
-                template can; None leaves that to mlx-lm.
+            thinking, tools, chat_template_kwargs, prefill_response: see Settings below; for chat
+                messages only.
 
         Raises:
-            InputError: the chat template does not take the messages, or the prompt has another
-                type.
+            InputError: the chat template does not take the messages, or the prompt or a setting has
+                another type.
         """
+        settings = TemplateSettings(thinking, tools, chat_template_kwargs, prefill_response)
+        return self._encode(prompt, settings)
+
+    def _encode(self, prompt: Prompt, settings: TemplateSettings) -> list[int]:
+        variables, answer = settings.variables(), settings.answer()
         if isinstance(prompt, str):
+            settings.check_unused()
             return self.tokenizer.encode_prompt(prompt)
         taken = listed(prompt)
         if not isinstance(taken, Sequence) or isinstance(taken, bytes | bytearray | memoryview):
             found = type(prompt).__name__
             raise InputError("prompt", found, "a string, a list of messages or of token ids")
         if taken and not _is_number(taken[0]):
-            switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
-            ids = self.tokenizer.apply_chat_template(taken, add_generation_prompt=True, **switch)
+            continues = answer is not None
+            messages = [*taken, {"role": "assistant", "content": answer}] if continues else taken
+            ids = self.tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
+                **variables,
+            )
             return list(ids)
+        settings.check_unused()
         return token_ids("prompt", taken, self._engine.target.vocab_size)
 
-    @with_settings("Settings", [row for row in SETTINGS.values() if row.name != "stop"])
+    @with_settings("Settings", [row for row in SETTINGS.values() if row.name not in TEXT_SETTINGS])
     def rounds(
         self,
         prompt_ids: Sequence[int],
@@ -247,6 +290,10 @@ class Decoder:
         *,
         stop: str | Sequence[str] = (),
         stop_tokens: Collection[int] | None = None,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] = _NO_VARIABLES,
+        prefill_response: str | None = None,
         progress: ProgressCallback | None = None,
         on_round: Callable[[Round], None] | None = None,
         **settings: Unpack[Settings],
@@ -257,6 +304,8 @@ class Decoder:
             prompt: text, chat messages or token ids, see `encode`.
             max_tokens, stop_tokens, settings: see Settings below.
             stop: one string or several, see Settings below.
+            thinking, tools, chat_template_kwargs, prefill_response: see Settings below; for chat
+                messages only.
             progress: called with the number of prompt tokens read so far and of all.
             on_round: called with every `Round` before its chunks.
 
@@ -271,7 +320,8 @@ class Decoder:
             UserWarning: as `rounds` does.
         """
         request = Request.make(max_tokens, _strings(stop), settings, stop_tokens)
-        ids = self.encode(prompt)
+        template = TemplateSettings(thinking, tools, chat_template_kwargs, prefill_response)
+        ids = self._encode(prompt, template)
         stops = self._stops(request)
         return stream(
             self._rounds(ids, request, stops, progress),
@@ -282,6 +332,26 @@ class Decoder:
             stop=request.stop,
             on_round=on_round,
         )
+
+    @with_settings("Settings", SETTINGS.values())
+    def generate(self, prompt: Prompt, max_tokens: int = 256, **settings: Any) -> str:
+        """The text that the target writes after a prompt, whole.
+
+        It is `stream`, joined: a method of the decoder, where mlx-lm has a function
+        `generate(model, tokenizer, prompt)`. `dspark_mlx.generate` is the command.
+
+        Args:
+            prompt: text, chat messages or token ids, see `encode`.
+            max_tokens: see Settings below.
+            settings: keyword arguments of `stream`.
+
+        Raises:
+            InputError: for a prompt or setting that cannot be used.
+
+        Warns:
+            UserWarning: as `rounds` does.
+        """
+        return "".join(chunk.text for chunk in self.stream(prompt, max_tokens, **settings))
 
     def _rounds(
         self,

@@ -88,7 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-samples", type=int, metavar="N", help="prompts a task at most (default: all)")
     add("--max-tokens", "-m", type=int, default=128, help="tokens a turn (default: 128)")
     add("--repeats", type=int, default=1, help="runs of each side, for medians (default: 1)")
-    add("--thinking", action="store_true", help="let the target think, where its template can")
+    add(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="let the target think, where its template can; off where nothing is said",
+    )
     add("--no-speed", action="store_true", help="leave plain decoding out: no speeds")
     add("--no-sweep", action="store_true", help="leave the threshold sweep out: half the drafts")
     add("--plot", type=Path, metavar="FOLDER", help="draw acceptance, reliability and the sweep")

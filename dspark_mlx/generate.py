@@ -17,7 +17,6 @@ from .terminal.draft_painter import DraftPainter, explained, statistics_line
 from .terminal.sampling_flags import (
     add_setting_flag,
     read_json_argument,
-    with_special_tokens,
 )
 from .types import Chunk, Round
 
@@ -27,13 +26,14 @@ def main(argv: list[str] | None) -> int:
     args = _parser().parse_args(argv)
     prompt_text = _read_prompt(args.prompt)
     settings = flags.request_settings(args, logprobs=args.logprobs)
+    template = flags.template_settings(args, prefill_response=args.prefill_response)
     _check(args)
     schema = None
     if args.json_schema is not None:
         schema = read_json_argument("--json-schema", args.json_schema)
     decoder = flags.load_decoder(args)
-    settings = with_special_tokens(settings, decoder)
-    prompt = _prompt(decoder, prompt_text, args)
+    settings = flags.with_loaded(settings, decoder, args)
+    prompt = decoder.encode(_prompt(decoder, prompt_text, args), **template)
     if schema is not None:
         settings["logits_processors"] = (decoder.json_schema(schema),)
     for sample in range(args.samples):
@@ -49,7 +49,7 @@ def main(argv: list[str] | None) -> int:
         if output.interrupted:
             return command.INTERRUPTED
         if args.compare:
-            compared = compare(decoder, decoder.encode(prompt), output.rounds, one)
+            compared = compare(decoder, prompt, output.rounds, one)
             print(compared, file=sys.stderr)
     return 0
 
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ignore-chat-template", action="store_true", help="encode the prompt as it is")
     add("--samples", type=int, default=1, help="number of independent texts (default: 1)")
     add("--json-schema", metavar="JSON", help="JSON schema that the text follows, or a file of it")
+    add_setting_flag(parser, "prefill_response")
     add_setting_flag(parser, "logprobs")
     add("--show-drafts", action="store_true", help="colour accepted drafts, a colour a round")
     add("--stats", action="store_true", help="print a line of statistics at the end")
@@ -112,7 +113,7 @@ def _prompt(decoder: Decoder, text: str, args: argparse.Namespace) -> Prompt:
 
 
 def _generate(
-    decoder: Decoder, prompt: Prompt, settings: dict[str, Any], args: argparse.Namespace
+    decoder: Decoder, prompt: list[int], settings: dict[str, Any], args: argparse.Namespace
 ) -> GeneratedText:
     """Stream one text to the terminal; Ctrl-C ends the text but not the statistics."""
     painter = DraftPainter(sys.stdout.isatty()) if args.show_drafts else None

@@ -6,14 +6,15 @@ Only this module chooses concrete classes and looks up the drafter of a target.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
 
-from .caches import new_caches
+from .caches import CacheSettings, new_caches
+from .caches.settings import CACHE_SETTINGS, DEFAULT_CACHES
 from .checkpoint.base_config import CanonicalConfig
 from .checkpoint.hub import find_config
 from .checkpoint.linear import arrays_of
@@ -30,35 +31,49 @@ from .pairs.registry import find_pair, names_of
 from .pairs.stored import StoredDrafter, read_drafter, target_folder
 from .profiling.store import Pair, get_quick_profile, learned_path
 from .progress import progress_bar
+from .sampling.setting_table import with_settings
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
 from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .system.files import read_json
+from .targets.adapter import Adapter, read_adapter
 from .targets.compatibility import check_pair
-from .targets.network import evaluate, first_logits, open_network, refusing
+from .targets.given import GivenTarget, given_target
+from .targets.network import check_quantized, evaluate, first_logits, open_network, refusing
 from .targets.self_check import check_rollback
 from .targets.tap import Target, check_taps, probe_logits
+from .text.tokenizer import Tokenizer
 
 
+@with_settings("Caches", CACHE_SETTINGS.values())
 def load(
-    model: str | Path | None = None,
+    model: str | Path | tuple[Any, Any] | None = None,
     drafter: str | Path | Literal[False] | None = None,
     scheduler: str | Scheduler = "auto",
     *,
+    adapter_path: str | Path | None = None,
     precision: str = "auto",
     draft_vocabulary: Setting = "auto",
     draft_window: int | None = None,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    quantized_kv_start: int = 5000,
+    max_kv_size: int | None = None,
 ) -> Decoder:
     """Load a target with its drafter.
 
     Args:
-        model: an MLX or Hugging Face folder, a GGUF file, or a Hub id; None for the built-in pair.
+        model: an MLX or Hugging Face folder, a GGUF file, or a Hub id; None for the built-in pair;
+            or (network, tokenizer), which `mlx_lm.load` has loaded already. A network is checked as
+            a folder's, and stays as it is; its arguments stand for its config.json.
         drafter: a folder, a GGUF file or a Hub id, which is converted first where it needs it; None
             for the published drafter of the target; False to decode plainly.
         scheduler: "auto", "lagged" or "prefix" (which measure a quick speed profile where none is
             stored), "full", "threshold:VALUE", or an object like `schedulers.Scheduler`.
+        adapter_path: folder of an adapter for the target, as mlx-lm's `lora` command saves it.
         precision: "auto" (float32 on the CPU backend, else as stored), "stored", "float32",
-            "bfloat16" or "float16".
+            "bfloat16" or "float16". A network that was given is held as it is, which "auto" means
+            there.
         draft_vocabulary: the tokens that drafts are chosen from: "full" for all, a number for so
             many of the most frequent tokens, or "auto" for a sixth or a quarter of a large
             vocabulary. A drafter without a list of frequent tokens uses the first ids instead. The
@@ -67,27 +82,34 @@ def load(
         draft_window: how many of the newest positions the drafter attends to at most, which bounds
             its memory in a long context; None for the windows that it was made with, if any. It
             changes accepted length, never the output.
+        kv_bits, kv_group_size, quantized_kv_start, max_kv_size: see Caches below.
 
     Raises:
         InputError: a file, a pair or a setting cannot be used; raised before any generation.
+
+    Warns:
+        UserWarning: the target's family ignores `max_kv_size`, or a speed profile was not kept.
     """
     check_scheduler(scheduler)
     if drafter is True:
         raise InputError("drafter", "True", "a folder, a Hub id, None or False")
+    asked = given_target(model) if isinstance(model, tuple) else model
+    if isinstance(asked, GivenTarget):
+        precision = _held_as_given(precision, adapter_path)
     precision = choose_precision(precision)
     draft_vocabulary = parse_setting(draft_vocabulary)
     if draft_window is not None:
         check_whole("draft_window", draft_window, 1)
+    caches = CacheSettings(kv_bits, kv_group_size, quantized_kv_start, max_kv_size).checked()
     # A missing or damaged drafter is found before a large target is downloaded and loaded.
-    config = None if model is None else find_config(model)
-    stored: StoredDrafter | None = None
-    if drafter is None:
-        stored = read_drafter(builtin.DRAFTER) if model is None else _published(model, config)
-    elif drafter is not False:
-        stored = read_drafter(drafter)
+    adapter = None if adapter_path is None else read_adapter(adapter_path)
+    stored = _chosen_drafter(asked, drafter)
     if stored is not None and draft_window is not None:
         stored = replace(stored, config=stored.config.with_window(draft_window))
-    opened = _open(model, precision)
+    opened = _open(asked, precision, caches, adapter)
+    if caches.ignored_by(opened.network):
+        message = "max_kv_size does nothing: this family of models makes its own caches"
+        warnings.warn(f"{opened.folder}: {message}", stacklevel=2)
     decoder = opened.decoder(_tapped(opened, stored.config.taps if stored else ()))
     if stored is not None:
         check_pair(stored.config, stored.folder, decoder.engine.target, opened.folder)
@@ -173,6 +195,9 @@ class _OpenedTarget:
         config: content of its config.json.
         precision: the precision of its weights, as `choose_precision` returns it.
         logits: its logits for a few fixed tokens, see `probe_logits`.
+        caches: how its caches are made.
+        adapter: folder of its adapter; None without one.
+        tokenizer: the tokenizer that was given with it; None where the folder has one.
     """
 
     folder: Path
@@ -180,33 +205,90 @@ class _OpenedTarget:
     config: dict[str, Any]
     precision: str
     logits: mx.array
+    caches: CacheSettings
+    adapter: Path | None = None
+    tokenizer: Tokenizer | None = None
 
     def decoder(self, target: Target) -> Decoder:
         """A decoder without drafter for `target`, which is this target with taps."""
         engine = Engine(target, None, FullScheduler())
-        return Decoder(engine, self.folder, self.config, None, self.precision)
+        about = self.precision, self.adapter, self.tokenizer
+        return Decoder(engine, self.folder, self.config, None, *about)
 
 
-def _open(model: str | Path | None, precision: str) -> _OpenedTarget:
+def _chosen_drafter(
+    model: str | Path | GivenTarget | None, drafter: str | Path | Literal[False] | None
+) -> StoredDrafter | None:
+    """The drafter that is named, or the published one of a target; None for False.
+
+    Raises:
+        InputError: the target has no configuration, or the drafter cannot be found or used.
+    """
+    config = None if model is None or isinstance(model, GivenTarget) else find_config(model)
+    if drafter is False:
+        return None
+    if drafter is not None:
+        return read_drafter(drafter)
+    if model is None:
+        return read_drafter(builtin.DRAFTER)
+    if isinstance(model, GivenTarget):
+        return _published(model.published or model.name, model.config)
+    return _published(model, read_json(config) if config else {})
+
+
+def _open(
+    model: str | Path | GivenTarget | None,
+    precision: str,
+    caches: CacheSettings = DEFAULT_CACHES,
+    adapter: Adapter | None = None,
+) -> _OpenedTarget:
     """Load a target, and check that its caches can roll back and its logits are finite."""
+    if isinstance(model, GivenTarget):
+        logits = _checked_logits(model.network, model.name, caches)
+        about = model.config, precision, logits, caches
+        return _OpenedTarget(model.name, model.network, *about, tokenizer=model.tokenizer)
     folder = builtin.builtin_target() if model is None else target_folder(model)
     network, config = open_network(folder)
+    if adapter is not None:
+        adapter.apply(network)
     apply_precision(network, held_dtype(precision))
+    logits = _checked_logits(network, folder, caches)
+    place = adapter.folder if adapter else None
+    return _OpenedTarget(folder, network, config, precision, logits, caches, place)
+
+
+def _held_as_given(precision: str, adapter_path: str | Path | None) -> str:
+    """The precision of a given network.
+
+    Raises:
+        InputError: it would have to be changed, which is its application's business.
+    """
+    if precision not in ("auto", "stored"):
+        raise InputError("precision", repr(precision), "'auto': a given network stays as it is")
+    if adapter_path is not None:
+        hint = "Load it with mlx_lm.load(..., adapter_path=...)."
+        raise InputError("adapter_path", adapter_path, "none for a given network", hint)
+    return "stored"
+
+
+def _checked_logits(network: Any, folder: Path, caches: CacheSettings) -> mx.array:
+    """Logits of a few fixed tokens, from a network whose weights are read and checked here."""
     evaluate(network, folder)
     # Arrays that are not parameters, such as rope frequencies, are evaluated too: other threads
     # cannot use an array that is not.
     mx.eval(arrays_of(network))
     # A family may need what this machine lacks, as a Metal kernel, and say so in its first forward.
     with refusing(folder):
-        new_caches(network, folder)
+        new_caches(network, folder, caches)
         logits = first_logits(network, folder)
-    return _OpenedTarget(folder, network, config, precision, logits)
+        check_quantized(network, folder, caches)
+    return logits
 
 
 def _tapped(opened: _OpenedTarget, taps: Sequence[int]) -> Target:
     """The target with its layers tapped, and proof that this changes no bit of a logit."""
     with refusing(opened.folder):
-        target = Target(opened.network, taps, opened.folder)
+        target = Target(opened.network, taps, opened.folder, opened.caches)
         check_taps(opened.network, target, opened.logits, opened.folder)
     return target
 
@@ -240,13 +322,17 @@ def _scheduled(decoder: Decoder, scheduler: str | Scheduler) -> Decoder:
     return decoder.with_scheduler(made, profile)
 
 
-def _published(model: str | Path, config: Path | None) -> StoredDrafter:
+def _published(model: str | Path, config: Mapping[str, Any]) -> StoredDrafter:
     """The published drafter of a target.
+
+    Args:
+        model: its name or folder.
+        config: content of its config.json.
 
     Raises:
         InputError: no published drafter is known, or it cannot be downloaded or used.
     """
-    pair = find_pair(names_of(model, read_json(config) if config else {}))
+    pair = find_pair(names_of(model, config))
     hint = "Pass one (--drafter), or none (drafter=False, --no-drafter)."
     if pair is None:
         raise InputError(model, "no drafter", "a target whose drafter is known here", hint)

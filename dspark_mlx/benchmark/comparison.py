@@ -144,11 +144,11 @@ def compare(
         decoder: the decoder that made the rounds.
         prompt: token ids.
         rounds: the rounds of the request.
-        settings: the settings of the request, see `request.Settings`.
+        settings: the settings of the request, see `request.Settings`, and its `stop_tokens`.
     """
     target = decoder.engine.target
     tokens = [token for round_ in rounds for token in round_.tokens]
-    stops = decoder.stop_tokens
+    stops = settings.get("stop_tokens", decoder.stop_tokens)
     names = Settings.__annotations__
     asked = {name: value for name, value in settings.items() if name in names}
     request = Request.make(len(tokens), (), asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -10,7 +11,6 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generate_step
 
-from ..caches import new_caches
 from ..sampling.settings import Sampling
 from ..sampling.transform import make_processors, plain_sampler
 from ..targets.tap import Target
@@ -56,6 +56,7 @@ def plain_run(
             prefill_step_size=prefill_step_size,
             sampler=plain_sampler(sampling, target.vocab_size),
             logits_processors=make_processors(sampling, len(prompt)),
+            **dataclasses.asdict(target.cache_settings),
         )
         for token, _ in steps:
             finished = perf_counter()
@@ -92,9 +93,8 @@ def first_difference(
     pairs = zip(speculative, plain, strict=False)
     shorter = min(len(speculative), len(plain))
     index = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
-    logits, _ = target(
-        mx.array([*prompt, *plain[:index]], dtype=mx.int32), new_caches(target.model, "target")
-    )
+    text = mx.array([*prompt, *plain[:index]], dtype=mx.int32)
+    logits, _ = target(text, target.new_caches())
     second, first = np.sort(np.array(logits[-1].astype(mx.float32)))[-2:]
     here = tuple(side[index] if index < len(side) else None for side in (speculative, plain))
     return Difference(index, (here[0], here[1]), float(first - second))

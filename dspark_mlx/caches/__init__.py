@@ -7,7 +7,8 @@ is a file beside these and a line in `CACHES`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +21,8 @@ from .batch_attention import BatchKVCache
 from .deepseek_v41 import LayerStateCache
 from .kinds import CacheKind
 from .recurrent import RecurrentCache
-from .rotating import RotatingCache, SinkCache
+from .rotating import LimitedCache, LimitedKVCache, RotatingCache, SinkCache
+from .settings import DEFAULT_CACHES, CacheSettings
 from .trimmable import ChunkedCache, PlainCache, QuantizedCache
 
 _KINDS: tuple[type[CacheKind], ...] = (
@@ -28,6 +30,7 @@ _KINDS: tuple[type[CacheKind], ...] = (
     QuantizedCache,
     RotatingCache,
     SinkCache,
+    LimitedCache,
     ChunkedCache,
     RecurrentCache,
     LayerStateCache,
@@ -35,13 +38,19 @@ _KINDS: tuple[type[CacheKind], ...] = (
 CACHES: dict[type, type[CacheKind]] = {kind.CACHE: kind for kind in _KINDS}
 
 
-def new_caches(model: nn.Module, where: object) -> list[Any]:
+def new_caches(
+    model: nn.Module, where: object, settings: CacheSettings = DEFAULT_CACHES
+) -> list[Any]:
     """Empty caches for one request.
 
     Raises:
-        InputError: the model uses a cache that cannot be rolled back exactly here.
+        InputError: the model uses a cache that cannot be rolled back exactly here, or that cannot
+            be as the settings want it.
     """
-    caches = make_prompt_cache(model)
+    caches = make_prompt_cache(model, settings.max_kv_size)
+    settings.refuse_unquantized(caches, where)
+    if settings.max_kv_size is not None and not settings.ignored_by(model):
+        caches = [LimitedKVCache(settings.max_kv_size, cache.keep) for cache in caches]
     for leaf in leaves(caches):
         if type(leaf) not in CACHES:
             names = ", ".join(kind.__name__ for kind in CACHES)
@@ -98,6 +107,19 @@ def keep_rows_each(caches: BatchCaches, width: int, kept: Sequence[int]) -> None
     for leaf in leaves(caches):
         if isinstance(leaf, BatchKVCache):
             leaf.drop([width - n for n in kept])
+
+
+@contextlib.contextmanager
+def as_single_rows(caches: Sequence[Any]) -> Iterator[None]:
+    """Let the rows of forwards in the block read what each of them would read alone."""
+    found = [leaf for leaf in leaves(caches) if isinstance(leaf, LimitedKVCache)]
+    for leaf in found:
+        leaf.as_single_rows = True
+    try:
+        yield
+    finally:
+        for leaf in found:
+            leaf.as_single_rows = False
 
 
 def cache_arrays(caches: Sequence[Any]) -> list[mx.array]:

@@ -32,6 +32,25 @@ class SinkKVCache(RotatingKVCache):
         return (keys <= rows) & (newest | (keys < self.keep))
 
 
+class LimitedKVCache(SinkKVCache):
+    """The cache of `max_kv_size`: a prompt is read under mlx-lm's own mask, as mlx-lm reads it.
+
+    Attributes:
+        as_single_rows: whether several rows see what each of them would see alone, as those of a
+            block of drafts have to.
+    """
+
+    as_single_rows = False
+
+    def make_mask(
+        self, N: int, window_size: int | None = None, return_array: bool = False
+    ) -> mx.array | str | None:
+        """See `SinkKVCache.make_mask`."""
+        kind = SinkKVCache if self.as_single_rows else RotatingKVCache
+        mask: mx.array | str | None = kind.make_mask(self, N, window_size, return_array)
+        return mask
+
+
 class RotatingCache(PlainCache):
     """Keys and values of a window's positions."""
 
@@ -66,3 +85,9 @@ class SinkCache(RotatingCache):
     """Keys and values of a window's positions and of the first few."""
 
     CACHE: ClassVar[type] = SinkKVCache
+
+
+class LimitedCache(SinkCache):
+    """The same where `max_kv_size` asks for it."""
+
+    CACHE: ClassVar[type] = LimitedKVCache

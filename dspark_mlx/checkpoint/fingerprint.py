@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -26,29 +28,43 @@ _LONGEST_HEADER = 100_000_000
 
 
 def fingerprint(
-    target: Path, drafter: Path, precision: str, gamma: int, draft_vocabulary: int
+    target: Path | str,
+    drafter: Path,
+    precision: str,
+    gamma: int,
+    draft_vocabulary: int,
+    caches: Mapping[str, Any] | None = None,
+    adapter: Path | None = None,
 ) -> str:
     """Key of a speed profile, a SHA-256 in hexadecimal.
 
     It covers sampled weights of both checkpoints, the settings, the device and MLX's version.
 
     Args:
-        target, drafter: checkpoint folders; their names and those of their files do not count.
+        target, drafter: checkpoint folders; their names and those of their files do not count. A
+            string is the digest of a target that has no folder.
         precision: as `load` takes it; "auto" gives the key of the precision that it chooses.
         gamma: tokens of a block.
         draft_vocabulary: number of tokens that drafts are chosen from.
+        caches: settings of the target's caches by name; None for those of `load`.
+        adapter: folder of the target's adapter; None without one.
 
     Raises:
         InputError: a folder has no weights, a file is cut off, a config is not a JSON object, or
             the precision is unknown.
     """
     parts = {
-        "target": _weights(target),
+        "target": target if isinstance(target, str) else _weights(target),
         "drafter": _weights(drafter),
-        "quantization": [_quantization(target), _quantization(drafter)],
+        "quantization": [
+            None if isinstance(target, str) else _quantization(target),
+            _quantization(drafter),
+        ],
+        "adapter": None if adapter is None else _adapter(adapter),
         "precision": choose_precision(precision),
         "gamma": gamma,
         "draft_vocabulary": draft_vocabulary,
+        "caches": dict(caches or {}),
         "device": device_name(),
         "mlx": mx.__version__,  # type: ignore[attr-defined]
     }
@@ -75,6 +91,11 @@ def weights_digest(folder: Path) -> str:
 def _weights(folder: Path) -> list[str]:
     # Sorted by content, so that renaming a shard changes nothing.
     return sorted(_digest(path) for path in weight_files(folder))
+
+
+def _adapter(folder: Path) -> list[object]:
+    # A folder may hold the checkpoints of its training too, which nobody reads.
+    return [_digest(folder / "adapters.safetensors"), read_json(folder / "adapter_config.json")]
 
 
 def _digest(path: Path) -> str:

@@ -65,7 +65,7 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
     """
     found: dict[str, TensorHeader] = {}
     for path in weight_files(folder):
-        for name, header in _read_header(path).items():
+        for name, header in read_header(path).items():
             if name in found:
                 where = f"{name}, also in {found[name].path.name}"
                 raise InputError(path, where, "each tensor once")
@@ -100,7 +100,12 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
     return loaded
 
 
-def _read_header(path: Path) -> dict[str, TensorHeader]:
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """The header of every tensor of one file, by name; no tensor is read.
+
+    Raises:
+        InputError: the file is cut off, not safetensors, or names a tensor twice.
+    """
     try:
         # The library checks sizes, offsets and types against one another and the file's length.
         with safe_open(str(path), framework="numpy") as file:

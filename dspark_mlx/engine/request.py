@@ -12,6 +12,7 @@ from ..numbers import check_whole, plain, shown, token_ids
 from ..sampling.setting_table import Flag, Setting, setting, settings_of, with_settings
 from ..sampling.settings import LogitsProcessor, ProcessorFactory, Sampling
 from ..system.strict_json import check_text
+from .template_settings import TEMPLATE_SETTINGS
 
 
 class Settings(TypedDict, total=False):
@@ -161,11 +162,14 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, max_length: int | None)
 def _table() -> dict[str, Setting]:
     own = settings_of(Request)
     first = {name: own.pop(name) for name in ("max_tokens", "stop", "stop_tokens")}
-    return {**first, **settings_of(Sampling), **own}
+    return {**first, **TEMPLATE_SETTINGS, **settings_of(Sampling), **own}
 
 
 SETTINGS = _table()
 """Every setting of a request by name: flags, docstrings and docs/settings.md are made of it."""
+
+TEXT_SETTINGS = ("stop", *TEMPLATE_SETTINGS)
+"""Settings of text, which `Decoder.rounds` does not know."""
 
 _KEYWORDS = tuple(Settings.__annotations__)
 with_settings("Attributes", settings_of(Request).values())(Request)

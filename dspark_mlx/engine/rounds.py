@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 
-from ..caches import new_caches
 from ..progress import ProgressCallback
 from ..sampling import Sampler
 from ..schedulers import LearningPolicy
@@ -55,7 +54,7 @@ def rounds(
     speculation = Speculation.start(engine, list(prompt), sampler.temperature)
     policy = engine.scheduler.start(speculation.gamma if speculation else 0, sampler.temperature)
     learning = policy if isinstance(policy, LearningPolicy) else None
-    state = State(new_caches(target.model, "target"), speculation, policy, sampler)
+    state = State(target.new_caches(), speculation, policy, sampler)
     with WIRED.use(target.model), contextlib.closing(state):
         round_ = prefill(engine, state, prompt, prefill_step_size, progress)
         remaining = max_tokens
@@ -64,10 +63,11 @@ def rounds(
             yield round_
             if remaining == 0 or round_.tokens[-1] in stop:
                 return
-            drafts = should_draft(state, remaining)
+            limit = target.cache_settings.rows_until_quantized(state.anchor_index, remaining)
+            drafts = should_draft(state, limit)
             with target.turns:
                 state.timer = RoundTimer()
-                round_ = (drafted_round if drafts else plain_round)(engine, state, remaining, stop)
+                round_ = (drafted_round if drafts else plain_round)(engine, state, limit, stop)
             policy.learn(round_)
             if learning:
                 round_ = replace(round_, decision=learning.decision)

@@ -18,6 +18,7 @@ from ..schedulers.speed_profile import SpeedProfile, read_profile, write_profile
 from ..system.files import DATA, cache_folder, read_json_lines
 from ..system.process import program
 from ..system.system_errors import writing
+from ..targets.given import network_digest
 from ..text.tokenizer_files import has_tokenizer
 from .measure import LIMIT, measure_profile, quick_profile
 from .staleness import why_stale
@@ -37,6 +38,8 @@ class Pair:
         precision: the precision that they were loaded with, see `load`.
         max_length: positions that the target was made for; None where it does not say.
         encode: text to the target's token ids; None without a tokenizer.
+        adapter: folder of the target's adapter; None without one.
+        given: whether the target was given as a network, so that `target` is no folder.
     """
 
     engine: Engine
@@ -45,6 +48,8 @@ class Pair:
     precision: str
     max_length: int | None = None
     encode: Callable[[str], list[int]] | None = None
+    adapter: Path | None = None
+    given: bool = False
 
     @classmethod
     def of(cls, decoder: Decoder) -> Pair:
@@ -56,8 +61,17 @@ class Pair:
         target, drafter = decoder.target_folder, decoder.drafter_folder
         if decoder.engine.drafter is None or drafter is None:
             raise InputError("speed profile", "no drafter", "a target with its drafter")
-        encode = decoder.encode if has_tokenizer(target) else None
-        return cls(decoder.engine, target, drafter, decoder.precision, decoder.max_length, encode)
+        encodes = decoder.is_given or has_tokenizer(target)
+        return cls(
+            decoder.engine,
+            target,
+            drafter,
+            decoder.precision,
+            decoder.max_length,
+            decoder.encode if encodes else None,
+            decoder.adapter_folder,
+            decoder.is_given,
+        )
 
     @property
     def name(self) -> str:
@@ -85,8 +99,11 @@ class Pair:
     def _key(self) -> str:
         drafter = self.engine.drafter
         assert drafter is not None
-        size = drafter.vocabulary_size
-        return fingerprint(self.target, self.drafter, self.precision, drafter.config.gamma, size)
+        gamma, size = drafter.config.gamma, drafter.vocabulary_size
+        model, caches = self.engine.target.model, self.engine.target.cache_settings.key()
+        target = network_digest(model) if self.given else self.target
+        drafted = self.drafter, self.precision, gamma, size
+        return fingerprint(target, *drafted, caches, self.adapter)
 
 
 @dataclass(frozen=True)

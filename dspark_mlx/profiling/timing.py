@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
-from ..caches import cache_arrays, is_recurrent, keep_rows, leaves, new_caches
+from ..caches import cache_arrays, is_recurrent, keep_rows, leaves
 from ..engine.state import Engine
 from ..sampling import Position, Sampler, greedy, likeliest
 from ..sampling.make import make_sampler
@@ -106,7 +106,7 @@ class Session:
         rng, vocabulary = np.random.default_rng(0), engine.target.vocab_size
         self._text = np.array(text, np.int32) if text else rng.integers(0, vocabulary, _RANDOM)
         self._place = 0
-        self._caches = new_caches(engine.target.model, "target")
+        self._caches = engine.target.new_caches()
         self._context = engine.drafter.new_context() if engine.drafter else None
         self._taps: list[mx.array] = []
         found = leaves(self._caches)
@@ -248,7 +248,7 @@ class Session:
         return best
 
     def _copies(self, requests: int) -> list[Any]:
-        copies = new_caches(self._engine.target.model, "target")
+        copies = self._engine.target.new_caches()
         for copy, cache in zip(copies, self._caches, strict=True):
             copy.keys = mx.repeat(cache.keys, requests, axis=0)
             copy.values = mx.repeat(cache.values, requests, axis=0)

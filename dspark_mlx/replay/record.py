@@ -17,7 +17,6 @@ import numpy as np
 from mlx_lm.generate import wired_limit
 
 from ..benchmark.plain import plain_run
-from ..caches import new_caches
 from ..drafters.base import Drafter
 from ..engine.rounds import rounds
 from ..engine.state import Engine
@@ -193,7 +192,7 @@ def _drafts(
 
 def text_features(target: Target, tokens: Sequence[int]) -> list[mx.array]:
     """Features of every token, one `[tokens, hidden]` a tap; no logits are computed."""
-    return _features(target, tokens, new_caches(target.model, "target"))
+    return _features(target, tokens, target.new_caches())
 
 
 def _features(
@@ -211,7 +210,7 @@ def _features_and_logits(
     target: Target, prompt: Sequence[int], text: Sequence[int]
 ) -> tuple[list[mx.array], mx.array]:
     """Features of every token, and the logits after each token of the text, `[text, V]`."""
-    caches = new_caches(target.model, "target")
+    caches = target.new_caches()
     before = _features(target, prompt, caches)
     logits, after = target(mx.array(list(text), dtype=mx.int32), caches)
     return [mx.concatenate(list(parts)) for parts in zip(before, after, strict=True)], logits

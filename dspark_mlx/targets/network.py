@@ -19,12 +19,13 @@ from huggingface_hub.errors import StrictDataclassError
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
+from ..caches import CacheSettings, new_caches
 from ..checkpoint.number_ranges import all_finite, check_numbers
 from ..checkpoint.safetensors import TensorHeader, tensor_headers
 from ..checkpoint.size_limits import check_sizes
 from ..errors import InputError
 from ..system.files import read_json
-from .tap import check_logits, probe_logits
+from .tap import PROBE, check_logits, probe_logits
 
 # Exceptions of Python, MLX, mlx-lm and transformers for a checkpoint that contradicts itself.
 REFUSALS = (
@@ -122,6 +123,24 @@ def evaluate(model: nn.Module, folder: Path) -> None:
                 raise InputError(folder, f"NaN or infinity in {name}", "finite numbers")
     except RuntimeError as error:
         raise refusal(folder, error) from error
+
+
+def check_quantized(model: nn.Module, folder: Path, settings: CacheSettings) -> None:
+    """Run a few tokens with a quantized cache, which not every family's attention can read.
+
+    Raises:
+        InputError: the model cannot compute them, or its heads have no whole number of groups.
+    """
+    settings = settings.quantized_at_once
+    if settings.kv_bits is None:
+        return
+    does = f"run with kv_bits {settings.kv_bits}, kv_group_size {settings.kv_group_size}"
+    caches = new_caches(model, folder, settings)
+    with refusing(folder, does):
+        for rows in PROBE[:, :2], PROBE[:, 2:]:
+            logits = model(rows, cache=caches)
+            mx.eval(logits)
+            settings.quantize(caches)
 
 
 def first_logits(model: nn.Module, folder: Path) -> mx.array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +18,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
-from ..caches import leaves, new_caches
+from ..caches import DEFAULT_CACHES, CacheSettings, leaves
 from ..errors import InputError
 from .network import REFUSALS
 from .tables import find_embedding
@@ -57,48 +58,67 @@ def check_rollback(target: Target, where: object) -> None:
     if target.rolls_back:
         return
     with target.untapped():
-        gap = np.nan
-        # Families that count their layers do not run with fewer.
-        with contextlib.suppress(*REFUSALS), _one_of_each_kind(target.model) as count:
-            gap = _quick_gap(target.model, where, count)
-        if gap <= _LIMIT:
-            target.rolls_back = True
-            return
-        together, rollback = measure_gaps(target.model, where)
-    # Written so that NaN is refused.
-    if not together <= _LIMIT:
-        found = f"{100 * together:.0f} % other states where rows run together than one by one"
-        raise InputError(where, found, "the same", _HINT)
-    if not rollback <= _LIMIT:
-        found = f"{100 * rollback:.0f} % other states behind rows that were taken back"
-        raise InputError(where, found, "the same as without them", _HINT)
+        for settings in _ways(target.cache_settings):
+            _check(target.model, where, settings)
     target.rolls_back = True
 
 
-def _quick_gap(model: nn.Module, where: object, count: int | None) -> float:
+def _ways(settings: CacheSettings) -> list[CacheSettings]:
+    """The settings that a request decodes with: before its caches are quantized, and then."""
+    # Whether the rows of a limited cache agree depends on the cache alone, not on the model.
+    settings = replace(settings, max_kv_size=None)
+    plain = replace(settings, kv_bits=None)
+    return [plain] if settings.kv_bits is None else [plain, settings.quantized_at_once]
+
+
+def _check(model: nn.Module, where: object, settings: CacheSettings) -> None:
+    gap = np.nan
+    # Families that count their layers do not run with fewer.
+    with contextlib.suppress(*REFUSALS), _one_of_each_kind(model) as count:
+        gap = _quick_gap(model, where, settings, count)
+    if gap <= _LIMIT:
+        return
+    together, rollback = measure_gaps(model, where, settings)
+    caches = f" with kv_bits {settings.kv_bits}" if settings.kv_bits else ""
+    # Written so that NaN is refused.
+    if not together <= _LIMIT:
+        what = f"other states where rows run together than one by one{caches}"
+        raise InputError(where, f"{100 * together:.0f} % {what}", "the same", _HINT)
+    if not rollback <= _LIMIT:
+        what = f"other states behind rows that were taken back{caches}"
+        found = f"{100 * rollback:.0f} % {what}"
+        raise InputError(where, found, "the same as without them", _HINT)
+
+
+def _quick_gap(
+    model: nn.Module, where: object, settings: CacheSettings, count: int | None
+) -> float:
     """How far rows are apart from single rows behind a rollback, which ought to give the same."""
-    with _forwards(model, where) as forwards:
-        caches = forwards.begun(new_caches(model, where)[:count])
+    with _forwards(model, where, settings) as forwards:
+        caches = forwards.begun(count)
         half = len(_TEXT) // 2
         block = forwards.kept(_TEXT, half, caches)
         singly = mx.concatenate([forwards.rows((token,), caches) for token in _TEXT[half:]])
         return float(np.array(_row_gaps(block[half:], singly).max()))
 
 
-def measure_gaps(model: nn.Module, where: object) -> tuple[float, float]:
+def measure_gaps(
+    model: nn.Module, where: object, settings: CacheSettings = DEFAULT_CACHES
+) -> tuple[float, float]:
     """How far apart forwards are that should agree, as a part of what they give.
 
     Args:
         model: it runs as it is.
         where: names the model in errors.
+        settings: of the caches.
 
     Returns:
         Rows together against single ones, and rows behind rejected ones against the same.
     """
-    with _forwards(model, where) as forwards:
-        caches = forwards.begun(new_caches(model, where))
+    with _forwards(model, where, settings) as forwards:
+        caches = forwards.begun()
         singly = mx.concatenate([forwards.rows((token,), caches) for token in _TEXT])
-        caches = forwards.begun(new_caches(model, where))
+        caches = forwards.begun()
         end = _FIRST + _SECOND
         block = forwards.kept(_TEXT, _FIRST, caches)
         second = forwards.kept(_TEXT[_FIRST:end] + _OTHER, _SECOND, caches)
@@ -110,8 +130,8 @@ def measure_gaps(model: nn.Module, where: object) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def _forwards(model: nn.Module, where: object) -> Iterator[_Forwards]:
-    target = Target(model, (), where)
+def _forwards(model: nn.Module, where: object, settings: CacheSettings) -> Iterator[_Forwards]:
+    target = Target(model, (), where, settings)
     try:
         with _float32(find_embedding(model, where)), target.head_inputs() as read:
             yield _Forwards(target, read)
@@ -126,9 +146,14 @@ class _Forwards:
         self._target = target
         self._read = read
 
-    def begun(self, caches: list[Any]) -> list[Any]:
+    def begun(self, count: int | None = None) -> list[Any]:
         """Caches that hold the first tokens; windows are full, since what is wrong with one shows
-        only there."""
+        only there.
+
+        Args:
+            count: caches to make; None for all.
+        """
+        caches = self._target.new_caches()[:count]
         self.rows(_BEFORE, caches)
         for leaf in leaves(caches):
             if type(leaf) is RotatingKVCache and not leaf.keep and 0 < leaf.offset < leaf.max_size:

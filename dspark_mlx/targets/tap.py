@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..caches import DEFAULT_CACHES, CacheSettings, as_single_rows, new_caches
 from ..checkpoint.linear import Matrix
 from ..errors import InputError
 from ..sampling import finite_rows
@@ -31,9 +32,11 @@ class Target:
         model: an mlx-lm model; its tapped layers change class until `close`.
         taps: layers whose output to record, -1 for the embedding output.
         where: names the model in errors.
+        cache_settings: how the caches of requests are made.
 
     Attributes:
         where: names the model in errors.
+        cache_settings: how the caches of requests are made.
         turns: the lock to hold while the model runs or changes; all targets of a model share it.
         num_layers: number of the model's layers.
         hidden_size: width of a tap.
@@ -45,9 +48,16 @@ class Target:
             not have exactly one embedding table.
     """
 
-    def __init__(self, model: nn.Module, taps: Iterable[int], where: object) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Iterable[int],
+        where: object,
+        cache_settings: CacheSettings = DEFAULT_CACHES,
+    ) -> None:
         self.model = model
         self.where = where
+        self.cache_settings = cache_settings
         self.turns = Turns()
         self._layers: Sequence[nn.Module] = model.layers
         self._embedding = find_embedding(model, where)
@@ -85,12 +95,18 @@ class Target:
             self._attach(where)
         return other
 
+    def new_caches(self) -> list[Any]:
+        """Empty caches for one request."""
+        return new_caches(self.model, self.where, self.cache_settings)
+
     def __call__(self, tokens: mx.array, caches: list[Any]) -> tuple[mx.array, list[mx.array]]:
         """Run the model's own forward over new tokens.
 
         Args:
             tokens: int `[rows]`, or `[batch, rows]` for a batch.
             caches: the request's, or the batch's (see `caches.batch`).
+
+        Caches that have become long enough to be quantized are quantized before.
 
         Returns:
             Logits `[rows, vocabulary]`, and one `[rows, hidden]` per tap in the order of `taps`;
@@ -102,6 +118,7 @@ class Target:
         with self.turns:
             if tokens.ndim == 2:
                 return self.model(tokens, cache=caches), self._take()
+            self.cache_settings.quantize(caches)
             logits = self.model(tokens[None], cache=caches)
             taps = self._take()
         return logits.squeeze(0), [tap.squeeze(0) for tap in taps]
@@ -118,9 +135,13 @@ class Target:
             InputError: the target was closed.
         """
         with self.turns:
+            # Before the snapshot: what is rolled back are the caches that the forward writes.
+            if tokens.ndim == 1:
+                self.cache_settings.quantize(caches)
             rollback = Rollback(self._mixers, self.turns, caches, tokens.shape[-1])
             if tokens.shape[-1] == 1 or not self._mixers.modules:
-                return *self(tokens, caches), rollback
+                with as_single_rows(caches):
+                    return *self(tokens, caches), rollback
             if not self._mixers.attached:
                 raise self._closed()
             with self._mixers.recording() as calls:

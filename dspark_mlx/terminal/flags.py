@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from ..caches.settings import CACHE_SETTINGS
 from ..checkpoint.precision import NAMES as PRECISIONS
 from ..decoder import Decoder
 from ..engine.request import Request
+from ..engine.template_settings import TemplateSettings
+from ..errors import InputError
 from ..load import load
 from ..schedulers.make import usages
 from . import blas
@@ -19,11 +22,12 @@ from .sampling_flags import (
     add_setting_flag,
     sampling_settings,
     setting_of,
+    with_special_tokens,
 )
 
 
 def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") -> None:
-    """Add --model, --drafter, --no-drafter, --scheduler, --precision and --draft-vocabulary.
+    """Add the flags of `load`: --model, --drafter, --scheduler and so on to those of the caches.
 
     Args:
         parser: changed in place.
@@ -33,6 +37,11 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
         "--model",
         help="target: an MLX or Hugging Face folder, a GGUF file, or a Hub id (default: the "
         "built-in SmolLM2-135M-Instruct)",
+    )
+    parser.add_argument(
+        "--adapter-path",
+        metavar="FOLDER",
+        help="adapter for the target, as mlx-lm's lora command saves it",
     )
     drafter = parser.add_mutually_exclusive_group()
     drafter.add_argument(
@@ -65,6 +74,8 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
         help="newest positions that the drafter attends to at most (default: all, or the window "
         "that it was made with); the output is the same",
     )
+    for name in CACHE_SETTINGS:
+        add_setting_flag(parser, name)
 
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +83,16 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
     for name in ("max_tokens", "stop", "prefill_step_size"):
         add_setting_flag(parser, name)
     parser.add_argument("--system-prompt", help="system message for the chat template")
+    for name in ("thinking", "chat_template_kwargs"):
+        add_setting_flag(parser, name)
+    parser.add_argument(
+        "--extra-eos-token",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="TOKEN",
+        help="tokens that end a text beside the target's own: as the vocabulary has them, or ids",
+    )
     add_sampling_flags(parser)
 
 
@@ -91,6 +112,40 @@ def request_settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     return {**settings, "max_tokens": max_tokens, "stop": stop}
 
 
+def with_loaded(
+    settings: dict[str, Any], decoder: Decoder, args: argparse.Namespace
+) -> dict[str, Any]:
+    """The settings with what only a loaded target tells: --extra-eos-token, XTC's special tokens.
+
+    Raises:
+        InputError: a token that the target does not have.
+    """
+    if args.extra_eos_token:
+        try:
+            extra = {decoder.tokenizer.token_id(token) for token in args.extra_eos_token}
+        except InputError as error:
+            raise InputError("--extra-eos-token", error.found, error.expected) from error
+        settings = {**settings, "stop_tokens": decoder.stop_tokens | extra}
+    return with_special_tokens(settings, decoder)
+
+
+def template_settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """The parsed flags of the chat template as `Decoder.encode` takes them, checked.
+
+    Args:
+        args: parsed.
+        more: settings that the command's own flags give.
+
+    Raises:
+        InputError: see `TemplateSettings`.
+    """
+    settings = {name: setting_of(args, name) for name in ("thinking", "chat_template_kwargs")}
+    checked = TemplateSettings(**settings, **more)
+    checked.variables()
+    checked.answer()
+    return settings | more
+
+
 def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
     """Load the decoder that the model flags name.
 
@@ -103,9 +158,11 @@ def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
         args.model,
         drafter,
         args.scheduler,
+        adapter_path=args.adapter_path,
         precision=args.precision,
         draft_vocabulary=args.draft_vocabulary,
         draft_window=args.draft_window,
+        **{name: getattr(args, name) for name in CACHE_SETTINGS},
     )
     if advises:
         advise(decoder)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..caches.settings import CACHE_SETTINGS
 from ..decoder import Decoder
 from ..engine.request import SETTINGS
 from ..errors import InputError
@@ -14,23 +15,31 @@ from ..sampling.settings import Sampling
 from ..system.files import read_text
 from ..system.strict_json import parse_json
 
-_PARSE = {"int": int, "float": float, "str": str, "Mapping[int, float]": str}
+_PARSE = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "Mapping[int, float]": str,
+    "Mapping[str, Any]": str,
+}
 # A flag that is given once for each element.
 _ELEMENT = {"Collection[int]": int, "tuple[str, ...]": str}
 
 
 def add_setting_flag(parser: argparse._ActionsContainer, name: str) -> None:
-    """Add the flag of one request setting, as the table of settings has it.
+    """Add the flag of one setting, as the table of settings has it.
 
     Args:
         parser: an argparse parser or group, changed in place.
-        name: of a setting that has a flag.
+        name: of a setting of a request or of the caches that has a flag.
     """
-    row = SETTINGS[name]
+    row = (SETTINGS | CACHE_SETTINGS)[name]
     assert row.flag is not None
     options: dict[str, Any] = {"help": _help(row)}
     kind = row.type.removesuffix(" | None")
-    if kind == "bool":
+    if row.type == "bool | None":
+        options["action"] = argparse.BooleanOptionalAction
+    elif kind == "bool":
         options["action"] = "store_true"
     elif kind in _ELEMENT:
         options |= {"action": "append", "default": [], "type": _ELEMENT[kind]}
@@ -70,6 +79,8 @@ def setting_of(args: argparse.Namespace, name: str) -> Any:
     value = getattr(args, row.flag.argument)
     if name == "logit_bias":
         return _bias(value)
+    if name == "chat_template_kwargs":
+        return _variables(value)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -101,7 +112,8 @@ def with_special_tokens(settings: dict[str, Any], decoder: Decoder) -> dict[str,
     if not settings["xtc_probability"]:
         return settings
     lines = decoder.tokenizer.encode("\n", add_special_tokens=False)
-    return {**settings, "xtc_special_tokens": tuple(sorted(decoder.stop_tokens | set(lines)))}
+    ends = settings.get("stop_tokens", decoder.stop_tokens)
+    return {**settings, "xtc_special_tokens": tuple(sorted({*ends, *lines}))}
 
 
 def read_json_argument(flag: str, text: str) -> Any:
@@ -115,6 +127,13 @@ def read_json_argument(flag: str, text: str) -> Any:
         return parse_json(text, flag, expected)
     path = Path(text)
     return parse_json(read_text(path, expected), path, expected)
+
+
+def _variables(text: str | None) -> dict[str, Any]:
+    found = {} if text is None else read_json_argument("--chat-template-config", text)
+    if not isinstance(found, dict):
+        raise InputError("--chat-template-config", str(text)[:60], "an object of JSON")
+    return found
 
 
 def _bias(text: str | None) -> dict[int, float]:

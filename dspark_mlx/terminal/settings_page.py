@@ -1,11 +1,13 @@
-"""docs/settings.md, written from the table of request settings.
+"""docs/settings.md, written from the tables of settings.
 
 python -m dspark_mlx.terminal.settings_page > docs/settings.md
 """
 
 from __future__ import annotations
 
+from ..caches.settings import CACHE_SETTINGS
 from ..engine.request import SETTINGS
+from ..engine.template_settings import TEMPLATE_SETTINGS
 from ..sampling.setting_table import Flag, Setting
 
 COMMAND = "python -m dspark_mlx.terminal.settings_page > docs/settings.md"
@@ -13,9 +15,9 @@ COMMAND = "python -m dspark_mlx.terminal.settings_page > docs/settings.md"
 _PAGE = """\
 # Request settings
 
-`Decoder.stream` takes every setting below as a keyword argument, and so does `Decoder.rounds`,
-except `stop`: it decodes token ids and knows no text. Each request has its own settings. The
-commands have flags for most of them.
+`Decoder.stream` and `Decoder.generate` take every setting below as a keyword argument, and so does
+`Decoder.rounds`, except `stop` and the four of chat templates ({template}): it decodes token ids
+and knows no text. Each request has its own settings. The commands have flags for most of them.
 
 ```python
 decoder = dspark_mlx.load()
@@ -41,14 +43,29 @@ has a `Chunk` and adds no text. A request without `stop_tokens` ends at those of
 |---|---|---|---|---|---|
 {rows}
 
-This page is written from the table in `dspark_mlx/sampling/settings.py` and
-`dspark_mlx/engine/request.py`: `{command}`.
+## Settings of the caches
+
+`load` takes them, for all requests of a decoder; the commands that load a target have the flags.
+
+| setting | type | default | flag | in mlx-lm | meaning |
+|---|---|---|---|---|---|
+{caches}
+
+[caches.md](caches.md) says what they do to memory, positions and the text.
+
+This page is written from the tables in `dspark_mlx/sampling/settings.py`,
+`dspark_mlx/engine/request.py` and `dspark_mlx/caches/settings.py`: `{command}`.
 """
 
 
 def settings_page() -> str:
     """The text of docs/settings.md."""
-    return _PAGE.format(rows="\n".join(map(_row, SETTINGS.values())), command=COMMAND)
+    return _PAGE.format(
+        rows="\n".join(map(_row, SETTINGS.values())),
+        template=", ".join(f"`{name}`" for name in TEMPLATE_SETTINGS),
+        caches="\n".join(map(_row, CACHE_SETTINGS.values())),
+        command=COMMAND,
+    )
 
 
 def _row(row: Setting) -> str:

@@ -29,7 +29,7 @@ def check_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _message(where: str, message: Any) -> dict[str, Any]:
-    data = _data(where, message, _DEPTH)
+    data = plain_data(where, message)
     if not isinstance(data, dict):
         raise InputError(where, shown(message), 'a message with "role" and "content"')
     kept = {key: value for key, value in data.items() if value is not None}
@@ -59,6 +59,19 @@ def _check_content(where: str, content: Any) -> None:
 def has_parts(message: Mapping[str, Any]) -> bool:
     """Whether a message's content is a list of parts."""
     return isinstance(message.get("content"), list)
+
+
+def plain_data(where: str, value: Any) -> Any:
+    """A value as plain JSON data: text, numbers, lists and mappings.
+
+    Args:
+        where: names the value in errors.
+        value: the value, in which objects with `model_dump` may stand.
+
+    Raises:
+        InputError: a part of it is something else, or half a character; the part is named.
+    """
+    return _data(where, value, _DEPTH)
 
 
 def _data(where: str, value: Any, depth: int) -> Any:

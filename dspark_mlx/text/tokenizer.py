@@ -16,13 +16,15 @@ from mlx_lm.utils import load_tokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..numbers import token_ids
+from ..numbers import shown, token_ids
 from ..system.strict_json import check_text
 from .chat_template import Refusal, render
 from .detokenizer import Detokenizer
 from .foreign import Refusing, reason
 from .messages import check_messages, has_parts
 from .tokenizer_files import blame, check_tokenizer, set_apart
+
+_THINKING = "enable_thinking"
 
 
 class Tokenizer:
@@ -98,6 +100,22 @@ class Tokenizer:
         """
         return Detokenizer(self.decode, before)
 
+    def token_id(self, token: str) -> int:
+        """The id of a token of the vocabulary.
+
+        Args:
+            token: its text as the vocabulary has it, or its id in digits.
+
+        Raises:
+            InputError: the vocabulary does not have it.
+        """
+        vocabulary = self.wrapped.get_vocab()
+        if token in vocabulary:
+            return int(vocabulary[token])
+        if token.isdecimal() and len(token) < 20 and int(token) in self._known:
+            return int(token)
+        raise InputError("token", shown(token), "a token of the target's vocabulary, or its id")
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
 
@@ -165,6 +183,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
         tokenize: bool = True,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> Any:
         """The prompt that the chat template makes of messages: token ids, or text.
@@ -174,6 +193,8 @@ class Tokenizer:
             tools: JSON schemas of functions that the answer may call.
             add_generation_prompt: whether the prompt ends with the beginning of an answer.
             tokenize: True for token ids, False for text.
+            continue_final_message: whether the prompt ends where the last message's text does, so
+                that the answer continues it.
             variables: further variables of the template, such as `enable_thinking`.
 
         Raises:
@@ -191,6 +212,8 @@ class Tokenizer:
         except Refusal as error:
             found = f"messages that the chat template refuses ({reason(error)})"
             raise InputError(self._folder, found, self._wanted(checked)) from error
+        if continue_final_message:
+            text = _cut_behind(text, checked[-1].get("content"))
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
     def _write(self, messages: list[dict[str, Any]], given: dict[str, Any]) -> str:
@@ -204,7 +227,7 @@ class Tokenizer:
             with Refusing(where, found, expected):
                 text = str(self.wrapped.apply_chat_template(messages, tokenize=False, **given))
         else:
-            given.setdefault("enable_thinking", self.wrapped.has_thinking)
+            self._set_thinking(given)
             with _RefusingButRefusals(where, found, expected):
                 source = self.hugging_face.get_chat_template(None, given["tools"])
                 named = self.hugging_face.special_tokens_map
@@ -214,6 +237,13 @@ class Tokenizer:
                 found = "a list of parts"
                 raise InputError(f"messages[{index}].content", found, expected)
         return text
+
+    def _set_thinking(self, given: dict[str, Any]) -> None:
+        """Give the template's switch of thinking the name that mlx-lm has found it to have."""
+        name = getattr(self.wrapped, "_thinking_kwarg", _THINKING)
+        if _THINKING in given:
+            given[name] = given.pop(_THINKING)
+        given.setdefault(name, self.wrapped.has_thinking)
 
     @property
     def _is_code(self) -> bool:
@@ -226,6 +256,23 @@ class Tokenizer:
         if any(each["role"] == "system" for each in messages):
             return "messages as it takes them; it may take no system message"
         return "messages as it takes them"
+
+
+def _cut_behind(text: str, answer: Any) -> str:
+    """The prompt up to the end of its last message, whose closing marks are cut off.
+
+    White space at the end of the answer stays where the template keeps it.
+    """
+    if not isinstance(answer, str) or not answer.strip():
+        raise InputError("the last message", shown(answer), "text to be continued")
+    stripped = answer.strip()
+    start = text.rfind(stripped)
+    if start < 0:
+        found = "a chat template that changes it"
+        raise InputError("the last message", found, "one that writes it as it is")
+    end = start + len(stripped)
+    space = answer[len(answer.rstrip()) :]
+    return text[: end + len(space) if text.startswith(space, end) else end]
 
 
 class _RefusingButRefusals(Refusing):

@@ -15,7 +15,8 @@ from helpers.worded import worded_target
 
 import dspark_mlx
 from dspark_mlx import Decoder, InputError
-from dspark_mlx.engine.request import SETTINGS, Request, Settings
+from dspark_mlx.engine.request import SETTINGS, TEXT_SETTINGS, Request, Settings
+from dspark_mlx.engine.template_settings import TEMPLATE_SETTINGS
 from dspark_mlx.sampling.setting_table import settings_of, with_settings
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.terminal.flags import add_request_flags
@@ -24,7 +25,7 @@ from dspark_mlx.terminal.settings_page import COMMAND, settings_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 # Arguments of their own in `rounds` and `stream`, the others are keywords.
-ARGUMENTS = ("max_tokens", "stop", "stop_tokens")
+ARGUMENTS = ("max_tokens", "stop", "stop_tokens", *TEMPLATE_SETTINGS)
 
 
 def one_line(text: str) -> str:
@@ -43,7 +44,7 @@ def test_type_checkers_see_the_table():
 def test_arguments_have_the_tables_defaults(method):
     """A default that one method has and the documents do not."""
     parameters = inspect.signature(method).parameters
-    for name in set(ARGUMENTS) - ({"stop"} if method is Decoder.rounds else set()):
+    for name in set(ARGUMENTS) - set(TEXT_SETTINGS if method is Decoder.rounds else ()):
         assert parameters[name].default == SETTINGS[name].default
 
 
@@ -53,7 +54,7 @@ def test_help_names_every_setting(method):
     shown = one_line(pydoc.plain(pydoc.render_doc(method)))
     for row in SETTINGS.values():
         entry = one_line(f"{row.name} ({row.type}, default {row.default!r}): {row.sentence}")
-        assert (entry in shown) == (row.name != "stop" or method is Decoder.stream)
+        assert (entry in shown) == (row.name not in TEXT_SETTINGS or method is Decoder.stream)
 
 
 def test_settings_are_said_without_docstrings():
@@ -76,6 +77,7 @@ def test_flags_are_the_tables():
     parser = argparse.ArgumentParser()
     add_request_flags(parser)
     add_setting_flag(parser, "logprobs")
+    add_setting_flag(parser, "prefill_response")
     actions = {name: action for action in parser._actions for name in action.option_strings}
     for row in SETTINGS.values():
         if row.flag is not None:
@@ -84,7 +86,9 @@ def test_flags_are_the_tables():
             assert action.dest == row.flag.argument
             assert (action.default or None) == (row.default or None)
             assert (row.flag.short or row.flag.name) in action.option_strings
-    assert set(actions) == {"-h", "--help", "-m", "--system-prompt"}
+    assert set(actions) == {
+        *("-h", "--help", "-m", "--system-prompt", "--no-thinking", "--extra-eos-token")
+    }
 
 
 def test_the_names_of_mlx_lm_are_mlx_lms():

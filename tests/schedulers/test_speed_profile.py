@@ -202,12 +202,14 @@ def test_every_setting_is_in_the_key(folders):
         fingerprint(target, drafter, "float32", 5, 512),
         fingerprint(target, drafter, "float32", 7, 16384),
         fingerprint(drafter, target, "float32", 7, 512),
+        fingerprint(target, drafter, "float32", 7, 512, {"kv_bits": 4}),
+        fingerprint(target, drafter, "float32", 7, 512, {"kv_bits": 8}),
     }
     config = json.loads((target / "config.json").read_text())
     quantization = {"quantization": {"bits": 4, "group_size": 32}}
     (target / "config.json").write_text(json.dumps(config | quantization))
     keys.add(fingerprint(target, drafter, "float32", 7, 512))
-    assert len(keys) == 7
+    assert len(keys) == 9
 
 
 def test_a_large_file_is_sampled_and_its_header_read_whole(folders):
