@@ -182,7 +182,14 @@ class Decoder:
         vocabulary = self._engine.target.vocab_size
         return JsonSchema(schema, self.tokenizer.hugging_face, vocabulary, self.stop_tokens)
 
-    def encode(self, prompt: Prompt, *, thinking: bool | None = None) -> list[int]:
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Token ids of a prompt.
 
         Args:
@@ -190,6 +197,8 @@ class Decoder:
                 turns into text; or token ids, which are returned.
             thinking: whether the chat template lets the target think before it answers, where the
                 template can; None leaves that to mlx-lm.
+            tools: JSON schemas of functions that the answer may call.
+            chat_template_kwargs: further variables of the chat template.
 
         Raises:
             InputError: the chat template does not take the messages, or the prompt has another
@@ -202,8 +211,12 @@ class Decoder:
             found = type(prompt).__name__
             raise InputError("prompt", found, "a string, a list of messages or of token ids")
         if taken and not _is_number(taken[0]):
-            switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
-            ids = self.tokenizer.apply_chat_template(taken, add_generation_prompt=True, **switch)
+            variables = dict(chat_template_kwargs or {})
+            if thinking is not None:
+                variables["enable_thinking"] = thinking
+            ids = self.tokenizer.apply_chat_template(
+                taken, tools=tools, add_generation_prompt=True, **variables
+            )
             return list(ids)
         return token_ids("prompt", taken, self._engine.target.vocab_size)
 
@@ -249,6 +262,9 @@ class Decoder:
         stop_tokens: Collection[int] | None = None,
         progress: ProgressCallback | None = None,
         on_round: Callable[[Round], None] | None = None,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **settings: Unpack[Settings],
     ) -> Iterator[Chunk]:
         """Decode text, one `Chunk` per token.
@@ -259,6 +275,7 @@ class Decoder:
             stop: one string or several, see Settings below.
             progress: called with the number of prompt tokens read so far and of all.
             on_round: called with every `Round` before its chunks.
+            thinking, tools, chat_template_kwargs: see `encode`.
 
         Returns:
             An iterator; the text ends with the chunk that has a `finish_reason`. A stop token has a
@@ -271,7 +288,9 @@ class Decoder:
             UserWarning: as `rounds` does.
         """
         request = Request.make(max_tokens, _strings(stop), settings, stop_tokens)
-        ids = self.encode(prompt)
+        ids = self.encode(
+            prompt, thinking=thinking, tools=tools, chat_template_kwargs=chat_template_kwargs
+        )
         stops = self._stops(request)
         return stream(
             self._rounds(ids, request, stops, progress),
