@@ -41,6 +41,7 @@ def test_the_top_has_what_an_app_needs_and_nothing_else():
     """A helper's name that an app comes to depend on."""
     assert set(dspark_mlx.__all__) == {
         *("load", "add_drafter", "Decoder", "Chunk", "Round", "Statistics", "InputError"),
+        *("RequestHandle", "Answer", "ToolCall", "Limits", "BusyError", "ClosedError"),
         "__version__",
     }
     public = {
