@@ -95,8 +95,10 @@ class Service:
         with self._lock:
             if self._closing:
                 raise ClosedError("the decoder was closed and takes no more requests")
-            if len(self._active) + len(self._waiting) >= self._limits.active + self._limits.waiting:
-                raise BusyError(len(self._active), len(self._waiting))
+            # A request that has ended counts no more, though the thread has yet to let go of it.
+            taken = sum(not job.ended for job in (*self._active, *self._waiting))
+            if taken >= self._limits.active + self._limits.waiting:
+                raise BusyError(self._limits.active, taken - self._limits.active)
             self._waiting.append(Job(start, text, buffer))
         self._wake()
         return RequestHandle(buffer)

@@ -41,7 +41,9 @@ def decoder(served):
 
 
 def text_of(decoder, prompt=MESSAGES, **settings) -> str:
-    return "".join(chunk.text for chunk in decoder.stream(prompt, **settings))
+    """What the decoder writes: to messages, the part for the user; to others, all of it."""
+    chunks = list(decoder.stream(prompt, **settings))
+    return "".join(chunk.content if prompt is MESSAGES else chunk.text for chunk in chunks)
 
 
 def test_a_chat_is_answered(post, decoder):
