@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def listening(folder: Path, limits: Any = None, **options: Any) -> Iterator[tupl
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.005)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}", decoder
         finally:
             server.should_exit = True
