@@ -381,7 +381,7 @@ class Decoder:
             self._limits = limits
 
     @property
-    def load_now(self) -> tuple[int, int]:
+    def requests_now(self) -> tuple[int, int]:
         """Numbers of submitted requests that decode and that wait."""
         service = self._service
         return (service.active, service.waiting) if service else (0, 0)

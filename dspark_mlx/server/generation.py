@@ -150,6 +150,7 @@ class Running:
 
     Attributes:
         last: the newest chunk of each answer.
+        reasoning_tokens: tokens of all answers whose text is reasoning.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class Running:
     ) -> None:
         self.generation, self.asked, self.counts = generation, asked, counts
         self.last: dict[int, Chunk] = {}
+        self.reasoning_tokens = 0
         self._handles, self._begun = handles, begun
         self._late = self._gone = False
         self._timer = asyncio.get_running_loop().call_later(
@@ -243,6 +245,7 @@ class Running:
                 calls = chunk.tool_calls[:1]
                 chunk = replace(chunk, tool_calls=calls, finish_reason="tool_calls")
             self.last[index] = chunk
+            self.reasoning_tokens += bool(chunk.reasoning)
             yield chunk
             if chunk.finish_reason:
                 handle.cancel()

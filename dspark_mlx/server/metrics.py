@@ -38,9 +38,9 @@ class Metrics:
             "first_token_seconds", "Seconds to the first token", buckets=_SECONDS, **named
         )
         active = Gauge("active_requests", "Requests that decode", **named)
-        active.set_function(lambda: decoder.load_now[0])
+        active.set_function(lambda: decoder.requests_now[0])
         waiting = Gauge("waiting_requests", "Requests that wait", **named)
-        waiting.set_function(lambda: decoder.load_now[1])
+        waiting.set_function(lambda: decoder.requests_now[1])
 
     def response(self, path: str, status: int) -> None:
         """Count a response."""

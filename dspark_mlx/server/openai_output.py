@@ -45,6 +45,7 @@ def usage(running: Running) -> dict[str, Any]:
         "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {
+            "reasoning_tokens": running.reasoning_tokens,
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": rejected,
         },

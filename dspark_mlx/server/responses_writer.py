@@ -81,7 +81,7 @@ class ResponseWriter:
                 "input_tokens": prompt,
                 "input_tokens_details": {"cached_tokens": cached},
                 "output_tokens": generated,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": running.reasoning_tokens},
                 "total_tokens": prompt + generated,
             },
         }

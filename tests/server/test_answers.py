@@ -59,6 +59,7 @@ def test_a_chat_is_answered(post, decoder):
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     details = usage["completion_tokens_details"]
     assert details["accepted_prediction_tokens"] == statistics.accepted > 0
+    assert details["reasoning_tokens"] == sum(bool(chunk.reasoning) for chunk in chunks) > 0
     assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
     assert body["model"] == "toy" and body["object"] == "chat.completion"
 

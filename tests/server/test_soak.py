@@ -139,8 +139,8 @@ def test_soak(tmp_path):
         for part in range(4):
             asyncio.run(soak.run(range(part * quarter, (part + 1) * quarter)))
             end = time.monotonic() + 30
-            while decoder.load_now != (0, 0):
-                assert time.monotonic() < end, decoder.load_now
+            while decoder.requests_now != (0, 0):
+                assert time.monotonic() < end, decoder.requests_now
                 time.sleep(0.01)
             mx.clear_cache()
             levels.append((memory(), mx.get_active_memory() / 1e6))

@@ -179,10 +179,10 @@ def test_cancelling_ends_the_request(decoder):
     answer = running.result(WAIT)
     assert answer.finish_reason == "cancelled"
     assert answer.tokens[0] == token and len(answer.tokens) < 400
-    eventually(lambda: decoder.load_now == (0, 0))
+    eventually(lambda: decoder.requests_now == (0, 0))
     with decoder.submit(MESSAGES, **forever) as handle:
         next(handle)
-    eventually(lambda: decoder.load_now == (0, 0))
+    eventually(lambda: decoder.requests_now == (0, 0))
 
 
 def test_a_prompt_that_nobody_wants_is_not_read_to_its_end(decoder):
@@ -207,7 +207,7 @@ def test_a_prompt_that_nobody_wants_is_not_read_to_its_end(decoder):
     ready.set()
     assert read.wait(WAIT)
     assert handle.result(WAIT).tokens == ()
-    eventually(lambda: decoder.load_now == (0, 0))
+    eventually(lambda: decoder.requests_now == (0, 0))
     assert seen == [0]
 
 
@@ -231,7 +231,7 @@ def test_a_full_queue_refuses(decoder):
             decoder.submit(MESSAGES)
     for handle in held:
         handle.cancel()
-    eventually(lambda: decoder.load_now == (0, 0))
+    eventually(lambda: decoder.requests_now == (0, 0))
     assert decoder.submit(MESSAGES).result(WAIT).content == TEXT
 
 
