@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ExceptionHandler
+from starlette.types import ASGIApp
 
 from ..decoder import Decoder
 from ..errors import BusyError, ClosedError, InputError
@@ -31,7 +31,8 @@ from .responses_writer import ResponseWriter
 
 Read = Callable[[Fields, Generation], Asked]
 Write = Callable[[Fields, Generation], Writer]
-Endpoint = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request, Exception], Response]
+Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
 
 def make_app(decoder: Decoder, options: Options, drain_seconds: float = 0.0) -> Starlette:
@@ -72,13 +73,13 @@ def make_app(decoder: Decoder, options: Options, drain_seconds: float = 0.0) -> 
     return Starlette(
         routes=routes,
         middleware=middleware,
-        exception_handlers=_handlers(generation),
+        exception_handlers=cast(Any, _handlers(generation)),
         lifespan=lifespan,
     )
 
 
 def _answering(generation: Generation, read: Read, write: Write) -> Endpoint:
-    async def answer(request: Request) -> Response:
+    async def answer(request: Request) -> ASGIApp:
         body = await read_body(request, generation.options)
         asked, writer = read(body, generation), write(body, generation)
         running = await generation.start(asked)
@@ -125,7 +126,7 @@ def _reading(generation: Generation) -> list[Route]:
     ]
 
 
-def _handlers(generation: Generation) -> dict[Any, ExceptionHandler]:
+def _handlers(generation: Generation) -> dict[Any, Handler]:
     folder = str(generation.decoder.target_folder)
 
     def refuse(request: Request, error: Exception) -> Response:

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import InputError
 from ..serving.handle import Answer
@@ -68,7 +68,7 @@ async def read_body(request: Request, options: Options) -> Fields:
 
 async def respond(
     request: Request, generation: Generation, running: Running, writer: Writer
-) -> Response:
+) -> ASGIApp:
     """The response to a request that runs."""
     if running.asked.stream:
         told = _errors_told(writer.events(running), generation, request.url.path)
@@ -81,12 +81,10 @@ async def respond(
         return JSONResponse(writer.whole(running, answers))
 
 
-class _EventStream(Response):
+class _EventStream:
     """Sends events; comments while none come, nothing more to a client that does not read."""
 
     def __init__(self, running: Running, events: AsyncIterator[bytes], options: Options) -> None:
-        self.status_code = 200
-        self.background = None
         self._running, self._events, self._options = running, events, options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
