@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import warnings
-import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack
@@ -24,7 +22,8 @@ from .schedulers import Scheduler
 from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .schedulers.speed_profile import SpeedProfile
 from .serving.handle import RequestHandle
-from .serving.service import Limits, Service
+from .serving.on_demand import OnDemand
+from .serving.service import Limits
 from .targets.positions import max_length, warn_when_cut
 from .text.answer_parts import AnswerParts, answer_format
 from .text.end_tokens import end_tokens
@@ -66,9 +65,7 @@ class Decoder:
         self._precision = precision
         self._tokenizer: Tokenizer | None = None
         self._said_not_finite = False
-        self._limits = Limits()
-        self._service: Service | None = None
-        self._service_lock = threading.Lock()
+        self._service = OnDemand()
 
     def __enter__(self) -> Decoder:
         return self
@@ -364,27 +361,24 @@ class Decoder:
         stops = self._stops(request)
         self._check(ids, request)
         text = self._text(ids, request, stops, tools, parts)
-        # Made in the thread that runs it: arrays belong to the thread that makes them.
-        return self._serve().submit(lambda done: self._rounds(ids, request, stops, done), text)
+        # Rounds are made in the thread that runs them: arrays belong to the thread that makes them.
+        return self._service.submit(
+            self, lambda progress: self._rounds(ids, request, stops, progress), text
+        )
 
     @property
     def limits(self) -> Limits:
         """How many requests `submit` runs and keeps waiting; to be set before the first one."""
-        return self._limits
+        return self._service.limits
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        limits.check()
-        with self._service_lock:
-            if self._service is not None:
-                raise InputError("limits", "requests submitted before", "limits set before them")
-            self._limits = limits
+        self._service.limits = limits
 
     @property
     def requests_now(self) -> tuple[int, int]:
         """Numbers of submitted requests that decode and that wait."""
-        service = self._service
-        return (service.active, service.waiting) if service else (0, 0)
+        return self._service.counts
 
     def close(self, timeout: float = 0.0) -> None:
         """End the thread of `submit`; without requests there is none, and nothing happens.
@@ -394,16 +388,7 @@ class Decoder:
         Args:
             timeout: seconds that submitted requests get to end; those that have not are cancelled.
         """
-        if self._service is not None:
-            self._service.close(timeout)
-
-    def _serve(self) -> Service:
-        with self._service_lock:
-            if self._service is None:
-                self._service = Service(self._limits)
-                # Requests hold their decoder, so that none is left when it is dropped.
-                weakref.finalize(self, self._service.stop).atexit = False
-            return self._service
+        self._service.close(timeout)
 
     def _text(
         self,

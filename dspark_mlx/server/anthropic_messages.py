@@ -10,11 +10,13 @@ from ..errors import InputError
 from ..numbers import shown
 from ..serving.handle import Answer
 from ..types import ToolCall
+from .asked import Asked
 from .events import event
 from .fields import Fields
-from .generation import Asked, Generation, Running
+from .generation import Generation
 from .openai_input import function_tool, stops, text_of
 from .openai_output import new_id, totals
+from .running import Running
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 

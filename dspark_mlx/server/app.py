@@ -20,9 +20,10 @@ from starlette.types import ASGIApp
 from ..decoder import Decoder
 from ..errors import BusyError, ClosedError, InputError
 from . import anthropic_messages, openai_chat, openai_completions, openai_responses
+from .asked import Asked
 from .events import Writer, read_body, respond
 from .fields import Fields
-from .generation import Asked, Generation
+from .generation import Generation
 from .guard import Guard
 from .metrics import CONTENT_TYPE
 from .options import Options
@@ -35,20 +36,19 @@ Handler = Callable[[Request, Exception], Response]
 Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
 
-def make_app(decoder: Decoder, options: Options, drain_seconds: float = 0.0) -> Starlette:
+def make_app(decoder: Decoder, options: Options) -> Starlette:
     """The application of a decoder, which is closed when the application shuts down.
 
     Args:
         decoder: the decoder.
         options: limits and defaults.
-        drain_seconds: seconds that answers get to end at a shutdown.
     """
     generation = Generation(decoder, options)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(decoder.close, drain_seconds)
+        await asyncio.to_thread(decoder.close)
 
     dialects: dict[str, tuple[Read, Write]] = {
         "/v1/chat/completions": (openai_chat.read, openai_chat.ChatWriter),

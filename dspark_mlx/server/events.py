@@ -16,9 +16,10 @@ from ..errors import InputError
 from ..serving.handle import Answer
 from ..system.strict_json import decode, parse_json
 from .fields import Fields
-from .generation import Generation, Running
+from .generation import Generation
 from .options import Options
 from .refusals import Refused, error_body, is_anthropic, refusal
+from .running import Running
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

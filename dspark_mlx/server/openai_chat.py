@@ -11,9 +11,10 @@ from ..errors import InputError
 from ..serving.handle import Answer
 from ..system.strict_json import parse_json
 from ..types import Chunk, ToolCall
+from .asked import Asked
 from .events import event
 from .fields import Fields
-from .generation import Asked, Generation, Running
+from .generation import Generation
 from .openai_input import (
     function_tool,
     may_call,
@@ -25,6 +26,7 @@ from .openai_input import (
     thinking_of,
 )
 from .openai_output import chat_logprobs, new_id, usage
+from .running import Running
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MOST_LOGPROBS = 20

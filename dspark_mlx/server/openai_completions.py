@@ -10,11 +10,13 @@ from ..decoder import Prompt
 from ..errors import InputError
 from ..serving.handle import Answer
 from ..types import Chunk
+from .asked import Asked
 from .events import event
 from .fields import Fields
-from .generation import Asked, Generation, Running
+from .generation import Generation
 from .openai_input import sampling, schema_of, stops
 from .openai_output import completion_logprobs, new_id, usage
+from .running import Running
 
 _MOST_LOGPROBS = 20
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..text.tokenizer import Tokenizer
 from ..types import TokenLogProb
-from .generation import Running
+from .running import Running
 
 _LOWEST = -9999.0
 """OpenAI's number for a token that cannot come."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .asked import Asked
 from .fields import Fields
-from .generation import Asked, Generation
+from .generation import Generation
 from .openai_chat import template_call
 from .openai_input import (
     function_tool,

@@ -11,8 +11,9 @@ from ..serving.handle import Answer
 from ..types import ToolCall
 from .events import event
 from .fields import Fields
-from .generation import Generation, Running
+from .generation import Generation
 from .openai_output import new_id, totals
+from .running import Running
 
 
 class ResponseWriter:

@@ -203,7 +203,7 @@ def test_a_prompt_that_nobody_wants_is_not_read_to_its_end(decoder):
     request = Request.make(5, (), {})
     text = decoder._text([1], request, (), None)
     ready = threading.Event()
-    handle = decoder._serve().submit(lambda done: (ready.wait(WAIT), start(done))[1], text)
+    handle = decoder._service.submit(decoder, lambda done: (ready.wait(WAIT), start(done))[1], text)
     ready.set()
     assert read.wait(WAIT)
     assert handle.result(WAIT).tokens == ()
@@ -264,7 +264,7 @@ def test_what_cannot_be_used_is_refused_at_once(decoder):
     ):
         with pytest.raises(InputError):
             refused()
-    assert decoder._service is None
+    assert decoder._service._service is None
 
 
 def test_closing_ends_everything(decoder):
@@ -289,7 +289,7 @@ def test_a_dropped_decoder_ends_its_thread(decoder):
     """A thread and a model for every decoder that an app has ever made."""
     other = decoder.plain()
     other.submit(MESSAGES).result(WAIT)
-    thread = other._service._thread
+    thread = other._service._service._thread
     del other
     gc.collect()
     thread.join(WAIT)
