@@ -85,3 +85,10 @@ def test_it_serves_and_drains(tmp_path, number):
     rest = process.stderr.read()
     assert process.wait(30) == (130 if number == signal.SIGINT else -signal.SIGTERM)
     assert "Traceback" not in rest
+
+
+def test_recommended_settings_yield_to_flags():
+    """--generation-config that overrules a flag, or that does nothing."""
+    named = {"temperature": 0.2, "top_p": 1.0, "top_k": 0}
+    recommended = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    assert server._not_named(recommended, named) == {"top_p": 0.95, "top_k": 20}
