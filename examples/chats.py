@@ -36,7 +36,7 @@ async def give_up(decoder: dspark_mlx.Decoder) -> None:
     """A request that is cancelled; what was made until then can still be read."""
     prompt = [{"role": "user", "content": "Count to a thousand."}]
     request = decoder.submit(prompt, max_tokens=1000)
-    await asyncio.sleep(1)
+    await asyncio.sleep(3)
     request.cancel()
     answer = await request.answer()
     print(f"cancelled after {len(answer.tokens)} tokens ({answer.finish_reason})")

@@ -56,7 +56,10 @@ class Running:
         self._timer.cancel()
         self._end()
         for index in range(len(self._handles)):
-            reason = "cancelled" if self._gone else self.reason(index)
+            # A client that leaves behind its answer's end has it whole.
+            last = self.last.get(index)
+            whole = last is not None and last.finish_reason is not None
+            reason = "cancelled" if self._gone and not whole else self.reason(index)
             self._metrics.answer(self.statistics(index), reason)
 
     def reason(self, index: int) -> str:

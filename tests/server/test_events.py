@@ -102,6 +102,9 @@ def test_a_client_that_leaves_ends_its_request(decoder, stream):
     run(decoder, client)
     let_go(decoder)
     assert b"[DONE]" not in client.text
+    whole = Client({"messages": MESSAGES, "stream": stream})
+    run(decoder, whole)
+    assert b"Bye" in whole.text
     answer = decoder.submit(MESSAGES).result(30)
     assert answer.finish_reason == "stop"
 
