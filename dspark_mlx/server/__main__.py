@@ -11,6 +11,7 @@ from ..engine.request import Request
 from ..errors import InputError
 from ..serving.service import Limits
 from ..system.files import read_text
+from ..system.process import program
 from ..terminal import command, flags
 from ..terminal.sampling_flags import (
     add_sampling_flags,
@@ -75,7 +76,7 @@ def main(argv: list[str] | None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
-        prog="python -m dspark_mlx.server",
+        prog=program("server"),
         description="Serve one model over HTTP, to this machine alone unless you say otherwise.",
     )
     flags.add_model_flags(parser)
