@@ -8,8 +8,11 @@
 
 `load` gives a `Decoder`, and `add_drafter` a second one with another drafter on the same target.
 `Decoder.stream` yields text as `Chunk`s, which carry the totals so far as `Statistics`;
-`Decoder.rounds` yields token ids as `Round`s. What cannot be used raises `InputError`, which names
-the place, what was found and what was expected.
+`Decoder.rounds` yields token ids as `Round`s. `Decoder.submit` queues a request beside others, at
+most as many as `Limits` says, and gives a `RequestHandle`, whose result is an `Answer`; a
+`ToolCall` is a function that the target wants called. What cannot be used raises `InputError`,
+which names the place, what was found and what was expected; `BusyError` says that the queue is
+full, `ClosedError` that the decoder was closed.
 """
 
 from pathlib import Path as _Path
@@ -19,18 +22,26 @@ from .system import process as _process  # noqa: F401
 
 # isort: split
 from .decoder import Decoder
-from .errors import InputError
+from .errors import BusyError, ClosedError, InputError
 from .load import add_drafter, load
+from .serving.handle import Answer, RequestHandle
+from .serving.service import Limits
 from .system.installation import check_installation as _check_installation
-from .types import Chunk, Round, Statistics
+from .types import Chunk, Round, Statistics, ToolCall
 from .version import __version__
 
 __all__ = [
+    "Answer",
+    "BusyError",
     "Chunk",
+    "ClosedError",
     "Decoder",
     "InputError",
+    "Limits",
+    "RequestHandle",
     "Round",
     "Statistics",
+    "ToolCall",
     "__version__",
     "add_drafter",
     "load",

@@ -13,6 +13,7 @@ from .version import __version__
 COMMANDS = {
     "generate": "one prompt in, streamed text out",
     "chat": "a conversation in the terminal",
+    "server": "OpenAI's and Anthropic's HTTP dialects, on this machine",
     "bench": "speculative against plain decoding",
     "evaluate": "drafters side by side on benchmark tasks",
     "train": "a drafter for your target",
@@ -21,7 +22,7 @@ COMMANDS = {
     "models": "published pairs of targets and drafters",
     "convert": "drafters and targets to folders that load at once",
 }
-_FOLDERS = ("convert", "train")
+_FOLDERS = ("convert", "server", "train")
 
 
 def main() -> None:
@@ -64,6 +65,7 @@ def _script(name: str) -> None:
 
 generate = partial(_script, "generate")
 chat = partial(_script, "chat")
+server = partial(_script, "server")
 bench = partial(_script, "bench")
 evaluate = partial(_script, "evaluate")
 train = partial(_script, "train")

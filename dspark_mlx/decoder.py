@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, Unpack
 from .engine.request import SETTINGS, TEXT_SETTINGS, Request, Settings, check_prompt
 from .engine.rounds import rounds
 from .engine.state import Engine, make_engine
-from .engine.stream import stream
+from .engine.stream import TextStream, stream
 from .engine.template_settings import TEMPLATE_SETTINGS, TemplateSettings
 from .errors import InputError
 from .numbers import listed, plain, shown, token_ids
@@ -23,8 +23,13 @@ from .sampling.setting_table import with_settings
 from .schedulers import Scheduler
 from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .schedulers.speed_profile import SpeedProfile
+from .serving.handle import RequestHandle
+from .serving.on_demand import OnDemand
+from .serving.service import Limits
 from .targets.positions import max_length, warn_when_cut
+from .text.answer_parts import AnswerParts, answer_format
 from .text.end_tokens import end_tokens
+from .text.generation_config import generation_defaults
 from .text.tokenizer import Tokenizer
 from .text.tokenizer_files import has_tokenizer
 from .types import Chunk, Round
@@ -70,6 +75,13 @@ class Decoder:
         self._adapter = adapter
         self._given = self._tokenizer = given
         self._said_not_finite = False
+        self._service = OnDemand()
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def engine(self) -> Engine:
@@ -143,6 +155,18 @@ class Decoder:
             InputError: see `positions.max_length`.
         """
         return max_length(self._folder, self._config)
+
+    @property
+    def generation_defaults(self) -> dict[str, Any]:
+        """Settings that the target's makers recommend, of its generation_config.json.
+
+        They are keyword arguments of `stream`, `submit` and `rounds`, which do not use them unless
+        they are given; empty where the file names none.
+
+        Raises:
+            InputError: see `generation_config.generation_defaults`.
+        """
+        return generation_defaults(self._folder)
 
     def plain(self) -> Decoder:
         """A decoder of the same target without the drafter; it runs the same loop."""
@@ -323,14 +347,98 @@ class Decoder:
         template = TemplateSettings(thinking, tools, chat_template_kwargs, prefill_response)
         ids = self._encode(prompt, template)
         stops = self._stops(request)
-        return stream(
-            self._rounds(ids, request, stops, progress),
-            self.tokenizer.detokenizer_after(ids),
+        rounds_ = self._rounds(ids, request, stops, progress)
+        return stream(rounds_, self._text(ids, request, stops, tools), on_round)
+
+    @with_settings("Settings", SETTINGS.values())
+    def submit(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 256,
+        *,
+        stop: str | Sequence[str] = (),
+        stop_tokens: Collection[int] | None = None,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] = _NO_VARIABLES,
+        prefill_response: str | None = None,
+        parts: bool = True,
+        **settings: Unpack[Settings],
+    ) -> RequestHandle:
+        """Queue a request, which a thread of this decoder runs beside others.
+
+        The thread begins with the first request and ends with `close`. Any thread may submit.
+
+        Args:
+            prompt: text, chat messages or token ids, see `encode`.
+            max_tokens, stop_tokens, settings: see Settings below.
+            stop: one string or several, see Settings below.
+            thinking, tools, chat_template_kwargs, prefill_response: see Settings below; for chat
+                messages only.
+            parts: whether reasoning and tool calls are told from the content; False where the text
+                follows a grammar of its own.
+
+        Returns:
+            A handle, to be iterated for chunks by `for` or `async for`; `cancel()` ends the request
+            before its next round, and `result()` waits for the whole answer.
+
+        Raises:
+            InputError: at once, for a prompt or setting that cannot be used.
+            BusyError: as many requests wait as `limits` allows.
+            ClosedError: the decoder was closed.
+        """
+        request = Request.make(max_tokens, _strings(stop), settings, stop_tokens)
+        template = TemplateSettings(thinking, tools, chat_template_kwargs, prefill_response)
+        ids = self._encode(prompt, template)
+        stops = self._stops(request)
+        self._check(ids, request)
+        text = self._text(ids, request, stops, tools, parts)
+        # Rounds are made in the thread that runs them: arrays belong to the thread that makes them.
+        return self._service.submit(
+            self, lambda progress: self._rounds(ids, request, stops, progress), text
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """How many requests `submit` runs and keeps waiting; to be set before the first one."""
+        return self._service.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._service.limits = limits
+
+    @property
+    def requests_now(self) -> tuple[int, int]:
+        """Numbers of submitted requests that decode and that wait."""
+        return self._service.counts
+
+    def close(self, timeout: float = 0.0) -> None:
+        """End the thread of `submit`; without requests there is none, and nothing happens.
+
+        `stream` and `rounds` go on working.
+
+        Args:
+            timeout: seconds that submitted requests get to end; those that have not are cancelled.
+        """
+        self._service.close(timeout)
+
+    def _text(
+        self,
+        ids: Sequence[int],
+        request: Request,
+        stop_tokens: Collection[int],
+        tools: Sequence[Mapping[str, Any]] | None,
+        parts: bool = True,
+    ) -> TextStream:
+        """The text of a request that begins."""
+        tokenizer = self.tokenizer
+        return TextStream(
+            tokenizer.detokenizer_after(ids),
             prompt_tokens=len(ids),
             max_tokens=self._max_tokens(ids, request),
-            stop_tokens=stops,
+            stop_tokens=stop_tokens,
             stop=request.stop,
-            on_round=on_round,
+            parts=AnswerParts(answer_format(tokenizer, ids, tools)) if parts else None,
         )
 
     @with_settings("Settings", SETTINGS.values())
@@ -353,6 +461,11 @@ class Decoder:
         """
         return "".join(chunk.text for chunk in self.stream(prompt, max_tokens, **settings))
 
+    def _check(self, ids: Sequence[int], request: Request) -> None:
+        vocabulary = self._engine.target.vocab_size
+        check_prompt(ids, vocabulary, self.max_length)
+        request.sampling.check_tokens(vocabulary)
+
     def _rounds(
         self,
         ids: Sequence[int],
@@ -360,9 +473,8 @@ class Decoder:
         stop_tokens: Collection[int],
         progress: ProgressCallback | None,
     ) -> Generator[Round, None, None]:
+        self._check(ids, request)
         vocabulary = self._engine.target.vocab_size
-        check_prompt(ids, vocabulary, self.max_length)
-        request.sampling.check_tokens(vocabulary)
         limit = self._max_tokens(ids, request)
         made = rounds(
             self._engine,

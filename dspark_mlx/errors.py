@@ -1,4 +1,4 @@
-"""InputError, the one error for unusable input: where, what was found, what was expected."""
+"""InputError, the one error for unusable input, and the refusals of a decoder that serves many."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ class InputError(ValueError):
         self.hint = one_line(hint)
         message = f"{self.where}: found {self.found}; expected {self.expected}."
         super().__init__(f"{message} {self.hint}" if hint else message)
+
+
+class BusyError(RuntimeError):
+    """As many requests wait as may; the same one can be submitted again later.
+
+    Args:
+        active: number of requests that decode.
+        waiting: number of requests that wait.
+    """
+
+    def __init__(self, active: int, waiting: int) -> None:
+        self.active, self.waiting = active, waiting
+        super().__init__(f"{active} requests run and {waiting} wait; try again later")
+
+
+class ClosedError(RuntimeError):
+    """The decoder was closed and takes no more requests."""
 
 
 def one_line(value: object, longest: int = _LONGEST) -> str:

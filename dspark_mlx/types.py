@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import mlx.core as mx
 
@@ -174,6 +175,7 @@ class Statistics:
         blocks_by: blocks by the name of their proposer.
         predicted_seconds: what the scheduler expected the rounds to take that it predicted.
         taken_seconds: what those rounds took.
+        cached_tokens: tokens of the prompt that were kept from earlier requests and not read again.
     """
 
     prompt_tokens: int = 0
@@ -193,6 +195,7 @@ class Statistics:
     blocks_by: Mapping[str, int] = field(default_factory=dict)
     predicted_seconds: float = 0.0
     taken_seconds: float = 0.0
+    cached_tokens: int = 0
 
     @property
     def parked_share(self) -> float:
@@ -223,6 +226,21 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that the target wants called.
+
+    Attributes:
+        name: the function's name, as the target wrote it.
+        arguments: the arguments by name, plain JSON data.
+        id: tells the call from the others of a conversation.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    id: str
+
+
+@dataclass(frozen=True)
 class Chunk:
     """One token's piece of streamed text; field names are mlx-lm's where both have one.
 
@@ -232,9 +250,15 @@ class Chunk:
         from_draft: True when the token was drafted and accepted.
         round: index of the round that committed it; 0 is the prefill.
         statistics: totals up to and including that round.
-        finish_reason: None until the last chunk, then "stop" or "length".
+        finish_reason: None until the last chunk, then "stop", "length" or, after a tool call,
+            "tool_calls".
         logprobs: the target's log-probabilities at this token; None unless the request asks for
             them.
+        content: the part of the text that is for the user; all of it, where the target's format
+            has no reasoning and the request no tools.
+        reasoning: the part of the text that the target thinks in, without its markers.
+        tool_calls: calls that became complete.
+        stop_string: the stop string that ended the text, in the last chunk.
     """
 
     text: str
@@ -244,6 +268,10 @@ class Chunk:
     statistics: Statistics
     finish_reason: str | None = None
     logprobs: TokenLogProb | None = None
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    stop_string: str | None = None
 
     @property
     def prompt_tokens(self) -> int:

@@ -21,6 +21,7 @@ LEVELS = (
     "caches",
     "schedulers drafters targets",
     "engine plots",
+    "serving",
     "decoder",
     "profiling benchmark",
     "replay",
@@ -29,7 +30,7 @@ LEVELS = (
     "load",
     "terminal",
     "__init__",
-    "generate chat bench evaluate profile calibrate models train convert.__main__ __main__",
+    "generate chat bench evaluate profile calibrate models server train convert.__main__ __main__",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 COMMANDS = frozenset(LEVELS[-1].split())

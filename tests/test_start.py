@@ -58,7 +58,8 @@ def test_every_library_that_is_imported_is_a_dependency():
     foreign = imported - set(sys.stdlib_module_names) - {"dspark_mlx"}
     named = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in foreign}
     extras = PROJECT["optional-dependencies"]
-    needed, optional = requirements(PROJECT["dependencies"]), extras["plot"] + extras["grammar"]
+    needed = requirements(PROJECT["dependencies"])
+    optional = extras["plot"] + extras["grammar"] + extras["server"]
     assert named - needed == requirements(optional)
     # Run as a command, see pairs.builtin.
     assert needed - named == {"pip"}

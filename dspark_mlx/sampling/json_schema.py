@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from ..text.foreign import Refusing
 
 _REMEMBERED = 64
 
@@ -63,7 +64,9 @@ class JsonSchema:
         except (TypeError, ValueError) as error:
             raise InputError("JSON schema", str(error), "a JSON schema") from error
         self._matcher = llguidance.LLMatcher
-        problem = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)
+        # llguidance can panic on what it wants to complain of.
+        with Refusing("JSON schema", "a schema that llguidance cannot read", "a JSON schema"):
+            problem = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)
         if problem:
             expected = "a schema that llguidance supports"
             raise InputError("JSON schema", problem.splitlines()[0], expected)

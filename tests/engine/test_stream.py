@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from helpers.pairs import traces
 
-from dspark_mlx.engine.stream import StopStrings, stream
+from dspark_mlx.engine.stream import StopStrings, TextStream, stream
 from dspark_mlx.types import Round
 
 END = 99
@@ -54,11 +54,13 @@ def run(texts: list[list[str]], stop=(), *, end=False, max_tokens=None, lag=Fals
     return list(
         stream(
             iter(rounds),
-            FakeDetokenizer(table, lag),
-            prompt_tokens=7,
-            max_tokens=max_tokens or total + 10 * end,
-            stop_tokens=[END],
-            stop=stop,
+            TextStream(
+                FakeDetokenizer(table, lag),
+                prompt_tokens=7,
+                max_tokens=max_tokens or total + 10 * end,
+                stop_tokens=[END],
+                stop=stop,
+            ),
         )
     )
 
@@ -164,15 +166,9 @@ def test_on_round_comes_before_its_chunks():
     """A callback late by a round."""
     rounds = [Round((0,), prefill=True), Round((1, 2), 4, 4, 1)]
     seen: list[Round] = []
-    chunks = stream(
-        iter(rounds),
-        FakeDetokenizer({0: "a", 1: "b", 2: "c"}),
-        prompt_tokens=1,
-        max_tokens=3,
-        stop_tokens=[],
-        stop=[],
-        on_round=seen.append,
-    )
+    detokenizer = FakeDetokenizer({0: "a", 1: "b", 2: "c"})
+    text = TextStream(detokenizer, prompt_tokens=1, max_tokens=3, stop_tokens=[], stop=[])
+    chunks = stream(iter(rounds), text, on_round=seen.append)
     assert [len(seen) for _ in chunks] == [1, 2, 2]
 
 
@@ -196,8 +192,9 @@ def test_a_stop_string_ends_the_rounds(pair):
             yield Round((i,), prefill=i == 0)
 
     table = {i: "abcde"[i] for i in range(5)}
-    options = {"prompt_tokens": 1, "max_tokens": 5, "stop_tokens": [], "stop": ["c"]}
-    assert text_of(stream(rounds(), FakeDetokenizer(table), **options)) == "ab"
+    detokenizer = FakeDetokenizer(table)
+    text = TextStream(detokenizer, prompt_tokens=1, max_tokens=5, stop_tokens=[], stop=["c"])
+    assert text_of(stream(rounds(), text)) == "ab"
     assert ran == [0, 1, 2]
 
 
@@ -207,14 +204,14 @@ def test_closing_early_frees_the_request(pair):
     prompt = traces("vanilla")[0]["prompt_ids"] * 20
 
     def begin():
-        request = stream(
-            decoder.rounds(prompt, 64, stop_tokens=()),
+        text = TextStream(
             FakeDetokenizer(dict.fromkeys(range(512), "x")),
             prompt_tokens=len(prompt),
             max_tokens=64,
             stop_tokens=(),
             stop=(),
         )
+        request = stream(decoder.rounds(prompt, 64, stop_tokens=()), text)
         for _ in range(6):
             next(request)
         return request

@@ -92,7 +92,11 @@ def test_a_mask_is_a_function_of_its_prefix(tokenizer):
 
 @pytest.mark.parametrize(
     "schema, stops, expected",
-    [({"type": "foo"}, (0,), "that llguidance supports"), (SCHEMA, (), "expected end tokens")],
+    [
+        ({"type": "foo"}, (0,), "that llguidance supports"),
+        ({"required": "é" * 50}, (0,), "that llguidance cannot read"),  # it panics, 1.9.1
+        (SCHEMA, (), "expected end tokens"),
+    ],
 )
 def test_what_cannot_be_followed_is_refused(tokenizer, schema, stops, expected):
     with pytest.raises(InputError, match=expected):

@@ -1,0 +1,1 @@
+"""The local HTTP server: OpenAI's and Anthropic's dialects over one decoder."""

@@ -1,0 +1,42 @@
+"""A request as every dialect asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..decoder import Prompt
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request of any dialect.
+
+    Attributes:
+        prompts: its prompts; only completions have several.
+        settings: the decoder's settings that it names.
+        max_tokens: longest answer; None for the server's default.
+        stop: strings that end an answer.
+        choices: number of answers to each prompt.
+        tools: functions that may be called, in OpenAI's form; None for none.
+        one_call: whether an answer ends with its first call.
+        thinking: whether the target thinks first; None leaves that to the template.
+        template_kwargs: variables of the chat template.
+        schema: JSON schema that answers follow.
+        raw: whether an answer is all text, without reasoning and calls.
+        stream: whether the answer is sent while it is made.
+    """
+
+    prompts: Sequence[Prompt]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    choices: int = 1
+    tools: Sequence[Mapping[str, Any]] | None = None
+    one_call: bool = False
+    thinking: bool | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    schema: Mapping[str, Any] | None = None
+    raw: bool = False
+    stream: bool = False

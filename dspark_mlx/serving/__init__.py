@@ -1,0 +1,1 @@
+"""Runs many requests in one thread: a bounded queue, and a bounded buffer for each reader."""

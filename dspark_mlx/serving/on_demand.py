@@ -1,0 +1,58 @@
+"""A service that begins with the first request, and ends at the latest with its owner."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+from ..engine.stream import TextStream
+from ..errors import InputError
+from .handle import RequestHandle
+from .job import Start
+from .service import Limits, Service
+
+
+class OnDemand:
+    """What a decoder holds, so that one that is never submitted to has no thread."""
+
+    def __init__(self) -> None:
+        self._limits = Limits()
+        self._service: Service | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def limits(self) -> Limits:
+        """How much is taken on."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        limits.check()
+        with self._lock:
+            if self._service is not None:
+                raise InputError("limits", "requests submitted before", "limits set before them")
+            self._limits = limits
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Numbers of requests that decode and that wait."""
+        service = self._service
+        return (service.active, service.waiting) if service else (0, 0)
+
+    def submit(self, owner: object, start: Start, text: TextStream) -> RequestHandle:
+        """Queue a request, see `Service.submit`.
+
+        Args:
+            owner: the thread ends when it is dropped; a request must hold it, so that none is left.
+            start, text: see `Service.submit`.
+        """
+        with self._lock:
+            if self._service is None:
+                self._service = Service(self._limits)
+                weakref.finalize(owner, self._service.stop).atexit = False
+        return self._service.submit(start, text)
+
+    def close(self, timeout: float) -> None:
+        """End the thread, if there is one; see `Service.close`."""
+        if self._service is not None:
+            self._service.close(timeout)
