@@ -16,7 +16,7 @@ from ..engine.template_settings import TemplateSettings
 from ..errors import InputError
 from ..load import load
 from ..schedulers.make import usages
-from . import blas
+from . import blas, cudnn
 from .sampling_flags import (
     add_sampling_flags,
     add_setting_flag,
@@ -171,8 +171,9 @@ def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
 
 def advise(decoder: Decoder) -> None:
     """Say on standard error what makes a decoder slow here, if anything does."""
-    if (advice := blas.advice(decoder.precision)) is not None:
-        print(f"note: {advice}", file=sys.stderr)
+    for advice in (blas.advice(decoder.precision), cudnn.advice()):
+        if advice is not None:
+            print(f"note: {advice}", file=sys.stderr)
 
 
 class PrefillBar:
