@@ -271,7 +271,7 @@ class Decoder:
                 **variables,
             )
             return list(ids)
-        settings.check_unused()
+        settings.check_unused(("tools",))
         return token_ids("prompt", taken, self._engine.target.vocab_size)
 
     @with_settings("Settings", [row for row in SETTINGS.values() if row.name not in TEXT_SETTINGS])

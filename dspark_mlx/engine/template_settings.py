@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,9 @@ class TemplateSettings:
         flag=Flag("--thinking", form="or --no-thinking"),
     )
     tools: Sequence[Mapping[str, Any]] | None = setting(
-        None, "functions that the answer may call, as JSON schemas for the chat template"
+        None,
+        "functions that the answer may call, as JSON schemas for the chat template; with token ids "
+        "they only say how calls in the answer are read",
     )
     chat_template_kwargs: Mapping[str, Any] = setting(
         {},
@@ -45,14 +47,17 @@ class TemplateSettings:
         mlx_lm="--prefill-response",
     )
 
-    def check_unused(self) -> None:
+    def check_unused(self, used: Collection[str] = ()) -> None:
         """Refuse settings of a chat template for a prompt that goes through none.
+
+        Args:
+            used: names of those that have a meaning all the same.
 
         Raises:
             InputError: it names the first that was given.
         """
         for name, row in settings_of(TemplateSettings).items():
-            if (value := getattr(self, name)) != row.default:
+            if name not in used and (value := getattr(self, name)) != row.default:
                 expected = "none: text and token ids go through no chat template"
                 raise InputError(name, shown(value), expected)
 

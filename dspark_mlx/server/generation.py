@@ -53,6 +53,8 @@ class Generation:
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             return self.decoder.encode(prompt)
         variables = {**self.options.template_kwargs, **asked.template_kwargs}
+        if thinking is not None:
+            variables.pop("enable_thinking", None)
         return self.decoder.encode(
             prompt, thinking=thinking, tools=asked.tools, chat_template_kwargs=variables
         )

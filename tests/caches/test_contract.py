@@ -145,10 +145,11 @@ def test_rounded_keys_differ_by_the_chunks_alone():
 
 
 def test_quantized_keys_differ_by_the_chunks_alone():
-    """The reason of the wider limit for quantised keys, as above."""
+    """The reason of the wider limit for quantised keys, as above; some BLAS libraries give one row
+    and several the same bits, and no key is then rounded the other way."""
     model = MODELS["quantized"]()
     gaps = [chunk_gap(model, seed) for seed in range(20)]
-    assert 1e-4 < max(gaps) < ROUNDED
+    assert max(gaps) < ROUNDED
     assert min(gaps) < 1e-5
 
 

@@ -96,5 +96,5 @@ def test_a_converted_folder_can_be_quantized(tmp_path):
     kept = read_calibrations(tmp_path / "two", config.gamma)
     assert kept == read_calibrations(plain, config.gamma) is not None
     assert read_ranking(tmp_path / "two", config.vocab_size) == (7, 3)
-    with pytest.raises(InputError, match="weights of 4 bits; expected plain weights"):
+    with pytest.raises(InputError, match="weights of 4 bits; expected one with plain weights"):
         convert_drafter(tmp_path / "two", tmp_path / "three", quantize=True, progress=False)

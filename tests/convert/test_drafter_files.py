@@ -196,7 +196,7 @@ def test_a_canonical_folder_is_used_in_place(tmp_path, cache_home):
     """A converted folder converted once more, or copied into the cache."""
     source, out = checkpoint("rnn", tmp_path / "source"), tmp_path / "out"
     convert_drafter(source, out, progress=False)
-    dspark_mlx.load(TARGET, out)
+    dspark_mlx.load(TARGET, out, "full")
     assert not cache_home.exists()
 
 

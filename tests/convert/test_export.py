@@ -86,7 +86,7 @@ def test_an_exported_drafter_drafts_the_same(tmp_path):
     export(tmp_path / "canonical", tmp_path / "out", "--dtype", "float32")
     runs, prompt = [], traces("rnn")[0]["prompt_ids"]
     for folder in ("canonical", "out"):
-        decoder = dspark_mlx.load(TARGET, tmp_path / folder, precision="float32")
+        decoder = dspark_mlx.load(TARGET, tmp_path / folder, "full", precision="float32")
         done = list(decoder.rounds(prompt, 16))
         runs.append((tokens_of(done), [(one.drafted, one.accepted) for one in done]))
         decoder.engine.target.close()
