@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
+from typing import Required, TypedDict
 
 from ..progress import ProgressCallback
 from ..sampling import Sampler
@@ -21,6 +22,16 @@ from .propose import candidates, choose_lengths, propose, which_draft
 from .state import Engine, State
 from .timer import RoundTimer
 from .verify import commit, start_verify
+
+
+class Begun(TypedDict, total=False):
+    """Keyword arguments of `rounds` and of `active.ActiveRequests.add`."""
+
+    max_tokens: Required[int]
+    stop_tokens: Required[Collection[int]]
+    sampler: Required[Sampler]
+    prefill_step_size: int
+    progress: ProgressCallback | None
 
 
 def rounds(

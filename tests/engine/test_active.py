@@ -6,6 +6,7 @@ rows.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from helpers.slow_cases import some_slow
 from helpers.tiny_models import tiny
 from helpers.toys import toy_pair
 
+from dspark_mlx.calibration.sts import Calibration
 from dspark_mlx.engine.active import ActiveRequests
 from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.state import Engine
@@ -24,6 +26,7 @@ from dspark_mlx.errors import InputError
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.make import make_scheduler
+from dspark_mlx.schedulers.speed_profile import SpeedProfile
 from dspark_mlx.targets.batch_check import runs_in_batches
 from dspark_mlx.targets.tap import Target
 from dspark_mlx.types import Round
@@ -125,6 +128,24 @@ def test_every_head_and_method(head):
     engine = toy_pair(target, make_scheduler("full"), head)
     made = together(engine, range(6), every=1)
     assert all(made[i] == alone(engine, i) for i in range(6))
+    target.close()
+
+
+def test_a_schedule_for_all_changes_no_greedy_text():
+    """Widths and plain steps that a batch's schedule chooses, as times happen to be."""
+    target = Target(tiny("llama"), (-1, 0), "llama")
+    verify = tuple(1.0 + 0.2 * rows for rows in range(8))
+    shape = {"batches": {}, "verify_spread": ((0.0,) * 8,)}
+    speed = SpeedProfile("toy", "", "toy", (8,), (verify,), (0.1,), (1.0,), **shape)
+    means = (0.8,) * 4
+    calibration = Calibration((1.0,) * 4, 100, means, 0.5, (means,))
+    scheduler = make_scheduler("expected", speed, calibration)
+    engine = replace(toy_pair(target, scheduler), profile=speed)
+    made = together(engine, (0, 2, 3, 8, 10, 11), every=1)
+    assert any(done[1] for each in made.values() for done in each)
+    for i, each in made.items():
+        text = [token for done in each for token in done[0]]
+        assert text == [token for done in alone(engine, i) for token in done[0]]
     target.close()
 
 

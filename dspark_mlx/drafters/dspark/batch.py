@@ -136,7 +136,7 @@ class DSparkBatch:
         count = len(self._contexts)
         if not pending:
             return None, Ragged((0,) * count)
-        parts = [mx.concatenate(taps, axis=-1) for taps, _ in pending]
+        parts = [mx.concatenate(list(taps), axis=-1) for taps, _ in pending]
         features = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
         widths = [part.shape[1] for part in parts]
         kept = np.concatenate(
