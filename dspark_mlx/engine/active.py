@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from ..progress import ProgressCallback
 from ..sampling import Sampler
-from ..schedulers.batch import batch_schedule
+from ..schedulers.batch import BatchSchedule
 from ..targets.batch_check import runs_in_batches
 from ..targets.turns import WIRED
 from ..types import Round
@@ -68,12 +68,8 @@ class ActiveRequests:
         self._requests: list[ActiveRequest] = []
         self._batch: Batch | None = None
         self._together: bool | None = None
-        drafter = engine.drafter
-        self._schedule = None
-        if drafter is not None:
-            gamma, calibrations = drafter.config.gamma, drafter.calibrations
-            profile = engine.profile
-            self._schedule = batch_schedule(engine.scheduler, profile, calibrations, gamma)
+        times, drafter = engine.batch_times, engine.drafter
+        self._schedule = BatchSchedule(times, drafter.calibrations) if times and drafter else None
 
     def __len__(self) -> int:
         return len(self._requests)

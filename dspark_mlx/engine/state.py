@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from ..errors import InputError
 from ..sampling import Position, Sampler
 from ..sampling.packing import Packed
 from ..schedulers import LearningPolicy, Policy, Scheduler
+from ..schedulers.batch import BatchTimes, weighs_times
 from ..schedulers.belief import Belief
 from ..schedulers.speed_profile import SpeedProfile
 from ..targets.rollback import Rollback
@@ -37,6 +39,16 @@ class Engine:
     drafter: Drafter | None
     scheduler: Scheduler
     profile: SpeedProfile | None = None
+
+    @cached_property
+    def batch_times(self) -> BatchTimes | None:
+        """What rounds of several requests take, learned by all of them.
+
+        None where blocks are not scheduled by times, see `schedulers.batch.weighs_times`.
+        """
+        if self.drafter is None or self.profile is None or not weighs_times(self.scheduler):
+            return None
+        return BatchTimes(self.profile, self.drafter.config.gamma)
 
     def rows(self, wanted: int, context: int) -> int:
         """The cheapest width of a verify forward over at least `wanted` rows, at a cache length."""

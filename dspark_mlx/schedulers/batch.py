@@ -65,7 +65,7 @@ class BatchTimes:
     """
 
     def __init__(self, profile: SpeedProfile, gamma: int) -> None:
-        self._profile = profile
+        self.profile = profile
         self._gamma = gamma
         self._batches = {n: row for n, row in profile.batches.items() if n > 1}
         self._ratios: dict[tuple[int, int], deque[float]] = {}
@@ -96,7 +96,7 @@ class BatchTimes:
         return statistics.median(self._ratios[nearest])
 
     def _base(self, requests: int, width: int, context: int) -> float:
-        costs, block = self._profile.at(context), self._gamma
+        costs, block = self.profile.at(context), self._gamma
         one, all_ = self._forward(1, 1, context), self._forward(requests, 1, context)
         if width == PLAIN:
             return costs.plain * all_ / one
@@ -107,7 +107,7 @@ class BatchTimes:
     def _forward(self, requests: int, width: int, context: int) -> float:
         """From the profile's largest batch of no more requests, by the total of rows."""
         measured = max((n for n in self._batches if n <= requests), default=1)
-        known = self._batches.get(measured, self._profile.at(context).verify)
+        known = self._batches.get(measured, self.profile.at(context).verify)
         if measured == 1 or width > len(known):
             return self._rows(requests * width, context)
         more = self._rows(requests * width, context) / self._rows(measured * width, context)
@@ -115,7 +115,7 @@ class BatchTimes:
 
     def _rows(self, rows: int, context: int) -> float:
         """One request's forward over so many rows, beyond what was measured in a straight line."""
-        verify = self._profile.at(context).verify
+        verify = self.profile.at(context).verify
         if rows <= len(verify):
             return verify[rows - 1]
         slope = (verify[-1] - verify[0]) / max(len(verify) - 1, 1)
@@ -126,15 +126,13 @@ class BatchSchedule:
     """Schedules the rounds of a changing batch of requests.
 
     Args:
-        profile: speed profile of the pair on this device.
+        times: of the pair's rounds, which it corrects.
         calibrations: the drafter's, which requests are believed by at first.
-        gamma: slots of a block.
     """
 
-    def __init__(self, profile: SpeedProfile, calibrations: Calibrations, gamma: int) -> None:
-        self._profile = profile
+    def __init__(self, times: BatchTimes, calibrations: Calibrations) -> None:
+        self._times = times
         self._calibrations = calibrations
-        self._times = BatchTimes(profile, gamma)
         self._left = self._plain_steps = 0
         self._trial = _TRIALS[0]
         self._settled = False
@@ -187,7 +185,7 @@ class BatchSchedule:
         length, _ = self._best(curves, context, all(each.deterministic for each in requests))
         # A request's own rows cost what sampling takes there; padding is computed anyway.
         plain = self._times.at(count, PLAIN, context)
-        least = self._profile.sampling[2] * count / plain
+        least = self._times.profile.sampling[2] * count / plain
         return [
             _worth(curve[:length], least if each.samples else 0.0)
             for each, curve in zip(requests, curves, strict=True)
@@ -245,17 +243,13 @@ class BatchSchedule:
         return best, rate
 
 
-def batch_schedule(
-    scheduler: Scheduler, profile: SpeedProfile | None, calibrations: Calibrations, gamma: int
-) -> BatchSchedule | None:
-    """The schedule of an engine's batches; None where each request's policy decides by itself.
+def weighs_times(scheduler: Scheduler) -> bool:
+    """Whether a scheduler weighs the times of rounds, which in a batch are others.
 
-    Schedulers that weigh times weigh those of a single request. So in a batch this schedule takes
-    their place; others, such as `full`, choose as they do for a single request.
+    A `BatchSchedule` takes the place of such a scheduler while several requests decode together;
+    others, such as `full`, choose as they do for a single request.
     """
-    if profile is None or not getattr(scheduler, "NEEDS_PROFILE", False):
-        return None
-    return BatchSchedule(profile, calibrations, gamma)
+    return bool(getattr(scheduler, "NEEDS_PROFILE", False))
 
 
 def _context(requests: Sequence[Candidate]) -> int:

@@ -6,8 +6,7 @@ import pytest
 
 from dspark_mlx.calibration.by_temperature import Calibrations
 from dspark_mlx.calibration.sts import Calibration
-from dspark_mlx.schedulers.batch import PLAIN, BatchSchedule, BatchTimes, Candidate, batch_schedule
-from dspark_mlx.schedulers.full import FullScheduler
+from dspark_mlx.schedulers.batch import PLAIN, BatchSchedule, BatchTimes, Candidate, weighs_times
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.schedulers.speed_profile import SpeedProfile
 from dspark_mlx.types import Round
@@ -32,7 +31,7 @@ def profile(row_ms: float, base_ms: float = 10.0, **changes) -> SpeedProfile:
 def schedule(speed: SpeedProfile, mean: float = 0.8) -> BatchSchedule:
     means = (mean,) * GAMMA
     calibration = Calibration((1.0,) * GAMMA, 10, means, 0.5, (means,))
-    return BatchSchedule(speed, Calibrations({0.0: calibration}), GAMMA)
+    return BatchSchedule(BatchTimes(speed, GAMMA), Calibrations({0.0: calibration}))
 
 
 def candidates(made: BatchSchedule, count: int, deterministic: bool = True) -> list[Candidate]:
@@ -124,8 +123,8 @@ def test_what_its_rounds_accept_counts():
 
 def test_schedulers_that_weigh_no_times_schedule_by_themselves():
     """`full` that verifies less than the whole block because others decode too."""
-    calibrations = Calibrations({0.0: Calibration((1.0,), 1, (0.5,), 1.0, ((0.5,),))})
-    assert batch_schedule(FullScheduler(), profile(1.0), calibrations, GAMMA) is None
-    scheduler = make_scheduler("prefix", profile(1.0), calibrations, True)
-    assert batch_schedule(scheduler, None, calibrations, GAMMA) is None
-    assert batch_schedule(scheduler, profile(1.0), calibrations, GAMMA) is not None
+    calibration = Calibration((1.0,) * GAMMA, 1, (0.5,) * GAMMA, 1.0, ((0.5,) * GAMMA,))
+    for name in ("full", "fixed:2", "threshold:0.5"):
+        assert not weighs_times(make_scheduler(name))
+    for name in ("prefix", "expected", "lagged", "auto"):
+        assert weighs_times(make_scheduler(name, profile(1.0), calibration))
