@@ -19,6 +19,8 @@ from ..types import Draft, Round
 from .state import Engine, State, VerifyForward
 from .timer import RoundTimer
 
+_UNGUARDED = contextlib.nullcontext()
+
 Started = tuple[Sequence[mx.array], mx.array, list[mx.array], Rollback]
 """Each request's logits `[rows, vocabulary]`; tokens, taps and rollback of the `VerifyForward`."""
 
@@ -115,7 +117,7 @@ class Solo:
 
     def own_code(self, state: State) -> contextlib.AbstractContextManager[None]:
         """See `Group.own_code`; nobody else is concerned by what it raises."""
-        return contextlib.nullcontext()
+        return _UNGUARDED
 
     def learned(self, state: State, round_: Round) -> Round:
         """See `Group.learned`."""

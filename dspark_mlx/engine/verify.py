@@ -69,7 +69,8 @@ def commit(group: Group, forward: VerifyForward) -> list[Verdict | None]:
     Returns:
         Each request's verdict; None where its own code failed.
     """
-    mx.eval([part.packed.array for part in forward.judged if part])
+    if len(forward.judged) > 1:
+        mx.eval([part.packed.array for part in forward.judged if part])
     verdicts = [unpack(part.packed) if part else None for part in forward.judged]
     with group.timer.host():
         group.keep(forward, [len(verdict.tokens) if verdict else 1 for verdict in verdicts])

@@ -31,6 +31,9 @@ _MIN_GAIN = 1.02
 # seem to; the latter doubles with each trial.
 _RECHECK = 16
 _TRIALS = (64, 1024)
+# Plain steps that are timed at first, of which the first one is not started ahead.
+_TIMED_STEPS = 4
+_ABOUT = 1.5
 _NEWEST = 15
 
 
@@ -84,6 +87,13 @@ class BatchTimes:
         """Count a round; arguments as for `at`."""
         ratios = self._ratios.setdefault((requests, width), deque(maxlen=_NEWEST))
         ratios.append(milliseconds / self._base(requests, width, context))
+
+    def has_plain(self, requests: int) -> bool:
+        """Whether plain steps of about so many requests were timed."""
+        return any(
+            width == PLAIN and max(n, requests) <= _ABOUT * min(n, requests)
+            for n, width in self._ratios
+        )
 
     def _ratio(self, requests: int, width: int) -> float:
         """How much longer rounds take than the profile says, of the rounds that are most alike."""
@@ -157,6 +167,10 @@ class BatchSchedule:
         if self._left:
             self._left -= 1
             self._plain_steps += 1
+            return True
+        if not self._times.has_plain(len(requests)):
+            # Else drafts that lose to faster plain steps than the profile says would go on.
+            self._left = _TIMED_STEPS - 1
             return True
         if self._pays(requests):
             self._plain_steps, self._trial = 0, _TRIALS[0]

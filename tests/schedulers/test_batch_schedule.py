@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dspark_mlx.calibration.by_temperature import Calibrations
@@ -12,6 +14,8 @@ from dspark_mlx.schedulers.speed_profile import SpeedProfile
 from dspark_mlx.types import Round
 
 GAMMA = 4
+MEANS = (0.8,) * GAMMA
+CALIBRATION = Calibration((1.0,) * GAMMA, 10, MEANS, 0.5, (MEANS,))
 
 
 def profile(row_ms: float, base_ms: float = 10.0, **changes) -> SpeedProfile:
@@ -29,9 +33,13 @@ def profile(row_ms: float, base_ms: float = 10.0, **changes) -> SpeedProfile:
 
 
 def schedule(speed: SpeedProfile, mean: float = 0.8) -> BatchSchedule:
+    """A schedule that has timed plain steps, which take what the profile says."""
+    times = BatchTimes(speed, GAMMA)
+    for count in (1, 2, 4, 8, 16):
+        times.learn(count, PLAIN, 64, times.at(count, PLAIN, 64))
     means = (mean,) * GAMMA
-    calibration = Calibration((1.0,) * GAMMA, 10, means, 0.5, (means,))
-    return BatchSchedule(BatchTimes(speed, GAMMA), Calibrations({0.0: calibration}))
+    calibration = replace(CALIBRATION, means=means, typical=(means,))
+    return BatchSchedule(times, Calibrations({0.0: calibration}))
 
 
 def candidates(made: BatchSchedule, count: int, deterministic: bool = True) -> list[Candidate]:
@@ -103,6 +111,20 @@ def test_rounds_correct_the_profile():
     assert times.at(16, PLAIN, 64) < 2 * before, "plain steps were not timed"
 
 
+def test_plain_steps_are_timed_first():
+    """Drafts that go on although plain steps are faster than the profile says."""
+    times = BatchTimes(profile(row_ms=0.01), GAMMA)
+    made = BatchSchedule(times, Calibrations({0.0: CALIBRATION}))
+    requests = candidates(made, 4)
+    assert [made.park(requests) for _ in range(4)] == [True] * 4 and made.parked == 0
+    times.learn(4, PLAIN, 64, 0.1)
+    assert made.park(requests)
+    times = BatchTimes(profile(row_ms=0.01), GAMMA)
+    times.learn(4, PLAIN, 64, 10.0)
+    made = BatchSchedule(times, Calibrations({0.0: CALIBRATION}))
+    assert not made.park(candidates(made, 5))
+
+
 def test_measured_batches_are_used():
     speed = profile(row_ms=1.0, batches={1: (11.0,) * 8, 4: tuple(100.0 + i for i in range(8))})
     times = BatchTimes(speed, GAMMA)
@@ -123,8 +145,7 @@ def test_what_its_rounds_accept_counts():
 
 def test_schedulers_that_weigh_no_times_schedule_by_themselves():
     """`full` that verifies less than the whole block because others decode too."""
-    calibration = Calibration((1.0,) * GAMMA, 1, (0.5,) * GAMMA, 1.0, ((0.5,) * GAMMA,))
     for name in ("full", "fixed:2", "threshold:0.5"):
         assert not weighs_times(make_scheduler(name))
     for name in ("prefix", "expected", "lagged", "auto"):
-        assert weighs_times(make_scheduler(name, profile(1.0), calibration))
+        assert weighs_times(make_scheduler(name, profile(1.0), CALIBRATION))
