@@ -56,6 +56,8 @@ class DSparkBatch:
         self._caches = caches
         self._temperatures = mx.stack([c.confidence_temperatures for c in contexts])
         self._pending: list[tuple[tuple[mx.array, ...], list[int]]] = []
+        for context in contexts:
+            context.caches = []
 
     def joined(self, contexts: Sequence[DrafterContext]) -> DSparkBatch:
         """See `ContextBatch.joined`."""
