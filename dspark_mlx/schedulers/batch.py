@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from ..calibration.by_temperature import Calibrations
 from ..types import Round
 from . import Scheduler
-from .belief import Belief
+from .belief import Belief, Prior
 from .speed_profile import SpeedProfile
 
 PLAIN = 0
@@ -154,7 +154,7 @@ class BatchSchedule:
 
     def start(self, temperature: float) -> Belief:
         """What is known of a new request's drafts."""
-        return Belief(self._calibrations.at(temperature))
+        return Belief(Prior.of(self._calibrations.at(temperature)))
 
     def changed(self) -> None:
         """Other requests are active from the next round on."""

@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")
     parser.add_argument("--drafter")
-    parser.add_argument("--scheduler", default="expected")
+    parser.add_argument("--scheduler", default="auto")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)

@@ -139,7 +139,7 @@ def test_a_schedule_for_all_changes_no_greedy_text():
     speed = SpeedProfile("toy", "", "toy", (8,), (verify,), (0.1,), (1.0,), **shape)
     means = (0.8,) * 4
     calibration = Calibration((1.0,) * 4, 100, means, 0.5, (means,))
-    scheduler = make_scheduler("expected", speed, calibration)
+    scheduler = make_scheduler("auto", speed, calibration)
     engine = replace(toy_pair(target, scheduler), profile=speed)
     made = together(engine, (0, 2, 3, 8, 10, 11), every=1)
     assert any(done[1] for each in made.values() for done in each)

@@ -147,5 +147,5 @@ def test_schedulers_that_weigh_no_times_schedule_by_themselves():
     """`full` that verifies less than the whole block because others decode too."""
     for name in ("full", "fixed:2", "threshold:0.5"):
         assert not weighs_times(make_scheduler(name))
-    for name in ("prefix", "expected", "lagged", "auto"):
+    for name in ("prefix", "lagged", "auto"):
         assert weighs_times(make_scheduler(name, profile(1.0), CALIBRATION))
