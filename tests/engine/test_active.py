@@ -6,6 +6,7 @@ rows.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 from helpers.families import family
 from helpers.scripted import ScriptedDrafter
 from helpers.slow_cases import some_slow
-from helpers.tiny_models import tiny
-from helpers.toys import toy_pair
+from helpers.tiny_models import random_tokens, tiny
+from helpers.toys import engine_of, toy_pair
 
+from dspark_mlx.caches import CacheSettings
 from dspark_mlx.calibration.sts import Calibration
 from dspark_mlx.engine.active import ActiveRequests
 from dspark_mlx.engine.rounds import rounds
@@ -128,6 +130,56 @@ def test_every_head_and_method(head):
     engine = toy_pair(target, make_scheduler("full"), head)
     made = together(engine, range(6), every=1)
     assert all(made[i] == alone(engine, i) for i in range(6))
+    target.close()
+
+
+@pytest.mark.parametrize("window", [0, 8])
+def test_a_window_of_the_drafter(window):
+    """Contexts whose oldest rows were dropped before they joined, each at its own position."""
+    target = Target(tiny("llama"), (-1, 0), "llama")
+    config = toy_pair(target, make_scheduler("full")).drafter.config
+    engine = engine_of(target, make_scheduler("full"), config.with_window(window or 400))
+    prompts = [random_tokens(n, seed=n).tolist() for n in (290, 3, 270)]
+    active, made, want = ActiveRequests(engine), {}, []
+    for prompt in prompts:
+        given = {**arguments(engine, 1, max_tokens=20), "prefill_step_size": 200}
+        want.append([bare(done) for done in rounds(engine, prompt, **given)])
+        given["sampler"] = arguments(engine, 1)["sampler"]
+        made[active.add(prompt, **given)] = []
+    while len(active):
+        for request, done in active.step():
+            made[request].append(bare(done))
+            if request.ended:
+                active.remove(request)
+    assert list(made.values()) == want
+    target.close()
+
+
+def test_draft_vocabularies_that_differ(pair):
+    """One request's tokens among another's drafts where the output depends on them."""
+    engine = pair("vanilla", draft_vocabulary=100).engine
+    made = together(engine, range(8), every=1)
+    for i in range(8):
+        want, settings = alone(engine, i), SETTINGS[i]
+        if settings.get("temperature") and not settings.get("reproducible"):
+            assert made[i] == want, settings
+        # Others share one vocabulary, so that they may draft more than alone.
+        assert [t for done in made[i] for t in done[0]] == [t for done in want for t in done[0]]
+
+
+@pytest.mark.parametrize("start, together_", [(0, True), (20, False)])
+def test_quantized_caches(start, together_):
+    """Caches of which some are quantized and some are not yet, in one batch."""
+    settings = CacheSettings(kv_bits=8, kv_group_size=32, quantized_kv_start=start)
+    target = Target(tiny("llama", head_dim=32), (-1, 0), "llama", settings)
+    assert runs_in_batches(target) is together_
+    engine = toy_pair(target, make_scheduler("full"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = together(engine, (0, 2, 3), every=1)
+    for i, each in made.items():
+        text = [token for done in each for token in done[0]]
+        assert text == [token for done in alone(engine, i) for token in done[0]]
     target.close()
 
 
