@@ -395,11 +395,13 @@ class Decoder:
         ids = self._encode(prompt, template)
         stops = self._stops(request)
         self._check(ids, request)
-        text = self._text(ids, request, stops, tools, parts)
-        # Rounds are made in the thread that runs them: arrays belong to the thread that makes them.
-        return self._service.submit(
-            self, lambda progress: self._rounds(ids, request, stops, progress), text
-        )
+        text = self._warned_text(ids, request, stops, tools, parts)
+
+        # Made in the thread that runs it: arrays belong to the thread that makes them.
+        def start(active: ActiveRequests) -> ActiveRequest:
+            return active.add(ids, **self._begun(ids, request, stops, None))
+
+        return self._service.submit(self, self._engine, start, text)
 
     @property
     def limits(self) -> Limits:
@@ -442,6 +444,19 @@ class Decoder:
             stop_tokens=stop_tokens,
             stop=request.stop,
             parts=AnswerParts(answer_format(tokenizer, ids, tools)) if parts else None,
+        )
+
+    def _warned_text(
+        self,
+        ids: Sequence[int],
+        request: Request,
+        stop_tokens: Collection[int],
+        tools: Sequence[Mapping[str, Any]] | None,
+        parts: bool = True,
+    ) -> _WarnedText:
+        return _WarnedText(
+            lambda made: self._warned(made, ids, request, stop_tokens),
+            self._text(ids, request, stop_tokens, tools, parts),
         )
 
     @with_settings("Settings", SETTINGS.values())
@@ -507,23 +522,20 @@ class Decoder:
         encoded = [self._encode(prompt, template) for prompt in prompts]
         begun = [self._begun(ids, request, stops, None) for ids in encoded]
         texts, waiting = [""] * len(encoded), deque(range(len(encoded)))
-        running: dict[ActiveRequest, _Running] = {}
+        running: dict[ActiveRequest, tuple[int, _WarnedText]] = {}
         with contextlib.closing(ActiveRequests(self._engine)) as active:
             while waiting or running:
                 while waiting and len(running) < at_once:
-                    i, feed = waiting.popleft(), deque[Round]()
-                    ids, fed = encoded[i], iter(feed.popleft, None)
-                    rounds_ = self._warned(fed, ids, request, stops)
-                    text = self._text(ids, request, stops, tools)
-                    running[active.add(ids, **begun[i])] = _Running(i, feed, rounds_, text)
+                    i = waiting.popleft()
+                    text = self._warned_text(encoded[i], request, stops, tools)
+                    running[active.add(encoded[i], **begun[i])] = i, text
                 for one, round_ in active.step():
                     if isinstance(round_, Exception):
                         raise round_
-                    i, ended = running[one].index, False
-                    for chunk in running[one].push(round_):
-                        texts[i] += chunk.text
-                        ended = chunk.finish_reason is not None
-                    if ended:
+                    i, text = running[one]
+                    chunks = text.push(round_)
+                    texts[i] += "".join(chunk.text for chunk in chunks)
+                    if chunks[-1].finish_reason:
                         active.remove(one)
                         del running[one]
                         if progress:
@@ -626,26 +638,25 @@ class Decoder:
         return min(request.max_tokens, positions - len(ids))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Running:
-    """A text of `generate_batch` that is not complete.
+class _WarnedText:
+    """A text to which rounds are pushed, as `TextStream`, with what there is to warn of.
 
-    Attributes:
-        index: of its prompt.
-        feed: takes its rounds.
-        rounds: gives them, and warns.
+    Args:
+        warned: makes of rounds the same rounds, and warns.
         text: makes chunks of them.
     """
 
-    index: int
-    feed: deque[Round]
-    rounds: Iterator[Round]
-    text: TextStream
+    def __init__(
+        self, warned: Callable[[Iterator[Round]], Iterator[Round]], text: TextStream
+    ) -> None:
+        self._feed: deque[Round] = deque()
+        self._rounds = warned(iter(self._feed.popleft, None))
+        self._text = text
 
     def push(self, round_: Round) -> list[Chunk]:
-        """The chunks of a round."""
-        self.feed.append(round_)
-        return self.text.push(next(self.rounds))
+        """See `TextStream.push`."""
+        self._feed.append(round_)
+        return self._text.push(next(self._rounds))
 
 
 def _strings(stop: str | Sequence[str]) -> tuple[str, ...]:
