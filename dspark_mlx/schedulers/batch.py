@@ -32,7 +32,9 @@ _MIN_GAIN = 1.02
 _RECHECK = 16
 _TRIALS = (64, 1024)
 # Plain steps that are timed at first, of which the first one is not started ahead.
-_TIMED_STEPS = 4
+_TIMED_STEPS = 6
+# Drafted rounds after which they are timed again; the first time sooner, as nothing ran before.
+_PLAIN_FIRST, _PLAIN_EVERY = 16, 64
 _ABOUT = 1.5
 _NEWEST = 15
 
@@ -143,7 +145,8 @@ class BatchSchedule:
     def __init__(self, times: BatchTimes, calibrations: Calibrations) -> None:
         self._times = times
         self._calibrations = calibrations
-        self._left = self._plain_steps = 0
+        self._left = self._plain_steps = self._drafts = 0
+        self._due = _PLAIN_FIRST
         self._trial = _TRIALS[0]
         self._settled = False
 
@@ -168,12 +171,14 @@ class BatchSchedule:
             self._left -= 1
             self._plain_steps += 1
             return True
-        if not self._times.has_plain(len(requests)):
-            # Else drafts that lose to faster plain steps than the profile says would go on.
+        if self._drafts == self._due or not self._times.has_plain(len(requests)):
+            # Else drafts that lose to faster plain steps than is known would go on.
+            self._drafts, self._due = 0, _PLAIN_EVERY
             self._left = _TIMED_STEPS - 1
             return True
         if self._pays(requests):
             self._plain_steps, self._trial = 0, _TRIALS[0]
+            self._drafts += 1
             return False
         if self._plain_steps >= self._trial:
             self._plain_steps, self._trial = 0, min(2 * self._trial, _TRIALS[1])
