@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias, Unpack
 
+from .engine.active import ActiveRequest, ActiveRequests
 from .engine.request import SETTINGS, TEXT_SETTINGS, Request, Settings, check_prompt
-from .engine.rounds import rounds
+from .engine.rounds import Begun, rounds
 from .engine.state import Engine, make_engine
 from .engine.stream import TextStream, stream
 from .engine.template_settings import TEMPLATE_SETTINGS, TemplateSettings
 from .errors import InputError
-from .numbers import listed, plain, shown, token_ids
+from .numbers import check_whole, listed, plain, shown, token_ids
 from .progress import ProgressCallback
 from .sampling.json_schema import JsonSchema
 from .sampling.make import make_sampler
@@ -392,11 +395,13 @@ class Decoder:
         ids = self._encode(prompt, template)
         stops = self._stops(request)
         self._check(ids, request)
-        text = self._text(ids, request, stops, tools, parts)
-        # Rounds are made in the thread that runs them: arrays belong to the thread that makes them.
-        return self._service.submit(
-            self, lambda progress: self._rounds(ids, request, stops, progress), text
-        )
+        text = self._warned_text(ids, request, stops, tools, parts)
+
+        # Made in the thread that runs it: arrays belong to the thread that makes them.
+        def start(active: ActiveRequests) -> ActiveRequest:
+            return active.add(ids, **self._begun(ids, request, stops, None))
+
+        return self._service.submit(self, self._engine, start, text)
 
     @property
     def limits(self) -> Limits:
@@ -441,6 +446,19 @@ class Decoder:
             parts=AnswerParts(answer_format(tokenizer, ids, tools)) if parts else None,
         )
 
+    def _warned_text(
+        self,
+        ids: Sequence[int],
+        request: Request,
+        stop_tokens: Collection[int],
+        tools: Sequence[Mapping[str, Any]] | None,
+        parts: bool = True,
+    ) -> _WarnedText:
+        return _WarnedText(
+            lambda made: self._warned(made, ids, request, stop_tokens),
+            self._text(ids, request, stop_tokens, tools, parts),
+        )
+
     @with_settings("Settings", SETTINGS.values())
     def generate(self, prompt: Prompt, max_tokens: int = 256, **settings: Any) -> str:
         """The text that the target writes after a prompt, whole.
@@ -461,6 +479,96 @@ class Decoder:
         """
         return "".join(chunk.text for chunk in self.stream(prompt, max_tokens, **settings))
 
+    @with_settings("Settings", SETTINGS.values())
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        max_tokens: int = 256,
+        *,
+        at_once: int = 8,
+        stop: str | Sequence[str] = (),
+        stop_tokens: Collection[int] | None = None,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] = _NO_VARIABLES,
+        prefill_response: str | None = None,
+        progress: ProgressCallback | None = None,
+        **settings: Unpack[Settings],
+    ) -> list[str]:
+        """The texts that the target writes after several prompts, decoded together.
+
+        Args:
+            prompts: each is text, chat messages or token ids, see `encode`.
+            max_tokens, stop_tokens, settings: of each text, see Settings below.
+            at_once: number of prompts that decode at the same time; each has caches.
+            stop: one string or several, see Settings below.
+            thinking, tools, chat_template_kwargs, prefill_response: see Settings below; for chat
+                messages only.
+            progress: called with the number of texts that are complete and of all.
+
+        Returns:
+            The texts, in the order of the prompts.
+
+        Raises:
+            InputError: for a prompt or setting that cannot be used, before anything is decoded.
+
+        Warns:
+            UserWarning: as `rounds` does, and where the target decodes its requests one by one.
+        """
+        check_whole("at_once", at_once, 1)
+        request = Request.make(max_tokens, _strings(stop), settings, stop_tokens)
+        template = TemplateSettings(thinking, tools, chat_template_kwargs, prefill_response)
+        stops = self._stops(request)
+        encoded = [self._encode(prompt, template) for prompt in prompts]
+        begun = [self._begun(ids, request, stops, None) for ids in encoded]
+        texts, waiting = [""] * len(encoded), deque(range(len(encoded)))
+        running: dict[ActiveRequest, tuple[int, _WarnedText]] = {}
+        with contextlib.closing(ActiveRequests(self._engine)) as active:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    i = waiting.popleft()
+                    text = self._warned_text(encoded[i], request, stops, tools)
+                    running[active.add(encoded[i], **begun[i])] = i, text
+                for one, round_ in active.step():
+                    if isinstance(round_, Exception):
+                        raise round_
+                    i, text = running[one]
+                    chunks = text.push(round_)
+                    texts[i] += "".join(chunk.text for chunk in chunks)
+                    if chunks[-1].finish_reason:
+                        active.remove(one)
+                        del running[one]
+                        if progress:
+                            progress(len(texts) - len(waiting) - len(running), len(texts))
+        return texts
+
+    @with_settings("Settings", [row for row in SETTINGS.values() if row.name not in TEXT_SETTINGS])
+    def add(
+        self,
+        active: ActiveRequests,
+        prompt_ids: Sequence[int],
+        max_tokens: int = 256,
+        *,
+        stop_tokens: Collection[int] | None = None,
+        progress: ProgressCallback | None = None,
+        **settings: Unpack[Settings],
+    ) -> ActiveRequest:
+        """Add a request to others that decode at the same time; needs no tokenizer.
+
+        Args:
+            active: requests of this decoder, made as `ActiveRequests(decoder.engine)`.
+            prompt_ids, max_tokens, stop_tokens, progress, settings: as for `rounds`.
+
+        Returns:
+            The request, which `ActiveRequests.step` gives its rounds from now on.
+
+        Raises:
+            InputError: for a prompt or setting that cannot be used.
+        """
+        request = Request.make(max_tokens, (), settings, stop_tokens)
+        ids = token_ids("prompt", prompt_ids, self._engine.target.vocab_size)
+        return active.add(ids, **self._begun(ids, request, self._stops(request), progress))
+
     def _check(self, ids: Sequence[int], request: Request) -> None:
         vocabulary = self._engine.target.vocab_size
         check_prompt(ids, vocabulary, self.max_length)
@@ -473,19 +581,36 @@ class Decoder:
         stop_tokens: Collection[int],
         progress: ProgressCallback | None,
     ) -> Generator[Round, None, None]:
+        made = rounds(self._engine, ids, **self._begun(ids, request, stop_tokens, progress))
+        return self._warned(made, ids, request, stop_tokens)
+
+    def _begun(
+        self,
+        ids: Sequence[int],
+        request: Request,
+        stop_tokens: Collection[int],
+        progress: ProgressCallback | None,
+    ) -> Begun:
+        """A checked request as the engine takes it."""
         self._check(ids, request)
         vocabulary = self._engine.target.vocab_size
-        limit = self._max_tokens(ids, request)
-        made = rounds(
-            self._engine,
-            ids,
-            max_tokens=limit,
-            stop_tokens=stop_tokens,
-            sampler=make_sampler(request.sampling, vocabulary, len(ids), request.sample),
-            prefill_step_size=request.prefill_step_size,
-            progress=progress,
-        )
-        said = self._said_when_not_finite(made)
+        return {
+            "max_tokens": self._max_tokens(ids, request),
+            "stop_tokens": stop_tokens,
+            "sampler": make_sampler(request.sampling, vocabulary, len(ids), request.sample),
+            "prefill_step_size": request.prefill_step_size,
+            "progress": progress,
+        }
+
+    def _warned(
+        self,
+        made: Iterator[Round],
+        ids: Sequence[int],
+        request: Request,
+        stop_tokens: Collection[int],
+    ) -> Generator[Round, None, None]:
+        """The same rounds, with what there is to warn of."""
+        said, limit = self._said_when_not_finite(made), self._max_tokens(ids, request)
         if limit == request.max_tokens:
             return said
         return warn_when_cut(said, limit, request.max_tokens, stop_tokens)
@@ -511,6 +636,27 @@ class Decoder:
         if positions is None:
             return request.max_tokens
         return min(request.max_tokens, positions - len(ids))
+
+
+class _WarnedText:
+    """A text to which rounds are pushed, as `TextStream`, with what there is to warn of.
+
+    Args:
+        warned: makes of rounds the same rounds, and warns.
+        text: makes chunks of them.
+    """
+
+    def __init__(
+        self, warned: Callable[[Iterator[Round]], Iterator[Round]], text: TextStream
+    ) -> None:
+        self._feed: deque[Round] = deque()
+        self._rounds = warned(iter(self._feed.popleft, None))
+        self._text = text
+
+    def push(self, round_: Round) -> list[Chunk]:
+        """See `TextStream.push`."""
+        self._feed.append(round_)
+        return self._text.push(next(self._rounds))
 
 
 def _strings(stop: str | Sequence[str]) -> tuple[str, ...]:

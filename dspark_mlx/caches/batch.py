@@ -56,6 +56,11 @@ def rows_of(caches: BatchCaches, requests: Sequence[int]) -> BatchCaches:
     return [_rows(cache, requests) for cache in caches]
 
 
+def alone(caches: BatchCaches, request: int) -> list[Any]:
+    """The caches of the request at an index, as `new_caches` makes them."""
+    return [_alone(cache, request) for cache in caches]
+
+
 def _joined(caches: Sequence[Any]) -> Any:
     first = caches[0]
     if isinstance(first, CacheList):
@@ -73,6 +78,14 @@ def _rows(cache: Any, requests: Sequence[int]) -> Any:
     if type(cache) is ArraysCache:
         return _states(rows_of_states(cache.cache, requests))
     return cache.rows(requests)
+
+
+def _alone(cache: Any, request: int) -> Any:
+    if isinstance(cache, CacheList):
+        return CacheList(*(_alone(part, request) for part in cache.caches))
+    if type(cache) is ArraysCache:
+        return _rows(cache, [request])
+    return cache.alone(request)
 
 
 def rows_of_states(states: Sequence[mx.array], requests: Sequence[int]) -> list[mx.array]:

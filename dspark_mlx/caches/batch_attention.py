@@ -63,6 +63,10 @@ class BatchKVCache:
         keys, values = tree_map(lambda stored: stored[taken], (self.keys, self.values))
         return self._with(keys, values, [self.lengths[i] for i in indices])
 
+    def alone(self, index: int) -> Any:
+        """The cache of the request at `index`, as it would be if it had never been in a batch."""
+        return self._given_back(KVCache(), index)
+
     def drop(self, rows: Sequence[int]) -> None:
         """Take the last `rows[i]` rows of each request i out."""
         self._move([length - n for length, n in zip(self.lengths, rows, strict=True)])
@@ -99,6 +103,13 @@ class BatchKVCache:
         other._move(lengths)
         return other
 
+    def _given_back(self, cache: Any, index: int) -> Any:
+        end = cache.offset = self.lengths[index]
+        cache.keys, cache.values = tree_map(
+            lambda stored: stored[index : index + 1, :, :end], (self.keys, self.values)
+        )
+        return cache
+
     def _move(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)
         self.offset = mx.array(self.lengths, dtype=mx.int32)
@@ -130,6 +141,10 @@ class BatchQuantizedKVCache(BatchKVCache):
         made.group_size, made.bits = cache.group_size, cache.bits
         return made
 
+    def alone(self, index: int) -> Any:
+        """See `BatchKVCache.alone`."""
+        return self._given_back(QuantizedKVCache(self.group_size, self.bits), index)
+
     def _write(self, slots: mx.array, keys: Stored, values: Stored) -> None:
         packed = [mx.quantize(rows, self.group_size, self.bits) for rows in (keys, values)]
         super()._write(slots, *packed)
@@ -155,6 +170,18 @@ class BatchWindowCache(BatchKVCache):
         made.max_size = cache.max_size
         made._write(places[None], keys[..., -count:, :], values[..., -count:, :])
         return made
+
+    def alone(self, index: int) -> Any:
+        """See `BatchKVCache.alone`."""
+        cache, end = RotatingKVCache(self.max_size), self.lengths[index]
+        count = min(end, self.max_size)
+        newest = mx.arange(end - count, end) % self._slots
+        cache.keys, cache.values = (
+            mx.take(stored[index : index + 1], newest, axis=2)
+            for stored in (self.keys, self.values)
+        )
+        cache.offset, cache._idx = end, count
+        return cache
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:
         """Write `[batch, heads, rows, size]`, at most `ROOM` rows; the whole ring."""

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
-from ..sampling import Pick
+from ..sampling import Pick, greedy, likeliest
 from ..types import Draft
 from .vocabulary import Readout
+
+
+class EachPick:
+    """The `Pick` of n requests at once, `[n, size]` logits to `[n]` columns.
+
+    Args:
+        picks: each request's.
+
+    Attributes:
+        weights: by request, the log-weights that its pick gave, `[1, size]` each; not returned,
+            since not every rule has them.
+    """
+
+    def __init__(self, picks: Sequence[Pick]) -> None:
+        self.weights: list[list[mx.array]] = [[] for _ in picks]
+        self._picks = picks
+        self._greedy = all(pick is greedy for pick in picks)
+
+    def __call__(
+        self, logits: mx.array, ids: mx.array | None, drawn: Sequence[mx.array]
+    ) -> tuple[mx.array, None]:
+        """See `sampling.Pick`."""
+        if self._greedy:
+            return likeliest(logits), None
+        columns = []
+        for i, pick in enumerate(self._picks):
+            row = slice(i, i + 1)
+            column, weights = pick(logits[row], ids, [tokens[row] for tokens in drawn])
+            columns.append(column)
+            if weights is not None:
+                self.weights[i].append(weights)
+        return mx.concatenate(columns), None
 
 
 class BlockBuilder:
@@ -14,10 +48,10 @@ class BlockBuilder:
 
     Args:
         readout: says which token each column of the logits is.
-        pick: the request's rule for choosing a slot's token.
+        pick: the request's rule for choosing a slot's token; of several, an `EachPick`.
 
     Attributes:
-        tokens: the tokens chosen so far, int32 `[1]` each.
+        tokens: the tokens chosen so far, int32 `[1]` each; of several requests `[n]`.
     """
 
     def __init__(self, readout: Readout, pick: Pick) -> None:
@@ -29,7 +63,7 @@ class BlockBuilder:
         self._weights: list[mx.array] = []
 
     def add(self, logits: mx.array) -> mx.array:
-        """Choose the next slot's token, int32 `[1]`, from its corrected logits `[1, size]`."""
+        """Choose the next slot's token, int32 `[n]`, from its corrected logits `[n, size]`."""
         column, weights = self._pick(logits, self._readout.ids, self.tokens)
         token = self._readout.tokens(column)
         self.tokens.append(token)
@@ -62,3 +96,33 @@ class BlockBuilder:
             columns=mx.concatenate(self._columns),
             weights=mx.concatenate(self._weights) if self._weights else None,
         )
+
+    def drafts(
+        self,
+        base_logits: mx.array,
+        weights: Sequence[Sequence[mx.array]],
+        confidence_logits: mx.array | None = None,
+        confidence: mx.array | None = None,
+    ) -> list[Draft]:
+        """The finished blocks of n requests.
+
+        Args:
+            base_logits, confidence_logits, confidence: see `draft`, with an axis for the requests
+                in front.
+            weights: see `EachPick`.
+        """
+        tokens, columns = mx.stack(self.tokens, axis=1), mx.stack(self._columns, axis=1)
+        logits = mx.stack(self._logits, axis=1)
+        return [
+            Draft(
+                tokens=tokens[i],
+                base_logits=base_logits[i],
+                logits=logits[i],
+                confidence_logits=None if confidence_logits is None else confidence_logits[i],
+                confidence=None if confidence is None else confidence[i],
+                ids=self._readout.ids,
+                columns=columns[i],
+                weights=mx.concatenate(list(own)) if own else None,
+            )
+            for i, own in enumerate(weights)
+        ]

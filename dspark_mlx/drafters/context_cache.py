@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
+
+from ..caches.batch_attention import BatchKVCache
 
 _SLACK = 256
 
@@ -61,3 +66,78 @@ class ContextCache:
         newest.offset = self.window
         self._held = newest
         self.start += old
+
+
+class BatchContextCache:
+    """One layer's context of several requests; nothing is dropped while they are together.
+
+    Args:
+        window: see `ContextCache`.
+        rows: what is held of each request.
+        starts: position of each request's first row that is held.
+    """
+
+    def __init__(self, window: int, rows: BatchKVCache, starts: Sequence[int]) -> None:
+        self._window = window
+        self._rows = rows
+        self._starts = list(starts)
+        self._first = mx.array(self._starts, dtype=mx.int32)
+
+    @classmethod
+    def of(cls, cache: ContextCache) -> BatchContextCache:
+        """A batch of one request, which holds at least one row."""
+        return cls(cache.window, BatchKVCache.of(cache._held), [cache.start])
+
+    def joined(self, others: Sequence[BatchContextCache]) -> BatchContextCache:
+        """These requests and then the others'."""
+        starts = [start for part in (self, *others) for start in part._starts]
+        rows = self._rows.joined([part._rows for part in others])
+        return BatchContextCache(self._window, rows, starts)
+
+    def rows(self, indices: Sequence[int]) -> BatchContextCache:
+        """The requests at `indices`, in that order."""
+        starts = [self._starts[i] for i in indices]
+        return BatchContextCache(self._window, self._rows.rows(indices), starts)
+
+    def alone(self, index: int) -> ContextCache:
+        """The cache of the request at `index`, as it would be if it had never been in a batch."""
+        cache = ContextCache(self._window)
+        cache.start, cache._held = self._starts[index], self._rows.alone(index)
+        cache.drop_old()
+        return cache
+
+    @property
+    def held(self) -> mx.array:
+        """How many rows are held of each request, int32 `[requests]`."""
+        return self._rows.offset
+
+    @property
+    def offset(self) -> mx.array:
+        """Position of each request's next row, int32 `[requests]`."""
+        return self.held + self._first
+
+    def columns(self, rows: int) -> int:
+        """Columns of the keys when so many rows more are written."""
+        return max(self._rows.lengths) + rows
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write `[requests, heads, rows, size]`; what is held of each request from its first on."""
+        keys, values = self._rows.update_and_fetch(keys, values)
+        return keys, values
+
+    def drop(self, rows: Sequence[int]) -> None:
+        """Take the last `rows[i]` rows of each request i out."""
+        self._rows.drop(rows)
+
+    def arrays(self) -> list[mx.array]:
+        """Every array that the cache holds."""
+        return [self._first, *self._rows.arrays()]
+
+
+def joined(parts: Sequence[Sequence[Any]]) -> list[BatchContextCache]:
+    """The contexts of requests, and of batches, as one: their caches layer by layer."""
+    layers = []
+    for layer in zip(*parts, strict=True):
+        batches = [BatchContextCache.of(c) if isinstance(c, ContextCache) else c for c in layer]
+        layers.append(batches[0].joined(batches[1:]))
+    return layers

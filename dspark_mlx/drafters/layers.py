@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.activations import swiglu
-from mlx_lm.models.cache import KVCache
 
 from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.linear import Matrix
+from .context_cache import BatchContextCache, ContextCache
 from .rotary import make_rope
 
 
@@ -85,8 +85,10 @@ class LayerParts:
         keys = mx.fast.rms_norm(keys, layer.key_norm, eps)
         return self._rope(keys.transpose(0, 2, 1, 3), start), values.transpose(0, 2, 1, 3)
 
-    def write(self, layer: Layer, cache: KVCache, kv: mx.array) -> tuple[mx.array, mx.array]:
-        """Append K/V rows `[rows, kv features]` to the cache and return all its K and V."""
+    def write(
+        self, layer: Layer, cache: ContextCache | BatchContextCache, kv: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """Append K/V rows `[(batch,) rows, kv features]` to the cache; returns all its K and V."""
         return cache.update_and_fetch(*self.keys_values(layer, kv, cache.offset))
 
     def queries(
@@ -138,17 +140,18 @@ class LayerParts:
         queries: mx.array,
         keys: mx.array,
         values: mx.array,
-        start: int,
+        start: int | mx.array,
         mask: mx.array | None,
     ) -> mx.array:
-        """The attention sublayer's output before its residual, `[rows, hidden]`.
+        """The attention sublayer's output before its residual, `[batch * rows, hidden]`.
 
         Args:
             layer: the layer's weights.
-            queries: projected queries, `[rows, query features]`.
+            queries: projected queries, `[(batch,) rows, query features]`.
             keys, values: as `write` returns them.
-            start: position of the first query.
-            mask: bool `[rows, columns]`; None when every row attends to everything.
+            start: position of the first query; an array holds one for each element of the batch.
+            mask: bool `[rows, columns]`, of a batch `[batch, 1, rows, columns]`; None when every
+                row attends to everything.
         """
         heads, gate = self.queries(layer, queries, start)
         return self.project(layer, self.attention(heads, keys, values, mask), gate)

@@ -53,3 +53,27 @@ def block_mask(kind: Attention, context: int, rows: int, start: int = 0) -> mx.a
     if kind.causal:
         mask = mask & (columns <= context + row)
     return mask
+
+
+def block_masks(kind: Attention, contexts: mx.array, rows: int, columns: int) -> mx.array:
+    """`block_mask` of several requests, each with a context of its own length.
+
+    Args:
+        kind: the layer's attention.
+        contexts: committed rows before each request's anchor, int `[requests]`.
+        rows: rows of each block.
+        columns: of the longest request's context and block.
+
+    Returns:
+        bool `[requests, 1, rows, columns]`.
+    """
+    column = mx.arange(columns)[None, None]
+    row = mx.arange(rows)[None, :, None]
+    context = contexts[:, None, None]
+    mask = column < context + rows
+    if kind.window:
+        first = context - kind.window + (row if kind.by_row else 0)
+        mask = mask & ((column >= first) | (column >= context))
+    if kind.causal:
+        mask = mask & (column <= context + row)
+    return mx.broadcast_to(mask, (contexts.size, rows, columns))[:, None]

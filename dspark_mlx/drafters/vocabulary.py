@@ -10,7 +10,7 @@ accepted length but not the output.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, TypeAlias
@@ -28,6 +28,8 @@ MIN_SIZE = 8192
 
 _WINDOW = 64
 _MAX_MISSES = 5
+# Drafts of several requests before new tokens of their texts are taken in.
+_SHARED_DRAFTS = 8
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class CommonTokens:
     members: Container[int]
     matrix: Matrix
     rows: Matrix
+
+    @property
+    def max_seen(self) -> int:
+        """The most further tokens with which drafts are chosen from fewer than all."""
+        return (self.matrix.out_features - self.ids.size) // 2
 
     @staticmethod
     def of(matrix: Matrix, size: int, ranking: Sequence[int] = ()) -> CommonTokens:
@@ -189,26 +196,70 @@ class DraftVocabulary:
     def _contains(self, token: int) -> bool:
         return token in self._common.members or token in self._seen
 
+    @property
+    def seen(self) -> Collection[int]:
+        """The request's tokens that are not common ones."""
+        return self._seen.keys()
+
+    @property
+    def drafts_from_all(self) -> bool:
+        """Whether the whole vocabulary is used now."""
+        return len(self._seen) > self._common.max_seen or sum(self._misses) > _MAX_MISSES
+
     def readout(self) -> Readout:
         """The readout for the next draft."""
-        max_seen = (self._common.matrix.out_features - self._common.ids.size) // 2
-        if len(self._seen) > max_seen or sum(self._misses) > _MAX_MISSES:
+        if self.drafts_from_all:
             return self._full
         if self._cut is None:
-            self._cut = self._cut_down(mx.array(list(self._seen), dtype=mx.int32))
+            self._cut = cut_down(self._common, self._full, self._seen)
         return self._cut
 
-    def _cut_down(self, seen: mx.array) -> Readout:
-        ids = mx.concatenate([self._common.ids, seen])
-        head = self._full.head
-        if head is not None:
-            # The cut matrix is copied whole: two parts would cost two products a slot.
-            head = replace(head, w2=head.w2.take(ids))  # type: ignore[type-var]
-        common, rest = self._common.rows, self._common.matrix.take(seen)
-        # The readout is kept for later rounds, which another thread may compute.
-        mx.async_eval(arrays_of([ids, head, rest]))
 
-        def logits(hidden: mx.array) -> mx.array:
-            return mx.concatenate([common(hidden), rest(hidden)], axis=-1)
+class SharedVocabulary:
+    """One readout for the drafts of several requests: the tokens of all their texts.
 
-        return Readout(logits if seen.size else common, head, ids)
+    For requests whose output does not depend on which tokens could have been drafted.
+
+    Args:
+        output: the drafter's.
+    """
+
+    def __init__(self, output: DraftOutput) -> None:
+        self._output = output
+        self._cut: Readout | None = None
+        self._sizes: list[int] = []
+        self._drafts = 0
+
+    def readout(self, vocabularies: Sequence[DraftVocabulary]) -> Readout:
+        """The readout for the next draft of requests with these vocabularies.
+
+        New tokens of their texts are taken in every few drafts, since each time copies matrices.
+        """
+        common, full = self._output.cut, self._output.full
+        assert common is not None  # else no request has a vocabulary
+        sizes = [len(vocabulary.seen) for vocabulary in vocabularies]
+        self._drafts += 1
+        due = len(sizes) != len(self._sizes) or self._drafts >= _SHARED_DRAFTS
+        if self._cut is None or (due and sizes != self._sizes):
+            self._sizes, self._drafts = sizes, 0
+            seen = dict.fromkeys(token for v in vocabularies for token in v.seen)
+            self._cut = full if len(seen) > common.max_seen else cut_down(common, full, seen)
+        return self._cut
+
+
+def cut_down(common: CommonTokens, full: Readout, seen: Iterable[int]) -> Readout:
+    """The readout over the common tokens and those of a text, which are others."""
+    more = mx.array(list(seen), dtype=mx.int32)
+    ids = mx.concatenate([common.ids, more])
+    head = full.head
+    if head is not None:
+        # The cut matrix is copied whole: two parts would cost two products a slot.
+        head = replace(head, w2=head.w2.take(ids))  # type: ignore[type-var]
+    rows, rest = common.rows, common.matrix.take(more)
+    # The readout is kept for later rounds, which another thread may compute.
+    mx.async_eval(arrays_of([ids, head, rest]))
+
+    def logits(hidden: mx.array) -> mx.array:
+        return mx.concatenate([rows(hidden), rest(hidden)], axis=-1)
+
+    return Readout(logits if more.size else rows, head, ids)

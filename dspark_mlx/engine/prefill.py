@@ -10,61 +10,84 @@ from ..caches import bytes_per_token, cache_arrays
 from ..progress import ProgressCallback
 from ..types import Round
 from .faults import refuse_faults
-from .state import Engine, State
+from .group import Solo
 from .verify import commit, start_verify
 
 
-def prefill(
-    engine: Engine,
-    state: State,
-    prompt: Sequence[int],
-    chunk_size: int,
-    progress: ProgressCallback | None,
-) -> Round:
-    """Run the prompt and choose the first token; only the last row's logits are computed.
+class Prefill:
+    """Reads a new request's prompt, a chunk at a time, so that others need not wait for all of it.
 
     Args:
-        engine: the engine.
-        state: the state of a new request.
+        group: the request alone.
         prompt: token ids, at least one.
         chunk_size: prompt tokens per forward.
         progress: called with prompt tokens done and prompt tokens in all; None for no calls.
-
-    Returns:
-        The round of the first token.
     """
-    tokens = mx.array(list(prompt), dtype=mx.int32)
-    last = len(prompt) - 1
-    for start in range(0, last, chunk_size):
-        if progress:
-            progress(start, len(prompt))
-        with engine.target.turns:
-            _read_chunk(engine, state, tokens[start : min(start + chunk_size, last)])
-    state.anchor_index, state.anchor = last, tokens[last:]
-    state.prefix = tokens if state.sampler.needs_prefix else None
-    with engine.target.turns:
-        verdict = commit(state, start_verify(engine, state))
-    refuse_faults(engine, verdict.faults, len(prompt))
-    if progress:
-        progress(len(prompt), len(prompt))
-    return Round(
-        verdict.tokens,
-        prefill=True,
-        seconds=state.timer.seconds,
-        logprobs=verdict.logprobs,
-        target_bytes_per_token=bytes_per_token(state.caches),
-        drafter_bytes_per_token=(
-            state.speculation.context.bytes_per_token if state.speculation else 0
-        ),
-    )
 
+    def __init__(
+        self,
+        group: Solo,
+        prompt: Sequence[int],
+        chunk_size: int,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._group = group
+        self._tokens = mx.array(list(prompt), dtype=mx.int32)
+        self.chunk_size = chunk_size
+        self._progress = progress
+        self._read = 0
 
-def _read_chunk(engine: Engine, state: State, chunk: mx.array) -> None:
-    _, taps = engine.target(chunk, state.caches)
-    if state.speculation:
-        drafter, context = state.speculation.drafter, state.speculation.context
-        drafter.extend(context, taps, chunk)
-        drafter.flush(context)
-        mx.eval(context.arrays())
-    mx.eval(cache_arrays(state.caches))
-    mx.clear_cache()
+    @property
+    def next_size(self) -> int:
+        """Prompt tokens that the next step reads."""
+        return max(min(self.chunk_size, self._tokens.size - 1 - self._read), 1)
+
+    def step(self) -> Round | None:
+        """Read a chunk; behind the last one choose the first token and return its round.
+
+        Only the last row's logits are computed.
+
+        Raises:
+            InputError: see `faults.refuse_faults`.
+        """
+        last, start = self._tokens.size - 1, self._read
+        target = self._group.engine.target
+        if start < last:
+            self._report(start)
+            end = self._read = min(start + self.chunk_size, last)
+            with target.turns:
+                self._read_chunk(self._tokens[start:end])
+            if end < last:
+                return None
+        (state,) = self._group.states
+        state.anchor_index, state.anchor = last, self._tokens[last:]
+        state.prefix = self._tokens if state.sampler.needs_prefix else None
+        with target.turns:
+            (verdict,) = commit(self._group, start_verify(self._group))
+        assert verdict is not None  # what fails alone is raised
+        refuse_faults(self._group.engine, verdict.faults, last + 1)
+        self._report(last + 1)
+        speculation = state.speculation
+        return Round(
+            verdict.tokens,
+            prefill=True,
+            seconds=self._group.timer.seconds,
+            logprobs=verdict.logprobs,
+            target_bytes_per_token=bytes_per_token(state.caches),
+            drafter_bytes_per_token=speculation.context.bytes_per_token if speculation else 0,
+        )
+
+    def _read_chunk(self, chunk: mx.array) -> None:
+        (state,) = self._group.states
+        _, taps = self._group.engine.target(chunk, state.caches)
+        if state.speculation:
+            drafter, context = state.speculation.drafter, state.speculation.context
+            drafter.extend(context, taps, chunk)
+            drafter.flush(context)
+            mx.eval(context.arrays())
+        mx.eval(cache_arrays(state.caches))
+        mx.clear_cache()
+
+    def _report(self, done: int) -> None:
+        if self._progress:
+            self._progress(done, self._tokens.size)

@@ -8,18 +8,30 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
+from typing import Required, TypedDict
 
 from ..progress import ProgressCallback
 from ..sampling import Sampler
-from ..schedulers import LearningPolicy
+from ..schedulers.batch import PLAIN
 from ..targets.turns import WIRED
 from ..types import Draft, Round, Verdict
 from .faults import refuse_faults
-from .prefill import prefill
-from .propose import choose_length, propose, should_draft
-from .state import Engine, Speculation, State
+from .group import Group, Solo
+from .prefill import Prefill
+from .propose import candidates, choose_lengths, propose, which_draft
+from .state import Engine, State
 from .timer import RoundTimer
 from .verify import commit, start_verify
+
+
+class Begun(TypedDict, total=False):
+    """Keyword arguments of `rounds` and of `active.ActiveRequests.add`."""
+
+    max_tokens: Required[int]
+    stop_tokens: Required[Collection[int]]
+    sampler: Required[Sampler]
+    prefill_step_size: int
+    progress: ProgressCallback | None
 
 
 def rounds(
@@ -50,59 +62,120 @@ def rounds(
         InputError: the target's logits are not finite, a logits processor made them NaN or +inf, or
             it left no token.
     """
-    target, stop = engine.target, frozenset(stop_tokens)
-    speculation = Speculation.start(engine, list(prompt), sampler.temperature)
-    policy = engine.scheduler.start(speculation.gamma if speculation else 0, sampler.temperature)
-    learning = policy if isinstance(policy, LearningPolicy) else None
-    state = State(target.new_caches(), speculation, policy, sampler)
-    with WIRED.use(target.model), contextlib.closing(state):
-        round_ = prefill(engine, state, prompt, prefill_step_size, progress)
-        remaining = max_tokens
-        while True:
-            remaining -= len(round_.tokens)
+    state = State.start(engine, prompt, sampler, max_tokens, stop_tokens)
+    group = Solo(engine, state)
+    reading = Prefill(group, prompt, prefill_step_size, progress)
+    with WIRED.use(engine.target.model), contextlib.closing(state):
+        round_: Round | None = None
+        while round_ is None:
+            round_ = reading.step()
+        state.count(round_)
+        yield round_
+        while not state.ended:
+            (round_,) = next_rounds(group)
+            assert round_ is not None  # what fails alone is raised
             yield round_
-            if remaining == 0 or round_.tokens[-1] in stop:
-                return
-            limit = target.cache_settings.rows_until_quantized(state.anchor_index, remaining)
-            drafts = should_draft(state, limit)
-            with target.turns:
-                state.timer = RoundTimer()
-                round_ = (drafted_round if drafts else plain_round)(engine, state, limit, stop)
-            policy.learn(round_)
-            if learning:
-                round_ = replace(round_, decision=learning.decision)
 
 
-def drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
-    """Draft, schedule, verify, commit (paper, section 3)."""
-    assert state.speculation is not None
-    first = state.anchor_index + 1
-    draft = propose(state, state.speculation)
-    gamma = draft.tokens.size
-    length = choose_length(state, draft, limit=min(gamma, remaining - 1))
-    forward = start_verify(engine, state, draft, length)
-    verdict = commit(state, forward)
-    round_ = cut_at_stop(make_round(state, verdict, draft, length), stop)
-    # After a stop token a logits processor may rightly leave no token.
-    refuse_faults(engine, verdict.faults[: len(round_.tokens)], first)
-    return round_
+def next_rounds(group: Group, more: bool = True) -> list[Round | None]:
+    """Run a round of each request; None for one whose own code failed, see `State.error`.
+
+    Args:
+        group: requests that have read their prompts and have not ended.
+        more: whether the same requests will have another round.
+
+    Raises:
+        InputError: see `rounds`; only where the request is alone.
+    """
+    drafting = which_draft(group)
+    with group.engine.target.turns:
+        group.timer = RoundTimer()
+        made = drafted_rounds(group, drafting) if any(drafting) else plain_rounds(group, more)
+    return [
+        round_ and group.learned(state, round_)
+        for state, round_ in zip(group.states, made, strict=True)
+    ]
 
 
-def plain_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
-    """Decode one token; if the next step is plain too, it starts before this one is read."""
-    first = state.anchor_index + 1
-    forward = state.next_step or start_verify(engine, state)
-    state.next_step = None
-    state.parked = max(state.parked - 1, 0)
-    if remaining > 1 and (state.speculation is None or state.parked):
-        state.next_step = start_verify(engine, state, after=forward)
-    verdict = commit(state, forward)
-    refuse_faults(engine, verdict.faults, first)
-    return make_round(state, verdict)
+def drafted_rounds(group: Group, drafting: Sequence[bool]) -> list[Round | None]:
+    """Draft, schedule, verify, commit (paper, section 3).
+
+    Args:
+        group: the requests.
+        drafting: which of them draft; the others take a plain step along.
+
+    Returns:
+        Each request's round; None where its own code failed.
+    """
+    drafts = propose(group, drafting)
+    lengths = choose_lengths(group, drafts)
+    forward = start_verify(group, drafts, lengths)
+    verdicts = commit(group, forward)
+    made = make_rounds(group, verdicts, drafts, lengths)
+    if group.schedule is not None:
+        width = forward.tokens.shape[-1]
+        group.schedule.learn(candidates(group), made, width, group.timer.seconds)
+    return made
+
+
+def plain_rounds(group: Group, more: bool = True) -> list[Round | None]:
+    """Decode one token; if the next step is plain too, it starts before this one is read.
+
+    Args:
+        group: the requests.
+        more: see `next_rounds`.
+
+    Returns:
+        See `drafted_rounds`.
+    """
+    started = group.next_step
+    forward = started or start_verify(group)
+    group.next_step = None
+    for state in group.states:
+        state.parked = max(state.parked - 1, 0)
+    if more and _next_is_plain(group):
+        group.next_step = start_verify(group, after=forward)
+    made = make_rounds(group, commit(group, forward))
+    if group.schedule is not None and started and group.next_step:
+        group.schedule.learn(candidates(group), made, PLAIN, group.timer.seconds)
+    return made
+
+
+def _next_is_plain(group: Group) -> bool:
+    """Whether no request will end or draft after this step, as far as is known."""
+    if any(state.limit == 1 or state.error for state in group.states):
+        return False
+    if group.schedule is not None and group.engine.drafter is not None:
+        return group.schedule.parked > 0
+    return all(state.speculation is None or state.parked for state in group.states)
+
+
+def make_rounds(
+    group: Group,
+    verdicts: Sequence[Verdict | None],
+    drafts: Sequence[Draft | None] | None = None,
+    lengths: Sequence[int] | None = None,
+) -> list[Round | None]:
+    """The rounds of verdicts that were just committed; without drafts, of a plain step."""
+    count = len(group.states)
+    made: list[Round | None] = [None] * count
+    parts = zip(
+        group.states, verdicts, drafts or [None] * count, lengths or [0] * count, strict=True
+    )
+    for i, (state, verdict, draft, length) in enumerate(parts):
+        if verdict is None or state.error is not None:
+            continue
+        with group.own_code(state):
+            round_ = cut_at_stop(make_round(group.timer, verdict, draft, length), state.stop)
+            # After a stop token a logits processor may rightly leave no token.
+            first = state.anchor_index - len(verdict.tokens) + 1
+            refuse_faults(group.engine, verdict.faults[: len(round_.tokens)], first)
+            made[i] = round_
+    return made
 
 
 def make_round(
-    state: State, verdict: Verdict, draft: Draft | None = None, length: int = 0
+    timer: RoundTimer, verdict: Verdict, draft: Draft | None = None, length: int = 0
 ) -> Round:
     """The `Round` of a verdict that was just committed; without a draft, of a plain step."""
     return Round(
@@ -112,9 +185,9 @@ def make_round(
         scheduled=length,
         accepted=verdict.accepted,
         confidence=verdict.confidence,
-        seconds=state.timer.seconds,
-        host_seconds=state.timer.host_seconds,
-        rollback_seconds=state.timer.rollback_seconds,
+        seconds=timer.seconds,
+        host_seconds=timer.host_seconds,
+        rollback_seconds=timer.rollback_seconds,
         logprobs=verdict.logprobs,
         drafts_finite=verdict.drafts_finite,
     )

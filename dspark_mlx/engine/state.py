@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 
+from ..caches import DEFAULT_CACHES, CacheSettings
 from ..drafters.base import Drafter, DrafterContext
 from ..errors import InputError
 from ..sampling import Position, Sampler
 from ..sampling.packing import Packed
 from ..schedulers import LearningPolicy, Policy, Scheduler
+from ..schedulers.batch import BatchTimes, weighs_times
+from ..schedulers.belief import Belief
 from ..schedulers.speed_profile import SpeedProfile
 from ..targets.rollback import Rollback
 from ..targets.tap import Target
-from .timer import RoundTimer
+from ..types import Round
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,16 @@ class Engine:
     drafter: Drafter | None
     scheduler: Scheduler
     profile: SpeedProfile | None = None
+
+    @cached_property
+    def batch_times(self) -> BatchTimes | None:
+        """What rounds of several requests take, learned by all of them.
+
+        None where blocks are not scheduled by times, see `schedulers.batch.weighs_times`.
+        """
+        if self.drafter is None or self.profile is None or not weighs_times(self.scheduler):
+            return None
+        return BatchTimes(self.profile, self.drafter.config.gamma)
 
     def rows(self, wanted: int, context: int) -> int:
         """The cheapest width of a verify forward over at least `wanted` rows, at a cache length."""
@@ -67,66 +82,138 @@ class Speculation:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """One request's part of a verify forward, judged by its sampler.
+
+    Attributes:
+        position: position of its first row, the anchor.
+        last: the last token that it commits, which is the next anchor, int32 `[1]`.
+        packed: the round's results, to be read by the host.
+    """
+
+    position: Position
+    last: mx.array
+    packed: Packed
+
+
+@dataclass(frozen=True)
 class VerifyForward:
     """A verify forward that was started and is not committed yet.
 
     Attributes:
-        position: position of its first row, the anchor.
-        tokens: tokens of its rows, int32 `[rows]`; rows after the scheduled ones are padding.
-        last: the last token that it commits, which is the next anchor, int32 `[1]`.
-        taps: the rows' features, one `[rows, hidden]` per tap.
-        packed: the round's results, to be read by the host.
+        tokens: tokens of its rows, int32 `[rows]`, of a batch `[requests, rows]`; rows after the
+            scheduled ones are padding.
+        taps: the rows' features, one `[rows, hidden]` per tap, of a batch with its axis in front.
         rollback: cuts the caches back to the rows that are accepted.
+        judged: each request's part; None where its sampler failed.
     """
 
-    position: Position
     tokens: mx.array
-    last: mx.array
     taps: list[mx.array]
-    packed: Packed
     rollback: Rollback
+    judged: tuple[Judged | None, ...]
+
+    def of(self, indices: Sequence[int]) -> VerifyForward:
+        """The part of some requests of a batch, as a batch; the forward has one row of each."""
+        taken = mx.array(list(indices))
+        taps, judged = [tap[taken] for tap in self.taps], [self.judged[i] for i in indices]
+        return replace(self, tokens=self.tokens[taken], taps=taps, judged=tuple(judged))
+
+    def alone(self, index: int) -> VerifyForward:
+        """The part of one request of a batch, as the request's own."""
+        taps = [tap[index] for tap in self.taps]
+        return replace(self, tokens=self.tokens[index], taps=taps, judged=(self.judged[index],))
 
 
-@dataclass
+@dataclass(eq=False)
 class State:
     """The state of one request between two rounds.
 
     Attributes:
-        caches: the target's caches, which hold every committed token but the anchor.
+        caches: the target's caches, which hold every committed token but the anchor; empty while
+            they are part of a batch's.
         speculation: the drafter and its context; None for plain decoding.
         policy: the scheduler's policy for this request.
         sampler: the request's rule for choosing tokens.
+        remaining: number of tokens to commit at most.
+        stop: ids of tokens that end the request.
+        cache_settings: how the caches were made.
+        learning: the policy, if it says why and its knowledge outlives the request.
+        ended: whether its last round was made.
         anchor_index: number of tokens before the anchor, the prompt's included.
         anchor: the newest committed token, int32 `[1]`.
         prefix: all tokens up to the anchor, int32; None when no logits processor reads them.
         parked: number of plain steps before the policy is asked again.
         next_step: the next plain step, if it was started before the last one was read; else None.
-        timer: the timer of the current round.
+        belief: how far its drafts are believed where a batch is scheduled as a whole; else None.
+        error: what the request's own code raised in a batch; it has no further rounds then.
     """
 
     caches: list[Any]
     speculation: Speculation | None
     policy: Policy
     sampler: Sampler
+    remaining: int
+    stop: frozenset[int]
+    cache_settings: CacheSettings = DEFAULT_CACHES
+    learning: LearningPolicy | None = None
+    ended: bool = False
     anchor_index: int = 0
     anchor: mx.array = field(default_factory=lambda: mx.zeros((1,), mx.int32))
     prefix: mx.array | None = None
     parked: int = 0
     next_step: VerifyForward | None = None
-    timer: RoundTimer = field(default_factory=RoundTimer)
+    belief: Belief | None = None
+    error: Exception | None = None
+
+    @classmethod
+    def start(
+        cls,
+        engine: Engine,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        max_tokens: int,
+        stop_tokens: Collection[int],
+    ) -> State:
+        """The state of a new request; arguments as for `rounds.rounds`."""
+        speculation = Speculation.start(engine, list(prompt), sampler.temperature)
+        gamma = speculation.gamma if speculation else 0
+        policy = engine.scheduler.start(gamma, sampler.temperature)
+        caches, stop = engine.target.new_caches(), frozenset(stop_tokens)
+        learning = policy if isinstance(policy, LearningPolicy) else None
+        return cls(
+            caches,
+            speculation,
+            policy,
+            sampler,
+            max_tokens,
+            stop,
+            engine.target.cache_settings,
+            learning=learning,
+        )
+
+    @property
+    def limit(self) -> int:
+        """How many tokens the next round may commit."""
+        return self.cache_settings.rows_until_quantized(self.anchor_index, self.remaining)
 
     @property
     def position(self) -> Position:
         """Position of the next forward's first row, the anchor."""
         return Position(self.anchor_index, self.prefix)
 
+    def count(self, round_: Round) -> None:
+        """Count a round's tokens; the request may end with it."""
+        self.remaining -= len(round_.tokens)
+        self.ended = self.remaining == 0 or round_.tokens[-1] in self.stop
+
     def close(self) -> None:
         """Wait for `next_step`, so that nothing of the request still runs; keep what it taught."""
         next_step, self.next_step = self.next_step, None
         if next_step is not None:
-            mx.eval(next_step.packed.array)
-        if isinstance(self.policy, LearningPolicy):
-            self.policy.close()
+            mx.eval([part.packed.array for part in next_step.judged if part])
+        if self.learning:
+            self.learning.close()
 
 
 def make_engine(

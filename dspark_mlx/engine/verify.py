@@ -1,86 +1,111 @@
-"""Verify and commit: the target's forward over a block, and the update of a request's state."""
+"""Verify and commit: the target's forward over blocks, and the update of the requests' states."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import mlx.core as mx
 
 from ..sampling import Position
 from ..sampling.packing import pack, unpack
 from ..types import Draft, Verdict
-from .state import Engine, State, VerifyForward
+from .group import Group
+from .state import Judged, State, VerifyForward
 
 
 def start_verify(
-    engine: Engine,
-    state: State,
-    draft: Draft | None = None,
-    scheduled: int = 0,
+    group: Group,
+    drafts: Sequence[Draft | None] | None = None,
+    scheduled: Sequence[int] | None = None,
     after: VerifyForward | None = None,
 ) -> VerifyForward:
-    """Start the verify forward over [anchor, x_1..x_scheduled], padded where that is cheaper.
+    """Start the verify forward over [anchor, x_1..x_scheduled] of each request.
+
+    All are padded to one width; that of a single request is the cheapest that is wide enough.
 
     Args:
-        engine: the engine.
-        state: the request's state, whose caches the forward writes.
-        draft: the block; None for a plain step.
-        scheduled: number of its tokens to verify.
+        group: the requests, whose caches the forward writes.
+        drafts: their blocks, None for a request that does not draft; None for a plain step.
+        scheduled: number of tokens to verify, of each block.
         after: the plain step before this one, if it is not committed yet; else None.
     """
-    position, anchor = state.position, state.anchor
-    if after is not None:
-        anchor, position = after.last, _position_after(after)
-    tokens = anchor if draft is None else _rows(engine, position, anchor, draft, scheduled)
-    logits, taps, rollback = engine.target.verify(tokens, state.caches)
-    with state.timer.host():
-        judgement = state.sampler.judge(logits[: scheduled + 1], position, draft)
-        packed = pack(judgement, draft, scheduled)
+    states = group.states
+    blocks, lengths = drafts or [None] * len(states), scheduled or [0] * len(states)
+    begins = [_begin(state, after, i) for i, state in enumerate(states)]
+    width = max(lengths) + 1
+    if len(states) == 1:
+        width = group.engine.rows(width, begins[0][0].index)
+    rows = [_rows(anchor, block, width) for (_, anchor), block in zip(begins, blocks, strict=True)]
+    logits, tokens, taps, rollback = group.verify(rows)
+    judged: list[Judged | None] = [None] * len(states)
+    with group.timer.host():
+        for i, (state, (position, _)) in enumerate(zip(states, begins, strict=True)):
+            if state.error is None:
+                with group.own_code(state):
+                    judgement = state.sampler.judge(
+                        logits[i][: lengths[i] + 1], position, blocks[i]
+                    )
+                    packed = pack(judgement, blocks[i], lengths[i])
+                    judged[i] = Judged(position, judgement.last, packed)
     # Every array that outlives the round is evaluated with it: another thread may run the next
     # round, and the graphs of arrays that nothing reads would grow.
-    context = state.speculation.context.arrays() if draft and state.speculation else []
-    prefix = [] if position.prefix is None else [position.prefix]
+    kept = [*taps, *(array for state in states for array in state.sampler.arrays)]
+    for part in judged:
+        if part is not None:
+            prefix = part.position.prefix
+            kept += [part.packed.array, part.last, *([] if prefix is None else [prefix])]
     # The states of a drafted forward are evaluated when it is known how many rows of it stay.
-    states = rollback.states() if draft is None else []
-    kept = [*taps, *prefix, *state.sampler.arrays, *context, *states]
-    mx.async_eval([packed.array, judgement.last, *kept])
-    return VerifyForward(position, tokens, judgement.last, taps, packed, rollback)
+    kept += group.context_arrays() if drafts else rollback.states()
+    mx.async_eval(kept)
+    return VerifyForward(tokens, taps, rollback, tuple(judged))
 
 
-def commit(state: State, forward: VerifyForward) -> Verdict:
-    """Wait for a forward and make the accepted tokens part of the request.
+def commit(group: Group, forward: VerifyForward) -> list[Verdict | None]:
+    """Wait for a forward and make the accepted tokens part of the requests.
 
-    The caches are rolled back to the accepted rows, and the drafter's context is extended by them.
+    The caches are rolled back to the accepted rows, and the drafter's contexts are extended by
+    them.
+
+    Returns:
+        Each request's verdict; None where its own code failed.
     """
-    verdict = unpack(forward.packed)
-    with state.timer.host():
-        kept = len(verdict.tokens)
-        with state.timer.rollback():
-            forward.rollback.keep(kept)
-        state.anchor_index += kept
-        state.anchor = forward.last
-        if forward.position.prefix is not None:
-            new = mx.array(list(verdict.tokens), dtype=mx.int32)
-            state.prefix = mx.concatenate([forward.position.prefix, new])
-            mx.async_eval(state.prefix)
-        if state.speculation:
-            drafter, context = state.speculation.drafter, state.speculation.context
-            drafter.extend(context, forward.taps, forward.tokens, kept)
-            context.commit(verdict.tokens)
-    return verdict
+    if len(forward.judged) > 1:
+        mx.eval([part.packed.array for part in forward.judged if part])
+    verdicts = [unpack(part.packed) if part else None for part in forward.judged]
+    with group.timer.host():
+        group.keep(forward, [len(verdict.tokens) if verdict else 1 for verdict in verdicts])
+        for state, part, verdict in zip(group.states, forward.judged, verdicts, strict=True):
+            if part and verdict:
+                _advance(state, part, verdict)
+    return verdicts
 
 
-def _position_after(step: VerifyForward) -> Position:
-    """Position of the first row of the forward after a plain step."""
+def _advance(state: State, part: Judged, verdict: Verdict) -> None:
+    state.anchor_index += len(verdict.tokens)
+    state.anchor = part.last
+    if part.position.prefix is not None:
+        new = mx.array(list(verdict.tokens), dtype=mx.int32)
+        state.prefix = mx.concatenate([part.position.prefix, new])
+        mx.async_eval(state.prefix)
+    if state.speculation:
+        state.speculation.context.commit(verdict.tokens)
+
+
+def _begin(state: State, after: VerifyForward | None, i: int) -> tuple[Position, mx.array]:
+    """Position and token of the forward's first row, the anchor."""
+    step = after.judged[i] if after else None
+    if step is None:
+        return state.position, state.anchor
     before = step.position.prefix
     prefix = None if before is None else mx.concatenate([before, step.last])
-    return Position(step.position.index + 1, prefix)
+    return Position(step.position.index + 1, prefix), step.last
 
 
-def _rows(
-    engine: Engine, position: Position, anchor: mx.array, draft: Draft, scheduled: int
-) -> mx.array:
-    """Tokens of the rows to run, padding included, int32 `[rows]`."""
-    rows = engine.rows(scheduled + 1, position.index)
+def _rows(anchor: mx.array, draft: Draft | None, width: int) -> mx.array:
+    """Tokens of a request's rows, padding included, int32 `[width]`."""
+    if width == 1:
+        return anchor
     # Padding rows are computed and then ignored, so any tokens serve.
-    block = draft.tokens[: rows - 1]
-    padding = [anchor] * (rows - 1 - block.size)
-    return mx.concatenate([anchor, block, *padding]) if rows > 1 else anchor
+    block = [] if draft is None else [draft.tokens[: width - 1]]
+    padding = [anchor] * (width - 1 - sum(part.size for part in block))
+    return mx.concatenate([anchor, *block, *padding])

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from ..engine.stream import TextStream
-from ..progress import ProgressCallback
+from ..engine.active import ActiveRequest, ActiveRequests
 from ..types import Chunk, Round
 from .buffer import Buffer
 
-Start: TypeAlias = Callable[[ProgressCallback], Generator[Round, None, None]]
-"""Makes a request's rounds in the thread that runs them; the callback is called while the prompt is
-read."""
+Start: TypeAlias = Callable[[ActiveRequests], ActiveRequest]
+"""Adds a request to those that decode, in the thread that runs them."""
 
 
-class Cancelled(BaseException):
-    """Ends a prefill whose reader has gone.
+class Text(Protocol):
+    """Makes chunks of a request's rounds, see `engine.stream.TextStream`."""
 
-    No `Exception`, as asyncio's: code between here and there must not take it for an error.
-    """
+    def push(self, round_: Round) -> list[Chunk]:
+        """The chunks of a round."""
+        ...
 
 
 class Job:
     """A request that waits or runs.
 
-    A loop that steps many requests at once calls `deliver` with each request's round and `fail`
-    with its error; `TakingTurns` calls `advance`, which runs the request's own loop.
-
     Args:
         start: see `Start`.
         text: makes chunks of the rounds.
         buffer: takes the chunks.
+
+    Attributes:
+        request: among those that decode; None before `begin`.
     """
 
-    def __init__(self, start: Start, text: TextStream, buffer: Buffer[Chunk]) -> None:
+    def __init__(self, start: Start, text: Text, buffer: Buffer[Chunk]) -> None:
         self._start, self._text, self._buffer = start, text, buffer
-        self._rounds: Generator[Round, None, None] | None = None
+        self.request: ActiveRequest | None = None
 
     @property
     def ended(self) -> bool:
@@ -49,17 +48,17 @@ class Job:
         """Whether the reader has to read before the next round."""
         return self._buffer.full
 
-    def advance(self) -> None:
-        """Run one round; what it raises goes to the reader, and to nobody else."""
-        with _ToReader(self):
-            if self._rounds is None:
-                self._rounds = self._start(self._still_wanted)
-            self.deliver(next(self._rounds))
+    def begin(self, active: ActiveRequests) -> None:
+        """Add the request to those that decode, if it is not among them."""
+        if self.request is None:
+            with ToReaders([self]):
+                self.request = self._start(active)
 
     def deliver(self, round_: Round) -> None:
         """Hand a round's chunks to the reader."""
-        chunks = self._text.push(round_)
-        self._buffer.put(chunks, last=bool(chunks) and chunks[-1].finish_reason is not None)
+        with ToReaders([self]):
+            chunks = self._text.push(round_)
+            self._buffer.put(chunks, last=bool(chunks) and chunks[-1].finish_reason is not None)
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error, which its reader gets behind the chunks."""
@@ -69,27 +68,22 @@ class Job:
         """End the request; its reader gets what was made."""
         self._buffer.end()
 
-    def close(self) -> None:
+    def close(self, active: ActiveRequests) -> None:
         """Free the caches; the reader gets an end, if it did not have one."""
         self.cancel()
-        rounds, self._rounds = self._rounds, None
-        if rounds is not None:
-            rounds.close()
-
-    def _still_wanted(self, done: int, total: int) -> None:
-        if self.ended:
-            raise Cancelled
+        if self.request is not None:
+            active.remove(self.request)
 
 
-class _ToReader:
-    """Hands whatever the block raises to the reader of a job.
+class ToReaders:
+    """Hands whatever the block raises to the readers of jobs, who raise it again.
 
-    A request may raise anything: its logits processors are the caller's code. The reader raises it
-    again; the thread goes on with the other requests.
+    Anything may be raised: by a request's own logits processors, or by a device without memory.
+    The thread goes on with the other requests.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
 
     def __enter__(self) -> None: ...
 
@@ -100,5 +94,6 @@ class _ToReader:
         trace: TracebackType | None,
     ) -> bool:
         if error is not None:
-            self._job.fail(error)
+            for job in self._jobs:
+                job.fail(error)
         return True

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import weakref
 
-from ..engine.stream import TextStream
+from ..engine.state import Engine
 from ..errors import InputError
 from .handle import RequestHandle
-from .job import Start
+from .job import Start, Text
 from .service import Limits, Service
 
 
@@ -39,16 +39,17 @@ class OnDemand:
         service = self._service
         return (service.active, service.waiting) if service else (0, 0)
 
-    def submit(self, owner: object, start: Start, text: TextStream) -> RequestHandle:
+    def submit(self, owner: object, engine: Engine, start: Start, text: Text) -> RequestHandle:
         """Queue a request, see `Service.submit`.
 
         Args:
             owner: the thread ends when it is dropped; a request must hold it, so that none is left.
+            engine: see `Service`.
             start, text: see `Service.submit`.
         """
         with self._lock:
             if self._service is None:
-                self._service = Service(self._limits)
+                self._service = Service(engine, self._limits)
                 weakref.finalize(owner, self._service.stop).atexit = False
         return self._service.submit(start, text)
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..engine.stream import TextStream
+from ..engine.active import ActiveRequests
+from ..engine.state import Engine
 from ..errors import BusyError, ClosedError
 from ..numbers import check_whole
-from ..types import Chunk
+from ..types import Chunk, Round
 from .buffer import Buffer
 from .handle import RequestHandle
-from .job import Job, Start
-from .steps import Steps, TakingTurns
+from .job import Job, Start, Text, ToReaders
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,17 @@ class Limits:
 class Service:
     """Runs requests in a thread of its own, which ends with `close`.
 
+    Active requests decode together, see `ActiveRequests`.
+
     Args:
+        engine: target, drafter and scheduler.
         limits: how much it takes on.
-        steps: how active requests are stepped.
     """
 
-    def __init__(self, limits: Limits, steps: Steps | None = None) -> None:
+    def __init__(self, engine: Engine, limits: Limits) -> None:
         limits.check()
         self._limits = limits
-        self._steps = steps or TakingTurns()
+        self._together = ActiveRequests(engine)
         self._lock = threading.Lock()
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []
@@ -80,12 +82,12 @@ class Service:
         """Number of requests that wait."""
         return len(self._waiting)
 
-    def submit(self, start: Start, text: TextStream) -> RequestHandle:
+    def submit(self, start: Start, text: Text) -> RequestHandle:
         """Queue a request.
 
         Args:
-            start: makes its rounds.
-            text: makes chunks of them.
+            start: adds it to those that decode.
+            text: makes chunks of its rounds.
 
         Raises:
             BusyError: as many requests wait as may.
@@ -136,7 +138,7 @@ class Service:
                 self._admit()
                 ready = [job for job in self._active if not job.paused]
                 if ready:
-                    self._steps.step(ready)
+                    self._step(ready)
                 elif self._closing and not self._active:
                     return
                 else:
@@ -149,6 +151,19 @@ class Service:
             self._admit()
             mx.clear_streams()
             atexit.unregister(self.close)
+
+    def _step(self, jobs: list[Job]) -> None:
+        """Run a round of each request and deliver it, or the request's error."""
+        # An error that is no request's own is every reader's.
+        with ToReaders(jobs):
+            for job in jobs:
+                job.begin(self._together)
+            owners = {job.request: job for job in jobs if job.request is not None}
+            for request, done in self._together.step(owners):
+                if isinstance(done, Round):
+                    owners[request].deliver(done)
+                else:
+                    owners[request].fail(done)
 
     def _sleep(self) -> None:
         self._wakes.get()
@@ -164,4 +179,4 @@ class Service:
             self._active = kept[: self._limits.active]
             self._waiting = deque(kept[self._limits.active :])
         for job in gone:
-            job.close()
+            job.close(self._together)

@@ -35,7 +35,7 @@ _OTHER = (6,)
 _LARGEST, _EDGE = 512, 8
 # Families that are wrong differ by 0.04 and more, the others by 1e-5. Between them is room for what
 # a family computes in 16 bits all the same, and for GPUs that round the inputs of a product.
-_LIMIT = 0.02
+GAP_LIMIT = 0.02
 _HINT = "mlx-lm's forward of this family does not decode several tokens at once."
 
 
@@ -76,15 +76,15 @@ def _check(model: nn.Module, where: object, settings: CacheSettings) -> None:
     # Families that count their layers do not run with fewer.
     with contextlib.suppress(*REFUSALS), _one_of_each_kind(model) as count:
         gap = _quick_gap(model, where, settings, count)
-    if gap <= _LIMIT:
+    if gap <= GAP_LIMIT:
         return
     together, rollback = measure_gaps(model, where, settings)
     caches = f" with kv_bits {settings.kv_bits}" if settings.kv_bits else ""
     # Written so that NaN is refused.
-    if not together <= _LIMIT:
+    if not together <= GAP_LIMIT:
         what = f"other states where rows run together than one by one{caches}"
         raise InputError(where, f"{100 * together:.0f} % {what}", "the same", _HINT)
-    if not rollback <= _LIMIT:
+    if not rollback <= GAP_LIMIT:
         what = f"other states behind rows that were taken back{caches}"
         found = f"{100 * rollback:.0f} % {what}"
         raise InputError(where, found, "the same as without them", _HINT)
@@ -99,7 +99,7 @@ def _quick_gap(
         half = len(_TEXT) // 2
         block = forwards.kept(_TEXT, half, caches)
         singly = mx.concatenate([forwards.rows((token,), caches) for token in _TEXT[half:]])
-        return float(np.array(_row_gaps(block[half:], singly).max()))
+        return float(np.array(row_gaps(block[half:], singly).max()))
 
 
 def measure_gaps(
@@ -133,7 +133,7 @@ def measure_gaps(
 def _forwards(model: nn.Module, where: object, settings: CacheSettings) -> Iterator[_Forwards]:
     target = Target(model, (), where, settings)
     try:
-        with _float32(find_embedding(model, where)), target.head_inputs() as read:
+        with float32_embeddings(find_embedding(model, where)), target.head_inputs() as read:
             yield _Forwards(target, read)
     finally:
         target.close()
@@ -196,7 +196,7 @@ def _fill(window: RotatingKVCache) -> None:
 
 
 @contextlib.contextmanager
-def _float32(embedding: nn.Module) -> Iterator[None]:
+def float32_embeddings(embedding: nn.Module) -> Iterator[None]:
     """Float32 embeddings, which make what is computed of them float32: MLX promotes types."""
     original: Any = type(embedding)
     call = original.__call__
@@ -270,11 +270,11 @@ def _gap(a: mx.array, b: mx.array) -> mx.array:
 
     The median, since a router's near tie may send one row to another expert.
     """
-    rows = mx.sort(_row_gaps(a, b))
+    rows = mx.sort(row_gaps(a, b))
     return rows[(rows.size - 1) // 2]
 
 
-def _row_gaps(a: mx.array, b: mx.array) -> mx.array:
+def row_gaps(a: mx.array, b: mx.array) -> mx.array:
     """How far each row is apart, as a part of its size."""
     a, b = a.astype(mx.float32), b.astype(mx.float32)
     return mx.sqrt(mx.sum(mx.square(a - b), axis=-1) / (mx.sum(mx.square(b), axis=-1) + 1e-12))

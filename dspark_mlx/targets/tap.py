@@ -42,6 +42,7 @@ class Target:
         hidden_size: width of a tap.
         vocab_size: rows of the embedding table.
         rolls_back: whether `self_check.check_rollback` has found that it does.
+        batches: what `batch_check.runs_in_batches` has found; None before it is asked.
 
     Raises:
         InputError: a tap is not a layer of this model, its layers are tapped already, or it does
@@ -65,6 +66,7 @@ class Target:
         self._tied = own_head is None
         self._head_module = self._embedding if own_head is None else own_head
         self.rolls_back = False
+        self.batches: bool | None = None
         self._taps = tuple(taps)
         # All targets of one model share this set, the recorded taps and the tapped layers.
         self._every = set(self._taps)

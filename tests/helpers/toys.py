@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -80,6 +81,16 @@ def toy_config(target: Target, head: str, gamma: int) -> CanonicalConfig:
         head_rank=0 if none else 8,
         confidence="hidden" if none else "hidden+markov",
     )
+
+
+def toy_pair(target: Target, scheduler, head: str = "vanilla", gamma: int = 4) -> Engine:
+    """Any target, tapped at -1 and 0, with a random drafter of its width; see `toy_engine`."""
+    config = replace(
+        toy_config(target, head, gamma),
+        hidden_size=target.hidden_size,
+        target_hidden_size=target.hidden_size,
+    )
+    return engine_of(target, scheduler, config)
 
 
 def toy_tensors(config: CanonicalConfig) -> dict[str, mx.array]:

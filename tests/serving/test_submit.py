@@ -190,20 +190,20 @@ def test_a_prompt_that_nobody_wants_is_not_read_to_its_end(decoder):
     read = threading.Event()
     seen = []
 
-    def start(progress):
+    def start(active):
         def noting(done, total):
             seen.append(done)
             read.set()
             handle.cancel()
-            progress(done, total)
 
+        ready.wait(WAIT)
         ids = decoder.encode(prompt(4) * 4)
-        return decoder.rounds(ids, 5, progress=noting, prefill_step_size=16)
+        return decoder.add(active, ids, 5, progress=noting, prefill_step_size=16)
 
     request = Request.make(5, (), {})
     text = decoder._text([1], request, (), None)
     ready = threading.Event()
-    handle = decoder._service.submit(decoder, lambda done: (ready.wait(WAIT), start(done))[1], text)
+    handle = decoder._service.submit(decoder, decoder.engine, start, text)
     ready.set()
     assert read.wait(WAIT)
     assert handle.result(WAIT).tokens == ()

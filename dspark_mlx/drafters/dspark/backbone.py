@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from ...checkpoint.linear import Matrix, arrays_of
-from ..context_cache import ContextCache
+from ..context_cache import BatchContextCache, ContextCache
 from ..layers import Layer, LayerParts
-from ..rotary import block_mask
+from ..rotary import block_mask, block_masks
 from .config import DSparkConfig
 
 
@@ -36,6 +37,36 @@ class Weights:
     qkv: Matrix
     layers: tuple[Layer, ...]
     norm: mx.array
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """How many new context rows each request of a batch has; all of them lie behind each other.
+
+    Attributes:
+        counts: rows of each request.
+    """
+
+    counts: tuple[int, ...]
+
+    def order(self, block: int) -> mx.array:
+        """Indices of each request's context rows and then its block's, int `[requests, rows]`.
+
+        They index all context rows followed by all blocks of `block` rows. What is behind a
+        request's last row is index 0.
+        """
+        total, most = sum(self.counts), max(self.counts) + block
+        order = np.zeros((len(self.counts), most), dtype=np.int32)
+        start = 0
+        for i, count in enumerate(self.counts):
+            order[i, :count] = np.arange(start, start + count)
+            order[i, count : count + block] = np.arange(block) + total + i * block
+            start += count
+        return mx.array(order)
+
+    def unkept(self, block: int) -> list[int]:
+        """How many rows of `order` are no context rows, of each request."""
+        return [max(self.counts) + block - count for count in self.counts]
 
 
 class Backbone:
@@ -77,6 +108,15 @@ class Backbone:
             self._parts.write(layer, cache, added)
             cache.drop_old()
 
+    def extend_each(
+        self, caches: Sequence[BatchContextCache], rows: Sequence[mx.array], ragged: Ragged
+    ) -> None:
+        """As `extend` for a batch: each request's own rows to its own end."""
+        order, unkept = ragged.order(0), ragged.unkept(0)
+        for layer, cache, added in zip(self._weights.layers, caches, rows, strict=True):
+            self._parts.write(layer, cache, added[order])
+            cache.drop(unkept)
+
     def block(
         self, caches: Sequence[ContextCache], x: mx.array, added: Sequence[mx.array] | None
     ) -> mx.array:
@@ -108,6 +148,48 @@ class Backbone:
             attended = parts.attend(layer, queries, keys, values, start, masks[self._kinds[i]])
             x = parts.finish(layer, x, attended)
         return mx.fast.rms_norm(x, self._weights.norm, eps)
+
+    def blocks(
+        self,
+        caches: Sequence[BatchContextCache],
+        x: mx.array,
+        added: Sequence[mx.array] | None,
+        ragged: Ragged,
+    ) -> mx.array:
+        """As `block` for a batch, `[requests, rows, hidden]`.
+
+        Args:
+            caches: the contexts' caches, joined, one per layer.
+            x: the blocks' embeddings, `[requests, rows, hidden]`.
+            added: `context_rows` of all requests' new features, one request behind the other; None
+                without any.
+            ragged: how many of them each request has.
+        """
+        config, parts, eps = self._config, self._parts, self._config.rms_norm_eps
+        requests, rows, _ = x.shape
+        counts = mx.array(ragged.counts, dtype=mx.int32)
+        starts = caches[0].offset + counts
+        # Layers of one kind hold the same rows.
+        of_kind = dict(zip(self._kinds, caches, strict=True))
+        masks = {
+            kind: block_masks(
+                kind, cache.held + counts, rows, cache.columns(max(ragged.counts) + rows)
+            )
+            for kind, cache in of_kind.items()
+        }
+        order, unkept = ragged.order(rows), ragged.unkept(rows)
+        x = parts.embedded(x.reshape(requests * rows, -1), self._dtype)
+        for i, layer in enumerate(self._weights.layers):
+            normed = mx.fast.rms_norm(x, layer.input_norm, eps)
+            queries, kv = mx.split(self._qkv[i](normed), [config.query_size], axis=-1)
+            if added is not None:
+                kv = mx.concatenate([added[i], kv])
+            keys, values = parts.write(layer, caches[i], kv[order])
+            caches[i].drop(unkept)
+            queries = queries.reshape(requests, rows, -1)
+            attended = parts.attend(layer, queries, keys, values, starts, masks[self._kinds[i]])
+            x = parts.finish(layer, x, attended)
+        return mx.fast.rms_norm(x, self._weights.norm, eps).reshape(requests, rows, -1)
 
 
 def _all_layers(stack: Matrix) -> Matrix:

@@ -11,17 +11,19 @@ from ...calibration.by_temperature import Calibrations
 from ...calibration.sts import identity
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import Matrix, alike, arrays_of
-from ...sampling import Pick
+from ...sampling import Pick, greedy
 from ...types import Draft
 from ..base import DrafterContext, Embed
-from ..block import BlockBuilder
-from ..context_cache import ContextCache
+from ..batch import Wanted
+from ..block import BlockBuilder, EachPick
+from ..context_cache import ContextCache, joined
 from ..heads import load_head
-from ..heads.base import correct
+from ..heads.base import SequentialHead, correct
 from ..heads.confidence import ConfidenceHead, load_confidence
 from ..tensors import DrafterTensors
-from ..vocabulary import DraftOutput
+from ..vocabulary import DraftOutput, Readout
 from .backbone import Backbone, Weights
+from .batch import DSparkBatch
 from .config import DSparkConfig
 
 
@@ -119,18 +121,49 @@ class DSparkDrafter:
         readout = self._output.readout(context.vocabulary)
         base, gamma = readout.logits(hidden), self.config.gamma
         block = BlockBuilder(readout, pick)
-        embeddings, previous, state = [], anchor, None
-        for row, hidden_row in zip(mx.split(base, gamma), mx.split(hidden, gamma), strict=True):
-            if readout.head is not None:
-                row, embedding, state = correct(readout.head, row, previous, hidden_row, state)
-                embeddings.append(embedding)
-            previous = block.add(row)
+        rows = zip(mx.split(base, gamma), mx.split(hidden, gamma), strict=True)
+        embeddings = _fill(block, readout.head, anchor, rows)
         if self._confidence is None:
             return block.draft(base)
-        previous_embeddings = mx.concatenate(embeddings) if embeddings else None
-        confidence_logits = self._confidence(hidden, previous_embeddings)
+        confidence_logits = self._confidence(
+            hidden, mx.concatenate(embeddings) if embeddings else None
+        )
         confidence = mx.sigmoid(confidence_logits / context.confidence_temperatures)
         return block.draft(base, confidence_logits, confidence)
+
+    def batch(self, contexts: Sequence[DrafterContext]) -> DSparkBatch:
+        """See `drafters.batch.BatchingDrafter`."""
+        for context in contexts:
+            self.flush(context)
+        caches = joined([context.caches for context in contexts])
+        return DSparkBatch(
+            self._backbone, self._embedded, self._choose, self.flush, self._output, contexts, caches
+        )
+
+    def _choose(
+        self, hidden: mx.array, readout: Readout, wanted: Sequence[Wanted], temperatures: mx.array
+    ) -> list[Draft]:
+        """The blocks of requests with one readout, see `batch.Choose`."""
+        hidden = hidden[:, self.config.logits_start :]
+        requests, gamma, width = hidden.shape
+        flat = hidden.reshape(-1, width)
+        base = readout.logits(flat).reshape(requests, gamma, -1)
+        picks = EachPick([each.pick or greedy for each in wanted])
+        block = BlockBuilder(readout, picks)
+        rows = zip(base.swapaxes(0, 1), hidden.swapaxes(0, 1), strict=True)
+        anchors = mx.concatenate([each.anchor for each in wanted])
+        embeddings = _fill(block, readout.head, anchors, rows)
+        if self._confidence is None:
+            return block.drafts(base, picks.weights)
+        previous = mx.stack(embeddings, axis=1).reshape(flat.shape[0], -1) if embeddings else None
+        logits = self._confidence(flat, previous).reshape(requests, gamma)
+        return block.drafts(base, picks.weights, logits, mx.sigmoid(logits / temperatures))
+
+    def _embedded(self, anchors: mx.array) -> mx.array:
+        """The embeddings of blocks `[anchor, mask, mask, ...]`, `[requests, rows, hidden]`."""
+        masks = mx.broadcast_to(self._masks, (anchors.size, self._masks.size))
+        tokens = mx.concatenate([anchors[:, None], masks], axis=1)
+        return self._embed(tokens.flatten()).reshape(*tokens.shape, -1)
 
     def _block(self, context: DrafterContext, anchor: mx.array) -> mx.array:
         """The backbone's rows for [anchor, mask, mask, ...], `[block_size, hidden]`."""
@@ -142,3 +175,26 @@ class DSparkDrafter:
         # The context is made of features alone; the tokens are for methods such as Eagle3.
         pending = context.take()
         return None if pending is None else self._backbone.context_rows(pending[0])
+
+
+def _fill(
+    block: BlockBuilder,
+    head: SequentialHead | None,
+    anchor: mx.array,
+    rows: Iterable[tuple[mx.array, mx.array]],
+) -> list[mx.array]:
+    """Choose the tokens of n blocks slot by slot; returns the head's embeddings, `[n, rank]` each.
+
+    Args:
+        block: takes the tokens.
+        head: corrects the logits; None without one.
+        anchor: the token before each block, int `[n]`.
+        rows: of each slot the base logits `[n, size]` and the backbone's rows `[n, hidden]`.
+    """
+    embeddings, previous, state = [], anchor, None
+    for row, hidden_row in rows:
+        if head is not None:
+            row, embedding, state = correct(head, row, previous, hidden_row, state)
+            embeddings.append(embedding)
+        previous = block.add(row)
+    return embeddings
