@@ -33,7 +33,8 @@ def start_verify(
     blocks, lengths = drafts or [None] * len(states), scheduled or [0] * len(states)
     begins = [_begin(state, after, i) for i, state in enumerate(states)]
     width = max(lengths) + 1
-    if len(states) == 1:
+    # A plain step is never padded: the next one may start before it is cut back.
+    if drafts and len(states) == 1:
         width = group.engine.rows(width, begins[0][0].index)
     rows = [_rows(anchor, block, width) for (_, anchor), block in zip(begins, blocks, strict=True)]
     logits, tokens, taps, rollback = group.verify(rows)
