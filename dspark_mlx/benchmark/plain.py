@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generate_step
 
+from ..errors import InputError
 from ..sampling.settings import Sampling
 from ..sampling.transform import make_processors, plain_sampler
 from ..targets.tap import Target
@@ -44,7 +45,12 @@ def plain_run(
         prompt, max_tokens, stop_tokens, prefill_step_size: see `rounds.rounds`.
         sampling: how tokens are sampled, with mlx-lm's own sampler and its process-wide random
             generator; None for greedy decoding.
+
+    Raises:
+        InputError: the prompt is empty, as a chat template may leave it.
     """
+    if not prompt:
+        raise InputError("prompt", "no tokens", "at least one token")
     sampling = sampling or Sampling()
     tokens: list[int] = []
     started = finished = 0.0

@@ -21,8 +21,7 @@ def start_verify(
 ) -> VerifyForward:
     """Start the verify forward over [anchor, x_1..x_scheduled] of each request.
 
-    All are padded to one width; that of a single request's block is the cheapest that is wide
-    enough.
+    All are padded to one width; that of a single request is the cheapest that is wide enough.
 
     Args:
         group: the requests, whose caches the forward writes.
@@ -34,8 +33,8 @@ def start_verify(
     blocks, lengths = drafts or [None] * len(states), scheduled or [0] * len(states)
     begins = [_begin(state, after, i) for i, state in enumerate(states)]
     width = max(lengths) + 1
-    # A plain step is not padded: the next one may start before this one is cut back.
-    if len(states) == 1 and drafts is not None:
+    # A plain step is never padded: the next one may start before it is cut back.
+    if drafts and len(states) == 1:
         width = group.engine.rows(width, begins[0][0].index)
     rows = [_rows(anchor, block, width) for (_, anchor), block in zip(begins, blocks, strict=True)]
     logits, tokens, taps, rollback = group.verify(rows)

@@ -8,10 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..checkpoint.base_config import MAX_BLOCK
 from ..checkpoint.layout import stored_shapes
 from ..drafters.dspark.config import DSparkConfig
 from ..drafters.heads import NO_HEAD, head_names
 from ..errors import InputError
+from ..numbers import check_whole
 from ..targets.tap import Target
 
 DEVIATION = 0.02
@@ -20,6 +22,7 @@ _HEAD, _WIDTH = 64, 3
 """Where a target's config says neither: size of a head, and the MLP's width by hidden size."""
 _SMALL = 1024
 """Hidden size below which a target counts as small."""
+_RANK, _MAX_LAYERS = 256, 64
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,23 @@ def new_config(
     """
     if design.head not in head_names():
         raise InputError("--head", repr(design.head), f"one of {', '.join(head_names())}")
-    for option in ("layers", "rank", "taps", "block_size"):
+    # Larger ones learn nothing more, and only take memory.
+    most = {
+        "layers": _MAX_LAYERS,
+        "rank": max(target.hidden_size, _RANK),
+        "block_size": MAX_BLOCK,
+    }
+    check_whole("--taps", design.taps, 1)
+    for option, limit in most.items():
         value = getattr(design, option)
-        if value is not None and value < 1:
-            raise InputError(f"--{option.replace('_', '-')}", value, "1 or more")
+        if value is not None:
+            check_whole(f"--{option.replace('_', '-')}", value, 1, limit)
     small = target.hidden_size < _SMALL
     text = {**config, **(config.get("text_config") or {})}
     # A target without attention has no heads, and some name their width otherwise.
     heads = _size(text, "num_attention_heads", name, max(1, target.hidden_size // _HEAD))
     width = _size(text, "intermediate_size", name, _WIDTH * target.hidden_size)
-    rank = 0 if design.head == NO_HEAD else design.rank or (64 if small else 256)
+    rank = 0 if design.head == NO_HEAD else design.rank or (64 if small else _RANK)
     chosen = DSparkConfig(
         hidden_size=target.hidden_size,
         intermediate_size=width,

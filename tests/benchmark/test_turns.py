@@ -6,8 +6,10 @@ import pytest
 from helpers.pairs import traces
 
 from dspark_mlx.benchmark.comparison import bench_row
+from dspark_mlx.benchmark.plain import plain_run
 from dspark_mlx.benchmark.turns import decode, take_turn
 from dspark_mlx.errors import InputError
+from dspark_mlx.targets.tap import Target
 
 NEW_TOKENS, STOP = 64, [1]
 
@@ -46,3 +48,11 @@ def test_the_bench_row_is_of_its_turns(pair):
     assert row.plain_seconds_per_token > 0 and row.speculative_seconds_per_token > 0
     with pytest.raises(InputError, match="one token"):
         bench_row(decoder, "t", prompt, 1, 1, {})
+
+
+def test_a_prompt_that_a_template_left_empty_is_refused(target_model):
+    """mlx-lm's ValueError about embeddings."""
+    target = Target(target_model, (), "golden target")
+    with pytest.raises(InputError, match="prompt: found no tokens"):
+        plain_run(target, [], 4, ())
+    target.close()
