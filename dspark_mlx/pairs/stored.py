@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..checkpoint.safetensors import read_tensors
 from ..drafters.methods import read_config
 from ..system.files import cache_folder, read_json
 from ..system.staging import made_once
+from ..system.system_errors import from_system
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,23 @@ def _drafter_folder(drafter: str | Path) -> Path:
     return _converted(path, "drafters", lambda to: convert_drafter(path, to))
 
 
+def _identity(file: Path) -> tuple[str, int, int]:
+    """What tells a file's content from another's.
+
+    Raises:
+        InputError: a link that leads nowhere, or to itself.
+    """
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise from_system(error, file) from error
+    return os.path.realpath(file), status.st_size, status.st_mtime_ns
+
+
 def _converted(source: Path, kind: str, convert: Callable[[Path], object]) -> Path:
     """The converted folder of `source` in the cache, made if it does not exist yet."""
     files = sorted(source.iterdir()) if source.is_dir() else [source]
-    stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    stats = [_identity(file) for file in files]
     # A changed file changes the key, so an outdated conversion is never used.
     key = hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
     folder = cache_folder() / kind / f"{source.stem}-{key}"

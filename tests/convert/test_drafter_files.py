@@ -222,3 +222,13 @@ def test_code_beside_the_weights_is_not_run(tmp_path):
     convert_drafter(source, tmp_path / "out", progress=False)
     assert not ran.exists()
     assert not list((tmp_path / "out").glob("*.py"))
+
+
+@pytest.mark.parametrize("leads", ["model.safetensors", "nowhere"])
+def test_a_link_that_leads_nowhere_is_named(leads, tmp_path):
+    """RuntimeError of a link to itself, which no handler of system errors knows."""
+    source = checkpoint("vanilla", tmp_path / "source")
+    (source / "model.safetensors").unlink()
+    (source / "model.safetensors").symlink_to(leads)
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        dspark_mlx.load(TARGET, source)
