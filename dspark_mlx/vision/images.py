@@ -31,7 +31,8 @@ def take_images(prompt: Any) -> tuple[Any, list[Any]]:
         InputError: an image cannot be read, or mlx-vlm is not installed; the part is named.
     """
     images: list[Any] = []
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+    first = prompt[0] if isinstance(prompt, Sequence) and prompt else None
+    if not isinstance(first, Mapping) and not hasattr(first, "model_dump"):
         return prompt, images
     return [_without(f"messages[{i}]", each, images) for i, each in enumerate(prompt)], images
 
