@@ -36,6 +36,8 @@ from .text.generation_config import generation_defaults
 from .text.tokenizer import Tokenizer
 from .text.tokenizer_files import has_tokenizer
 from .types import Chunk, Round
+from .vision.encoder import ImageEncoder, ImagePrompt
+from .vision.images import take_images
 
 Messages: TypeAlias = Sequence[dict[str, Any]]
 Prompt: TypeAlias = str | Messages | Sequence[int]
@@ -58,6 +60,7 @@ class Decoder:
         precision: the type that the weights are held in, one of `precision.NAMES` except "auto".
         adapter: folder of the target's adapter; None without one.
         given: the tokenizer that was given with a network; None where the folder has one.
+        encoder: reads images for the target; None to make one.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Decoder:
         precision: str = "stored",
         adapter: Path | None = None,
         given: Tokenizer | None = None,
+        encoder: ImageEncoder | None = None,
     ) -> None:
         self._engine = engine
         self._folder = folder
@@ -77,6 +81,8 @@ class Decoder:
         self._precision = precision
         self._adapter = adapter
         self._given = self._tokenizer = given
+        network = engine.target.model
+        self._encoder = encoder or ImageEncoder(folder, config, precision, network)
         self._said_not_finite = False
         self._service = OnDemand()
 
@@ -212,7 +218,7 @@ class Decoder:
         return self._with(engine, drafter_folder)
 
     def _with(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
-        about = self._precision, self._adapter, self._given
+        about = self._precision, self._adapter, self._given, self._encoder
         other = Decoder(engine, self._folder, self._config, drafter_folder, *about)
         other._tokenizer = self._tokenizer
         return other
@@ -244,7 +250,8 @@ class Decoder:
 
         Args:
             prompt: text, which is encoded as it is; chat messages, which the target's chat template
-                turns into text; or token ids, which are returned.
+                turns into text; or token ids, which are returned. Messages with images are for
+                `stream` and its like, since token ids do not hold them.
             thinking, tools, chat_template_kwargs, prefill_response: see Settings below; for chat
                 messages only.
 
@@ -256,7 +263,8 @@ class Decoder:
         return self._encode(prompt, settings)
 
     def _encode(self, prompt: Prompt, settings: TemplateSettings) -> list[int]:
-        variables, answer = settings.variables(), settings.answer()
+        settings.variables()
+        settings.answer()
         if isinstance(prompt, str):
             settings.check_unused()
             return self.tokenizer.encode_prompt(prompt)
@@ -265,17 +273,37 @@ class Decoder:
             found = type(prompt).__name__
             raise InputError("prompt", found, "a string, a list of messages or of token ids")
         if taken and not _is_number(taken[0]):
-            continues = answer is not None
-            messages = [*taken, {"role": "assistant", "content": answer}] if continues else taken
-            ids = self.tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=not continues,
-                continue_final_message=continues,
-                **variables,
-            )
-            return list(ids)
+            return list(self._write(taken, settings))
         settings.check_unused(("tools",))
         return token_ids("prompt", taken, self._engine.target.vocab_size)
+
+    def _write(self, messages: Messages, settings: TemplateSettings, **options: Any) -> Any:
+        """What the chat template makes of messages; `options` are of `apply_chat_template`."""
+        answer = settings.answer()
+        continues = answer is not None
+        if continues:
+            messages = [*messages, {"role": "assistant", "content": answer}]
+        return self.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            **options,
+            **settings.variables(),
+        )
+
+    def _read(
+        self, prompt: Prompt, settings: TemplateSettings
+    ) -> tuple[list[int], ImagePrompt | None]:
+        """Token ids of a prompt, and the prompt with its images where it has some."""
+        messages, images = take_images(prompt)
+        if not images:
+            return self._encode(prompt, settings), None
+        if self.is_given:
+            hint = "Load the target from its folder."
+            raise InputError("messages", "images", "text, for a network that was given", hint)
+        text = self._write(messages, settings, tokenize=False, images=True)
+        read = self._encoder.read(text, images)
+        return read.ids, read
 
     @with_settings("Settings", [row for row in SETTINGS.values() if row.name not in TEXT_SETTINGS])
     def rounds(
@@ -328,7 +356,7 @@ class Decoder:
         """Decode text, one `Chunk` per token.
 
         Args:
-            prompt: text, chat messages or token ids, see `encode`.
+            prompt: text, chat messages (with images too) or token ids, see `encode`.
             max_tokens, stop_tokens, settings: see Settings below.
             stop: one string or several, see Settings below.
             thinking, tools, chat_template_kwargs, prefill_response: see Settings below; for chat
@@ -348,9 +376,9 @@ class Decoder:
         """
         request = Request.make(max_tokens, _strings(stop), settings, stop_tokens)
         template = TemplateSettings(thinking, tools, chat_template_kwargs, prefill_response)
-        ids = self._encode(prompt, template)
+        ids, images = self._read(prompt, template)
         stops = self._stops(request)
-        rounds_ = self._rounds(ids, request, stops, progress)
+        rounds_ = self._rounds(ids, request, stops, progress, images)
         return stream(rounds_, self._text(ids, request, stops, tools), on_round)
 
     @with_settings("Settings", SETTINGS.values())
@@ -373,7 +401,7 @@ class Decoder:
         The thread begins with the first request and ends with `close`. Any thread may submit.
 
         Args:
-            prompt: text, chat messages or token ids, see `encode`.
+            prompt: text, chat messages (with images too) or token ids, see `encode`.
             max_tokens, stop_tokens, settings: see Settings below.
             stop: one string or several, see Settings below.
             thinking, tools, chat_template_kwargs, prefill_response: see Settings below; for chat
@@ -392,14 +420,14 @@ class Decoder:
         """
         request = Request.make(max_tokens, _strings(stop), settings, stop_tokens)
         template = TemplateSettings(thinking, tools, chat_template_kwargs, prefill_response)
-        ids = self._encode(prompt, template)
+        ids, images = self._read(prompt, template)
         stops = self._stops(request)
         self._check(ids, request)
         text = self._warned_text(ids, request, stops, tools, parts)
 
         # Made in the thread that runs it: arrays belong to the thread that makes them.
         def start(active: ActiveRequests) -> ActiveRequest:
-            return active.add(ids, **self._begun(ids, request, stops, None))
+            return active.add(ids, **self._begun(ids, request, stops, None, images))
 
         return self._service.submit(self, self._engine, start, text)
 
@@ -519,8 +547,9 @@ class Decoder:
         request = Request.make(max_tokens, _strings(stop), settings, stop_tokens)
         template = TemplateSettings(thinking, tools, chat_template_kwargs, prefill_response)
         stops = self._stops(request)
-        encoded = [self._encode(prompt, template) for prompt in prompts]
-        begun = [self._begun(ids, request, stops, None) for ids in encoded]
+        read = [self._read(prompt, template) for prompt in prompts]
+        encoded = [ids for ids, _ in read]
+        begun = [self._begun(ids, request, stops, None, images) for ids, images in read]
         texts, waiting = [""] * len(encoded), deque(range(len(encoded)))
         running: dict[ActiveRequest, tuple[int, _WarnedText]] = {}
         with contextlib.closing(ActiveRequests(self._engine)) as active:
@@ -580,8 +609,10 @@ class Decoder:
         request: Request,
         stop_tokens: Collection[int],
         progress: ProgressCallback | None,
+        images: ImagePrompt | None = None,
     ) -> Generator[Round, None, None]:
-        made = rounds(self._engine, ids, **self._begun(ids, request, stop_tokens, progress))
+        begun = self._begun(ids, request, stop_tokens, progress, images)
+        made = rounds(self._engine, ids, **begun)
         return self._warned(made, ids, request, stop_tokens)
 
     def _begun(
@@ -590,6 +621,7 @@ class Decoder:
         request: Request,
         stop_tokens: Collection[int],
         progress: ProgressCallback | None,
+        images: ImagePrompt | None = None,
     ) -> Begun:
         """A checked request as the engine takes it."""
         self._check(ids, request)
@@ -600,6 +632,7 @@ class Decoder:
             "sampler": make_sampler(request.sampling, vocabulary, len(ids), request.sample),
             "prefill_step_size": request.prefill_step_size,
             "progress": progress,
+            "images": images,
         }
 
     def _warned(

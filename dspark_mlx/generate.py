@@ -19,6 +19,7 @@ from .terminal.sampling_flags import (
     read_json_argument,
 )
 from .types import Chunk, Round
+from .vision.images import check_installed, read_image
 
 
 def main(argv: list[str] | None) -> int:
@@ -28,12 +29,18 @@ def main(argv: list[str] | None) -> int:
     settings = flags.request_settings(args, logprobs=args.logprobs)
     template = flags.template_settings(args, prefill_response=args.prefill_response)
     _check(args)
+    images = [_image(path) for path in args.image]
     schema = None
     if args.json_schema is not None:
         schema = read_json_argument("--json-schema", args.json_schema)
     decoder = flags.load_decoder(args)
     settings = flags.with_loaded(settings, decoder, args)
-    prompt = decoder.encode(_prompt(decoder, prompt_text, args), **template)
+    ids: list[int] = []
+    prompt = _prompt(decoder, prompt_text, images, args)
+    if images:
+        settings |= template
+    else:
+        prompt = ids = decoder.encode(prompt, **template)
     if schema is not None:
         settings["logits_processors"] = (decoder.json_schema(schema),)
     for sample in range(args.samples):
@@ -49,7 +56,7 @@ def main(argv: list[str] | None) -> int:
         if output.interrupted:
             return command.INTERRUPTED
         if args.compare:
-            compared = compare(decoder, prompt, output.rounds, one)
+            compared = compare(decoder, ids, output.rounds, one)
             print(compared, file=sys.stderr)
     return 0
 
@@ -70,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--prompt", "-p", required=True, help="the user's message; - reads standard input"
+    )
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="image that the message shows, repeatable; needs the extra vision",
     )
     flags.add_model_flags(parser)
     flags.add_request_flags(parser)
@@ -93,6 +107,10 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--samples", args.samples, expected)
     if args.logprobs is not None and not args.json:
         raise InputError("--logprobs", "no --json", "--json, which prints them")
+    for name in ("compare", "ignore_chat_template"):
+        if args.image and getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError("--image", f"{flag} beside it", f"no {flag}, which knows no images")
 
 
 def _read_prompt(argument: str) -> str:
@@ -102,18 +120,26 @@ def _read_prompt(argument: str) -> str:
     return text
 
 
-def _prompt(decoder: Decoder, text: str, args: argparse.Namespace) -> Prompt:
+def _image(path: str) -> Any:
+    check_installed("--image")
+    return read_image("--image", path)
+
+
+def _prompt(decoder: Decoder, text: str, images: list[Any], args: argparse.Namespace) -> Prompt:
     if args.ignore_chat_template or not decoder.tokenizer.has_chat_template:
         if args.system_prompt:
             found = "no chat template to put it in"
             raise InputError("--system-prompt", found, "a target's chat template")
         return text
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    return [*system, {"role": "user", "content": text}]
+    if not images:
+        return [*system, {"role": "user", "content": text}]
+    shown = [{"type": "image", "image": image} for image in images]
+    return [*system, {"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
 
 
 def _generate(
-    decoder: Decoder, prompt: list[int], settings: dict[str, Any], args: argparse.Namespace
+    decoder: Decoder, prompt: Prompt, settings: dict[str, Any], args: argparse.Namespace
 ) -> GeneratedText:
     """Stream one text to the terminal; Ctrl-C ends the text but not the statistics."""
     painter = DraftPainter(sys.stdout.isatty()) if args.show_drafts else None

@@ -20,6 +20,7 @@ LEVELS = (
     "sampling",
     "caches",
     "schedulers drafters targets",
+    "vision",
     "engine plots",
     "serving",
     "decoder",

@@ -36,7 +36,7 @@ def python(code: str, folder: Path, **environment: str) -> str:
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Named otherwise on the package index than in Python.
-DISTRIBUTIONS = {"yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 
 
 def requirements(lines: list[str]) -> set[str]:
@@ -59,7 +59,7 @@ def test_every_library_that_is_imported_is_a_dependency():
     named = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in foreign}
     extras = PROJECT["optional-dependencies"]
     needed = requirements(PROJECT["dependencies"])
-    optional = extras["plot"] + extras["grammar"] + extras["server"]
+    optional = extras["plot"] + extras["grammar"] + extras["server"] + extras["vision"]
     assert named - needed == requirements(optional)
     # Run as a command, see pairs.builtin.
     assert needed - named == {"pip"}

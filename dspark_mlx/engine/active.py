@@ -14,6 +14,7 @@ from ..schedulers.batch import BatchSchedule
 from ..targets.batch_check import runs_in_batches
 from ..targets.turns import WIRED
 from ..types import Round
+from ..vision.encoder import ImagePrompt
 from .group import Batch, Isolated, Solo
 from .prefill import Prefill
 from .rounds import next_rounds
@@ -83,6 +84,7 @@ class ActiveRequests:
         sampler: Sampler,
         prefill_step_size: int = 2048,
         progress: ProgressCallback | None = None,
+        images: ImagePrompt | None = None,
     ) -> ActiveRequest:
         """Add a request; the next steps read its prompt. Arguments as for `rounds.rounds`."""
         state = State.start(self._engine, prompt, sampler, max_tokens, stop_tokens)
@@ -90,7 +92,7 @@ class ActiveRequests:
             state.belief = self._schedule.start(sampler.temperature)
         solo, resources = Solo(self._engine, state), contextlib.ExitStack()
         resources.enter_context(WIRED.use(self._engine.target.model))
-        reading = Prefill(solo, prompt, prefill_step_size, progress)
+        reading = Prefill(solo, prompt, prefill_step_size, progress, images)
         request = ActiveRequest(solo, reading, resources)
         self._requests.append(request)
         return request
@@ -168,8 +170,9 @@ class ActiveRequests:
         """
         batch = self._batch
         joining = [r for r in running if batch is None or r.state not in batch.states]
-        # A plain step that runs already is finished by the requests that it was started for.
-        apart = [request for request in joining if request.state.next_step]
+        # A plain step that runs already is finished by the requests that it was started for, and
+        # rows that have positions of their own are in no batch.
+        apart = [r for r in joining if r.state.next_step or r.state.forward]
         waiting = joining if batch is not None and batch.next_step else apart
         together = [request for request in running if request not in waiting]
         self._regroup([request.state for request in together])

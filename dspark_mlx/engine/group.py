@@ -98,7 +98,8 @@ class Solo:
 
     def verify(self, rows: Sequence[mx.array]) -> Started:
         """See `Group.verify`."""
-        logits, taps, rollback = self.engine.target.verify(rows[0], self.states[0].caches)
+        (state,) = self.states
+        logits, taps, rollback = self.engine.target.verify(rows[0], state.caches, state.forward)
         return [logits], rows[0], taps, rollback
 
     def keep(self, forward: VerifyForward, kept: Sequence[int]) -> None:

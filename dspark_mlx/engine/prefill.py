@@ -8,7 +8,9 @@ import mlx.core as mx
 
 from ..caches import bytes_per_token, cache_arrays
 from ..progress import ProgressCallback
+from ..targets.tap import Forward
 from ..types import Round
+from ..vision.encoder import EmbeddedPrompt, ImagePrompt
 from .faults import refuse_faults
 from .group import Solo
 from .verify import commit, start_verify
@@ -22,6 +24,7 @@ class Prefill:
         prompt: token ids, at least one.
         chunk_size: prompt tokens per forward.
         progress: called with prompt tokens done and prompt tokens in all; None for no calls.
+        images: the prompt with its images, of the same tokens; None where it has none.
     """
 
     def __init__(
@@ -30,12 +33,15 @@ class Prefill:
         prompt: Sequence[int],
         chunk_size: int,
         progress: ProgressCallback | None,
+        images: ImagePrompt | None = None,
     ) -> None:
         self._group = group
         self._tokens = mx.array(list(prompt), dtype=mx.int32)
         self.chunk_size = chunk_size
         self._progress = progress
         self._read = 0
+        self._images = images
+        self._embedded: EmbeddedPrompt | None = None
 
     @property
     def next_size(self) -> int:
@@ -54,9 +60,10 @@ class Prefill:
         target = self._group.engine.target
         if start < last:
             self._report(start)
-            end = self._read = min(start + self.chunk_size, last)
             with target.turns:
-                self._read_chunk(self._tokens[start:end])
+                end, forward = self._next_chunk(start, min(start + self.chunk_size, last))
+                self._read_chunk(self._tokens[start:end], forward)
+            self._read = end
             if end < last:
                 return None
         (state,) = self._group.states
@@ -77,9 +84,19 @@ class Prefill:
             drafter_bytes_per_token=speculation.context.bytes_per_token if speculation else 0,
         )
 
-    def _read_chunk(self, chunk: mx.array) -> None:
+    def _next_chunk(self, start: int, end: int) -> tuple[int, Forward | None]:
+        """Where the chunk ends that is to end at `end`, and its forward, if it has its own."""
+        if self._images is None:
+            return end, None
+        if self._embedded is None:
+            self._embedded = self._images.embed()
+            self._group.states[0].forward = self._embedded.family.later
+        end = min(self._embedded.family.end_of_chunk(end), self._tokens.size - 1)
+        return end, self._embedded.forward(start, end)
+
+    def _read_chunk(self, chunk: mx.array, forward: Forward | None) -> None:
         (state,) = self._group.states
-        _, taps = self._group.engine.target(chunk, state.caches)
+        _, taps = self._group.engine.target(chunk, state.caches, forward)
         if state.speculation:
             drafter, context = state.speculation.drafter, state.speculation.context
             drafter.extend(context, taps, chunk)

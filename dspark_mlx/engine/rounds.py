@@ -15,6 +15,7 @@ from ..sampling import Sampler
 from ..schedulers.batch import PLAIN
 from ..targets.turns import WIRED
 from ..types import Draft, Round, Verdict
+from ..vision.encoder import ImagePrompt
 from .faults import refuse_faults
 from .group import Group, Solo
 from .prefill import Prefill
@@ -32,6 +33,7 @@ class Begun(TypedDict, total=False):
     sampler: Required[Sampler]
     prefill_step_size: int
     progress: ProgressCallback | None
+    images: ImagePrompt | None
 
 
 def rounds(
@@ -43,6 +45,7 @@ def rounds(
     sampler: Sampler,
     prefill_step_size: int = 2048,
     progress: ProgressCallback | None = None,
+    images: ImagePrompt | None = None,
 ) -> Generator[Round, None, None]:
     """Decode a request and yield its rounds; closing the generator frees the request's caches.
 
@@ -57,6 +60,7 @@ def rounds(
         sampler: the request's rule for choosing tokens, from `make_sampler`.
         prefill_step_size: prompt tokens per prefill forward.
         progress: called during the prefill with prompt tokens done and in all; None for no calls.
+        images: the prompt with its images, of the same tokens; None where it has none.
 
     Raises:
         InputError: the target's logits are not finite, a logits processor made them NaN or +inf, or
@@ -64,7 +68,7 @@ def rounds(
     """
     state = State.start(engine, prompt, sampler, max_tokens, stop_tokens)
     group = Solo(engine, state)
-    reading = Prefill(group, prompt, prefill_step_size, progress)
+    reading = Prefill(group, prompt, prefill_step_size, progress, images)
     with WIRED.use(engine.target.model), contextlib.closing(state):
         round_: Round | None = None
         while round_ is None:

@@ -19,7 +19,7 @@ from ..schedulers.batch import BatchTimes, weighs_times
 from ..schedulers.belief import Belief
 from ..schedulers.speed_profile import SpeedProfile
 from ..targets.rollback import Rollback
-from ..targets.tap import Target
+from ..targets.tap import Forward, Target
 from ..types import Round
 
 
@@ -147,6 +147,7 @@ class State:
         next_step: the next plain step, if it was started before the last one was read; else None.
         belief: how far its drafts are believed where a batch is scheduled as a whole; else None.
         error: what the request's own code raised in a batch; it has no further rounds then.
+        forward: the target's forward for this request; None for the model's own call.
     """
 
     caches: list[Any]
@@ -165,6 +166,7 @@ class State:
     next_step: VerifyForward | None = None
     belief: Belief | None = None
     error: Exception | None = None
+    forward: Forward | None = None
 
     @classmethod
     def start(

@@ -44,6 +44,8 @@ REFUSALS = (
     SystemExit,
 )
 _OBJECTS = ("text_config", "quantization", "quantization_config")
+# Names of families that published files have and mlx-lm does not.
+_NAMES = {"lfm2_vl": "lfm2-vl"}
 _DRAFTERS = ("fc.weight", "model.fc.weight")
 # mlx-lm reads end tokens and other software's description of quantised weights in these files.
 _BESIDE = ("generation_config.json", "hf_quant_config.json")
@@ -79,12 +81,13 @@ def open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 @contextmanager
-def refusing(folder: Path, does: str = "load") -> Iterator[None]:
+def refusing(folder: Path, does: str = "load", library: str = "mlx-lm") -> Iterator[None]:
     """Turn what mlx-lm raises in the block into one line; a first forward may raise as well.
 
     Args:
         folder: the target's.
-        does: what mlx-lm is asked to do with it, as an infinitive.
+        does: what the library is asked to do with it, as an infinitive.
+        library: the one that is asked.
 
     Raises:
         InputError: it names the folder and what was raised.
@@ -94,20 +97,23 @@ def refusing(folder: Path, does: str = "load") -> Iterator[None]:
     except InputError:
         raise
     except REFUSALS as error:
-        raise refusal(folder, error, does) from error
+        raise refusal(folder, error, does, library) from error
 
 
-def refusal(folder: Path, error: BaseException, does: str = "load") -> InputError:
+def refusal(
+    folder: Path, error: BaseException, does: str = "load", library: str = "mlx-lm"
+) -> InputError:
     """The InputError for an exception that mlx-lm raised on a folder.
 
     Args:
         folder: the target's.
         error: what was raised.
-        does: what mlx-lm was asked to do with it, as an infinitive.
+        does: what the library was asked to do with it, as an infinitive.
+        library: the one that was asked.
     """
     reason = f"{type(error).__name__}: {error}"
-    found = f"a checkpoint that mlx-lm cannot {does} ({reason})"
-    return InputError(folder, found, f"one that mlx-lm can {does}")
+    found = f"a checkpoint that {library} cannot {does} ({reason})"
+    return InputError(folder, found, f"one that {library} can {does}")
 
 
 def evaluate(model: nn.Module, folder: Path) -> None:
@@ -163,11 +169,13 @@ def _as_mlx_lm_reads(
     """A temporary folder of links to the checkpoint's files, under names that mlx-lm finds.
 
     mlx-lm finds only `model*.safetensors`, finds no file under a path with glob characters, and
-    cannot read a config.json with a byte-order mark. MLX's arrays keep their files open, so the
-    links can be removed before the weights are read.
+    cannot read a config.json with a byte-order mark or another spelling of the family. MLX's arrays
+    keep their files open, so the links can be removed before the weights are read.
     """
     with tempfile.TemporaryDirectory(prefix="dspark-mlx-") as name:
         view = Path(name)
+        kind = config.get("model_type")
+        config = config | {"model_type": _NAMES[kind]} if kind in _NAMES else config
         (view / "config.json").write_text(json.dumps(config), encoding="utf-8")
         files = dict.fromkeys(header.path for header in headers.values())
         for number, file in enumerate(files):

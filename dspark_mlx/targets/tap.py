@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +23,10 @@ from .mixers import Mixers
 from .rollback import Rollback
 from .tables import embedding_shape, find_embedding, find_head, is_plain_table
 from .turns import Turns
+
+Forward: TypeAlias = Callable[[mx.array, list[Any]], mx.array]
+"""Runs the model over tokens int `[1, rows]` and caches, where a request's rows are not only tokens
+at the positions of its caches; gives logits `[1, rows, vocabulary]`."""
 
 
 class Target:
@@ -101,12 +105,18 @@ class Target:
         """Empty caches for one request."""
         return new_caches(self.model, self.where, self.cache_settings)
 
-    def __call__(self, tokens: mx.array, caches: list[Any]) -> tuple[mx.array, list[mx.array]]:
+    def __call__(
+        self,
+        tokens: mx.array,
+        caches: list[Any],
+        forward: Forward | None = None,
+    ) -> tuple[mx.array, list[mx.array]]:
         """Run the model's own forward over new tokens.
 
         Args:
             tokens: int `[rows]`, or `[batch, rows]` for a batch.
             caches: the request's, or the batch's (see `caches.batch`).
+            forward: see `Forward`; None for the model's own call.
 
         Caches that have become long enough to be quantized are quantized before.
 
@@ -121,12 +131,13 @@ class Target:
             if tokens.ndim == 2:
                 return self.model(tokens, cache=caches), self._take()
             self.cache_settings.quantize(caches)
-            logits = self.model(tokens[None], cache=caches)
+            row = tokens[None]
+            logits = forward(row, caches) if forward else self.model(row, cache=caches)
             taps = self._take()
         return logits.squeeze(0), [tap.squeeze(0) for tap in taps]
 
     def verify(
-        self, tokens: mx.array, caches: list[Any]
+        self, tokens: mx.array, caches: list[Any], forward: Forward | None = None
     ) -> tuple[mx.array, list[mx.array], Rollback]:
         """The same forward, with what cuts it back to the rows that are accepted.
 
@@ -143,11 +154,11 @@ class Target:
             rollback = Rollback(self._mixers, self.turns, caches, tokens.shape[-1])
             if tokens.shape[-1] == 1 or not self._mixers.modules:
                 with as_single_rows(caches):
-                    return *self(tokens, caches), rollback
+                    return *self(tokens, caches, forward), rollback
             if not self._mixers.attached:
                 raise self._closed()
             with self._mixers.recording() as calls:
-                logits, taps = self(tokens, caches)
+                logits, taps = self(tokens, caches, forward)
             rollback.calls = calls
         return logits, taps, rollback
 

@@ -10,25 +10,27 @@ from ..numbers import plain, shown
 from ..system.strict_json import check_text
 
 _DEPTH = 64
+_IMAGE = {"type": "image"}
 # The keys that templates and servers use for an answer's reasoning; one stands for all of them.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
-def check_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
+def check_messages(messages: Sequence[Any], images: bool = False) -> list[dict[str, Any]]:
     """Checked copies of chat messages, as plain data.
 
     Args:
         messages: each one a mapping, or an object with `model_dump` as API clients have them. It
             has a "role" and usually a "content": text, None, or a list of text parts. Other keys
             pass to the template. Keys whose value is None are left out, as transformers does.
+        images: whether `{"type": "image"}` may stand among the parts, in an image's place.
 
     Raises:
         InputError: a message cannot be used; it is named by its index.
     """
-    return [_message(f"messages[{index}]", each) for index, each in enumerate(messages)]
+    return [_message(f"messages[{index}]", each, images) for index, each in enumerate(messages)]
 
 
-def _message(where: str, message: Any) -> dict[str, Any]:
+def _message(where: str, message: Any, images: bool) -> dict[str, Any]:
     data = plain_data(where, message)
     if not isinstance(data, dict):
         raise InputError(where, shown(message), 'a message with "role" and "content"')
@@ -37,19 +39,21 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         found = "no role" if role is None else f"the role {shown(role)}"
         raise InputError(where, found, 'a role, as "user" or "system"')
-    _check_content(f"{where}.content", kept.get("content", ""))
+    _check_content(f"{where}.content", kept.get("content", ""), images)
     reasoning = next((kept[key] for key in _REASONING if key in kept), None)
     if reasoning is not None:
         kept = {"thinking": reasoning, **kept, "reasoning_content": reasoning}
     return kept
 
 
-def _check_content(where: str, content: Any) -> None:
+def _check_content(where: str, content: Any, images: bool) -> None:
     if isinstance(content, str):
         return
     if not isinstance(content, list):
         raise InputError(where, shown(content), "text, or a list of text parts")
     for index, part in enumerate(content):
+        if images and part == _IMAGE:
+            continue
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
             found = f"a part of type {shown(kind)}" if kind not in (None, "text") else shown(part)

@@ -184,6 +184,7 @@ class Tokenizer:
         add_generation_prompt: bool = False,
         tokenize: bool = True,
         continue_final_message: bool = False,
+        images: bool = False,
         **variables: Any,
     ) -> Any:
         """The prompt that the chat template makes of messages: token ids, or text.
@@ -195,13 +196,14 @@ class Tokenizer:
             tokenize: True for token ids, False for text.
             continue_final_message: whether the prompt ends where the last message's text does, so
                 that the answer continues it.
+            images: see `messages.check_messages`.
             variables: further variables of the template, such as `enable_thinking`.
 
         Raises:
             InputError: there are no messages, they are malformed, the template refuses them, the
                 template fails or does not end, or the tokenizer has no template.
         """
-        checked = check_messages(messages)
+        checked = check_messages(messages, images)
         if not checked:
             raise InputError("messages", "none", "at least one message")
         if not self.wrapped.has_chat_template:

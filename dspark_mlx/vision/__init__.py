@@ -1,0 +1,1 @@
+"""Images in prompts: mlx-vlm's processor and encoder make embeddings, the target reads them."""
