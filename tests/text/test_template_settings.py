@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,8 +104,10 @@ def test_what_no_template_takes_is_refused(decoder, settings, where):
 
 @pytest.mark.parametrize("prompt", ["ab", [3, 4]], ids=str)
 def test_prompts_without_a_template_take_none(decoder, prompt):
-    """--no-thinking that does nothing and says nothing."""
-    for settings in ({"thinking": False}, {"tools": []}, {"prefill_response": "a"}):
+    """--no-thinking that does nothing and says nothing; token ids may come with tools, by which
+    calls in the answer are read."""
+    tools: dict[str, Any] = {"tools": []} if isinstance(prompt, str) else {}
+    for settings in ({"thinking": False}, {"prefill_response": "a"}, *([tools] if tools else [])):
         with pytest.raises(InputError) as caught:
             decoder.stream(prompt, 2, **settings)
         assert caught.value.where == next(iter(settings))
