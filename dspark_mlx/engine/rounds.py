@@ -9,14 +9,15 @@ import contextlib
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 
+from ..lookup.lookup import Lookup
 from ..progress import ProgressCallback
 from ..sampling import Sampler
-from ..schedulers import LearningPolicy
+from ..schedulers import CopyingPolicy, LearningPolicy
 from ..targets.turns import WIRED
 from ..types import Draft, Round, Verdict
 from .faults import refuse_faults
 from .prefill import prefill
-from .propose import choose_length, propose, should_draft
+from .propose import Proposer, choose_proposer
 from .state import Engine, Speculation, State
 from .timer import RoundTimer
 from .verify import commit, start_verify
@@ -31,6 +32,7 @@ def rounds(
     sampler: Sampler,
     prefill_step_size: int = 2048,
     progress: ProgressCallback | None = None,
+    lookup: Lookup | None = None,
 ) -> Generator[Round, None, None]:
     """Decode a request and yield its rounds; closing the generator frees the request's caches.
 
@@ -45,6 +47,8 @@ def rounds(
         sampler: the request's rule for choosing tokens, from `make_sampler`.
         prefill_step_size: prompt tokens per prefill forward.
         progress: called during the prefill with prompt tokens done and in all; None for no calls.
+        lookup: the request's own, which has read its references; None to copy nothing. Policies
+            that know drafts alone leave it out.
 
     Raises:
         InputError: the target's logits are not finite, a logits processor made them NaN or +inf, or
@@ -54,35 +58,43 @@ def rounds(
     speculation = Speculation.start(engine, list(prompt), sampler.temperature)
     policy = engine.scheduler.start(speculation.gamma if speculation else 0, sampler.temperature)
     learning = policy if isinstance(policy, LearningPolicy) else None
-    state = State(target.new_caches(), speculation, policy, sampler)
+    lookup = lookup if isinstance(policy, CopyingPolicy) else None
+    state = State(target.new_caches(), speculation, policy, sampler, lookup)
     with WIRED.use(target.model), contextlib.closing(state):
         round_ = prefill(engine, state, prompt, prefill_step_size, progress)
         remaining = max_tokens
+        if lookup:
+            lookup.read(prompt)
         while True:
             remaining -= len(round_.tokens)
+            if lookup:
+                lookup.commit(round_.tokens)
             yield round_
             if remaining == 0 or round_.tokens[-1] in stop:
                 return
             limit = target.cache_settings.rows_until_quantized(state.anchor_index, remaining)
-            drafts = should_draft(state, limit)
+            proposer = choose_proposer(state, limit)
             with target.turns:
                 state.timer = RoundTimer()
-                round_ = (drafted_round if drafts else plain_round)(engine, state, limit, stop)
+                if proposer is None:
+                    round_ = plain_round(engine, state, limit, stop)
+                else:
+                    round_ = drafted_round(engine, state, proposer, limit, stop)
             policy.learn(round_)
             if learning:
                 round_ = replace(round_, decision=learning.decision)
 
 
-def drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset[int]) -> Round:
+def drafted_round(
+    engine: Engine, state: State, proposer: Proposer, remaining: int, stop: frozenset[int]
+) -> Round:
     """Draft, schedule, verify, commit (paper, section 3)."""
-    assert state.speculation is not None
     first = state.anchor_index + 1
-    draft = propose(state, state.speculation)
-    gamma = draft.tokens.size
-    length = choose_length(state, draft, limit=min(gamma, remaining - 1))
+    draft = proposer.propose(state)
+    length = proposer.choose_length(state, draft, min(draft.tokens.size, remaining - 1))
     forward = start_verify(engine, state, draft, length)
     verdict = commit(state, forward)
-    round_ = cut_at_stop(make_round(state, verdict, draft, length), stop)
+    round_ = cut_at_stop(make_round(state, verdict, proposer.name, draft, length), stop)
     # After a stop token a logits processor may rightly leave no token.
     refuse_faults(engine, verdict.faults[: len(round_.tokens)], first)
     return round_
@@ -94,7 +106,7 @@ def plain_round(engine: Engine, state: State, remaining: int, stop: frozenset[in
     forward = state.next_step or start_verify(engine, state)
     state.next_step = None
     state.parked = max(state.parked - 1, 0)
-    if remaining > 1 and (state.speculation is None or state.parked):
+    if remaining > 1 and (state.speculation is None or state.parked) and not state.copy_waits:
         state.next_step = start_verify(engine, state, after=forward)
     verdict = commit(state, forward)
     refuse_faults(engine, verdict.faults, first)
@@ -102,13 +114,17 @@ def plain_round(engine: Engine, state: State, remaining: int, stop: frozenset[in
 
 
 def make_round(
-    state: State, verdict: Verdict, draft: Draft | None = None, length: int = 0
+    state: State,
+    verdict: Verdict,
+    proposer: str = "",
+    draft: Draft | None = None,
+    length: int = 0,
 ) -> Round:
     """The `Round` of a verdict that was just committed; without a draft, of a plain step."""
     return Round(
         verdict.tokens,
         drafted=draft.tokens.size if draft else 0,
-        proposer="drafter" if draft else "",
+        proposer=proposer,
         scheduled=length,
         accepted=verdict.accepted,
         confidence=verdict.confidence,

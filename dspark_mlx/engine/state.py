@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..drafters.base import Drafter, DrafterContext
 from ..errors import InputError
+from ..lookup.lookup import Lookup
 from ..sampling import Position, Sampler
 from ..sampling.packing import Packed
 from ..schedulers import LearningPolicy, Policy, Scheduler
@@ -96,10 +97,12 @@ class State:
         speculation: the drafter and its context; None for plain decoding.
         policy: the scheduler's policy for this request.
         sampler: the request's rule for choosing tokens.
+        lookup: what may be copied; None where the policy or the request copies nothing.
         anchor_index: number of tokens before the anchor, the prompt's included.
         anchor: the newest committed token, int32 `[1]`.
         prefix: all tokens up to the anchor, int32; None when no logits processor reads them.
         parked: number of plain steps before the policy is asked again.
+        copy_waits: whether a copy waits for the plain step that runs.
         next_step: the next plain step, if it was started before the last one was read; else None.
         timer: the timer of the current round.
     """
@@ -108,10 +111,12 @@ class State:
     speculation: Speculation | None
     policy: Policy
     sampler: Sampler
+    lookup: Lookup | None = None
     anchor_index: int = 0
     anchor: mx.array = field(default_factory=lambda: mx.zeros((1,), mx.int32))
     prefix: mx.array | None = None
     parked: int = 0
+    copy_waits: bool = False
     next_step: VerifyForward | None = None
     timer: RoundTimer = field(default_factory=RoundTimer)
 
