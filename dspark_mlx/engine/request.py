@@ -80,8 +80,8 @@ class Request:
     )
     copies: bool = setting(
         True,
-        "whether the scheduler auto may copy drafts from the prompt, the references and the text "
-        "so far; the output is the same",
+        "whether the schedulers auto and lagged may copy drafts from the prompt, the references "
+        "and the text so far; the output is the same",
         flag=Flag("--copies"),
     )
     reference: Sequence[str | Sequence[int]] = setting(
