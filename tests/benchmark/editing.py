@@ -1,4 +1,4 @@
-"""Speed of copies: `python tests/benchmark/editing.py`, with --model and --drafter for another pair.
+"""Speed of copies: `python tests/benchmark/editing.py`; --model and --drafter name another pair.
 
 Twelve prompts hold a file of about 400 tokens and ask for it with a change; others ask for what
 stands nowhere. Each is decoded plainly, by the drafter alone, by copies alone and by both. All
