@@ -50,6 +50,11 @@ class Offer:
     survival: Sequence[float]
     draft: float
 
+    def rate(self, length: int, costs: Costs) -> float:
+        """Expected tokens per plain step's time of a round that verifies so many of its tokens."""
+        tokens = 1.0 + sum(self.survival[:length])
+        return tokens * costs.plain / (self.draft + costs.verify[length])
+
 
 def best_offer(
     offers: Sequence[Offer], costs: Costs, rate: float, limit: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +19,7 @@ from dspark_mlx.engine import propose
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
+from dspark_mlx.schedulers import Scheduler
 from dspark_mlx.schedulers.copies import CopyScheduler
 from dspark_mlx.schedulers.make import make_scheduler
 
@@ -35,7 +37,7 @@ SETTINGS = {
     "processor": {"logits_processors": (no_repeats,)},
     "greedy drafts": {"draft_temperature": 0.0},
 }
-SCHEDULERS = {
+SCHEDULERS: dict[str, Callable[[], Scheduler]] = {
     "always": AlwaysCopies,
     "now and then": lambda: AlwaysCopies(3),
     "alone": lambda: CopyScheduler(CHEAP),
