@@ -18,12 +18,14 @@ from .engine.state import Engine, make_engine
 from .engine.stream import TextStream, stream
 from .engine.template_settings import TEMPLATE_SETTINGS, TemplateSettings
 from .errors import InputError
+from .lookup.lookup import Lookup
 from .numbers import check_whole, listed, plain, shown, token_ids
 from .progress import ProgressCallback
 from .sampling.json_schema import JsonSchema
 from .sampling.make import make_sampler
 from .sampling.setting_table import with_settings
 from .schedulers import Scheduler
+from .schedulers.full import FullScheduler
 from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .schedulers.speed_profile import SpeedProfile
 from .serving.handle import RequestHandle
@@ -179,7 +181,8 @@ class Decoder:
 
     def plain(self) -> Decoder:
         """A decoder of the same target without the drafter; it runs the same loop."""
-        return self._with(dataclasses.replace(self._engine, drafter=None), None)
+        engine = dataclasses.replace(self._engine, drafter=None, scheduler=FullScheduler())
+        return self._with(engine, None)
 
     def with_scheduler(
         self, scheduler: str | Scheduler, profile: SpeedProfile | None = None
@@ -633,6 +636,7 @@ class Decoder:
             "prefill_step_size": request.prefill_step_size,
             "progress": progress,
             "images": images,
+            "lookup": Lookup(self._references(request)) if request.copies else None,
         }
 
     def _warned(
@@ -647,6 +651,20 @@ class Decoder:
         if limit == request.max_tokens:
             return said
         return warn_when_cut(said, limit, request.max_tokens, stop_tokens)
+
+    def _references(self, request: Request) -> list[list[int]]:
+        """Token ids of the request's references.
+
+        Raises:
+            InputError: an id that the target does not have, or a text without a tokenizer.
+        """
+        vocabulary = self._engine.target.vocab_size
+        return [
+            self.tokenizer.encode(each, add_special_tokens=False)
+            if isinstance(each, str)
+            else token_ids("reference", each, vocabulary)
+            for each in request.reference
+        ]
 
     def _stops(self, request: Request) -> frozenset[int]:
         if request.stop_tokens is None:

@@ -33,8 +33,11 @@ from .profiling.store import Pair, get_quick_profile, learned_path
 from .progress import progress_bar
 from .sampling.setting_table import with_settings
 from .schedulers import Scheduler
+from .schedulers.copies import CopyScheduler
 from .schedulers.full import FullScheduler
 from .schedulers.make import check_scheduler, make_scheduler, needs_profile
+from .schedulers.proposer import LOOKUP
+from .schedulers.speed_profile import SpeedProfile
 from .system.files import read_json
 from .targets.adapter import Adapter, read_adapter
 from .targets.compatibility import check_pair
@@ -67,7 +70,8 @@ def load(
             or (network, tokenizer), which `mlx_lm.load` has loaded already. A network is checked as
             a folder's, and stays as it is; its arguments stand for its config.json.
         drafter: a folder, a GGUF file or a Hub id, which is converted first where it needs it; None
-            for the published drafter of the target; False to decode plainly.
+            for the published drafter of the target; "lookup" to draft by copies of earlier text
+            alone, which every target can (scheduler "auto" only); False to decode plainly.
         scheduler: "auto", "lagged" or "prefix" (which measure a quick speed profile where none is
             stored), "full", "threshold:VALUE", or an object like `schedulers.Scheduler`.
         adapter_path: folder of an adapter for the target, as mlx-lm's `lora` command saves it.
@@ -103,7 +107,10 @@ def load(
     caches = CacheSettings(kv_bits, kv_group_size, quantized_kv_start, max_kv_size).checked()
     # A missing or damaged drafter is found before a large target is downloaded and loaded.
     adapter = None if adapter_path is None else read_adapter(adapter_path)
-    stored = _chosen_drafter(asked, drafter)
+    copies = drafter == LOOKUP
+    if copies and scheduler != "auto":
+        raise InputError("scheduler", repr(scheduler), "'auto', which alone schedules copies")
+    stored = _chosen_drafter(asked, False if copies else drafter)
     if stored is not None and draft_window is not None:
         stored = replace(stored, config=stored.config.with_window(draft_window))
     opened = _open(asked, precision, caches, adapter)
@@ -114,7 +121,7 @@ def load(
     if stored is not None:
         check_pair(stored.config, stored.folder, decoder.engine.target, opened.folder)
         decoder = _attached(decoder, stored, draft_vocabulary)
-    return _scheduled(decoder, scheduler)
+    return _copying(decoder) if copies else _scheduled(decoder, scheduler)
 
 
 def add_drafter(
@@ -312,14 +319,28 @@ def _scheduled(decoder: Decoder, scheduler: str | Scheduler) -> Decoder:
     profile, memory = None, None
     if needs_profile(scheduler):
         pair = Pair.of(decoder)
-        with progress_bar("Measuring speed, a few seconds", "pass", delay=1.0) as progress:
-            obtained = get_quick_profile(pair, progress)
-        if obtained.stale_reason:
-            warnings.warn(f"{obtained.stale_reason} {obtained.message}", stacklevel=3)
-        profile, memory = obtained.profile, learned_path(pair.key())
+        profile, memory = _profile(pair), learned_path(pair.key())
     has_confidence = drafter.config.has_confidence
     made = make_scheduler(scheduler, profile, drafter.calibrations, has_confidence, memory)
     return decoder.with_scheduler(made, profile)
+
+
+def _copying(decoder: Decoder) -> Decoder:
+    """The decoder of a target alone, drafting by copies of earlier text."""
+    target = decoder.engine.target
+    with refusing(decoder.target_folder):
+        check_rollback(target, decoder.target_folder)
+    profile = _profile(Pair.of(decoder, alone=True))
+    return decoder.with_engine(Engine(target, None, CopyScheduler(profile), profile), None)
+
+
+def _profile(pair: Pair) -> SpeedProfile:
+    """The pair's speed profile, stored or measured quickly now."""
+    with progress_bar("Measuring speed, a few seconds", "pass", delay=1.0) as progress:
+        obtained = get_quick_profile(pair, progress)
+    if obtained.stale_reason:
+        warnings.warn(f"{obtained.stale_reason} {obtained.message}", stacklevel=4)
+    return obtained.profile
 
 
 def _published(model: str | Path, config: Mapping[str, Any]) -> StoredDrafter:

@@ -15,7 +15,7 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 LEVELS = (
     "version errors",
     "types numbers progress",
-    "system",
+    "system lookup",
     "checkpoint calibration text",
     "sampling",
     "caches",

@@ -29,7 +29,7 @@ _LONGEST_HEADER = 100_000_000
 
 def fingerprint(
     target: Path | str,
-    drafter: Path,
+    drafter: Path | None,
     precision: str,
     gamma: int,
     draft_vocabulary: int,
@@ -42,7 +42,7 @@ def fingerprint(
 
     Args:
         target, drafter: checkpoint folders; their names and those of their files do not count. A
-            string is the digest of a target that has no folder.
+            string is the digest of a target that has no folder; None stands for no drafter.
         precision: as `load` takes it; "auto" gives the key of the precision that it chooses.
         gamma: tokens of a block.
         draft_vocabulary: number of tokens that drafts are chosen from.
@@ -55,10 +55,10 @@ def fingerprint(
     """
     parts = {
         "target": target if isinstance(target, str) else _weights(target),
-        "drafter": _weights(drafter),
+        "drafter": None if drafter is None else _weights(drafter),
         "quantization": [
             None if isinstance(target, str) else _quantization(target),
-            _quantization(drafter),
+            None if drafter is None else _quantization(drafter),
         ],
         "adapter": None if adapter is None else _adapter(adapter),
         "precision": choose_precision(precision),

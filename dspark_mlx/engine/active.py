@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ..lookup.lookup import Lookup
 from ..progress import ProgressCallback
 from ..sampling import Sampler
 from ..schedulers.batch import BatchSchedule
@@ -85,9 +86,10 @@ class ActiveRequests:
         prefill_step_size: int = 2048,
         progress: ProgressCallback | None = None,
         images: ImagePrompt | None = None,
+        lookup: Lookup | None = None,
     ) -> ActiveRequest:
         """Add a request; the next steps read its prompt. Arguments as for `rounds.rounds`."""
-        state = State.start(self._engine, prompt, sampler, max_tokens, stop_tokens)
+        state = State.start(self._engine, prompt, sampler, max_tokens, stop_tokens, lookup)
         if self._schedule is not None:
             state.belief = self._schedule.start(sampler.temperature)
         solo, resources = Solo(self._engine, state), contextlib.ExitStack()

@@ -1,4 +1,7 @@
-"""Draft and schedule: the first half of a round, before the target's forward."""
+"""Propose and schedule: the first half of a round, before the target's forward.
+
+The drafter makes a block, or a lookup does, which copies earlier text.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 from ..drafters.batch import Wanted
 from ..sampling import Pick, greedy
 from ..sampling.packing import without_nan
-from ..schedulers import schedule
+from ..schedulers import CopyingPolicy, schedule
 from ..schedulers.batch import Candidate
 from ..types import Draft
 from .group import Group
@@ -18,13 +21,23 @@ from .state import State
 
 
 def which_draft(group: Group) -> list[bool]:
-    """Which requests draft in the next round; their policies or the batch's schedule say so."""
+    """Which requests propose a block in the next round; policies or the batch's schedule say so.
+
+    A copy is looked at first, since it is there before anything is drafted. Requests in a batch
+    copy nothing.
+    """
     drafting = [False] * len(group.states)
     if group.schedule is None:
         for i, state in enumerate(group.states):
             with group.own_code(state):
-                drafting[i] = should_draft(state)
+                copied = _copied(state) if len(group.states) == 1 else ()
+                # A plain step that runs already is committed first; it starts no other one.
+                state.copy_waits = bool(copied) and state.next_step is not None
+                state.copy = () if state.copy_waits else copied
+                drafting[i] = bool(state.copy) if copied else should_draft(state)
         return drafting
+    for state in group.states:
+        state.copy, state.copy_waits = (), False
     able = [state.speculation is not None and state.limit > 1 for state in group.states]
     return able if any(able) and not group.schedule.park(candidates(group)) else drafting
 
@@ -40,6 +53,16 @@ def should_draft(state: State) -> bool:
     return state.parked == 0
 
 
+def _copied(state: State) -> Sequence[int]:
+    """The copy that the policy chooses; empty where it chooses none."""
+    lookup, policy = state.lookup, state.policy
+    if lookup is None or state.limit == 1:
+        return ()
+    assert isinstance(policy, CopyingPolicy)  # checked when the request began
+    length = policy.copy_length(state.anchor_index, lookup.survival(), state.limit - 1)
+    return lookup.tokens[:length]
+
+
 def propose(group: Group, drafting: Sequence[bool]) -> list[Draft | None]:
     """Draft the next blocks and start their computation; reads nothing back to the host.
 
@@ -47,6 +70,9 @@ def propose(group: Group, drafting: Sequence[bool]) -> list[Draft | None]:
         group: the requests.
         drafting: see `which_draft`.
     """
+    if group.states[0].copy:
+        with group.timer.host():
+            return [_copy_draft(group.states[0])]
     with group.timer.host():
         wanted = [
             Wanted(state.anchor, _pick(group, state) if drafts else None, not _exact(state))
@@ -66,6 +92,28 @@ def propose(group: Group, drafting: Sequence[bool]) -> list[Draft | None]:
     return drafts
 
 
+def _copy_draft(state: State) -> Draft:
+    """A copy as a block; the policy has chosen its length already.
+
+    Its tokens are certain: q is 1 on each. So a sampled request accepts token x with probability
+    p(x), and at a rejection samples from p without x.
+    """
+    # It begins the sampler's round; no token is left to be picked.
+    state.sampler.propose(state.position, len(state.copy))
+    ids, columns = np.unique(np.array(state.copy, np.int32), return_inverse=True)
+    weights = np.full((len(state.copy), ids.size), -np.inf, np.float32)
+    weights[np.arange(len(state.copy)), columns] = 0.0
+    point = mx.array(weights)
+    return Draft(
+        tokens=mx.array(list(state.copy), mx.int32),
+        base_logits=point,
+        logits=point,
+        columns=mx.array(columns.astype(np.int32)),
+        ids=mx.array(ids),
+        weights=point,
+    )
+
+
 def choose_lengths(group: Group, drafts: Sequence[Draft | None]) -> list[int]:
     """The verify lengths: how many of each request's drafted tokens are verified.
 
@@ -81,6 +129,9 @@ def choose_lengths(group: Group, drafts: Sequence[Draft | None]) -> list[int]:
     for i, (state, draft) in enumerate(zip(group.states, drafts, strict=True)):
         if draft and state.error is None:
             limit = min(draft.tokens.size, state.limit - 1)
+            if state.copy:
+                lengths[i] = limit
+                continue
             with group.own_code(state):
                 lengths[i] = schedule(state.policy, confidence[i], limit, _exact(state))
     return lengths

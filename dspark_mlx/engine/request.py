@@ -45,6 +45,8 @@ class Settings(TypedDict, total=False):
     seed: int | None
     sample: int
     prefill_step_size: int
+    copies: bool
+    reference: Sequence[str | Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,18 @@ class Request:
         "number of prompt tokens that one prefill forward reads; fewer need less memory",
         flag="--prefill-step-size",
         mlx_lm="--prefill-step-size",
+    )
+    copies: bool = setting(
+        True,
+        "whether the schedulers auto and lagged may copy drafts from the prompt, the references "
+        "and the text so far; the output is the same",
+        flag=Flag("--copies"),
+    )
+    reference: Sequence[str | Sequence[int]] = setting(
+        (),
+        "texts that the answer may quote, each a string or a list of token ids, from which drafts "
+        "are copied; the target does not read them",
+        flag=Flag("--reference", metavar="FILE", form="a text file, repeatable"),
     )
 
     @classmethod
@@ -120,6 +134,15 @@ class Request:
         check_whole("sample", self.sample, 0)
         check_whole("prefill_step_size", self.prefill_step_size, 1)
         self.sampling.check()
+        if not isinstance(self.copies, bool):
+            raise InputError("copies", shown(self.copies), "True or False")
+        if isinstance(self.reference, str) or not isinstance(self.reference, Sequence):
+            raise InputError("reference", shown(self.reference), "a list of texts")
+        for text in self.reference:
+            if isinstance(text, str):
+                check_text("reference", text)
+            else:
+                token_ids("reference", text)
         for string in self.stop:
             if not isinstance(string, str) or not string:
                 raise InputError("stop", shown(string), "non-empty strings")

@@ -10,9 +10,11 @@ from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 from typing import Required, TypedDict
 
+from ..lookup.lookup import Lookup
 from ..progress import ProgressCallback
 from ..sampling import Sampler
 from ..schedulers.batch import PLAIN
+from ..schedulers.proposer import DRAFTER, LOOKUP
 from ..targets.turns import WIRED
 from ..types import Draft, Round, Verdict
 from ..vision.encoder import ImagePrompt
@@ -34,6 +36,7 @@ class Begun(TypedDict, total=False):
     prefill_step_size: int
     progress: ProgressCallback | None
     images: ImagePrompt | None
+    lookup: Lookup | None
 
 
 def rounds(
@@ -46,6 +49,7 @@ def rounds(
     prefill_step_size: int = 2048,
     progress: ProgressCallback | None = None,
     images: ImagePrompt | None = None,
+    lookup: Lookup | None = None,
 ) -> Generator[Round, None, None]:
     """Decode a request and yield its rounds; closing the generator frees the request's caches.
 
@@ -61,12 +65,14 @@ def rounds(
         prefill_step_size: prompt tokens per prefill forward.
         progress: called during the prefill with prompt tokens done and in all; None for no calls.
         images: the prompt with its images, of the same tokens; None where it has none.
+        lookup: the request's own, which has read its references; None to copy nothing. Policies
+            that know drafts alone leave it out.
 
     Raises:
         InputError: the target's logits are not finite, a logits processor made them NaN or +inf, or
             it left no token.
     """
-    state = State.start(engine, prompt, sampler, max_tokens, stop_tokens)
+    state = State.start(engine, prompt, sampler, max_tokens, stop_tokens, lookup)
     group = Solo(engine, state)
     reading = Prefill(group, prompt, prefill_step_size, progress, images)
     with WIRED.use(engine.target.model), contextlib.closing(state):
@@ -151,7 +157,10 @@ def _next_is_plain(group: Group) -> bool:
         return False
     if group.schedule is not None and group.engine.drafter is not None:
         return group.schedule.parked > 0
-    return all(state.speculation is None or state.parked for state in group.states)
+    return all(
+        (state.speculation is None or state.parked) and not state.copy_waits
+        for state in group.states
+    )
 
 
 def make_rounds(
@@ -170,7 +179,9 @@ def make_rounds(
         if verdict is None or state.error is not None:
             continue
         with group.own_code(state):
-            round_ = cut_at_stop(make_round(group.timer, verdict, draft, length), state.stop)
+            proposer = (LOOKUP if state.copy else DRAFTER) if draft else ""
+            round_ = make_round(group.timer, verdict, proposer, draft, length)
+            round_ = cut_at_stop(round_, state.stop)
             # After a stop token a logits processor may rightly leave no token.
             first = state.anchor_index - len(verdict.tokens) + 1
             refuse_faults(group.engine, verdict.faults[: len(round_.tokens)], first)
@@ -179,13 +190,17 @@ def make_rounds(
 
 
 def make_round(
-    timer: RoundTimer, verdict: Verdict, draft: Draft | None = None, length: int = 0
+    timer: RoundTimer,
+    verdict: Verdict,
+    proposer: str = "",
+    draft: Draft | None = None,
+    length: int = 0,
 ) -> Round:
     """The `Round` of a verdict that was just committed; without a draft, of a plain step."""
     return Round(
         verdict.tokens,
         drafted=draft.tokens.size if draft else 0,
-        proposer="drafter" if draft else "",
+        proposer=proposer,
         scheduled=length,
         accepted=verdict.accepted,
         confidence=verdict.confidence,

@@ -12,9 +12,10 @@ import mlx.core as mx
 from ..caches import DEFAULT_CACHES, CacheSettings
 from ..drafters.base import Drafter, DrafterContext
 from ..errors import InputError
+from ..lookup.lookup import Lookup
 from ..sampling import Position, Sampler
 from ..sampling.packing import Packed
-from ..schedulers import LearningPolicy, Policy, Scheduler
+from ..schedulers import CopyingPolicy, LearningPolicy, Policy, Scheduler
 from ..schedulers.batch import BatchTimes, weighs_times
 from ..schedulers.belief import Belief
 from ..schedulers.speed_profile import SpeedProfile
@@ -148,6 +149,9 @@ class State:
         belief: how far its drafts are believed where a batch is scheduled as a whole; else None.
         error: what the request's own code raised in a batch; it has no further rounds then.
         forward: the target's forward for this request; None for the model's own call.
+        lookup: what may be copied; None where the policy or the request copies nothing.
+        copy: the tokens that the next round proposes instead of a draft; empty without a copy.
+        copy_waits: whether a copy waits for the plain step that runs.
     """
 
     caches: list[Any]
@@ -167,6 +171,9 @@ class State:
     belief: Belief | None = None
     error: Exception | None = None
     forward: Forward | None = None
+    lookup: Lookup | None = None
+    copy: Sequence[int] = ()
+    copy_waits: bool = False
 
     @classmethod
     def start(
@@ -176,6 +183,7 @@ class State:
         sampler: Sampler,
         max_tokens: int,
         stop_tokens: Collection[int],
+        lookup: Lookup | None = None,
     ) -> State:
         """The state of a new request; arguments as for `rounds.rounds`."""
         speculation = Speculation.start(engine, list(prompt), sampler.temperature)
@@ -183,6 +191,10 @@ class State:
         policy = engine.scheduler.start(gamma, sampler.temperature)
         caches, stop = engine.target.new_caches(), frozenset(stop_tokens)
         learning = policy if isinstance(policy, LearningPolicy) else None
+        if lookup is not None and isinstance(policy, CopyingPolicy):
+            lookup.read(prompt)
+        else:
+            lookup = None
         return cls(
             caches,
             speculation,
@@ -192,6 +204,7 @@ class State:
             stop,
             engine.target.cache_settings,
             learning=learning,
+            lookup=lookup,
         )
 
     @property
@@ -206,6 +219,8 @@ class State:
 
     def count(self, round_: Round) -> None:
         """Count a round's tokens; the request may end with it."""
+        if self.lookup:
+            self.lookup.commit(round_.tokens)
         self.remaining -= len(round_.tokens)
         self.ended = self.remaining == 0 or round_.tokens[-1] in self.stop
 

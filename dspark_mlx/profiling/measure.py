@@ -17,6 +17,7 @@ from ..checkpoint.fingerprint import device_name
 from ..engine.state import Engine
 from ..errors import InputError
 from ..progress import ProgressCallback
+from ..schedulers.copies import WIDEST
 from ..schedulers.speed_profile import SpeedProfile
 from .timing import PLAIN_STEPS, Session, Times, take_turns
 
@@ -29,6 +30,10 @@ LIMIT = 30.0
 QUICK_CONTEXT = 64
 QUICK_SECONDS = 2.0
 """Seconds of a quick measurement, if one pass, of about 20 plain steps, takes no longer."""
+
+# A copy's widest forward is measured where it is expected to be quicker than this, in milliseconds.
+_WIDEST_MS = 150.0
+_BLOCK_ALONE = 8
 
 _MORE_WIDTHS = 3
 _FILL_SECONDS = 5.0
@@ -125,19 +130,17 @@ def quick_profile(
 ) -> SpeedProfile:
     """Measure a few widths at one short context; the widths between them are interpolated.
 
-    It serves schedulers that learn the times of rounds while they decode, see `RoundTimes`.
+    They are those of a block, and the width of the longest copy where that is quick. It serves
+    schedulers that learn the times of rounds while they decode, see `RoundTimes`.
 
     Args:
-        engine, name, key, progress, max_length, text: see `measure_profile`.
-
-    Raises:
-        InputError: the engine has no drafter.
+        engine: target, and drafter if there is one; its scheduler is not used.
+        name, key, progress, max_length, text: see `measure_profile`.
     """
-    if engine.drafter is None:
-        raise InputError("speed profile", "no drafter", "a target with its drafter")
-    block, repeats = engine.drafter.config.gamma + 1, 5
+    block = engine.drafter.config.gamma + 1 if engine.drafter else _BLOCK_ALONE
+    repeats = 5
     measured = sorted({1, min(2, block), (block + 1) // 2, block})
-    room = (repeats + 1) * (len(measured) + PLAIN_STEPS + 1) + block
+    room = (repeats + 1) * (len(measured) + PLAIN_STEPS + 2) + max(block, WIDEST)
     (length,) = _shortened((QUICK_CONTEXT,), max_length, room)
     steps = _Steps(progress, repeats, repeats)
     with wired_limit(engine.target.model):
@@ -145,8 +148,13 @@ def quick_profile(
         filled = session.fill(length, _FILL_SECONDS)
         points = session.points(measured)
         times = take_turns(points, repeats, steps.next_phase(), QUICK_SECONDS, least=1)
+        slowest = _median(times["verify", block])
+        if block < WIDEST and slowest * WIDEST < _WIDEST_MS * block:
+            points = {("verify", WIDEST): session.points([WIDEST])["verify", WIDEST]}
+            times |= take_turns(points, repeats, seconds=QUICK_SECONDS / 4)
+            measured.append(WIDEST)
     mx.clear_cache()
-    widths = range(1, block + 1)
+    widths = range(1, measured[-1] + 1)
 
     def between(of: Callable[[list[float]], float]) -> tuple[float, ...]:
         known = _row(times, "verify", measured, of)
@@ -158,7 +166,7 @@ def quick_profile(
         device=device_name(),
         contexts=((filled + session.length) // 2,),
         verify=(between(_median),),
-        draft=(_median(times["draft", 0]),),
+        draft=(_median(times["draft", 0]) if engine.drafter else 0.0,),
         plain=(_median(times["plain", 0]),),
         batches={},
         verify_spread=(between(_spread),),

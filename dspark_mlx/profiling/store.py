@@ -34,7 +34,8 @@ class Pair:
 
     Attributes:
         engine: the engine of both; its scheduler is not used.
-        target, drafter: the folders that they were loaded from.
+        target, drafter: the folders that they were loaded from; no drafter for a target that drafts
+            by copies alone.
         precision: the precision that they were loaded with, see `load`.
         max_length: positions that the target was made for; None where it does not say.
         encode: text to the target's token ids; None without a tokenizer.
@@ -44,7 +45,7 @@ class Pair:
 
     engine: Engine
     target: Path
-    drafter: Path
+    drafter: Path | None
     precision: str
     max_length: int | None = None
     encode: Callable[[str], list[int]] | None = None
@@ -52,14 +53,18 @@ class Pair:
     given: bool = False
 
     @classmethod
-    def of(cls, decoder: Decoder) -> Pair:
+    def of(cls, decoder: Decoder, alone: bool = False) -> Pair:
         """The pair of a decoder.
 
+        Args:
+            decoder: target and drafter.
+            alone: whether the target may be without a drafter, for copies.
+
         Raises:
-            InputError: the decoder has no drafter.
+            InputError: the decoder has no drafter, and `alone` is False.
         """
         target, drafter = decoder.target_folder, decoder.drafter_folder
-        if decoder.engine.drafter is None or drafter is None:
+        if not alone and (decoder.engine.drafter is None or drafter is None):
             raise InputError("speed profile", "no drafter", "a target with its drafter")
         encodes = decoder.is_given or has_tokenizer(target)
         return cls(
@@ -76,7 +81,7 @@ class Pair:
     @property
     def name(self) -> str:
         """The names of both folders, for messages."""
-        return f"{self.target.name} with {self.drafter.name}"
+        return f"{self.target.name} with {self.drafter.name if self.drafter else 'copies'}"
 
     @cached_property
     def text(self) -> list[int]:
@@ -98,8 +103,7 @@ class Pair:
     @cached_property
     def _key(self) -> str:
         drafter = self.engine.drafter
-        assert drafter is not None
-        gamma, size = drafter.config.gamma, drafter.vocabulary_size
+        gamma, size = (drafter.config.gamma, drafter.vocabulary_size) if drafter else (0, 0)
         model, caches = self.engine.target.model, self.engine.target.cache_settings.key()
         target = network_digest(model) if self.given else self.target
         drafted = self.drafter, self.precision, gamma, size
@@ -275,8 +279,8 @@ def get_quick_profile(pair: Pair, progress: ProgressCallback | None = None) -> O
     Raises:
         InputError: a checkpoint's folder cannot be read.
     """
-    assert pair.engine.drafter is not None
-    key, block = pair.key(), pair.engine.drafter.config.gamma + 1
+    drafter = pair.engine.drafter
+    key, block = pair.key(), drafter.config.gamma + 1 if drafter else 1
     found, stale_reason = read_stored(key)
     if found and found.widths < block:
         stale_reason = (

@@ -139,7 +139,9 @@ class Session:
 
     def points(self, widths: Iterable[int]) -> dict[Point, Timed]:
         """The points that are timed at every context, in their order."""
-        points: dict[Point, Timed] = {("plain", 0): self._plain, ("draft", 0): self._draft}
+        points: dict[Point, Timed] = {("plain", 0): self._plain}
+        if self._engine.drafter:
+            points["draft", 0] = self._draft
         for width in widths:
             points["verify", width] = partial(self._verify, width)
         return points

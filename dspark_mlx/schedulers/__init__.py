@@ -54,6 +54,25 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class CopyingPolicy(Policy, Protocol):
+    """A policy that may verify copies of earlier text in place of a draft."""
+
+    def copy_length(self, context: int, survival: Sequence[float], limit: int) -> int:
+        """How many tokens of a copy the next round verifies in place of a draft; 0 for none.
+
+        It is asked before every round. Where a plain step runs already, the copy waits for it, and
+        the policy is asked again.
+
+        Args:
+            context: committed tokens before the anchor.
+            survival: chances that the target accepts the copy's first k tokens, for each k; empty
+                where there is nothing to copy.
+            limit: the most tokens that the round may verify, at least 1.
+        """
+        ...
+
+
+@runtime_checkable
 class LearningPolicy(Policy, Protocol):
     """A policy that says why, and whose knowledge outlives its request."""
 

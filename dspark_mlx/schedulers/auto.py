@@ -13,12 +13,12 @@ from typing import ClassVar
 
 from ..types import Decision, Round
 from . import PairFacts, Scheduler
+from .copies import WIDEST, CopyChoice
 from .memory import PairMemory
-from .pace import Pace, best_length, highest_rate
-from .proposer import ProposerState
+from .pace import MIN_GAIN, Pace, best_length, highest_rate
+from .proposer import DRAFTER, LOOKUP, Offer, ProposerState
 from .speed_profile import Costs
 
-_MIN_GAIN = 1.02
 # A profile that is wrong by less than this could hide that drafts pay.
 _DOUBT = 1.5
 # Plain steps before the costs are looked at again; they change slowly with the context.
@@ -54,7 +54,8 @@ class AutoScheduler:
     def make(cls, argument: str, pair: PairFacts) -> Scheduler:
         """See `SchedulerKind.make`."""
         profile, calibrations = pair.measured(cls.name)
-        return cls(PairMemory(profile, calibrations, pair.memory), pair.has_confidence)
+        memory = PairMemory(profile.widened(WIDEST), calibrations, pair.memory)
+        return cls(memory, pair.has_confidence)
 
     def start(self, gamma: int, temperature: float = 0.0) -> AutoPolicy:
         """See `Scheduler.start`."""
@@ -76,10 +77,13 @@ class AutoPolicy:
         self._temperature = temperature
         self._times = memory.times(temperature)
         self._drafter = ProposerState(memory.prior(temperature))
+        self._copies = CopyChoice(self._times)
         self._pace = Pace(1.0)
         self._context = self._limit = 0
         self._costs: Costs | None = None
         self._stretch = self._plain_steps = 0
+        self._behind = 0
+        self._untimed = False
         self._reason = ""
         self._shown: Sequence[float] | None = None
         self._survival: Sequence[float] = ()
@@ -91,7 +95,7 @@ class AutoPolicy:
         self._context, self._limit, self._best = context, limit, 0
         costs = self._costs = self._times.at(context)
         waited, self._stretch = self._stretch, 0
-        if highest_rate(costs, limit) <= _MIN_GAIN:
+        if highest_rate(costs, limit) <= MIN_GAIN:
             doubtful = highest_rate(costs, limit) * _DOUBT > 1 and not self._times.drafts_are_known
             if not (waited and doubtful):
                 return self._wait(_RECHECK, "no accepted length could pay")
@@ -115,8 +119,25 @@ class AutoPolicy:
             self._best = self._search(slot, seen)
         return self._best > slot
 
+    def copy_length(self, context: int, survival: Sequence[float], limit: int) -> int:
+        """See `CopyingPolicy.copy_length`."""
+        if not survival:
+            return 0
+        rate, drafter = 1.0, None
+        if self._plain_steps >= self._stretch:
+            rate, belief = self._pace.rate, self._drafter.belief
+            drafter = Offer(DRAFTER, belief.survival(()), self._times.at(context).draft)
+        length = self._copies.length(context, survival, limit, rate, drafter)
+        # A plain step before a copy starts no other one, and the next one after it starts two.
+        self._untimed = self._untimed or length > 0
+        return length
+
     def learn(self, round_: Round) -> None:
         """See `Policy.learn`."""
+        if round_.proposer == LOOKUP:
+            self._behind += len(round_.tokens)
+            self.decision = self._copies.learn(round_)
+            return
         if not round_.drafted:
             self._learn_plain(round_)
             return
@@ -124,10 +145,11 @@ class AutoPolicy:
         if costs is None:
             return
         self._decide(costs, round_.scheduled)
-        # The draft after many plain steps has their features to take in, which takes time too.
-        if self._plain_steps <= _RECHECK or not self._times.known(round_.scheduled, self._context):
+        # The draft after many other tokens has their features to take in, which takes time too.
+        if self._behind <= _RECHECK or not self._times.known(round_.scheduled, self._context):
             self._times.learn(self._context, round_.scheduled, 1e3 * round_.seconds)
-        self._plain_steps = 0
+        self._plain_steps = self._behind = 0
+        self._untimed = False
         steps = (costs.draft + costs.verify[round_.scheduled]) / costs.plain
         self._pace.learn(self._drafter.learn(round_, costs), steps)
         self._learned = True
@@ -151,11 +173,13 @@ class AutoPolicy:
 
     def _learn_plain(self, round_: Round) -> None:
         self._plain_steps += 1
+        self._behind += 1
         self._drafter.step()
         if self._plain_steps > self._stretch:
             self.decision = None  # a request's last token, which the policy was not asked about
+        untimed, self._untimed = self._untimed, False
         # A stretch's first step starts two forwards, and its last one none.
-        if 1 < self._plain_steps < self._stretch:
+        if 1 < self._plain_steps < self._stretch and not untimed:
             context = self._context + self._plain_steps - 1
             self._times.learn(context, None, 1e3 * round_.seconds)
 

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 from .speed_profile import Costs
 
+MIN_GAIN = 1.02
+"""Rate over plain decoding's, or another's, from which on something is worth doing."""
+
 _DECAY = 0.93
 _PRIOR_STEPS = 3.0
 

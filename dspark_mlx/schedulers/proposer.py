@@ -10,6 +10,9 @@ from .belief import Belief, Prior
 from .pace import best_length
 from .speed_profile import Costs
 
+DRAFTER, LOOKUP = "drafter", "lookup"
+"""Names of proposers."""
+
 # Constants of this module were chosen on simulated requests, see replay/simulated.py.
 LEAST_EVIDENCE = 3
 """Judged drafts before a proposer may be parked, where any outcome could still pay."""
@@ -47,25 +50,31 @@ class Offer:
     survival: Sequence[float]
     draft: float
 
+    def rate(self, length: int, costs: Costs) -> float:
+        """Expected tokens per plain step's time of a round that verifies so many of its tokens."""
+        tokens = 1.0 + sum(self.survival[:length])
+        return tokens * costs.plain / (self.draft + costs.verify[length])
+
 
 def best_offer(
     offers: Sequence[Offer], costs: Costs, rate: float, limit: int
 ) -> tuple[Offer, int] | None:
-    """The offer and verify length that are worth most; None where a plain step is worth more.
+    """The offer and verify length of the highest expected rate; None where all are slower.
 
     Args:
         offers: of all proposers.
         costs: costs at the round's context length; each offer brings its own draft's cost.
-        rate: tokens per plain step's time, see `Pace`.
+        rate: tokens per plain step's time that an offer has to exceed; a plain step's own is 1.
         limit: the most slots to verify.
     """
-    best, most = None, 1.0 - rate
+    best, most = None, rate / costs.plain
     for offer in offers:
+        tokens = 1.0
         slots = min(limit, len(offer.survival), len(costs.verify) - 1)
-        length, worth = best_length(offer.survival, costs, rate, 0, slots)
-        worth -= rate * offer.draft / costs.plain
-        if worth > most:
-            best, most = (offer, length), worth
+        for length in range(1, slots + 1):
+            tokens += offer.survival[length - 1]
+            if tokens > most * (offer.draft + costs.verify[length]):
+                best, most = (offer, length), tokens / (offer.draft + costs.verify[length])
     return best
 
 

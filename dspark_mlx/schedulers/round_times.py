@@ -74,13 +74,16 @@ class RoundTimes:
                 costs = self._corrected[key] = self._correct(base, octave)
         return costs
 
-    def learn(self, context: int, scheduled: int | None, milliseconds: float) -> None:
+    def learn(
+        self, context: int, scheduled: int | None, milliseconds: float, drafted: bool = True
+    ) -> None:
         """Count a round.
 
         Args:
             context: committed tokens before its anchor.
             scheduled: its verified slots; None for a plain step.
             milliseconds: what it took; 0 where that was not measured.
+            drafted: False for a round that verified a copy, whose tokens cost no draft.
         """
         if not milliseconds:
             return
@@ -89,6 +92,7 @@ class RoundTimes:
             width, expected = PLAIN, base.plain
         else:
             width, expected = base.rows[scheduled], base.draft + base.verify[scheduled]
+            milliseconds += 0.0 if drafted else base.draft
         ratio = min(max(milliseconds / expected, 1 / _FURTHEST), _FURTHEST)
         with self._lock:
             ratios = self._ratios.setdefault((width, _octave(context)), deque(maxlen=_NEWEST))

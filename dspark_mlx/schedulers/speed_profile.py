@@ -54,7 +54,7 @@ class SpeedProfile:
         device: name of the device.
         contexts: cache lengths that were measured, ascending.
         verify: time of a verify forward of one request, `[context][width - 1]`.
-        draft: time to draft a block, `[context]`.
+        draft: time to draft a block, `[context]`; 0 without a drafter.
         plain: time of a plain step, `[context]`. The next step starts before this one is read, so a
             plain step can be cheaper than a verify forward of width 1.
         batches: for a number of requests, the time of one forward over all of them at the middle
@@ -101,6 +101,21 @@ class SpeedProfile:
             verify=tuple(
                 tuple(ms + first + further * i for i, ms in enumerate(row)) for row in self.verify
             ),
+        )
+
+    def widened(self, widths: int) -> SpeedProfile:
+        """The profile with widths up to `widths`, of which those not measured are estimates.
+
+        They go on from the widest one with the slope of the wider half, or of all if that is more.
+        """
+        more = widths - self.widths
+        if more <= 0:
+            return self
+        return dataclasses.replace(
+            self,
+            verify=tuple((*row, *_going_on(row, more)) for row in self.verify),
+            verify_spread=tuple((*row, *(1.0,) * more) for row in self.verify_spread),
+            batches={},
         )
 
     def at(self, context: int) -> Costs:
@@ -171,7 +186,7 @@ class SpeedProfile:
             device=values["device"],
             contexts=contexts,
             verify=_table(verify, count, len(first), f"{where}: verify"),
-            draft=_times(values["draft"], count, f"{where}: draft"),
+            draft=_times(values["draft"], count, f"{where}: draft", zero=True),
             plain=_times(values["plain"], count, f"{where}: plain"),
             batches=_batches(values["batches"], len(first), f"{where}: batches"),
             verify_spread=_table(
@@ -231,6 +246,15 @@ def _marked(verify: tuple[float, ...]) -> str:
     cheapest = [min(verify[i:]) for i in range(len(verify))]
     pairs = zip(verify, cheapest, strict=True)
     return "".join(f"{ms:>8.2f}{'*' if least < ms else ' '}" for ms, least in pairs)
+
+
+def _going_on(row: tuple[float, ...], more: int) -> list[float]:
+    """`more` times after those of widths 1..n, see `SpeedProfile.widened`."""
+    last, middle = len(row) - 1, len(row) // 2
+    slope = max((row[last] - row[i]) / max(last - i, 1) for i in (0, middle))
+    # One width alone says nothing of further rows; they are taken to cost as much as it.
+    slope = max(slope, 0.0) if last else row[0]
+    return [row[last] + slope * i for i in range(1, more + 1)]
 
 
 def _shape(value: object) -> str:

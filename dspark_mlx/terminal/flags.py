@@ -46,7 +46,8 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
     drafter = parser.add_mutually_exclusive_group()
     drafter.add_argument(
         "--drafter",
-        help="drafter: a folder, a GGUF file or a Hub id (default: known for the target)",
+        help="drafter: a folder, a GGUF file or a Hub id, or lookup to draft by copies alone "
+        "(default: known for the target)",
     )
     drafter.add_argument("--no-drafter", action="store_true", help="decode plainly")
     parser.add_argument(
@@ -80,7 +81,7 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a request's settings, under mlx-lm's names, and --system-prompt."""
-    for name in ("max_tokens", "stop", "prefill_step_size"):
+    for name in ("max_tokens", "stop", "prefill_step_size", "copies", "reference"):
         add_setting_flag(parser, name)
     parser.add_argument("--system-prompt", help="system message for the chat template")
     for name in ("thinking", "chat_template_kwargs"):
@@ -106,7 +107,8 @@ def request_settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     Raises:
         InputError: see `Request.make`.
     """
-    settings = sampling_settings(args) | {"prefill_step_size": args.prefill_step_size} | more
+    own = {name: setting_of(args, name) for name in ("prefill_step_size", "copies", "reference")}
+    settings = sampling_settings(args) | own | more
     max_tokens, stop = setting_of(args, "max_tokens"), setting_of(args, "stop")
     Request.make(max_tokens, stop, settings)
     return {**settings, "max_tokens": max_tokens, "stop": stop}

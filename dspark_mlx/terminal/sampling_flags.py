@@ -23,7 +23,11 @@ _PARSE = {
     "Mapping[str, Any]": str,
 }
 # A flag that is given once for each element.
-_ELEMENT = {"Collection[int]": int, "tuple[str, ...]": str}
+_ELEMENT = {
+    "Collection[int]": int,
+    "tuple[str, ...]": str,
+    "Sequence[str | Sequence[int]]": str,
+}
 
 
 def add_setting_flag(parser: argparse._ActionsContainer, name: str) -> None:
@@ -39,6 +43,8 @@ def add_setting_flag(parser: argparse._ActionsContainer, name: str) -> None:
     kind = row.type.removesuffix(" | None")
     if row.type == "bool | None":
         options["action"] = argparse.BooleanOptionalAction
+    elif kind == "bool" and row.default:
+        options |= {"action": argparse.BooleanOptionalAction, "default": True}
     elif kind == "bool":
         options["action"] = "store_true"
     elif kind in _ELEMENT:
@@ -72,7 +78,7 @@ def setting_of(args: argparse.Namespace, name: str) -> Any:
     """The value of one setting, as its parsed flag has it.
 
     Raises:
-        InputError: a bias that is not JSON.
+        InputError: a bias that is not JSON, or a reference that is no text file.
     """
     row = SETTINGS[name]
     assert row.flag is not None
@@ -81,6 +87,8 @@ def setting_of(args: argparse.Namespace, name: str) -> Any:
         return _bias(value)
     if name == "chat_template_kwargs":
         return _variables(value)
+    if name == "reference":
+        return tuple(read_text(Path(path), "a text file") for path in value)
     return tuple(value) if isinstance(value, list) else value
 
 

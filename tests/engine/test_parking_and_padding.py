@@ -33,7 +33,7 @@ def test_profiles_change_no_token(pair, scheduler, profile):
     for trace in traces("vanilla")[:3]:
         rounds = run(decoder, scheduler, profile, trace["prompt_ids"])
         assert trace["prompt_ids"] + tokens_of(rounds) == trace["output_ids"]
-        assert all(done.scheduled <= 5 for done in rounds)
+        assert all(done.scheduled <= 5 for done in rounds if done.proposer == "drafter")
 
 
 def test_rows_are_padded_to_the_cheapest_width(pair):
@@ -70,7 +70,7 @@ def test_a_hopeless_device_decodes_plainly(pair):
 def test_rounds_say_why(pair):
     """A decision that is another round's; statistics that count none of them."""
     decoder, prompt = pair("vanilla"), traces("vanilla")[0]["prompt_ids"]
-    rounds = run(decoder, "auto", JAGGED, prompt)
+    rounds = run(decoder, "auto", JAGGED, prompt, copies=False)
     tally = Tally(len(prompt))
     for number, done in enumerate(rounds):
         tally.add(done)

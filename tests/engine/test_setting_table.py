@@ -87,7 +87,8 @@ def test_flags_are_the_tables():
             assert (action.default or None) == (row.default or None)
             assert (row.flag.short or row.flag.name) in action.option_strings
     assert set(actions) == {
-        *("-h", "--help", "-m", "--system-prompt", "--no-thinking", "--extra-eos-token")
+        *("-h", "--help", "-m", "--system-prompt", "--no-thinking", "--no-copies"),
+        "--extra-eos-token",
     }
 
 

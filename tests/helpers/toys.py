@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from dspark_mlx.drafters.heads import NO_HEAD
 from dspark_mlx.drafters.methods import METHODS
 from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.state import Engine
+from dspark_mlx.lookup.lookup import Lookup
 from dspark_mlx.sampling import Sampler
 from dspark_mlx.targets.tap import Target
 from helpers.tiny_models import tiny
@@ -156,14 +157,24 @@ def exact(target: Target, distribution: Distribution) -> np.ndarray:
     return joint
 
 
-def sampled(engine: Engine, samplers: Iterable[Sampler], gamma: int) -> np.ndarray:
-    """How often each text of `HORIZON` tokens came, `[vocabulary] * HORIZON`."""
+def sampled(
+    engine: Engine, samplers: Iterable[Sampler], gamma: int, reference: Sequence[int] = ()
+) -> np.ndarray:
+    """How often each text of `HORIZON` tokens came, `[vocabulary] * HORIZON`.
+
+    Where there is a `reference`, policies that copy do so from it, from the prompt and the text.
+    """
     counts = np.zeros((engine.target.vocab_size,) * HORIZON, dtype=np.int64)
     for sampler in samplers:
         tokens: list[int] = []
         # Longer than what is counted, so that no block is cut at the request's end.
         request = rounds(
-            engine, PROMPT, max_tokens=HORIZON + gamma + 1, stop_tokens=(), sampler=sampler
+            engine,
+            PROMPT,
+            max_tokens=HORIZON + gamma + 1,
+            stop_tokens=(),
+            sampler=sampler,
+            lookup=Lookup([reference]) if reference else None,
         )
         for done in request:
             tokens.extend(done.tokens)
