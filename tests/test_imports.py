@@ -20,6 +20,7 @@ LEVELS = (
     "sampling",
     "caches",
     "schedulers drafters targets",
+    "reuse",
     "engine plots",
     "serving",
     "decoder",

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from ..caches import bytes_per_token, cache_arrays
 from ..progress import ProgressCallback
+from ..reuse.kept import Reading
 from ..types import Round
 from .faults import refuse_faults
 from .state import Engine, State
@@ -20,6 +21,7 @@ def prefill(
     prompt: Sequence[int],
     chunk_size: int,
     progress: ProgressCallback | None,
+    kept: Reading | None = None,
 ) -> Round:
     """Run the prompt and choose the first token; only the last row's logits are computed.
 
@@ -29,17 +31,25 @@ def prefill(
         prompt: token ids, at least one.
         chunk_size: prompt tokens per forward.
         progress: called with prompt tokens done and prompt tokens in all; None for no calls.
+        kept: what is kept of the prompt, which the state holds already; None for nothing.
 
     Returns:
         The round of the first token.
     """
     tokens = mx.array(list(prompt), dtype=mx.int32)
     last = len(prompt) - 1
-    for start in range(0, last, chunk_size):
+    done = read_before = kept.length if kept else 0
+    while done < last:
         if progress:
-            progress(start, len(prompt))
+            progress(done, len(prompt))
+        end = min(done + chunk_size, last)
+        if kept:
+            end = kept.next_stop(done, end)
         with engine.target.turns:
-            _read_chunk(engine, state, tokens[start : min(start + chunk_size, last)])
+            _read_chunk(engine, state, tokens[done:end])
+            if kept:
+                kept.note(end, last=end == last)
+        done = end
     state.anchor_index, state.anchor = last, tokens[last:]
     state.prefix = tokens if state.sampler.needs_prefix else None
     with engine.target.turns:
@@ -52,6 +62,7 @@ def prefill(
         prefill=True,
         seconds=state.timer.seconds,
         logprobs=verdict.logprobs,
+        cached_tokens=read_before,
         target_bytes_per_token=bytes_per_token(state.caches),
         drafter_bytes_per_token=(
             state.speculation.context.bytes_per_token if state.speculation else 0

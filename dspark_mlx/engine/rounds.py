@@ -15,6 +15,7 @@ from ..schedulers import LearningPolicy
 from ..targets.turns import WIRED
 from ..types import Draft, Round, Verdict
 from .faults import refuse_faults
+from .keep import keeping
 from .prefill import prefill
 from .propose import choose_length, propose, should_draft
 from .state import Engine, Speculation, State
@@ -55,11 +56,13 @@ def rounds(
     policy = engine.scheduler.start(speculation.gamma if speculation else 0, sampler.temperature)
     learning = policy if isinstance(policy, LearningPolicy) else None
     state = State(target.new_caches(), speculation, policy, sampler)
-    with WIRED.use(target.model), contextlib.closing(state):
-        round_ = prefill(engine, state, prompt, prefill_step_size, progress)
+    tokens = list(prompt)
+    with WIRED.use(target.model), contextlib.closing(state), keeping(engine, state, tokens) as kept:
+        round_ = prefill(engine, state, prompt, prefill_step_size, progress, kept)
         remaining = max_tokens
         while True:
             remaining -= len(round_.tokens)
+            tokens += round_.tokens
             yield round_
             if remaining == 0 or round_.tokens[-1] in stop:
                 return
@@ -81,7 +84,7 @@ def drafted_round(engine: Engine, state: State, remaining: int, stop: frozenset[
     gamma = draft.tokens.size
     length = choose_length(state, draft, limit=min(gamma, remaining - 1))
     forward = start_verify(engine, state, draft, length)
-    verdict = commit(state, forward)
+    verdict = commit(state, forward, stop)
     round_ = cut_at_stop(make_round(state, verdict, draft, length), stop)
     # After a stop token a logits processor may rightly leave no token.
     refuse_faults(engine, verdict.faults[: len(round_.tokens)], first)

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..drafters.base import Drafter, DrafterContext
 from ..errors import InputError
+from ..reuse.kept import KeptPrompts
 from ..sampling import Position, Sampler
 from ..sampling.packing import Packed
 from ..schedulers import LearningPolicy, Policy, Scheduler
@@ -28,12 +29,14 @@ class Engine:
         scheduler: chooses how much of a block is verified.
         profile: speed profile of the pair on this device, by which verify forwards are padded to
             the cheapest width; None for no padding.
+        kept: prompts that need not be read again; None where none are kept.
     """
 
     target: Target
     drafter: Drafter | None
     scheduler: Scheduler
     profile: SpeedProfile | None = None
+    kept: KeptPrompts | None = None
 
     def rows(self, wanted: int, context: int) -> int:
         """The cheapest width of a verify forward over at least `wanted` rows, at a cache length."""

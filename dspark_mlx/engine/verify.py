@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import mlx.core as mx
 
 from ..sampling import Position
@@ -45,14 +47,16 @@ def start_verify(
     return VerifyForward(position, tokens, judgement.last, taps, packed, rollback)
 
 
-def commit(state: State, forward: VerifyForward) -> Verdict:
+def commit(state: State, forward: VerifyForward, stop: Collection[int] = frozenset()) -> Verdict:
     """Wait for a forward and make the accepted tokens part of the request.
 
     The caches are rolled back to the accepted rows, and the drafter's context is extended by them.
+    Rows behind a token of `stop` are left out, since what is kept of the request ends there.
     """
     verdict = unpack(forward.packed)
     with state.timer.host():
-        kept = len(verdict.tokens)
+        ends = (i for i, token in enumerate(verdict.tokens, 1) if token in stop)
+        kept = next(ends, len(verdict.tokens))
         with state.timer.rollback():
             forward.rollback.keep(kept)
         state.anchor_index += kept
