@@ -17,12 +17,14 @@ from .engine.template_settings import TEMPLATE_SETTINGS, TemplateSettings
 from .errors import InputError
 from .numbers import listed, plain, shown, token_ids
 from .progress import ProgressCallback
+from .reuse.kept import KeptPrompts
 from .sampling.json_schema import JsonSchema
 from .sampling.make import make_sampler
 from .sampling.setting_table import with_settings
 from .schedulers import Scheduler
 from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .schedulers.speed_profile import SpeedProfile
+from .serving.conversation import Conversation
 from .serving.handle import RequestHandle
 from .serving.on_demand import OnDemand
 from .serving.service import Limits
@@ -87,6 +89,11 @@ class Decoder:
     def engine(self) -> Engine:
         """Target, drafter and scheduler."""
         return self._engine
+
+    @property
+    def kept_prompts(self) -> KeptPrompts | None:
+        """What is kept of earlier requests' prompts and answers; None where nothing is."""
+        return self._engine.kept
 
     @property
     def target_folder(self) -> Path:
@@ -170,7 +177,8 @@ class Decoder:
 
     def plain(self) -> Decoder:
         """A decoder of the same target without the drafter; it runs the same loop."""
-        return self._with(dataclasses.replace(self._engine, drafter=None), None)
+        kept = self._engine.kept and self._engine.kept.fresh()
+        return self._with(dataclasses.replace(self._engine, drafter=None, kept=kept), None)
 
     def with_scheduler(
         self, scheduler: str | Scheduler, profile: SpeedProfile | None = None
@@ -202,7 +210,8 @@ class Decoder:
             has_confidence = drafter.config.has_confidence
             scheduler = make_scheduler(scheduler, profile, drafter.calibrations, has_confidence)
         engine = make_engine(self._engine.target, drafter, scheduler, profile)
-        return self._with(engine, self._drafter_folder)
+        kept = self._engine.kept
+        return self._with(dataclasses.replace(engine, kept=kept), self._drafter_folder)
 
     def with_engine(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
         """A decoder of the same target with another engine; folder and tokenizer are shared."""
@@ -460,6 +469,15 @@ class Decoder:
             UserWarning: as `rounds` does.
         """
         return "".join(chunk.text for chunk in self.stream(prompt, max_tokens, **settings))
+
+    def conversation(self, messages: Messages = (), **settings: Any) -> Conversation:
+        """A conversation, which keeps its messages: `send` takes one and yields the answer.
+
+        Args:
+            messages: what it begins with, a system message for example.
+            settings: keyword arguments of `stream` for every answer.
+        """
+        return Conversation(self.stream, messages, settings)
 
     def _check(self, ids: Sequence[int], request: Request) -> None:
         vocabulary = self._engine.target.vocab_size

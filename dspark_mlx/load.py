@@ -31,6 +31,8 @@ from .pairs.registry import find_pair, names_of
 from .pairs.stored import StoredDrafter, read_drafter, target_folder
 from .profiling.store import Pair, get_quick_profile, learned_path
 from .progress import progress_bar
+from .reuse.budget import budget
+from .reuse.kept import KeptPrompts
 from .sampling.setting_table import with_settings
 from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
@@ -59,6 +61,7 @@ def load(
     kv_group_size: int = 64,
     quantized_kv_start: int = 5000,
     max_kv_size: int | None = None,
+    prompt_cache_bytes: int | None = None,
 ) -> Decoder:
     """Load a target with its drafter.
 
@@ -83,6 +86,9 @@ def load(
             its memory in a long context; None for the windows that it was made with, if any. It
             changes accepted length, never the output.
         kv_bits, kv_group_size, quantized_kv_start, max_kv_size: see Caches below.
+        prompt_cache_bytes: bytes that prompts and answers are kept in at most, so that a request
+            that begins as an earlier one need not read that part again; None for a quarter of the
+            memory that is free, 0 to keep nothing.
 
     Raises:
         InputError: a file, a pair or a setting cannot be used; raised before any generation.
@@ -101,6 +107,7 @@ def load(
     if draft_window is not None:
         check_whole("draft_window", draft_window, 1)
     caches = CacheSettings(kv_bits, kv_group_size, quantized_kv_start, max_kv_size).checked()
+    max_bytes = budget(prompt_cache_bytes) if prompt_cache_bytes is not None else None
     # A missing or damaged drafter is found before a large target is downloaded and loaded.
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     stored = _chosen_drafter(asked, drafter)
@@ -114,7 +121,8 @@ def load(
     if stored is not None:
         check_pair(stored.config, stored.folder, decoder.engine.target, opened.folder)
         decoder = _attached(decoder, stored, draft_vocabulary)
-    return _scheduled(decoder, scheduler)
+    decoder = _scheduled(decoder, scheduler)
+    return _keeping(decoder, budget(None) if max_bytes is None else max_bytes)
 
 
 def add_drafter(
@@ -139,12 +147,13 @@ def add_drafter(
     stored = read_drafter(drafter)
     # A drafter for another target is called one, before its taps are not found in this target.
     check_pair(stored.config, stored.folder, shared, folder)
+    kept = decoder.engine.kept and decoder.engine.kept.fresh()
     with shared.turns:
         with shared.untapped():
             logits = probe_logits(shared.model)
         target = shared.sharing(stored.config.taps, folder)
         check_taps(shared.model, target, logits, folder)
-        beside = decoder.with_engine(Engine(target, None, FullScheduler()), None)
+        beside = decoder.with_engine(Engine(target, None, FullScheduler(), kept=kept), None)
         return _scheduled(_attached(beside, stored, draft_vocabulary), scheduler)
 
 
@@ -299,7 +308,17 @@ def _attached(decoder: Decoder, stored: StoredDrafter, draft_vocabulary: Setting
     with refusing(decoder.target_folder):
         check_rollback(target, decoder.target_folder)
     drafter = _build(stored, target, decoder.precision, draft_vocabulary)
-    return decoder.with_engine(Engine(target, drafter, FullScheduler()), stored.folder)
+    kept = decoder.engine.kept
+    return decoder.with_engine(Engine(target, drafter, FullScheduler(), kept=kept), stored.folder)
+
+
+def _keeping(decoder: Decoder, max_bytes: int) -> Decoder:
+    """The decoder with a store of prompts, if it may take any bytes."""
+    if not max_bytes:
+        return decoder
+    caches = decoder.engine.target.cache_settings
+    kept = KeptPrompts(max_bytes, caches.quantized_kv_start if caches.kv_bits else 0)
+    return decoder.with_engine(replace(decoder.engine, kept=kept), decoder.drafter_folder)
 
 
 def _scheduled(decoder: Decoder, scheduler: str | Scheduler) -> Decoder:

@@ -8,7 +8,6 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import mlx.core as mx
@@ -40,11 +39,14 @@ class KeptPrompts:
     Args:
         max_bytes: bytes that are kept at most.
         quantized_from: number of tokens from which on the target's caches are quantized.
+
+    Attributes:
+        max_bytes, quantized_from: the arguments.
     """
 
     def __init__(self, max_bytes: int, quantized_from: int = 0) -> None:
         self.max_bytes = max_bytes
-        self._quantized_from = quantized_from
+        self.quantized_from = quantized_from
         self._trees: dict[tuple[tuple[str, bool], ...], Tree] = {}
         self._clock = itertools.count(1)
         self._lock = threading.Lock()
@@ -56,6 +58,10 @@ class KeptPrompts:
         self._take_in()
         with self._lock:
             return self._nbytes()
+
+    def fresh(self) -> KeptPrompts:
+        """An empty store of the same size, for another pair."""
+        return KeptPrompts(self.max_bytes, self.quantized_from)
 
     def clear(self) -> None:
         """Drop everything."""
@@ -127,11 +133,6 @@ class KeptPrompts:
             return False
         min(oldest, key=lambda pair: pair[0])[1].evict()
         return True
-
-    @property
-    def quantized_from(self) -> int:
-        """Number of tokens from which on the target's caches are quantized."""
-        return self._quantized_from
 
 
 @dataclass

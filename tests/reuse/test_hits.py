@@ -1,10 +1,10 @@
-"""A request that begins with a kept prompt decodes as one that read it: tokens, rounds, acceptance."""
+"""A request that begins with a kept prompt decodes as one that read it, round by round."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.families import family
@@ -23,7 +23,7 @@ from dspark_mlx.targets.tap import Target
 
 PLENTY = 1 << 30
 QUANTIZED = CacheSettings(kv_bits=8, kv_group_size=32, quantized_kv_start=0)
-PAIRS = {
+PAIRS: dict[str, Any] = {
     "full attention": (lambda: tiny("llama"), {}),
     "sliding window": (lambda: tiny("gpt_oss"), {}),
     "delta net and attention": (lambda: family("qwen3_5"), {}),

@@ -44,7 +44,7 @@ def check(tree: Tree, prompt: list[int], expected: int, now: int) -> None:
         assert mx.array_equal(array, right)
     if not tree.layout.cuts_anywhere:
         right = border_for(prompt[:expected]).caches[0]
-        assert mx.array_equal(hit.border.caches[0], right)
+        assert hit.border is not None and mx.array_equal(hit.border.caches[0], right)
 
 
 @pytest.mark.parametrize("layout", [EVERYWHERE, AT_BORDERS], ids=["rows", "borders"])
