@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..drafters.base import Drafter, DrafterContext
+from .disk import Disk
 from .parts import Border, Layout, border_of, layout_of, restore, rows_of
 from .tree import Hit, Tokens, Tree
 
@@ -39,18 +40,22 @@ class KeptPrompts:
     Args:
         max_bytes: bytes that are kept at most.
         quantized_from: number of tokens from which on the target's caches are quantized.
+        disk: where they outlive the process; None for memory alone.
 
     Attributes:
         max_bytes, quantized_from: the arguments.
     """
 
-    def __init__(self, max_bytes: int, quantized_from: int = 0) -> None:
+    def __init__(self, max_bytes: int, quantized_from: int = 0, disk: Disk | None = None) -> None:
         self.max_bytes = max_bytes
         self.quantized_from = quantized_from
         self._trees: dict[tuple[tuple[str, bool], ...], Tree] = {}
         self._clock = itertools.count(1)
         self._lock = threading.Lock()
         self._ended: deque[Ended] = deque()
+        self._disk = disk
+        if disk is not None:
+            self._read(disk)
 
     @property
     def nbytes(self) -> int:
@@ -69,6 +74,7 @@ class KeptPrompts:
         with self._lock:
             while self._evict_one():
                 pass
+            self._sync()
 
     def begin(
         self,
@@ -119,10 +125,39 @@ class KeptPrompts:
                 self._lock.release()
 
     def _add(self, ended: Ended) -> None:
-        tree = self._trees.setdefault(ended.layout.kinds, Tree(ended.layout))
+        tree = self._tree(ended.layout)
         tree.add(ended.tokens, ended.rows, ended.borders, next(self._clock))
+        self._fit()
+        self._sync()
+
+    def _tree(self, layout: Layout) -> Tree:
+        return self._trees.setdefault(layout.kinds, Tree(layout))
+
+    def _fit(self) -> None:
         while self._nbytes() > self.max_bytes and self._evict_one():
             pass
+
+    def _sync(self) -> None:
+        for tree in self._trees.values():
+            if self._disk is not None:
+                self._disk.sync(tree)
+            else:
+                tree.changed.clear()
+                tree.dropped.clear()
+
+    def _read(self, disk: Disk) -> None:
+        for path, stored in disk.read():
+            tree = self._tree(stored.layout)
+            parts = stored.tokens, stored.start, stored.rows, stored.border
+            node = tree.add_stored(*parts, next(self._clock))
+            if node is None:
+                disk.remove([path])  # what came before it is gone
+                continue
+            node.file = path
+            if node.start == stored.start:
+                tree.changed.discard(node)
+        self._fit()
+        self._sync()
 
     def _nbytes(self) -> int:
         return sum(tree.nbytes for tree in self._trees.values())

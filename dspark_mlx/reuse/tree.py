@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -27,6 +28,7 @@ class Node:
         children: by their first token.
         used: time of the last request that had the rows, or gave them.
         border_used: time of the last request that began at the border, or gave it.
+        file: where it is stored; None where it is not.
     """
 
     tokens: Tokens
@@ -37,6 +39,15 @@ class Node:
     children: dict[int, Node] = field(default_factory=dict)
     used: int = 0
     border_used: int = 0
+    file: Path | None = None
+
+    def prefix(self) -> Tokens:
+        """All tokens up to the last of these."""
+        parts, node = [self.tokens], self.parent
+        while node is not None:
+            parts.append(node.tokens)
+            node = node.parent
+        return np.concatenate(parts[::-1])
 
     @property
     def end(self) -> int:
@@ -73,10 +84,17 @@ class Tree:
 
     Args:
         layout: of every request that is kept in it.
+
+    Attributes:
+        layout: the argument.
+        changed: nodes that have other content than before; the disk's store empties it.
+        dropped: nodes that are in the tree no more; emptied likewise.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self.changed: set[Node] = set()
+        self.dropped: set[Node] = set()
         self._root = Node(np.zeros(0, np.int32), 0, [])
 
     def __iter__(self) -> Iterator[Node]:
@@ -136,9 +154,32 @@ class Tree:
             if 0 < end <= len(tokens):
                 node = self._reach(tokens[:end], rows)
                 if end in borders and not self.layout.cuts_anywhere:
-                    node.border, node.border_used = borders[end], now
+                    self._set_border(node, borders[end], now)
         for node in self._walk(tokens)[0]:
             node.used = now
+
+    def add_stored(
+        self, tokens: Tokens, start: int, rows: Rows, border: Border | None, now: int
+    ) -> Node | None:
+        """Add the content of a file.
+
+        Args:
+            tokens: all tokens up to its last.
+            start: number of tokens before the first row.
+            rows: of the tokens from `start` on.
+            border: of all tokens; None where none is kept.
+            now: see `find`.
+
+        Returns:
+            The node; None where the tree has not the tokens before `start`.
+        """
+        if self._walk(tokens)[1] < start:
+            return None
+        node = self._reach(tokens, rows, start)
+        node.used = now
+        if border is not None:
+            self._set_border(node, border, now)
+        return node
 
     def evict(self) -> int | None:
         """Drop what was used longest ago; the time of that use, None where nothing is left.
@@ -151,10 +192,12 @@ class Tree:
         used, node = oldest
         if node.children:
             node.border = None
+            self.changed.add(node)
             return used
         while node.parent is not None and not node.children:
             parent = node.parent
             del parent.children[int(node.tokens[0])]
+            self.dropped.add(node)
             # What no border follows serves nobody.
             if self.layout.cuts_anywhere or parent.border is not None:
                 break
@@ -186,17 +229,24 @@ class Tree:
                 break
         return path, length
 
-    def _reach(self, tokens: Tokens, rows: Rows) -> Node:
-        """The node that ends with these tokens, made where there is none."""
+    def _set_border(self, node: Node, border: Border, now: int) -> None:
+        node.border, node.border_used = border, now
+        self.changed.add(node)
+
+    def _reach(self, tokens: Tokens, rows: Rows, start: int = 0) -> Node:
+        """The node that ends with these tokens, made where there is none; `rows` begin at
+        `start`."""
         path, length = self._walk(tokens)
         if path and path[-1].end > length:
-            path[-1] = _split(path[-1], length)
+            second, path[-1] = path[-1], _split(path[-1], length)
+            self.changed |= {path[-1], second}
         node = path[-1] if path else self._root
         if length == len(tokens):
             return node
-        cut = _copies(rows, length, len(tokens))
+        cut = _copies(rows, length - start, len(tokens) - start)
         made = Node(tokens[length:].copy(), length, cut, parent=node)
         node.children[int(tokens[length])] = made
+        self.changed.add(made)
         return made
 
 

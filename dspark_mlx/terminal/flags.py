@@ -87,6 +87,11 @@ def add_prompt_cache_flags(parser: argparse.ArgumentParser) -> None:
         help="bytes that prompts and answers are kept in, so that no turn of a conversation reads "
         "what an earlier one did (default: a quarter of the free memory; 0: none)",
     )
+    parser.add_argument(
+        "--prompt-cache-dir",
+        metavar="FOLDER",
+        help="folder in which they outlive the process (default: none)",
+    )
 
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +180,7 @@ def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
         draft_window=args.draft_window,
         **{name: getattr(args, name) for name in CACHE_SETTINGS},
         prompt_cache_bytes=getattr(args, "prompt_cache_bytes", 0),
+        prompt_cache_dir=getattr(args, "prompt_cache_dir", None),
     )
     if advises:
         advise(decoder)
