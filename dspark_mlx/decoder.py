@@ -422,7 +422,7 @@ class Decoder:
         return self._service.counts
 
     def close(self, timeout: float = 0.0) -> None:
-        """End the thread of `submit`; without requests there is none, and nothing happens.
+        """End the thread of `submit`, if there is one, and let go of the files of kept prompts.
 
         `stream` and `rounds` go on working.
 
@@ -430,6 +430,8 @@ class Decoder:
             timeout: seconds that submitted requests get to end; those that have not are cancelled.
         """
         self._service.close(timeout)
+        if self._engine.kept is not None:
+            self._engine.kept.close()
 
     def _text(
         self,

@@ -68,6 +68,14 @@ class KeptPrompts:
         """An empty store of the same size, for another pair."""
         return KeptPrompts(self.max_bytes, self.quantized_from)
 
+    def close(self) -> None:
+        """Let another process use the files; from here on memory alone is used."""
+        self._take_in()
+        with self._lock:
+            disk, self._disk = self._disk, None
+            if disk is not None:
+                disk.close()
+
     def clear(self) -> None:
         """Drop everything."""
         self._take_in()
