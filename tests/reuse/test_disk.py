@@ -128,6 +128,7 @@ def write_for_ever(folder: Path, seed: int) -> None:
     engine = engine_with("delta net and attention")
     run(engine, prompt_of(30))
     numbers = random.Random(seed)
+    assert engine.kept is not None
     with stored(engine, folder, 12 * engine.kept.nbytes) as kept:
         print("begun", flush=True)
         while True:
