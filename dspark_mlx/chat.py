@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=program("chat"), description="Chat with DSpark speculative decoding."
     )
     flags.add_model_flags(parser)
+    flags.add_prompt_cache_flags(parser)
     flags.add_request_flags(parser)
     add = parser.add_argument
     add("--show-drafts", action="store_true", help="colour accepted drafts, a colour a round")

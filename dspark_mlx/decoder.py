@@ -21,6 +21,7 @@ from .errors import InputError
 from .lookup.lookup import Lookup
 from .numbers import check_whole, listed, plain, shown, token_ids
 from .progress import ProgressCallback
+from .reuse.kept import KeptPrompts
 from .sampling.json_schema import JsonSchema
 from .sampling.make import make_sampler
 from .sampling.setting_table import with_settings
@@ -28,6 +29,7 @@ from .schedulers import Scheduler
 from .schedulers.full import FullScheduler
 from .schedulers.make import check_scheduler, make_scheduler, needs_profile
 from .schedulers.speed_profile import SpeedProfile
+from .serving.conversation import Conversation
 from .serving.handle import RequestHandle
 from .serving.on_demand import OnDemand
 from .serving.service import Limits
@@ -98,6 +100,11 @@ class Decoder:
     def engine(self) -> Engine:
         """Target, drafter and scheduler."""
         return self._engine
+
+    @property
+    def kept_prompts(self) -> KeptPrompts | None:
+        """What is kept of earlier requests' prompts and answers; None where nothing is."""
+        return self._engine.kept
 
     @property
     def target_folder(self) -> Path:
@@ -181,7 +188,10 @@ class Decoder:
 
     def plain(self) -> Decoder:
         """A decoder of the same target without the drafter; it runs the same loop."""
-        engine = dataclasses.replace(self._engine, drafter=None, scheduler=FullScheduler())
+        kept = self._engine.kept and self._engine.kept.fresh()
+        engine = dataclasses.replace(
+            self._engine, drafter=None, scheduler=FullScheduler(), kept=kept
+        )
         return self._with(engine, None)
 
     def with_scheduler(
@@ -214,7 +224,8 @@ class Decoder:
             has_confidence = drafter.config.has_confidence
             scheduler = make_scheduler(scheduler, profile, drafter.calibrations, has_confidence)
         engine = make_engine(self._engine.target, drafter, scheduler, profile)
-        return self._with(engine, self._drafter_folder)
+        kept = self._engine.kept
+        return self._with(dataclasses.replace(engine, kept=kept), self._drafter_folder)
 
     def with_engine(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
         """A decoder of the same target with another engine; folder and tokenizer are shared."""
@@ -449,7 +460,7 @@ class Decoder:
         return self._service.counts
 
     def close(self, timeout: float = 0.0) -> None:
-        """End the thread of `submit`; without requests there is none, and nothing happens.
+        """End the thread of `submit`, if there is one, and let go of the files of kept prompts.
 
         `stream` and `rounds` go on working.
 
@@ -457,6 +468,8 @@ class Decoder:
             timeout: seconds that submitted requests get to end; those that have not are cancelled.
         """
         self._service.close(timeout)
+        if self._engine.kept is not None:
+            self._engine.kept.close()
 
     def _text(
         self,
@@ -600,6 +613,15 @@ class Decoder:
         request = Request.make(max_tokens, (), settings, stop_tokens)
         ids = token_ids("prompt", prompt_ids, self._engine.target.vocab_size)
         return active.add(ids, **self._begun(ids, request, self._stops(request), progress))
+
+    def conversation(self, messages: Messages = (), **settings: Any) -> Conversation:
+        """A conversation, which keeps its messages: `send` takes one and yields the answer.
+
+        Args:
+            messages: what it begins with, a system message for example.
+            settings: keyword arguments of `stream` for every answer.
+        """
+        return Conversation(self.stream, messages, settings)
 
     def _check(self, ids: Sequence[int], request: Request) -> None:
         vocabulary = self._engine.target.vocab_size

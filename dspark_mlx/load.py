@@ -5,6 +5,8 @@ Only this module chooses concrete classes and looks up the drafter of a target.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
+import mlx_lm
 
 from .caches import CacheSettings, new_caches
 from .caches.settings import CACHE_SETTINGS, DEFAULT_CACHES
 from .checkpoint.base_config import CanonicalConfig
+from .checkpoint.fingerprint import weights_digest
 from .checkpoint.hub import find_config
 from .checkpoint.linear import arrays_of
 from .checkpoint.precision import apply_precision, choose_precision, held_dtype
@@ -31,6 +35,9 @@ from .pairs.registry import find_pair, names_of
 from .pairs.stored import StoredDrafter, read_drafter, target_folder
 from .profiling.store import Pair, get_quick_profile, learned_path
 from .progress import progress_bar
+from .reuse.budget import budget
+from .reuse.disk import Disk
+from .reuse.kept import KeptPrompts
 from .sampling.setting_table import with_settings
 from .schedulers import Scheduler
 from .schedulers.copies import CopyScheduler
@@ -41,11 +48,12 @@ from .schedulers.speed_profile import SpeedProfile
 from .system.files import read_json
 from .targets.adapter import Adapter, read_adapter
 from .targets.compatibility import check_pair
-from .targets.given import GivenTarget, given_target
+from .targets.given import GivenTarget, given_target, network_digest
 from .targets.network import check_quantized, evaluate, first_logits, open_network, refusing
 from .targets.self_check import check_rollback
 from .targets.tap import Target, check_taps, probe_logits
 from .text.tokenizer import Tokenizer
+from .version import __version__
 
 
 @with_settings("Caches", CACHE_SETTINGS.values())
@@ -62,6 +70,8 @@ def load(
     kv_group_size: int = 64,
     quantized_kv_start: int = 5000,
     max_kv_size: int | None = None,
+    prompt_cache_bytes: int | None = None,
+    prompt_cache_dir: str | Path | None = None,
 ) -> Decoder:
     """Load a target with its drafter.
 
@@ -87,6 +97,10 @@ def load(
             its memory in a long context; None for the windows that it was made with, if any. It
             changes accepted length, never the output.
         kv_bits, kv_group_size, quantized_kv_start, max_kv_size: see Caches below.
+        prompt_cache_bytes: bytes that prompts and answers are kept in at most, so that a request
+            that begins as an earlier one need not read that part again; None for a quarter of the
+            memory that is free, 0 to keep nothing.
+        prompt_cache_dir: folder in which they outlive the process; None for memory alone.
 
     Raises:
         InputError: a file, a pair or a setting cannot be used; raised before any generation.
@@ -105,6 +119,7 @@ def load(
     if draft_window is not None:
         check_whole("draft_window", draft_window, 1)
     caches = CacheSettings(kv_bits, kv_group_size, quantized_kv_start, max_kv_size).checked()
+    max_bytes = budget(prompt_cache_bytes) if prompt_cache_bytes is not None else None
     # A missing or damaged drafter is found before a large target is downloaded and loaded.
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     copies = drafter == LOOKUP
@@ -121,7 +136,8 @@ def load(
     if stored is not None:
         check_pair(stored.config, stored.folder, decoder.engine.target, opened.folder)
         decoder = _attached(decoder, stored, draft_vocabulary)
-    return _copying(decoder) if copies else _scheduled(decoder, scheduler)
+    decoder = _copying(decoder) if copies else _scheduled(decoder, scheduler)
+    return _keeping(decoder, budget(None) if max_bytes is None else max_bytes, prompt_cache_dir)
 
 
 def add_drafter(
@@ -146,12 +162,13 @@ def add_drafter(
     stored = read_drafter(drafter)
     # A drafter for another target is called one, before its taps are not found in this target.
     check_pair(stored.config, stored.folder, shared, folder)
+    kept = decoder.engine.kept and decoder.engine.kept.fresh()
     with shared.turns:
         with shared.untapped():
             logits = probe_logits(shared.model)
         target = shared.sharing(stored.config.taps, folder)
         check_taps(shared.model, target, logits, folder)
-        beside = decoder.with_engine(Engine(target, None, FullScheduler()), None)
+        beside = decoder.with_engine(Engine(target, None, FullScheduler(), kept=kept), None)
         return _scheduled(_attached(beside, stored, draft_vocabulary), scheduler)
 
 
@@ -306,7 +323,38 @@ def _attached(decoder: Decoder, stored: StoredDrafter, draft_vocabulary: Setting
     with refusing(decoder.target_folder):
         check_rollback(target, decoder.target_folder)
     drafter = _build(stored, target, decoder.precision, draft_vocabulary)
-    return decoder.with_engine(Engine(target, drafter, FullScheduler()), stored.folder)
+    kept = decoder.engine.kept
+    return decoder.with_engine(Engine(target, drafter, FullScheduler(), kept=kept), stored.folder)
+
+
+def _keeping(decoder: Decoder, max_bytes: int, folder: str | Path | None) -> Decoder:
+    """The decoder with a store of prompts, if it may take any bytes."""
+    if not max_bytes:
+        return decoder
+    caches = decoder.engine.target.cache_settings
+    start = caches.quantized_kv_start if caches.kv_bits else 0
+    disk = None if folder is None else Disk(Path(folder), _prompts_key(decoder))
+    kept = KeptPrompts(max_bytes, start, disk)
+    return decoder.with_engine(replace(decoder.engine, kept=kept), decoder.drafter_folder)
+
+
+def _prompts_key(decoder: Decoder) -> str:
+    """Digest of all that keys, values and features of a text depend on, hexadecimal."""
+    target, drafter = decoder.engine.target, decoder.engine.drafter
+    parts = {
+        "target": network_digest(target.model)
+        if decoder.is_given
+        else weights_digest(decoder.target_folder),
+        "config": decoder.config,
+        "drafter": decoder.drafter_folder and weights_digest(decoder.drafter_folder),
+        "drafter config": repr(drafter.config) if drafter else None,
+        "adapter": decoder.adapter_folder and weights_digest(decoder.adapter_folder),
+        "precision": decoder.precision,
+        "caches": repr(target.cache_settings),
+        "mlx_lm": mlx_lm.__version__,
+        "dspark_mlx": __version__,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def _scheduled(decoder: Decoder, scheduler: str | Scheduler) -> Decoder:

@@ -138,6 +138,8 @@ class Round:
             growing and do not count.
         proposer: name of what proposed the tokens; "" for a plain step.
         decision: why the verify length was chosen; None where the scheduler does not say.
+        cached_tokens: in a prefill's round, tokens of the prompt that were kept from earlier
+            requests and not read again.
     """
 
     tokens: tuple[int, ...]
@@ -155,6 +157,7 @@ class Round:
     drafter_bytes_per_token: int = 0
     proposer: str = ""
     decision: Decision | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -214,8 +217,9 @@ class Statistics:
 
     @property
     def prompt_tps(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+        """Prompt tokens that were read per second."""
+        read = self.prompt_tokens - self.cached_tokens
+        return read / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def generation_tps(self) -> float:

@@ -21,6 +21,7 @@ LEVELS = (
     "caches",
     "schedulers drafters targets",
     "vision",
+    "reuse",
     "engine plots",
     "serving",
     "decoder",

@@ -23,48 +23,49 @@ class ContextCache:
 
     Attributes:
         start: position of the first row that is held.
+        held: the rows.
     """
 
     def __init__(self, window: int = 0) -> None:
         self.window = window
         self.start = 0
-        self._held = KVCache()
+        self.held = KVCache()
 
     @property
     def offset(self) -> int:
         """Position of the next row."""
-        return self.start + int(self._held.offset)
+        return self.start + int(self.held.offset)
 
     @property
     def keys(self) -> mx.array | None:
         """Keys that are held, with room behind them; None before the first."""
-        return self._held.keys
+        return self.held.keys
 
     @property
     def values(self) -> mx.array | None:
         """See `keys`."""
-        return self._held.values
+        return self.held.values
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append rows; all keys and values from `start` on."""
-        keys, values = self._held.update_and_fetch(keys, values)
+        keys, values = self.held.update_and_fetch(keys, values)
         return keys, values
 
     def trim(self, rows: int) -> None:
         """Take the last rows out."""
-        self._held.trim(rows)
+        self.held.trim(rows)
 
     def drop_old(self) -> None:
         """Drop what the window has left behind; to be called where all rows are committed."""
-        old = self._held.offset - self.window
+        old = self.held.offset - self.window
         if not self.window or old <= max(self.window, _SLACK):
             return
-        keys, values = self._held.keys_and_values()
+        keys, values = self.held.keys_and_values()
         newest = KVCache()
         # Copies: views would keep the memory of the rows before them.
         newest.keys, newest.values = (mx.contiguous(a[..., old:, :]) for a in (keys, values))
         newest.offset = self.window
-        self._held = newest
+        self.held = newest
         self.start += old
 
 
@@ -86,7 +87,7 @@ class BatchContextCache:
     @classmethod
     def of(cls, cache: ContextCache) -> BatchContextCache:
         """A batch of one request, which holds at least one row."""
-        return cls(cache.window, BatchKVCache.of(cache._held), [cache.start])
+        return cls(cache.window, BatchKVCache.of(cache.held), [cache.start])
 
     def joined(self, others: Sequence[BatchContextCache]) -> BatchContextCache:
         """These requests and then the others'."""
@@ -102,7 +103,7 @@ class BatchContextCache:
     def alone(self, index: int) -> ContextCache:
         """The cache of the request at `index`, as it would be if it had never been in a batch."""
         cache = ContextCache(self._window)
-        cache.start, cache._held = self._starts[index], self._rows.alone(index)
+        cache.start, cache.held = self._starts[index], self._rows.alone(index)
         cache.drop_old()
         return cache
 

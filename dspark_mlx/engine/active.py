@@ -17,6 +17,7 @@ from ..targets.turns import WIRED
 from ..types import Round
 from ..vision.encoder import ImagePrompt
 from .group import Batch, Isolated, Solo
+from .keep import keeping
 from .prefill import Prefill
 from .rounds import next_rounds
 from .state import Engine, State
@@ -94,7 +95,10 @@ class ActiveRequests:
             state.belief = self._schedule.start(sampler.temperature)
         solo, resources = Solo(self._engine, state), contextlib.ExitStack()
         resources.enter_context(WIRED.use(self._engine.target.model))
-        reading = Prefill(solo, prompt, prefill_step_size, progress, images)
+        resources.callback(state.close)
+        # Tokens do not tell images apart.
+        kept = resources.enter_context(keeping(solo, keeps=images is None))
+        reading = Prefill(solo, prompt, prefill_step_size, progress, images, kept)
         request = ActiveRequest(solo, reading, resources)
         self._requests.append(request)
         return request
@@ -106,8 +110,10 @@ class ActiveRequests:
         self._requests.remove(request)
         batch, state = self._batch, request.state
         if batch is not None and state in batch.states:
-            self._regroup([other for other in batch.states if other is not state])
-        state.close()
+            others = [other for other in batch.states if other is not state]
+            if self._engine.kept is not None:
+                batch.leave(batch.states.index(state))
+            self._regroup(others)
         request.resources.close()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from ..caches import bytes_per_token, cache_arrays
 from ..progress import ProgressCallback
+from ..reuse.kept import Reading
 from ..targets.tap import Forward
 from ..types import Round
 from ..vision.encoder import EmbeddedPrompt, ImagePrompt
@@ -25,6 +26,7 @@ class Prefill:
         chunk_size: prompt tokens per forward.
         progress: called with prompt tokens done and prompt tokens in all; None for no calls.
         images: the prompt with its images, of the same tokens; None where it has none.
+        kept: what is kept of the prompt, which the state holds already; None for nothing.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class Prefill:
         chunk_size: int,
         progress: ProgressCallback | None,
         images: ImagePrompt | None = None,
+        kept: Reading | None = None,
     ) -> None:
         self._group = group
         self._tokens = mx.array(list(prompt), dtype=mx.int32)
         self.chunk_size = chunk_size
         self._progress = progress
-        self._read = 0
+        self._kept = kept
+        self._read = self._read_before = kept.length if kept else 0
         self._images = images
         self._embedded: EmbeddedPrompt | None = None
 
@@ -63,6 +67,8 @@ class Prefill:
             with target.turns:
                 end, forward = self._next_chunk(start, min(start + self.chunk_size, last))
                 self._read_chunk(self._tokens[start:end], forward)
+                if self._kept:
+                    self._kept.note(end, last=end == last)
             self._read = end
             if end < last:
                 return None
@@ -80,6 +86,7 @@ class Prefill:
             prefill=True,
             seconds=self._group.timer.seconds,
             logprobs=verdict.logprobs,
+            cached_tokens=self._read_before,
             target_bytes_per_token=bytes_per_token(state.caches),
             drafter_bytes_per_token=speculation.context.bytes_per_token if speculation else 0,
         )
@@ -87,7 +94,7 @@ class Prefill:
     def _next_chunk(self, start: int, end: int) -> tuple[int, Forward | None]:
         """Where the chunk ends that is to end at `end`, and its forward, if it has its own."""
         if self._images is None:
-            return end, None
+            return self._kept.next_stop(start, end) if self._kept else end, None
         if self._embedded is None:
             self._embedded = self._images.embed()
             self._group.states[0].forward = self._embedded.family.later

@@ -20,6 +20,7 @@ from ..types import Draft, Round, Verdict
 from ..vision.encoder import ImagePrompt
 from .faults import refuse_faults
 from .group import Group, Solo
+from .keep import keeping
 from .prefill import Prefill
 from .propose import candidates, choose_lengths, propose, which_draft
 from .state import Engine, State
@@ -74,8 +75,13 @@ def rounds(
     """
     state = State.start(engine, prompt, sampler, max_tokens, stop_tokens, lookup)
     group = Solo(engine, state)
-    reading = Prefill(group, prompt, prefill_step_size, progress, images)
-    with WIRED.use(engine.target.model), contextlib.closing(state):
+    # Tokens do not tell images apart.
+    with (
+        WIRED.use(engine.target.model),
+        contextlib.closing(state),
+        keeping(group, keeps=images is None) as kept,
+    ):
+        reading = Prefill(group, prompt, prefill_step_size, progress, images, kept)
         round_: Round | None = None
         while round_ is None:
             round_ = reading.step()
@@ -183,7 +189,7 @@ def make_rounds(
             round_ = make_round(group.timer, verdict, proposer, draft, length)
             round_ = cut_at_stop(round_, state.stop)
             # After a stop token a logits processor may rightly leave no token.
-            first = state.anchor_index - len(verdict.tokens) + 1
+            first = state.anchor_index - len(round_.tokens) + 1
             refuse_faults(group.engine, verdict.faults[: len(round_.tokens)], first)
             made[i] = round_
     return made

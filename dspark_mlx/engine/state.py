@@ -13,6 +13,7 @@ from ..caches import DEFAULT_CACHES, CacheSettings
 from ..drafters.base import Drafter, DrafterContext
 from ..errors import InputError
 from ..lookup.lookup import Lookup
+from ..reuse.kept import KeptPrompts
 from ..sampling import Position, Sampler
 from ..sampling.packing import Packed
 from ..schedulers import CopyingPolicy, LearningPolicy, Policy, Scheduler
@@ -34,12 +35,14 @@ class Engine:
         scheduler: chooses how much of a block is verified.
         profile: speed profile of the pair on this device, by which verify forwards are padded to
             the cheapest width; None for no padding.
+        kept: prompts that need not be read again; None where none are kept.
     """
 
     target: Target
     drafter: Drafter | None
     scheduler: Scheduler
     profile: SpeedProfile | None = None
+    kept: KeptPrompts | None = None
 
     @cached_property
     def batch_times(self) -> BatchTimes | None:
@@ -152,6 +155,7 @@ class State:
         lookup: what may be copied; None where the policy or the request copies nothing.
         copy: the tokens that the next round proposes instead of a draft; empty without a copy.
         copy_waits: whether a copy waits for the plain step that runs.
+        tokens: the prompt and all committed tokens.
     """
 
     caches: list[Any]
@@ -174,6 +178,7 @@ class State:
     lookup: Lookup | None = None
     copy: Sequence[int] = ()
     copy_waits: bool = False
+    tokens: list[int] = field(default_factory=list)
 
     @classmethod
     def start(
@@ -205,6 +210,7 @@ class State:
             engine.target.cache_settings,
             learning=learning,
             lookup=lookup,
+            tokens=list(prompt),
         )
 
     @property
@@ -221,6 +227,7 @@ class State:
         """Count a round's tokens; the request may end with it."""
         if self.lookup:
             self.lookup.commit(round_.tokens)
+        self.tokens += round_.tokens
         self.remaining -= len(round_.tokens)
         self.ended = self.remaining == 0 or round_.tokens[-1] in self.stop
 

@@ -19,7 +19,7 @@ class Tally:
         self._prefill_seconds = 0.0
         self._seconds = 0.0
         self._host_seconds = self._rollback_seconds = 0.0
-        self._target_bytes = self._drafter_bytes = 0
+        self._target_bytes = self._drafter_bytes = self._cached = 0
         self._predicted_seconds = self._taken_seconds = 0.0
         self._blocks_by: dict[str, int] = {}
         self._tokens = self._rounds = self._blocks = self._drafted = self._scheduled = (
@@ -31,6 +31,7 @@ class Tally:
         self._tokens += len(round_.tokens)
         if round_.prefill:
             self._prefill_seconds += round_.seconds
+            self._cached = round_.cached_tokens
             self._target_bytes = round_.target_bytes_per_token
             self._drafter_bytes = round_.drafter_bytes_per_token
             return
@@ -68,4 +69,5 @@ class Tally:
             blocks_by=dict(self._blocks_by),
             predicted_seconds=self._predicted_seconds,
             taken_seconds=self._taken_seconds,
+            cached_tokens=self._cached,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import mlx.core as mx
 
@@ -65,7 +65,7 @@ def commit(group: Group, forward: VerifyForward) -> list[Verdict | None]:
     """Wait for a forward and make the accepted tokens part of the requests.
 
     The caches are rolled back to the accepted rows, and the drafter's contexts are extended by
-    them.
+    them. Rows behind a request's stop token are left out, since what is kept of it ends there.
 
     Returns:
         Each request's verdict; None where its own code failed.
@@ -74,15 +74,25 @@ def commit(group: Group, forward: VerifyForward) -> list[Verdict | None]:
         mx.eval([part.packed.array for part in forward.judged if part])
     verdicts = [unpack(part.packed) if part else None for part in forward.judged]
     with group.timer.host():
-        group.keep(forward, [len(verdict.tokens) if verdict else 1 for verdict in verdicts])
-        for state, part, verdict in zip(group.states, forward.judged, verdicts, strict=True):
+        kept = [
+            _rows_kept(verdict, state.stop) if verdict else 1
+            for state, verdict in zip(group.states, verdicts, strict=True)
+        ]
+        group.keep(forward, kept)
+        parts = zip(group.states, forward.judged, verdicts, kept, strict=True)
+        for state, part, verdict, rows in parts:
             if part and verdict:
-                _advance(state, part, verdict)
+                _advance(state, part, verdict, rows)
     return verdicts
 
 
-def _advance(state: State, part: Judged, verdict: Verdict) -> None:
-    state.anchor_index += len(verdict.tokens)
+def _rows_kept(verdict: Verdict, stop: Collection[int]) -> int:
+    ends = (i for i, token in enumerate(verdict.tokens, 1) if token in stop)
+    return next(ends, len(verdict.tokens))
+
+
+def _advance(state: State, part: Judged, verdict: Verdict, rows: int) -> None:
+    state.anchor_index += rows
     state.anchor = part.last
     if part.position.prefix is not None:
         new = mx.array(list(verdict.tokens), dtype=mx.int32)

@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve one model over HTTP, to this machine alone unless you say otherwise.",
     )
     flags.add_model_flags(parser)
+    flags.add_prompt_cache_flags(parser)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add("--port", type=_port, default=8080, help="port to listen on (default: 8080)")

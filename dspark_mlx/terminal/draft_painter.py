@@ -53,8 +53,9 @@ def statistics_line(statistics: Statistics) -> str:
     The share of the time that cutting caches back took is told from 1 % on.
     """
     s = statistics
+    cached = f" ({s.cached_tokens} kept from before)" if s.cached_tokens else ""
     parts = [
-        f"prompt {s.prompt_tokens} tokens, {s.prompt_tps:.1f} tokens/s",
+        f"prompt {s.prompt_tokens} tokens{cached}, {s.prompt_tps:.1f} tokens/s",
         f"generation {s.generation_tokens} tokens, {s.generation_tps:.1f} tokens/s",
     ]
     if s.rounds:

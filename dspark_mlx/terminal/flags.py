@@ -79,6 +79,22 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
         add_setting_flag(parser, name)
 
 
+def add_prompt_cache_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of kept prompts; a command without them keeps none, as those that measure."""
+    parser.add_argument(
+        "--prompt-cache-bytes",
+        type=int,
+        metavar="N",
+        help="bytes that prompts and answers are kept in, so that no turn of a conversation reads "
+        "what an earlier one did (default: a quarter of the free memory; 0: none)",
+    )
+    parser.add_argument(
+        "--prompt-cache-dir",
+        metavar="FOLDER",
+        help="folder in which they outlive the process (default: none)",
+    )
+
+
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a request's settings, under mlx-lm's names, and --system-prompt."""
     for name in ("max_tokens", "stop", "prefill_step_size", "copies", "reference"):
@@ -165,6 +181,8 @@ def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
         draft_vocabulary=args.draft_vocabulary,
         draft_window=args.draft_window,
         **{name: getattr(args, name) for name in CACHE_SETTINGS},
+        prompt_cache_bytes=getattr(args, "prompt_cache_bytes", 0),
+        prompt_cache_dir=getattr(args, "prompt_cache_dir", None),
     )
     if advises:
         advise(decoder)

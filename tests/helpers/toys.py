@@ -66,7 +66,7 @@ def example_config(target: Target, method: str, **own) -> CanonicalConfig:
         "owns_head": False,
         "target": "",
     }
-    return kind(**shared, **(kind.EXAMPLE | own))
+    return kind(**(shared | kind.EXAMPLE | own))
 
 
 def toy_config(target: Target, head: str, gamma: int) -> CanonicalConfig:

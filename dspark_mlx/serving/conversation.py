@@ -1,0 +1,90 @@
+"""A conversation that an app holds: messages go in, chunks of answers come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..errors import InputError
+from ..types import Chunk
+
+
+class Conversation:
+    """Keeps the messages of one conversation; `Decoder.conversation` makes one.
+
+    What was read and written before is not read again where the decoder keeps prompts.
+
+    Args:
+        stream: `Decoder.stream` or a function like it.
+        messages: what it begins with, a system message for example.
+        settings: keyword arguments of `stream` for every answer.
+
+    Attributes:
+        messages: all messages so far, as chat templates take them.
+    """
+
+    def __init__(
+        self,
+        stream: Callable[..., Iterator[Chunk]],
+        messages: Sequence[Mapping[str, Any]],
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.messages = [dict(message) for message in messages]
+        self._stream, self._settings = stream, dict(settings)
+
+    def send(
+        self, message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]], **settings: Any
+    ) -> Generator[Chunk, None, None]:
+        """Send a message and yield the answer, which becomes a message itself.
+
+        An answer that is left early stays as far as it was read.
+
+        Args:
+            message: the user's text; or a message, or several, as the results of tools are.
+            settings: keyword arguments of `stream` for this answer.
+
+        Raises:
+            InputError: at once, for a message or setting that cannot be used; or while the answer
+                is read. The messages stay as they were.
+        """
+        if isinstance(message, str):
+            new = [{"role": "user", "content": message}]
+        else:
+            new = [dict(m) for m in ([message] if isinstance(message, Mapping) else message)]
+        asked = [*self.messages, *new]
+        return self._answered(asked, self._stream(asked, **{**self._settings, **settings}))
+
+    def _answered(
+        self, asked: list[dict[str, Any]], chunks: Iterator[Chunk]
+    ) -> Generator[Chunk, None, None]:
+        read: list[Chunk] = []
+        try:
+            for chunk in chunks:
+                read.append(chunk)
+                yield chunk
+        except InputError:
+            read.clear()
+            raise
+        finally:
+            if read:
+                self.messages = [*asked, message_of(read)]
+
+
+def message_of(chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """The assistant's message that chunks make, as chat templates take it."""
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": "".join(chunk.content for chunk in chunks),
+    }
+    if reasoning := "".join(chunk.reasoning for chunk in chunks):
+        message["reasoning_content"] = reasoning
+    if calls := [call for chunk in chunks for call in chunk.tool_calls]:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in calls
+        ]
+    return message

@@ -1,0 +1,147 @@
+"""The store of kept prompts: its bytes, its threads, and what decoders and conversations see."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers.served import TEXT, served_decoder
+
+from dspark_mlx import InputError
+from dspark_mlx.engine.rounds import rounds
+from dspark_mlx.reuse.budget import budget, free_memory
+from dspark_mlx.reuse.kept import KeptPrompts
+from dspark_mlx.sampling.make import make_sampler
+from dspark_mlx.sampling.settings import Sampling
+
+from .test_hits import cold, engine_with, prompt_of, run, same
+
+PLENTY = 1 << 30
+HI = {"role": "user", "content": "hi"}
+
+
+@pytest.fixture
+def decoder(tmp_path):
+    made = served_decoder(tmp_path / "served")
+    keeping = made.with_engine(replace(made.engine, kept=KeptPrompts(PLENTY)), None)
+    with keeping:
+        yield keeping
+    made.engine.target.close()
+
+
+@pytest.mark.parametrize("name", ["full attention", "delta net and attention"])
+def test_no_more_bytes_are_kept_than_may_be(name):
+    """A store that grows with every request; one that counts what it does not hold."""
+    engine = engine_with(name)
+    run(engine, prompt_of(30))
+    one = engine.kept.nbytes
+    assert one > 0
+    limited = replace(engine, kept=KeptPrompts(3 * one))
+    for seed in range(8):
+        prompt = prompt_of(30, seed=seed)
+        run(limited, prompt)
+        assert 0 < limited.kept.nbytes <= 3 * one
+        again = run(limited, prompt)
+        assert again[0].cached_tokens == 29
+        same(again, run(cold(engine), prompt))
+    tiny = replace(engine, kept=KeptPrompts(16))
+    run(tiny, prompt_of(30))
+    assert tiny.kept.nbytes == 0
+    limited.kept.clear()
+    assert limited.kept.nbytes == 0
+    engine.target.close()
+
+
+@pytest.mark.parametrize("name", ["full attention", "delta net and attention", "eagle3"])
+def test_threads_share_a_store(name):
+    """A prefix that one thread takes while another puts its own in, or drops it for room."""
+    engine = engine_with(name)
+    system = prompt_of(15)
+    prompts = [[*system, *prompt_of(3 + i % 3, seed=i)] for i in range(6)]
+    expected = [run(cold(engine), prompt) for prompt in prompts]
+    run(engine, prompts[0])
+    small = replace(engine, kept=KeptPrompts(3 * engine.kept.nbytes))
+    start = threading.Barrier(4)
+
+    def work(worker: int) -> int:
+        start.wait()
+        cached = 0
+        for i in np.random.default_rng(worker).permutation(6).tolist():
+            made = run(small, prompts[i])
+            same(made, expected[i])
+            cached += made[0].cached_tokens
+        return cached
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(work, range(4))) > 0
+    engine.target.close()
+
+
+def test_a_request_that_another_thread_ends_while_the_store_is_taken_waits_for_nothing():
+    """Garbage collection that ends a request inside the store, and waits for its own thread."""
+    engine = engine_with("full attention")
+    prompt = prompt_of(12)
+    sampler = make_sampler(Sampling(), engine.target.vocab_size, len(prompt))
+    made = rounds(engine, prompt, max_tokens=20, stop_tokens=(), sampler=sampler)
+    next(made)
+    with engine.kept._lock:
+        made.close()
+    assert run(engine, prompt)[0].cached_tokens == len(prompt) - 1
+    engine.target.close()
+
+
+def test_a_conversation_reads_each_turn_once(decoder):
+    """A second turn that reads the first one again; messages that are lost or doubled."""
+    talk = decoder.conversation([{"role": "system", "content": "be brief"}], max_tokens=40)
+    first = list(talk.send("hi"))
+    assert talk.messages[1:] == [HI, {"role": "assistant", "content": TEXT, **reasoned(talk)}]
+    assert first[-1].statistics.cached_tokens == 0
+    asked = [*talk.messages, HI]
+    shared = len(decoder.encode(asked[:2])) - 10
+    second = list(talk.send("hi"))
+    assert second[-1].statistics.cached_tokens >= shared > 10
+    assert second[-1].statistics.accepted == first[-1].statistics.accepted
+    assert len(talk.messages) == 5
+    submitted = decoder.submit(asked, 40).result(30)
+    assert submitted.statistics.cached_tokens == len(decoder.encode(asked)) - 1
+    assert list(submitted.tokens) == [chunk.token for chunk in second]
+
+
+def reasoned(talk) -> dict[str, str]:
+    message = talk.messages[-1]
+    return {name: message[name] for name in ("reasoning_content",) if name in message}
+
+
+def test_a_conversation_keeps_what_was_read_and_nothing_that_was_refused(decoder):
+    """An answer that was left, and is lost; a message that was refused, and sent again."""
+    talk = decoder.conversation()
+    answer = talk.send("hi", max_tokens=40)
+    read = "".join(next(answer).content for _ in range(8))
+    answer.close()
+    assert talk.messages[0] == HI and talk.messages[1]["content"] == read
+    before = talk.messages
+    with pytest.raises(InputError):
+        talk.send("hi", temperature=-1.0)
+    assert talk.messages is before
+
+
+def test_other_decoders_of_a_target_keep_their_own(decoder):
+    """A plain decoder that begins with a drafter's context, or the other way round."""
+    assert decoder.with_scheduler("full").kept_prompts is decoder.kept_prompts
+    plain = decoder.plain()
+    assert plain.kept_prompts is not decoder.kept_prompts
+    list(decoder.stream([HI]))
+    assert plain.kept_prompts.nbytes == 0
+    assert [c.token for c in plain.stream([HI])] == [c.token for c in decoder.stream([HI])]
+
+
+def test_the_budget_is_a_part_of_the_memory():
+    """A store that takes all of it, or a negative part."""
+    assert 0 < budget(None) <= free_memory()
+    assert budget(0) == 0 and budget(10**13) == 10**13
+    for wrong in (-1, 1.5, "much"):
+        with pytest.raises(InputError, match="prompt_cache_bytes"):
+            budget(wrong)
