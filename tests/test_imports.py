@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import dspark_mlx
@@ -189,3 +190,12 @@ def test_nothing_of_mlx_is_patched():
                     assert not (isinstance(target, ast.Name) and target.id in foreign), where
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setattr":
                 assert getattr(node.args[0], "id", "") not in foreign, where
+
+
+def test_every_package_is_installed():
+    """A folder that a clone has and a wheel has not."""
+    settings = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    listed = settings["tool"]["setuptools"]["packages"]
+    assert {name for name in IS_PACKAGE if name != "__init__"} == {
+        name.partition(".")[2] for name in listed if name != "dspark_mlx"
+    }
