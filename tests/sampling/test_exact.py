@@ -75,19 +75,19 @@ def compare(
     return misfit(counts, exact(target, reference(**settings)))
 
 
-@pytest.mark.parametrize("rule", some_slow(RULES, ("block", "token", "reproducible")))
+@pytest.mark.parametrize("rule", some_slow(RULES, ("block", "token")))
 def test_rules(target, rule):
     """A biased accept rule or residual, or drafts whose q is not what they were drawn from."""
     assert compare(target, RULES[rule]) < 1
 
 
-@pytest.mark.parametrize("name", some_slow(SETTINGS, ("top_p", "xtc", "processor")))
+@pytest.mark.parametrize("name", some_slow(SETTINGS, ("xtc", "processor")))
 def test_settings(target, name):
     """A setting that is ignored, applied in another order, or to one side only."""
     assert compare(target, SETTINGS[name], texts=600) < 1
 
 
-@pytest.mark.parametrize("head", some_slow(["none", "gated", "rnn", "eagle3"], ("rnn",)))
+@pytest.mark.parametrize("head", some_slow(["none", "gated", "rnn", "eagle3"], ()))
 def test_heads(target, head):
     """A head, or a method without one, whose q is not what its tokens were drawn from."""
     assert compare(target, {}, head=head, texts=600) < 1
@@ -194,6 +194,7 @@ def test_greedy_drafts_taken_for_samples_are_caught(target, rule):
     assert compare(target, RULES[rule], make=wrong(pretend)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [{"shift": 300.0}], indirect=True)
 def test_a_bfloat16_softmax_is_caught(target, monkeypatch):
     """Logits near 300 are 2 apart in bfloat16; in float32 the shift changes nothing."""
