@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -25,7 +24,7 @@ from .openai_input import (
     text_of,
     thinking_of,
 )
-from .openai_output import chat_logprobs, new_id, usage
+from .openai_output import CompletionBase, chat_logprobs, usage
 from .running import Running
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -107,24 +106,11 @@ def template_call(id_: str | None, name: str, fields: Fields, key: str) -> dict[
     return {"id": id_ or "", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-class ChatWriter:
-    """Writes chat completions.
-
-    Args:
-        body: the request's body, for what it wants streamed.
-        generation: gives the model's name and the tokenizer.
-    """
+class ChatWriter(CompletionBase):
+    """Writes chat completions; arguments as for `CompletionBase`."""
 
     def __init__(self, body: Fields, generation: Generation) -> None:
-        options = body.object("stream_options")
-        self._with_usage = options.flag("include_usage") if options else False
-        self._tokenizer = generation.decoder.tokenizer
-        self._ends = generation.decoder.stop_tokens
-        self._head = {
-            "id": new_id("chatcmpl-"),
-            "created": int(time.time()),
-            "model": generation.options.name,
-        }
+        super().__init__(body, generation, "chatcmpl-")
 
     def whole(self, running: Running, answers: list[Answer]) -> dict[str, Any]:
         """See `Writer`."""
@@ -148,11 +134,8 @@ class ChatWriter:
         }
 
     def _logprobs(self, chunks: tuple[Chunk, ...]) -> dict[str, Any] | None:
-        """Log-probabilities of the tokens that are text; None where they were not asked for."""
-        if not any(chunk.logprobs for chunk in chunks):
-            return None
-        shown = [chunk.logprobs for chunk in chunks if chunk.token not in self._ends]
-        return chat_logprobs(self._tokenizer, shown)
+        shown = self._reported(chunks)
+        return None if shown is None else chat_logprobs(self._tokenizer, shown)
 
     async def events(self, running: Running) -> AsyncIterator[bytes]:
         """See `Writer`."""

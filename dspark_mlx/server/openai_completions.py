@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from .events import event
 from .fields import Fields
 from .generation import Generation
 from .openai_input import sampling, schema_of, stops
-from .openai_output import completion_logprobs, new_id, usage
+from .openai_output import CompletionBase, completion_logprobs, usage
 from .running import Running
 
 _MOST_LOGPROBS = 20
@@ -66,20 +65,12 @@ def _is_ids(value: Any) -> bool:
     return ids and all(isinstance(each, int) and not isinstance(each, bool) for each in value)
 
 
-class CompletionWriter:
-    """Writes completions; arguments as for `ChatWriter`."""
+class CompletionWriter(CompletionBase):
+    """Writes completions; arguments as for `CompletionBase`."""
 
     def __init__(self, body: Fields, generation: Generation) -> None:
-        options = body.object("stream_options")
-        self._with_usage = options.flag("include_usage") if options else False
-        self._tokenizer = generation.decoder.tokenizer
-        self._ends = generation.decoder.stop_tokens
-        self._head = {
-            "id": new_id("cmpl-"),
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": generation.options.name,
-        }
+        super().__init__(body, generation, "cmpl-")
+        self._head["object"] = "text_completion"
 
     def whole(self, running: Running, answers: list[Answer]) -> dict[str, Any]:
         """See `Writer`."""
@@ -115,8 +106,8 @@ class CompletionWriter:
         reason: str | None,
         offset: int = 0,
     ) -> dict[str, Any]:
+        shown = self._reported(chunks)
         logprobs = None
-        if any(chunk.logprobs for chunk in chunks):
-            shown = [chunk.logprobs for chunk in chunks if chunk.token not in self._ends]
+        if shown is not None:
             logprobs = completion_logprobs(self._tokenizer, shown, offset)
         return {"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from ..text.tokenizer import Tokenizer
-from ..types import TokenLogProb
+from ..types import Chunk, TokenLogProb
+from .fields import Fields
+from .generation import Generation
 from .running import Running
 
 _LOWEST = -9999.0
@@ -17,6 +20,33 @@ _LOWEST = -9999.0
 def new_id(prefix: str) -> str:
     """An id that no other answer has."""
     return f"{prefix}{secrets.token_hex(12)}"
+
+
+class CompletionBase:
+    """What writers of chat completions and of completions share.
+
+    Args:
+        body: the request's body, for what it wants streamed.
+        generation: gives the model's name and the tokenizer.
+        prefix: beginning of the answer's id.
+    """
+
+    def __init__(self, body: Fields, generation: Generation, prefix: str) -> None:
+        options = body.object("stream_options")
+        self._with_usage = options.flag("include_usage") if options else False
+        self._tokenizer = generation.decoder.tokenizer
+        self._ends = generation.decoder.stop_tokens
+        self._head: dict[str, Any] = {
+            "id": new_id(prefix),
+            "created": int(time.time()),
+            "model": generation.options.name,
+        }
+
+    def _reported(self, chunks: tuple[Chunk, ...]) -> list[TokenLogProb | None] | None:
+        """Log-probabilities of the tokens that are text; None where they were not asked for."""
+        if not any(chunk.logprobs for chunk in chunks):
+            return None
+        return [chunk.logprobs for chunk in chunks if chunk.token not in self._ends]
 
 
 def totals(running: Running) -> tuple[int, int, int, int, int]:
