@@ -190,7 +190,7 @@ def test_a_clone_is_the_package_from_the_folder_around_it(tmp_path):
     """An empty namespace package without load, which Python finds before an editable install."""
     (tmp_path / "dspark_mlx").symlink_to(ROOT)
     code = "import dspark_mlx, dspark_mlx.drafters.heads; print(dspark_mlx.load.__module__)"
-    assert python(code, tmp_path) == "dspark_mlx.load"
+    assert python(code, tmp_path) == "dspark_mlx.load.load"
     code = "import dspark_mlx.version as v; print(v.__file__)"
     assert Path(python(code, tmp_path)).resolve() == ROOT / "dspark_mlx" / "version.py"
 

@@ -12,7 +12,7 @@ from ..numbers import check_whole, plain, shown, token_ids
 from ..sampling.setting_table import Flag, Setting, setting, settings_of, with_settings
 from ..sampling.settings import LogitsProcessor, ProcessorFactory, Sampling
 from ..system.strict_json import check_text
-from .template_settings import TEMPLATE_SETTINGS
+from .template_settings import TEMPLATE_SETTINGS, TemplateKeywords
 
 
 class Settings(TypedDict, total=False):
@@ -47,6 +47,13 @@ class Settings(TypedDict, total=False):
     prefill_step_size: int
     copies: bool
     reference: Sequence[str | Sequence[int]]
+
+
+class TextSettings(Settings, TemplateKeywords, total=False):
+    """Keyword arguments of `Decoder.stream` and its like, for type checkers."""
+
+    stop: str | Sequence[str]
+    stop_tokens: Collection[int] | None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from ..errors import InputError
 from ..numbers import shown
@@ -15,6 +15,15 @@ from ..text.messages import plain_data
 _THINKING = "enable_thinking"
 # Variables that the messages and the other settings give.
 _TAKEN = ("messages", "tools", "add_generation_prompt", "tokenize", "continue_final_message")
+
+
+class TemplateKeywords(TypedDict, total=False):
+    """Keyword arguments of `Decoder.encode`, for type checkers; `TemplateSettings` explains."""
+
+    thinking: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template_kwargs: Mapping[str, Any]
+    prefill_response: str | None
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,19 @@ class TemplateSettings:
         flag=Flag("--prefill-response", metavar="TEXT", command="generate"),
         mlx_lm="--prefill-response",
     )
+
+    @classmethod
+    def make(cls, settings: Mapping[str, Any]) -> TemplateSettings:
+        """The settings of `Decoder.encode`.
+
+        Raises:
+            InputError: an unknown name.
+        """
+        for name in settings:
+            if name not in TEMPLATE_SETTINGS:
+                expected = f"one of {', '.join(TEMPLATE_SETTINGS)}"
+                raise InputError(name, "no such setting", expected)
+        return cls(**settings)
 
     def check_unused(self, used: Collection[str] = ()) -> None:
         """Refuse settings of a chat template for a prompt that goes through none.

@@ -107,7 +107,7 @@ def test_the_targets_own_end_token_is_the_default(pair):
     trace = traces("vanilla")[0]
     prompt = trace["prompt_ids"]
     stop = trace["output_ids"][len(prompt) + 3]
-    decoder._config["eos_token_id"] = [stop, 1]
+    decoder.config["eos_token_id"] = [stop, 1]
     got = tokens_of(decoder.rounds(prompt, NEW_TOKENS))
     assert got[-1] == stop and got == trace["output_ids"][len(prompt) :][: len(got)]
     assert stop not in got[:-1]

@@ -15,8 +15,8 @@ from helpers.worded import worded_target
 
 import dspark_mlx
 from dspark_mlx import Decoder, InputError
-from dspark_mlx.engine.request import SETTINGS, TEXT_SETTINGS, Request, Settings
-from dspark_mlx.engine.template_settings import TEMPLATE_SETTINGS
+from dspark_mlx.engine.request import SETTINGS, TEXT_SETTINGS, Request, Settings, TextSettings
+from dspark_mlx.engine.template_settings import TemplateKeywords, TemplateSettings
 from dspark_mlx.sampling.setting_table import settings_of, with_settings
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.terminal.flags import add_request_flags
@@ -24,8 +24,8 @@ from dspark_mlx.terminal.sampling_flags import add_setting_flag
 from dspark_mlx.terminal.settings_page import COMMAND, settings_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
-# Arguments of their own in `rounds` and `stream`, the others are keywords.
-ARGUMENTS = ("max_tokens", "stop", "stop_tokens", *TEMPLATE_SETTINGS)
+# Not among the keywords that `rounds` and `stream` share.
+ARGUMENTS = ("max_tokens", *TEXT_SETTINGS, "stop_tokens")
 
 
 def one_line(text: str) -> str:
@@ -38,13 +38,22 @@ def test_type_checkers_see_the_table():
     keywords = {name: fields[name] for name in SETTINGS if name not in ARGUMENTS}
     assert typing.get_type_hints(Settings) == keywords
     assert list(Settings.__annotations__) == list(keywords)
+    fields |= typing.get_type_hints(TemplateSettings)
+    keywords = {name: fields[name] for name in SETTINGS if name != "max_tokens"}
+    # `stop` may be one string.
+    keywords["stop"] = typing.get_type_hints(TextSettings)["stop"]
+    assert typing.get_type_hints(TextSettings) == keywords
+    template = typing.get_type_hints(TemplateSettings)
+    assert typing.get_type_hints(TemplateKeywords) == template
 
 
 @pytest.mark.parametrize("method", [Decoder.stream, Decoder.rounds])
 def test_arguments_have_the_tables_defaults(method):
     """A default that one method has and the documents do not."""
     parameters = inspect.signature(method).parameters
-    for name in set(ARGUMENTS) - set(TEXT_SETTINGS if method is Decoder.rounds else ()):
+    named = parameters.keys() & SETTINGS.keys()
+    assert "max_tokens" in named
+    for name in named:
         assert parameters[name].default == SETTINGS[name].default
 
 

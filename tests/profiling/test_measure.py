@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 
 import mlx.core as mx
 import pytest
@@ -18,6 +17,7 @@ from dspark_mlx.caches import new_caches
 from dspark_mlx.decoder import Decoder
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError
+from dspark_mlx.load.scheduled import scheduled
 from dspark_mlx.profiling import staleness
 from dspark_mlx.profiling import store as profile_store
 from dspark_mlx.profiling.measure import measure_profile
@@ -256,8 +256,6 @@ def test_a_noisy_measurement_is_said_and_not_kept(tiny_pair, quick, monkeypatch)
 def test_a_pair_is_measured_quickly_where_it_is_loaded(tiny_pair):
     """A command to run before the default is any good; a measurement at every start."""
     decoder = Decoder(tiny_pair.engine, TARGET, {}, tiny_pair.drafter, "float32")
-    # The name dspark_mlx.load is the function's.
-    scheduled = sys.modules["dspark_mlx.load"]._scheduled
     made = scheduled(decoder, "auto")
     found, gamma = made.engine.profile, tiny_pair.engine.drafter.config.gamma
     assert found.quick and found.widths in (gamma + 1, WIDEST) and len(found.contexts) == 1

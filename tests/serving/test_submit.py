@@ -13,7 +13,6 @@ import pytest
 from helpers.served import BROKEN, TEXT, UNREADABLE, served_decoder
 
 from dspark_mlx import BusyError, ClosedError, InputError, Limits
-from dspark_mlx.engine.request import Request
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
@@ -200,8 +199,7 @@ def test_a_prompt_that_nobody_wants_is_not_read_to_its_end(decoder):
         ids = decoder.encode(prompt(4) * 4)
         return decoder.add(active, ids, 5, progress=noting, prefill_step_size=16)
 
-    request = Request.make(5, (), {})
-    text = decoder._text([1], request, (), None)
+    text = decoder._prepare([1], 5, {"stop_tokens": ()}).warned_text()
     ready = threading.Event()
     handle = decoder._service.submit(decoder, decoder.engine, start, text)
     ready.set()

@@ -131,7 +131,7 @@ def test_the_drafter_sees_the_rows_of_images(opened, name):
     decoder.engine.target.close()
     target = decoder.engine.target.sharing((-1, 1), "tiny")
     decoder = decoder.with_engine(replace(decoder.engine, target=target), None)
-    prompt = decoder._encoder.read(f"/{mark_of(name)}what~|", PICTURES[:1])
+    prompt = decoder._text.encoder.read(f"/{mark_of(name)}what~|", PICTURES[:1])
     drafts, drafter = drafting(decoder, prompt.ids, 0.9)
     tokens_of(drafts, [shown("what", *PICTURES[:1])], 4, prefill_step_size=6)
     entering, first = drafter.context.features()
@@ -175,7 +175,7 @@ def test_half_a_precision_is_the_images_too(opened):
     """An image's rows that make the whole prompt float32."""
     folder, _ = opened("gemma4")
     decoder = dspark_mlx.load(folder, drafter=False, precision="bfloat16")
-    rows = decoder._encoder.read("/<image>~|", PICTURES[:1]).embed().rows
+    rows = decoder._text.encoder.read("/<image>~|", PICTURES[:1]).embed().rows
     assert rows["input_embeddings"].dtype == mx.bfloat16
 
 
