@@ -16,11 +16,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import RotatingKVCache
 
 from ..caches import DEFAULT_CACHES, CacheSettings, leaves
 from ..errors import InputError
 from .network import REFUSALS
+from .shortened import one_of_each_kind
 from .tables import find_embedding
 from .tap import Target
 
@@ -43,10 +44,10 @@ def check_rollback(target: Target, where: object) -> None:
     """Refuse a target whose rows depend on how many of them run at once, or do not roll back.
 
     Four forwards over 4 rows or fewer, evaluated together: rows at once, of which half are taken
-    back, and the same rows one by one behind that. They run one layer of each kind, and what the
-    output matrix reads is compared, so that it is not computed. Activations are float32 whatever
-    the weights are: in 16 bits, rounding alone makes as much of a difference as some faults. A
-    difference is looked at again, see `measure_gaps`, before it counts.
+    back, and the same rows one by one behind that. They run one layer of each kind without its
+    feed-forward part, and what the output matrix reads is compared, so that it is not computed.
+    Activations are float32 whatever the weights are: in 16 bits, rounding alone makes as much of
+    a difference as some faults. A difference is looked at again, see `measure_gaps`.
 
     Args:
         target: decodes as before afterwards.
@@ -74,7 +75,7 @@ def _ways(settings: CacheSettings) -> list[CacheSettings]:
 def _check(model: nn.Module, where: object, settings: CacheSettings) -> None:
     gap = np.nan
     # Families that count their layers do not run with fewer.
-    with contextlib.suppress(*REFUSALS), _one_of_each_kind(model) as count:
+    with contextlib.suppress(*REFUSALS), one_of_each_kind(model) as count:
         gap = _quick_gap(model, where, settings, count)
     if gap <= GAP_LIMIT:
         return
@@ -209,60 +210,6 @@ def float32_embeddings(embedding: nn.Module) -> Iterator[None]:
         yield
     finally:
         embedding.__class__ = original
-
-
-@contextlib.contextmanager
-def _one_of_each_kind(model: nn.Module) -> Iterator[int | None]:
-    """The model with one layer of each kind: later ones left out, those between passed through.
-
-    Yields the number of caches that it uses; None where all layers stay.
-    """
-    layers, caches = list(model.layers), make_prompt_cache(model)
-    holder = _holder(model, layers[0])
-    if holder is None or len(caches) != len(layers):
-        yield None
-        return
-    kinds = [_kind(*pair) for pair in zip(layers, caches, strict=True)]
-    first = {kind: i for i, kind in reversed(list(enumerate(kinds)))}
-    count = max(first.values()) + 1
-    passed = [layer for i, layer in enumerate(layers[:count]) if i not in first.values()]
-    classes = [type(layer) for layer in passed]
-    module, name = holder
-    every = module[name]
-    module[name] = every[:count]
-    for layer, original in zip(passed, classes, strict=True):
-        layer.__class__ = type(original.__name__, (original,), {"__call__": _passed_through})
-    try:
-        yield count
-    finally:
-        module[name] = every
-        for layer, original in zip(passed, classes, strict=True):
-            layer.__class__ = original
-
-
-def _holder(model: nn.Module, layer: Any) -> tuple[nn.Module, str] | None:
-    """The module that holds the list of layers, and the list's name there."""
-    for _, module in model.named_modules():
-        for name, value in module.items():
-            if isinstance(value, list) and value and value[0] is layer:
-                return module, name
-    return None
-
-
-def _passed_through(layer: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-    return x
-
-
-def _kind(layer: Any, cache: Any) -> str:
-    """What tells layers apart: their caches, their modules, and the switches in these."""
-    parts = layer.named_modules() if isinstance(layer, nn.Module) else []
-    # Numbers are sizes, which no family changes between layers of a kind, or the layer's own.
-    switches = [
-        (name, type(part), [(k, v) for k, v in vars(part).items() if isinstance(v, bool | str)])
-        for name, part in parts
-    ]
-    windows = [(type(leaf), getattr(leaf, "max_size", None)) for leaf in leaves([cache])]
-    return str((switches, windows))
 
 
 def _gap(a: mx.array, b: mx.array) -> mx.array:
