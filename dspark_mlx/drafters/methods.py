@@ -12,11 +12,12 @@ from typing import Any
 from ..checkpoint.base_config import CanonicalConfig, method_of
 from ..errors import InputError
 from .base import DraftingMethod
+from .dflash2.drafter import DFlash2Drafter
 from .dspark.drafter import DSparkDrafter
 from .eagle3 import Eagle3Drafter
 
 METHODS: dict[str, type[DraftingMethod]] = {
-    method.CONFIG.METHOD: method for method in (DSparkDrafter, Eagle3Drafter)
+    method.CONFIG.METHOD: method for method in (DSparkDrafter, DFlash2Drafter, Eagle3Drafter)
 }
 
 
