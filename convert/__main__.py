@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ..benchmark.prompts import SAMPLE, read_prompts
-from ..checkpoint.hub import resolve
+from ..checkpoint.hub import find_config, resolve
 from ..errors import InputError
 from ..load import load_unpaired, open_target
 from ..progress import progress_bar
@@ -19,8 +19,9 @@ from ..system.process import program
 from ..terminal import command
 from .card import origin_of, write_converted_card
 from .check import all_taps, longest_block, sweep, verdict, written
-from .drafter import convert_drafter
+from .drafter import Settings, convert_drafter
 from .export import DTYPES, export_drafter
+from .mtp import STEPS, convert_mtp
 from .target import convert_target
 from .upload import Hub, check_upload, upload
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None, hub: Hub | None = None) -> int:
     finish = None
     if args.card or args.upload_repo:
         # Read before the conversion, so that an unreadable card is known at once.
-        origin = origin_of(args.source, resolve(args.source))
+        origin = origin_of(args.source, _place(args))
         name = args.upload_repo or args.to.resolve().name
         finish = partial(write_converted_card, origin=origin, name=name)
     print(f"{args.to}: {_converted(args, finish)}")
@@ -67,6 +68,8 @@ def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) 
     if args.kind == "target":
         convert_target(args.source, args.to, dtype=args.dtype, **settings)
         return "done"
+    if args.mtp is not None:
+        return _converted_head(args, finish)
     config = convert_drafter(
         resolve(args.source),
         args.to,
@@ -75,6 +78,26 @@ def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) 
         **settings,
     )
     return config.summary
+
+
+def _converted_head(args: argparse.Namespace, finish: Callable[[Path], None] | None) -> str:
+    exceptions = _exceptions(args.q_except)
+    settings = Settings(
+        args.quantize, args.q_bits, args.q_group_size, exceptions, args.overwrite, finish
+    )
+    embeddings = args.keep_embeddings
+    config = convert_mtp(
+        args.source, args.to, steps=args.mtp, keep_embeddings=embeddings, settings=settings
+    )
+    return config.summary
+
+
+def _place(args: argparse.Namespace) -> Path:
+    """Where a source is on disk; of a target whose head is wanted, no weights are downloaded."""
+    if args.kind == "drafter" and args.mtp is not None:
+        config = find_config(args.source)
+        return config.parent if config else Path(args.source)
+    return resolve(args.source)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +141,15 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=BITS",
         help="other bits for tensors whose name has NAME in it, or NAME=none; repeatable",
+    )
+    drafter.add_argument(
+        "--mtp",
+        nargs="?",
+        type=int,
+        const=STEPS,
+        metavar="STEPS",
+        help="make it of the prediction head inside a target's original checkpoint, which then "
+        f"proposes so many tokens (default: {STEPS})",
     )
     drafter.add_argument(
         "--keep-embeddings",

@@ -157,8 +157,11 @@ class CanonicalConfig:
         found = f"{window} for a drafter of the method {self.METHOD}"
         raise InputError("draft_window", found, "none: it attends to all positions")
 
-    def matrix_shapes(self) -> Mapping[str, tuple[int, int]]:
-        """Name (without `.weight`) and `[out, in]` of every matrix of the folder, unquantised."""
+    def matrix_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name (without `.weight`) and `[out, in]` of every matrix of the folder, unquantised.
+
+        A stack of matrices, such as experts, is `[n, out, in]`.
+        """
         raise NotImplementedError
 
     def vector_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -287,6 +290,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "tuple[int, ...]": (list,),
     "tuple[bool, ...]": (list,),
+    "dict[str, Any]": (dict,),
     "dict[str, Any] | None": (dict, type(None)),
     "Quantization | None": (dict, type(None)),
 }
