@@ -12,16 +12,18 @@ from huggingface_hub import HfApi
 
 from ..benchmark.prompts import SAMPLE, read_prompts
 from ..checkpoint.hub import find_config, resolve
+from ..drafters.base import Drafter
 from ..errors import InputError
 from ..load import load_unpaired, open_target
 from ..progress import progress_bar
 from ..system.process import program
 from ..terminal import command
 from .card import origin_of, write_converted_card
-from .check import all_taps, longest_block, sweep, verdict, written
+from .check import all_taps, sweep, verdict, written
 from .drafter import Settings, convert_drafter
 from .export import DTYPES, export_drafter
 from .mtp import STEPS, convert_mtp
+from .readings import Reading, longest_block
 from .target import convert_target
 from .upload import Hub, check_upload, upload
 
@@ -165,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> int:
-    """Print every reading's acceptance and the verdict; returns 1 where the pair does not fit."""
+    """Print what each reading makes of the texts, and the verdict; returns 1 without a fit."""
     prompts = read_prompts(args.prompts)
     decoder, config, build = load_unpaired(args.target, args.drafter, all_taps)
     if args.max_tokens <= (longest := longest_block(config)):
@@ -178,11 +180,15 @@ def _check(args: argparse.Namespace) -> int:
             progress(done, len(prompts))
     if not any(len(text) > longest for _, text in texts):
         raise InputError(args.prompts, "texts that end at once", "one longer than a block")
+
+    def built(reading: Reading) -> Drafter:
+        return build(reading.of(config), reading.changed)
+
     with progress_bar("Trying readings", "reading") as progress:
-        found = sweep(target, config, build, texts, progress)
-    print("tokens accepted a block, by reading (the configuration's own first)")
-    for reading in found:
-        print(f"{reading.accepted:8.2f}  {reading}")
+        found = sweep(target, config, built, texts, progress)
+    print("tokens accepted a block, log-probability of a token, by reading")
+    for one in found:
+        print(f"{one.accepted:8.2f} {one.likelihood:9.3f}  {one.reading}")
     fits, why = verdict(found)
     print(why)
     return 0 if fits else 1

@@ -16,6 +16,7 @@ from dspark_mlx.checkpoint.base_config import CanonicalConfig
 from dspark_mlx.checkpoint.layout import check_tensors, stored_shapes
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.drafters.dspark.config import DSparkConfig
 from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.pairs.builtin import DRAFTER, builtin_target
 from dspark_mlx.system.files import read_json
@@ -102,6 +103,7 @@ def plain_copy(folder: Path) -> Path:
                 stored[f"{base}.{x}"].astype(mx.float32) for x in ("scales", "biases")
             )
             plain[name] = mx.dequantize(stored[name], scales, biases, group_size=group, bits=bits)
+    assert isinstance(config, DSparkConfig)
     folder.mkdir()
     mx.save_safetensors(str(folder / "model.safetensors"), plain)
     values = {
