@@ -11,16 +11,19 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ..benchmark.prompts import SAMPLE, read_prompts
-from ..checkpoint.hub import resolve
+from ..checkpoint.hub import find_config, resolve
+from ..drafters.base import Drafter
 from ..errors import InputError
 from ..load import load_unpaired, open_target
 from ..progress import progress_bar
 from ..system.process import program
 from ..terminal import command
 from .card import origin_of, write_converted_card
-from .check import all_taps, longest_block, sweep, verdict, written
-from .drafter import convert_drafter
+from .check import all_taps, sweep, verdict, written
+from .drafter import Settings, convert_drafter
 from .export import DTYPES, export_drafter
+from .mtp import STEPS, convert_mtp
+from .readings import Reading, longest_block
 from .target import convert_target
 from .upload import Hub, check_upload, upload
 
@@ -45,7 +48,7 @@ def main(argv: list[str] | None, hub: Hub | None = None) -> int:
     finish = None
     if args.card or args.upload_repo:
         # Read before the conversion, so that an unreadable card is known at once.
-        origin = origin_of(args.source, resolve(args.source))
+        origin = origin_of(args.source, _place(args))
         name = args.upload_repo or args.to.resolve().name
         finish = partial(write_converted_card, origin=origin, name=name)
     print(f"{args.to}: {_converted(args, finish)}")
@@ -67,6 +70,8 @@ def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) 
     if args.kind == "target":
         convert_target(args.source, args.to, dtype=args.dtype, **settings)
         return "done"
+    if args.mtp is not None:
+        return _converted_head(args, finish)
     config = convert_drafter(
         resolve(args.source),
         args.to,
@@ -75,6 +80,26 @@ def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) 
         **settings,
     )
     return config.summary
+
+
+def _converted_head(args: argparse.Namespace, finish: Callable[[Path], None] | None) -> str:
+    exceptions = _exceptions(args.q_except)
+    settings = Settings(
+        args.quantize, args.q_bits, args.q_group_size, exceptions, args.overwrite, finish
+    )
+    embeddings = args.keep_embeddings
+    config = convert_mtp(
+        args.source, args.to, steps=args.mtp, keep_embeddings=embeddings, settings=settings
+    )
+    return config.summary
+
+
+def _place(args: argparse.Namespace) -> Path:
+    """Where a source is on disk; of a target whose head is wanted, no weights are downloaded."""
+    if args.kind == "drafter" and args.mtp is not None:
+        config = find_config(args.source)
+        return config.parent if config else Path(args.source)
+    return resolve(args.source)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,6 +145,15 @@ def _parser() -> argparse.ArgumentParser:
         help="other bits for tensors whose name has NAME in it, or NAME=none; repeatable",
     )
     drafter.add_argument(
+        "--mtp",
+        nargs="?",
+        type=int,
+        const=STEPS,
+        metavar="STEPS",
+        help="make it of the prediction head inside a target's original checkpoint, which then "
+        f"proposes so many tokens (default: {STEPS})",
+    )
+    drafter.add_argument(
         "--keep-embeddings",
         action="store_true",
         help="keep stored copies of the target's embedding and head instead of sharing them",
@@ -133,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> int:
-    """Print every reading's acceptance and the verdict; returns 1 where the pair does not fit."""
+    """Print what each reading makes of the texts, and the verdict; returns 1 without a fit."""
     prompts = read_prompts(args.prompts)
     decoder, config, build = load_unpaired(args.target, args.drafter, all_taps)
     if args.max_tokens <= (longest := longest_block(config)):
@@ -146,11 +180,15 @@ def _check(args: argparse.Namespace) -> int:
             progress(done, len(prompts))
     if not any(len(text) > longest for _, text in texts):
         raise InputError(args.prompts, "texts that end at once", "one longer than a block")
+
+    def built(reading: Reading) -> Drafter:
+        return build(reading.of(config), reading.changed)
+
     with progress_bar("Trying readings", "reading") as progress:
-        found = sweep(target, config, build, texts, progress)
-    print("tokens accepted a block, by reading (the configuration's own first)")
-    for reading in found:
-        print(f"{reading.accepted:8.2f}  {reading}")
+        found = sweep(target, config, built, texts, progress)
+    print("tokens accepted a block, log-probability of a token, by reading")
+    for one in found:
+        print(f"{one.accepted:8.2f} {one.likelihood:9.3f}  {one.reading}")
     fits, why = verdict(found)
     print(why)
     return 0 if fits else 1

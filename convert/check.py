@@ -1,17 +1,16 @@
-"""Finds whether a drafter fits a target, by its acceptance under every reading of its conventions.
+"""Finds whether a drafter fits a target, by how likely it finds the target's texts.
 
-A wrong tap, row or pairing of rotary dimensions raises nothing and changes no output; it only
-accepts less. So the drafter is tried under each reading on texts that the target wrote, and the
-reading that accepts most is compared with the one in its configuration.
+A wrong tap, row, norm or pairing of rotary dimensions raises nothing and changes no output; it only
+accepts less. So the drafter is read in other ways too, see `readings`, and drafts along texts that
+the target wrote, each slot after the text's own tokens. The likelihood of those tokens compares
+readings far more finely than accepted tokens do, which are whole numbers and depend on the slots
+before.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -19,105 +18,110 @@ import numpy as np
 from ..benchmark.plain import plain_run
 from ..checkpoint.base_config import CanonicalConfig
 from ..drafters.base import Drafter
-from ..replay.record import judged_drafts, text_features
+from ..progress import ProgressCallback
+from ..replay.record import forced_drafts, text_features
 from ..targets.tap import Target
+from .readings import SHIFTS, Build, Reading, neighbours, own_reading
 
-SHIFTS = (-1, 0, 1)
-_WORDS = {
-    ("logits_start", 0): "anchor's row read out",
-    ("logits_start", 1): "anchor's row not read out",
-    ("rope_interleaved", True): "rotary pairs neighbouring",
-    ("rope_interleaved", False): "rotary pairs half a head apart",
-}
-# A reading is better only by so much of the tokens it accepts, and by so many standard errors.
-_CLEAR = 0.03
+# A reading is better only by so many nats a token, and by so many standard errors.
+_CLEAR = 0.01
 _ERRORS = 3.0
 # Between few texts no standard error can be told; then by so much.
 _FEW = 5
 _CLEAR_OF_FEW = 0.1
 # Tokens accepted a block, below which no reading can be said to fit.
 _LEAST = 0.2
+# Mixed into the drafter's probabilities, so that one impossible token does not outweigh all others.
+_UNIFORM = 0.01
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One reading of a drafter's conventions.
+class Measured:
+    """What a reading of a drafter's conventions makes of the texts.
 
     Attributes:
-        shift: what is added to every tap.
-        fields: the configuration's fields that are read so, with their values; see
-            `CanonicalConfig.alternatives`.
-        counts: for each text, how many tokens of every block the target takes.
+        reading: the reading.
+        logprobs: for each text, the log-probability of each slot's token from each position,
+            `[positions, gamma]`.
+        counts: for each text, how many tokens of the greedy block at each position are right.
     """
 
-    shift: int
-    fields: tuple[tuple[str, Any], ...]
-    counts: tuple[tuple[int, ...], ...] = ()
+    reading: Reading
+    logprobs: tuple[np.ndarray, ...]
+    counts: tuple[np.ndarray, ...]
 
     @property
     def accepted(self) -> float:
         """How many tokens of a block the target takes, on average."""
-        return float(np.mean([count for text in self.counts for count in text]))
+        return float(np.mean(np.concatenate(self.counts)))
 
-    def __str__(self) -> str:
-        return ", ".join([f"taps {self.shift:+d}", *(_WORDS[field] for field in self.fields)])
-
-    def of(self, config: CanonicalConfig) -> CanonicalConfig:
-        """A configuration with the fields of this reading; its taps stay."""
-        return dataclasses.replace(config, **dict(self.fields))
-
-
-def readings(config: CanonicalConfig) -> list[Reading]:
-    """All readings of a configuration, its own first."""
-    alternatives = config.alternatives()
-    own = Reading(0, tuple((name, getattr(config, name)) for name in alternatives))
-    others = [
-        Reading(shift, tuple(zip(alternatives, values, strict=True)))
-        for shift, *values in itertools.product(SHIFTS, *alternatives.values())
-    ]
-    return [own, *(reading for reading in others if reading != own)]
-
-
-def longest_block(config: CanonicalConfig) -> int:
-    """The length in tokens of the longest block that any reading drafts."""
-    return max(reading.of(config).gamma for reading in readings(config))
+    @property
+    def likelihood(self) -> float:
+        """Mean log-probability of a token."""
+        return float(np.mean([value for text in self.logprobs for value in text.ravel()]))
 
 
 def sweep(
     target: Target,
     config: CanonicalConfig,
-    build: Callable[[CanonicalConfig], Drafter],
+    build: Build,
     texts: Sequence[tuple[Sequence[int], Sequence[int]]],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Reading]:
-    """Measure the acceptance of every reading.
+    progress: ProgressCallback = lambda done, total: None,
+) -> list[Measured]:
+    """Measure readings, from the configuration's own towards better ones.
+
+    Every reading that differs from the best one so far in one convention is measured, until none is
+    clearly better.
 
     Args:
         target: tapped at `all_taps(config)`.
         config: the drafter's.
-        build: makes the drafter of the same tensors under another configuration.
+        build: makes the drafter under another reading.
         texts: token ids of prompts, and of what the target wrote after each.
-        progress: called with the readings done and their total.
+        progress: called with the readings done and those that are left before the next step.
 
     Returns:
-        The readings in the order of `readings`, with what each accepted.
+        The readings that were measured, the configuration's own first.
     """
-    taps = {}
-    for i, (prompt, text) in enumerate(texts):
+    taps = []
+    for prompt, text in texts:
         recorded = text_features(target, [*prompt, *text])
-        taps[i] = dict(zip(all_taps(config, target.num_layers), recorded, strict=True))
-    found = []
-    tried = readings(config)
-    for done, reading in enumerate(tried, 1):
-        drafter = build(reading.of(config))
-        counts = []
-        for i, (prompt, text) in enumerate(texts):
-            shifted = _shifted(config, reading.shift, taps[i])
-            judged = judged_drafts(drafter, prompt, text, shifted)
-            counts.append(tuple(count for _, count in judged))
-        found.append(dataclasses.replace(reading, counts=tuple(counts)))
-        progress(done, len(tried))
-    return found
+        taps.append(dict(zip(all_taps(config, target.num_layers), recorded, strict=True)))
+    measured: dict[Reading, Measured] = {}
+    own = own_reading(config)
+    tried = [own]
+
+    def measure(reading: Reading) -> Measured:
+        if reading not in measured:
+            drafter = build(reading)
+            parts = [
+                _of_text(drafter, text, _shifted(config, reading.shift, features))
+                for text, features in zip(texts, taps, strict=True)
+            ]
+            logprobs, counts = zip(*parts, strict=True)
+            measured[reading] = Measured(reading, logprobs, counts)
+            progress(len(measured), len({*measured, *tried}))
+        return measured[reading]
+
+    best = measure(own)
+    while True:
+        tried = list(neighbours(config, best.reading, target.num_layers))
+        others = [measure(other) for other in tried]
+        better = [other for other in others if clearly_better(other, best)]
+        if not better:
+            return list(measured.values())
+        best = max(better, key=lambda other: _gain(other, best).mean())
+
+
+def _of_text(
+    drafter: Drafter, text: tuple[Sequence[int], Sequence[int]], taps: Sequence[mx.array]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A text's log-probabilities and accepted counts, see `Measured`."""
+    logprobs, hits = forced_drafts(drafter, *text, taps)
+    uniform = _UNIFORM / drafter.config.vocab_size
+    finite = np.where(np.isnan(logprobs), -np.inf, logprobs)
+    mixed = np.log((1 - _UNIFORM) * np.exp(finite) + uniform)
+    return mixed, np.cumprod(hits, axis=1).sum(axis=1)
 
 
 def all_taps(config: CanonicalConfig, layers: int) -> list[int]:
@@ -126,38 +130,60 @@ def all_taps(config: CanonicalConfig, layers: int) -> list[int]:
     return sorted(tap for tap in taps if -1 <= tap < layers)
 
 
-def verdict(found: Sequence[Reading]) -> tuple[bool, str]:
-    """Whether the first reading, the configuration's own, fits, and a sentence that says why."""
-    own, best = found[0], max(found, key=lambda reading: reading.accepted)
+def verdict(found: Sequence[Measured]) -> tuple[bool, str]:
+    """Whether the first reading, the configuration's own, fits, and a sentence that says why.
+
+    Args:
+        found: as `sweep` returns it.
+    """
+    own = best = found[0]
+    # From step to step as `sweep` goes, since no single step may be clearly better than the first.
+    while better := [one for one in found if clearly_better(one, best)]:
+        best = max(better, key=lambda one: _gain(one, best).mean())
     if best.accepted < _LEAST:
         return False, (
-            f"No reading accepts anything to speak of ({best.accepted:.2f} tokens a block at "
-            "most): the drafter was made for another target, or by another recipe."
+            f"No reading accepts anything to speak of ({best.accepted:.2f} tokens a block): the "
+            "drafter was made for another target, or by another recipe."
         )
-    if not _clearly_better(best, own):
+    if best is own:
         return True, f"The pair fits: {own.accepted:.2f} tokens of a block are accepted."
-    wrong = ["taps"] if own.shift != best.shift else []
-    wrong += [name for (name, a), (_, b) in zip(own.fields, best.fields, strict=True) if a != b]
     return False, (
         f"Read otherwise it accepts {best.accepted:.2f} tokens a block instead of "
-        f"{own.accepted:.2f}: {best}. Wrong in config.json: {', '.join(wrong)}."
+        f"{own.accepted:.2f}, and finds a token {_gain(best, own).mean():.2f} nats likelier: "
+        f"{best.reading}. Wrong: {', '.join(best.reading.unlike(own.reading))}."
     )
 
 
-def _clearly_better(one: Reading, other: Reading) -> bool:
-    """Whether a reading accepts more of the same blocks than noise would explain."""
-    # A longer block fits into a text at fewer places; the other's last ones have no counterpart.
-    pairs = [zip(a, b, strict=False) for a, b in zip(one.counts, other.counts, strict=True)]
-    gains = [np.array(gain) for pair in pairs if (gain := [a - b for a, b in pair])]
-    blocks = sum(len(gain) for gain in gains)
-    mean = sum(float(gain.sum()) for gain in gains) / blocks
+def clearly_better(one: Measured, other: Measured) -> bool:
+    """Whether a reading finds the same tokens likelier by more than noise would explain."""
+    if one.reading == other.reading:
+        return False
+    gains = [gain for gain in _gains(one, other) if len(gain)]
+    positions = sum(len(gain) for gain in gains)
+    if not positions:
+        return False
+    mean = sum(float(gain.sum()) for gain in gains) / positions
     if len(gains) < _FEW:
-        return mean > _CLEAR_OF_FEW * one.accepted
-    # Blocks of one text are alike, so that only texts are independent (clustered standard error);
-    # and the mean lies nearer to a text, the more of the blocks are that text's.
-    errors = [(float(g.sum()) - len(g) * mean) / (1 - len(g) / blocks) for g in gains]
-    error = sum(one_text**2 for one_text in errors) ** 0.5 / blocks
-    return mean > max(_CLEAR * one.accepted, _ERRORS * error)
+        return mean > _CLEAR_OF_FEW
+    # Positions of one text are alike, so that only texts are independent (clustered standard
+    # error); and the mean lies nearer to a text, the more of the positions are that text's.
+    errors = [(float(g.sum()) - len(g) * mean) / (1 - len(g) / positions) for g in gains]
+    error = sum(one_text**2 for one_text in errors) ** 0.5 / positions
+    return mean > max(_CLEAR, _ERRORS * error)
+
+
+def _gain(one: Measured, other: Measured) -> np.ndarray:
+    return np.concatenate(_gains(one, other))
+
+
+def _gains(one: Measured, other: Measured) -> list[np.ndarray]:
+    """By text, how much likelier a token is at each position, over the slots that both have."""
+    gains = []
+    for a, b in zip(one.logprobs, other.logprobs, strict=True):
+        # A longer block fits into a text at fewer places.
+        rows, slots = min(len(a), len(b)), min(a.shape[1], b.shape[1])
+        gains.append((a[:rows, :slots] - b[:rows, :slots]).mean(axis=1))
+    return gains
 
 
 def written(
@@ -167,6 +193,6 @@ def written(
     return plain_run(target, prompt, tokens, stop_tokens).tokens
 
 
-def _shifted(config: CanonicalConfig, shift: int, taps: dict[int, mx.array]) -> list[mx.array]:
+def _shifted(config: CanonicalConfig, shift: int, taps: Mapping[int, mx.array]) -> list[mx.array]:
     """Features of a reading's taps; a tap that would leave the target stays where it is."""
     return [taps.get(tap + shift, taps[tap]) for tap in config.taps]

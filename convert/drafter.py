@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,29 @@ from .published import StoredMatrix, Tensor, read_published
 from .shards import ShardWriter
 
 _TEMPERATURES = ("sts_temperatures", "confidence_temperatures")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a canonical folder is written; for its fields see `convert_drafter`.
+
+    Raises:
+        InputError: MLX's quantisation lacks the bits or the group size.
+    """
+
+    quantize: bool = False
+    bits: int = 4
+    group_size: int = 64
+    exceptions: Mapping[str, int | None] | None = None
+    overwrite: bool = False
+    finish: Callable[[Path], None] | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.quantize:
+            others = (self.exceptions or {}).values()
+            for bits in [self.bits, *(bits for bits in others if bits is not None)]:
+                check_quantization("quantisation", bits, self.group_size)
 
 
 def convert_drafter(
@@ -77,9 +101,7 @@ def convert_drafter(
     Raises:
         InputError: the checkpoint or a setting cannot be used; nothing was written.
     """
-    if quantize:
-        for bits in [q_bits, *(b for b in (q_exceptions or {}).values() if b is not None)]:
-            check_quantization("quantisation", bits, q_group_size)
+    settings = Settings(quantize, q_bits, q_group_size, q_exceptions, overwrite, finish, progress)
     source = checkpoint_place(source)
     check_apart(source, destination)
     raw, tensors = read_published(
@@ -100,26 +122,50 @@ def convert_drafter(
             if isinstance(tensor, mx.array):
                 tensor = packaging.adapt(raw, new, tensor)
             renamed[new] = tensor
-    check_headers(config, renamed, source)
     tensors.clear()
     calibrations = _shipped_calibration(raw, config.gamma, source)
     ranking = read_ranking(source, config.vocab_size) if raw.get("format") == FORMAT else ()
-    kept = _kept_quantization(renamed)
-    if quantize:
-        chosen = choose_quantization(
-            config.matrix_shapes(), q_bits, q_group_size, q_exceptions, source
-        )
+    return write_drafter(config, renamed, source, destination, settings, calibrations, ranking)
+
+
+def write_drafter(
+    config: CanonicalConfig,
+    tensors: dict[str, Tensor],
+    source: Path,
+    destination: Path,
+    settings: Settings,
+    calibrations: Calibrations | None = None,
+    ranking: tuple[int, ...] = (),
+) -> CanonicalConfig:
+    """Write a canonical folder; returns its configuration, quantisation included.
+
+    Args:
+        config: without quantisation.
+        tensors: the folder's, by their canonical names; emptied while they are written.
+        source: what they were read from, for messages.
+        destination: folder to make; it appears whole or not at all.
+        settings: see `Settings`.
+        calibrations, ranking: what comes with the drafter; None and () without.
+
+    Raises:
+        InputError: a tensor cannot be used, or a setting does not fit; nothing was written.
+    """
+    check_headers(config, tensors, source)
+    kept = _kept_quantization(tensors)
+    if settings.quantize:
+        asked = (settings.bits, settings.group_size, settings.exceptions)
+        chosen = choose_quantization(config.matrix_shapes(), *asked, source)
         config = dataclasses.replace(config, quantization=chosen)
     elif kept is not None:
         config = dataclasses.replace(config, quantization=kept)
-    with staged_folder(destination, overwrite=overwrite) as folder:
-        _write(config, renamed, folder, source, not quantize, progress)
+    with staged_folder(destination, overwrite=settings.overwrite) as folder:
+        _write(config, tensors, folder, source, settings)
         if calibrations:
             write_calibrations(folder, calibrations)
         if ranking:
             write_ranking(folder, ranking)
-        if finish:
-            finish(folder)
+        if settings.finish:
+            settings.finish(folder)
     return config
 
 
@@ -164,14 +210,13 @@ def _write(
     tensors: dict[str, Tensor],
     folder: Path,
     source: Path,
-    keep: bool,
-    progress: bool,
+    settings: Settings,
 ) -> None:
     """Read, check, quantise and write the tensors, one after the other."""
     writer = ShardWriter(folder)
-    names = sorted(tensors)
-    for name in tqdm(names, desc="Converting", unit="tensor", disable=not progress, leave=False):
-        for key, part in _parts(config, name, tensors.pop(name), source, keep):
+    names, hidden = sorted(tensors), not settings.progress
+    for name in tqdm(names, desc="Converting", unit="tensor", disable=hidden, leave=False):
+        for key, part in _parts(config, name, tensors.pop(name), source, not settings.quantize):
             writer.add(key, part)
     writer.close()
     check_headers(config, read_tensors(folder), folder)
@@ -185,8 +230,8 @@ def _parts(
     base = name.removesuffix(".weight")
     keys = (name, f"{base}.scales", f"{base}.biases")
     quantized = None
-    if config.quantization is not None:
-        quantized = config.quantization.of_tensor(name, len(tensor.shape))
+    if config.quantization is not None and base in config.matrix_shapes():
+        quantized = config.quantization.of(base)
     if keep and quantized is not None and isinstance(tensor, StoredMatrix):
         parts = list(zip(keys, tensor.packed(), strict=True))
         for key, part in parts:

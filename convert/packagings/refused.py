@@ -33,7 +33,6 @@ def _prefix(*prefixes: str) -> Matches:
 REFUSED: tuple[tuple[str, Matches], ...] = (
     ("DeepSeek-V4 embedded heads (mtp.*)", lambda config, shapes: "dspark_block_size" in config),
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
-    ("DFlash 2 (DFlash2DraftModel)", _architecture("DFlash2DraftModel")),
     (
         "vLLM speculators eagle3",
         lambda config, shapes: config.get("speculators_model_type") == "eagle3",

@@ -251,7 +251,10 @@ def canonical_name(name: str) -> str | None:
     """A tensor's name without exporters' prefixes; None for a tensor that is never needed."""
     for prefix in ("model.", "logit_head."):
         name = name.removeprefix(prefix)
-    return None if name in _DROPPED or name.endswith("rotary_emb.inv_freq") else name
+    if name in _DROPPED or name.endswith("rotary_emb.inv_freq"):
+        return None
+    # DFlash 2's files name these matrices as if they were vectors.
+    return f"{name}.weight" if name.endswith("_codebook") else name
 
 
 def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:

@@ -1,9 +1,9 @@
-"""vLLM's "speculators" packaging: `speculator.dspark` and `speculator.dflash`.
+"""vLLM's "speculators" packaging: `speculator.dspark`, `.dflash` and `.dflash2`.
 
 `transformer_layer_config` holds the backbone's keys. Tap ids are those of the layer that a hidden
 state enters, one more than the layer whose output it is. A reduced vocabulary comes with its own
 output matrix and with `d2t`, which holds token ids as offsets. Sliding layers are causal inside the
-block unless `sliding_window_non_causal` is set.
+block unless `sliding_window_non_causal` is set, which is the default of DFlash 2 alone.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import Any
 import mlx.core as mx
 
 from ...checkpoint.layout import DRAFT_IDS
-from ...drafters.dspark.config import DSparkConfig
+from ...drafters.dflash2.config import DFlash2Config
+from ...drafters.dspark.config import BlockConfig, DSparkConfig
 from ...errors import InputError
+from .dflash2 import own_keys
 from .rope import read_rope
 from .source import Shapes, Source
 from .source import rename as rename
 from .windows import read_windows
 
 NAME = "vLLM speculators"
-_KINDS = ("dspark", "dflash")
+_KINDS = ("dspark", "dflash", "dflash2")
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
@@ -33,7 +35,7 @@ def matches(config: dict[str, Any], shapes: Shapes) -> bool:
 
 def to_drafter_config(
     config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
-) -> DSparkConfig:
+) -> BlockConfig:
     """The canonical configuration.
 
     Raises:
@@ -44,20 +46,27 @@ def to_drafter_config(
     if config.get("logit_scale") not in (None, 1, 1.0):
         source.refuse("logit_scale", config["logit_scale"], "1")
     backbone = source.shape_of_backbone(values)
-    causal = False if config.get("sliding_window_non_causal") else None
+    second = config["speculators_model_type"] == "dflash2"
+    causal = False if config.get("sliding_window_non_causal", second) else None
+    if second and config.get("is_causal") is not None:
+        causal = bool(config["is_causal"])
     interleaved = config.get("is_neox_style", values.get("is_neox_style")) is False
     vocabulary = _vocabulary(source, backbone["vocab_size"], keep_embeddings)
-    return source.finish(
+    if second:
+        own = own_keys(source, config, backbone["hidden_size"])
+    else:
+        own = {"logits_start": _logits_start(source), **source.heads()}
+    return source.finish_as(
+        DFlash2Config if second else DSparkConfig,
         **backbone,
         **source.taps(source.need("aux_hidden_state_layer_ids"), shift=-1),
-        **source.heads(),
+        **own,
         **vocabulary,
         **read_rope(source, values),
         **read_windows(source, values, backbone["num_layers"], causal=causal),
         rope_interleaved=interleaved,
         target_num_layers=0,
         block_size=source.need("block_size"),
-        logits_start=_logits_start(source),
         mask_token_id=source.need("mask_token_id"),
     )
 

@@ -8,6 +8,7 @@ the published packagings differ.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -75,6 +76,7 @@ class CanonicalConfig:
         layer_scalars: True where each layer's output is multiplied by a stored number.
         activation: activation of the gated MLP, one of ACTIVATIONS.
         embedding_scale: factor of the embeddings.
+        output_multiplier: factor of the base logits, before the cap.
         softcap: cap of the base logits, before a sequential bias; 0 for none.
         draft_vocab_size: number of tokens that the drafter can propose, whose ids are in the tensor
             `d2t`; 0 where it can propose the whole vocabulary.
@@ -109,6 +111,7 @@ class CanonicalConfig:
     layer_scalars: bool = False
     activation: str = "silu"
     embedding_scale: float = 1.0
+    output_multiplier: float = 1.0
     softcap: float = 0.0
     draft_vocab_size: int = 0
 
@@ -154,12 +157,15 @@ class CanonicalConfig:
         found = f"{window} for a drafter of the method {self.METHOD}"
         raise InputError("draft_window", found, "none: it attends to all positions")
 
-    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
-        """Name (without `.weight`) and `[out, in]` of every matrix of the folder, unquantised."""
+    def matrix_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name (without `.weight`) and `[out, in]` of every matrix of the folder, unquantised.
+
+        A stack of matrices, such as experts, is `[n, out, in]`.
+        """
         raise NotImplementedError
 
-    def vector_shapes(self) -> dict[str, tuple[int]]:
-        """Name and length of every vector of the folder: norms, biases, scalars."""
+    def vector_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of what is never quantised: norms, biases, scalars, kernels."""
         raise NotImplementedError
 
     def alternatives(self) -> dict[str, tuple[Any, ...]]:
@@ -216,6 +222,7 @@ class CanonicalConfig:
         self._check_within(where, "rms_norm_eps", 1e-12, 1.0)
         self._check_within(where, "rope_theta", 2.0, LARGEST)
         self._check_within(where, "embedding_scale", *_SCALES)
+        self._check_within(where, "output_multiplier", *_SCALES)
         for name in ("attention_scale", "softcap"):
             if getattr(self, name) != 0:
                 self._check_within(where, name, *_SCALES)
@@ -283,6 +290,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "tuple[int, ...]": (list,),
     "tuple[bool, ...]": (list,),
+    "dict[str, Any]": (dict,),
     "dict[str, Any] | None": (dict, type(None)),
     "Quantization | None": (dict, type(None)),
 }

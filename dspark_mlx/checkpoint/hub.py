@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from huggingface_hub import (
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import InputError
+from ..system.files import read_json
 from ..system.staging import restored
 from ..system.strict_json import check_text
 from ..system.system_errors import from_system
+from .safetensors import INDEX
 
 _HUB_ID = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<file>[\w./-]+\.(?i:gguf)))?(@(?P<revision>[\w./-]+))?",
@@ -83,6 +85,32 @@ def resolve(name: str | Path, *, dataset: bool = False) -> Path:
             ignore_patterns=None if dataset else _COPIES,
         )
     return Path(folder)
+
+
+def resolve_some(name: str | Path, wanted: Callable[[str], bool]) -> list[Path]:
+    """The safetensors files that may hold tensors of wanted names; of the Hub's, no others.
+
+    Args:
+        name: see `resolve`.
+        wanted: whether a tensor of that name is wanted.
+
+    Raises:
+        InputError: `name` is neither a folder nor an id, or the Hub does not give it.
+    """
+    match = _find(name)
+    if isinstance(match, Path):
+        if not match.is_dir():
+            raise InputError(match, "a file", "a checkpoint folder, or a Hub id like owner/name")
+        return sorted(match.glob("*.safetensors"))
+    with _downloading(name):
+        try:
+            index = read_json(_file(match, INDEX)).get("weight_map", {})
+        except errors.EntryNotFoundError as error:
+            if isinstance(error, errors.LocalEntryNotFoundError):
+                raise
+            return [_file(match, "model.safetensors")]
+        files = sorted({str(file) for tensor, file in index.items() if wanted(tensor)})
+        return [_file(match, file) for file in files]
 
 
 def find_config(name: str | Path) -> Path | None:

@@ -43,14 +43,14 @@ def stored_shapes(config: CanonicalConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = dict(config.vector_shapes())
     if config.draft_vocab_size:
         shapes[DRAFT_IDS] = (config.draft_vocab_size,)
-    for name, (rows, columns) in config.matrix_shapes().items():
+    for name, (*rows, columns) in config.matrix_shapes().items():
         quantized = config.quantization.of(name) if config.quantization else None
         if quantized is None:
-            shapes[f"{name}.weight"] = (rows, columns)
+            shapes[f"{name}.weight"] = (*rows, columns)
             continue
         bits, group_size = quantized
-        shapes[f"{name}.weight"] = (rows, columns * bits // 32)
-        shapes[f"{name}.scales"] = shapes[f"{name}.biases"] = (rows, columns // group_size)
+        shapes[f"{name}.weight"] = (*rows, columns * bits // 32)
+        shapes[f"{name}.scales"] = shapes[f"{name}.biases"] = (*rows, columns // group_size)
     return shapes
 
 

@@ -99,7 +99,7 @@ def group_sizes(where: Path | str, rows: Mapping[str, int], asked: int) -> dict[
 
 
 def choose_quantization(
-    matrices: Mapping[str, tuple[int, int]],
+    matrices: Mapping[str, tuple[int, ...]],
     bits: int,
     group_size: int,
     by_part: Mapping[str, int | None] | None = None,
@@ -128,7 +128,7 @@ def choose_quantization(
         own = by_part[max(fitting, key=len)] if fitting else bits
         if own is not None:
             chosen[name] = own
-    groups = group_sizes(where, {name: matrices[name][1] for name in chosen}, group_size)
+    groups = group_sizes(where, {name: matrices[name][-1] for name in chosen}, group_size)
     exceptions: dict[str, dict[str, int] | None] = {}
     for name in matrices:
         if name not in groups:

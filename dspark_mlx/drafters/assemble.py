@@ -53,10 +53,10 @@ def assemble(
     if config.owns_head:
         logits = output = own[-1]
     ids = tensors[DRAFT_IDS] if config.draft_vocab_size else None
-    if config.softcap:
-        logits, output = _capped(logits, config.softcap), None
+    if config.softcap or config.output_multiplier != 1:
+        logits, output = _scaled(logits, config), None
     mx.eval(arrays_of(own))
-    # A vocabulary that the checkpoint has reduced, or logits with a soft cap, are not cut further.
+    # A reduced vocabulary of the checkpoint, or logits scaled or capped, are not cut further.
     size = choose_size(draft_vocabulary, config.vocab_size, len(ranking)) if ids is None else None
     cut = (
         CommonTokens.of(output, size, ranking) if output is not None and size is not None else None
@@ -65,8 +65,10 @@ def assemble(
     return METHODS[config.METHOD].load(config, stored, embed, readout, calibrations)
 
 
-def _capped(logits: Callable[[mx.array], mx.array], cap: float) -> Callable[[mx.array], mx.array]:
-    return lambda hidden: capped(logits(hidden), cap)
+def _scaled(
+    logits: Callable[[mx.array], mx.array], config: CanonicalConfig
+) -> Callable[[mx.array], mx.array]:
+    return lambda hidden: capped(logits(hidden) * config.output_multiplier, config.softcap)
 
 
 def capped(logits: mx.array, cap: float) -> mx.array:

@@ -14,6 +14,7 @@ from mlx_lm.models.activations import swiglu
 from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.linear import Matrix
 from .context_cache import BatchContextCache, ContextCache
+from .convolution import Convolution, convolved
 from .rotary import make_rope
 
 
@@ -32,6 +33,7 @@ class Layer:
         attention_out_norm: weight of the norm after the attention; None without sandwich norms.
         mlp_out_norm: weight of the norm after the MLP; None without sandwich norms.
         scalar: factor of the layer's output, `[1]`; None for 1.
+        attention_convolution, mlp_convolution: convolutions around the sublayers; None without.
     """
 
     input_norm: mx.array
@@ -44,6 +46,8 @@ class Layer:
     attention_out_norm: mx.array | None = None
     mlp_out_norm: mx.array | None = None
     scalar: mx.array | None = None
+    attention_convolution: Convolution | None = None
+    mlp_convolution: Convolution | None = None
 
 
 class LayerParts:
@@ -161,9 +165,10 @@ class LayerParts:
         config, eps = self._config, self._config.rms_norm_eps
         x = x + _normed(attended, layer.attention_out_norm, eps)
         normed = mx.fast.rms_norm(x, layer.mlp_norm, eps)
+        normed, outward = convolved(layer.mlp_convolution, normed)
         gate, up = mx.split(layer.gate_up(normed), 2, axis=-1)
         inner = swiglu(gate, up) if config.activation == "silu" else nn.gelu_approx(gate) * up
-        x = x + _normed(layer.down(inner), layer.mlp_out_norm, eps)
+        x = x + _normed(outward(layer.down(inner)), layer.mlp_out_norm, eps)
         return x if layer.scalar is None else x * layer.scalar
 
 

@@ -12,12 +12,18 @@ from typing import Any
 from ..checkpoint.base_config import CanonicalConfig, method_of
 from ..errors import InputError
 from .base import DraftingMethod
+from .dflash2.drafter import DFlash2Drafter
 from .dspark.drafter import DSparkDrafter
 from .eagle3 import Eagle3Drafter
+from .mtp.drafter import MTPDrafter
 
-METHODS: dict[str, type[DraftingMethod]] = {
-    method.CONFIG.METHOD: method for method in (DSparkDrafter, Eagle3Drafter)
-}
+_KINDS: tuple[type[DraftingMethod], ...] = (
+    DSparkDrafter,
+    DFlash2Drafter,
+    Eagle3Drafter,
+    MTPDrafter,
+)
+METHODS: dict[str, type[DraftingMethod]] = {kind.CONFIG.METHOD: kind for kind in _KINDS}
 
 
 def read_config(data: dict[str, Any], where: Path | str) -> CanonicalConfig:

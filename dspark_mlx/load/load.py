@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import mlx.core as mx
+
 from ..caches import CacheSettings
 from ..caches.settings import CACHE_SETTINGS
 from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.hub import find_config
+from ..checkpoint.layout import Tensors
 from ..checkpoint.precision import choose_precision
 from ..decoder import Decoder
 from ..drafters.base import Drafter
@@ -36,6 +39,9 @@ from .drafter import attached, built, chosen_drafter
 from .kept_prompts import keeping_prompts
 from .scheduled import copying, scheduled
 from .target import held_as_given, open_checked, tapped
+
+BuildAs = Callable[[CanonicalConfig, Callable[[Tensors], dict[str, mx.array]]], Drafter]
+"""Builds a drafter with another configuration, of the stored tensors after a change to them."""
 
 
 @with_settings("Caches", CACHE_SETTINGS.values())
@@ -161,7 +167,7 @@ def load_unpaired(
     drafter: str | Path,
     taps: Callable[[CanonicalConfig, int], Sequence[int]],
     precision: str = "auto",
-) -> tuple[Decoder, CanonicalConfig, Callable[[CanonicalConfig], Drafter]]:
+) -> tuple[Decoder, CanonicalConfig, BuildAs]:
     """Load a target that decodes plainly, and a drafter to build with several configurations.
 
     Args:
@@ -170,8 +176,8 @@ def load_unpaired(
             layers to tap.
 
     Returns:
-        The decoder; the drafter's configuration; and a function that builds a drafter of the stored
-        tensors with a given configuration.
+        The decoder; the drafter's configuration; and a function that builds a drafter with another
+        configuration, of the stored tensors after a change to them.
 
     Raises:
         InputError: see `load`.
@@ -187,7 +193,8 @@ def load_unpaired(
     with refusing(opened.folder):
         check_rollback(target, opened.folder)
 
-    def build(changed: CanonicalConfig) -> Drafter:
-        return built(replace(stored, config=changed), target, precision, "full")
+    def build(config: CanonicalConfig, change: Callable[[Tensors], dict[str, mx.array]]) -> Drafter:
+        other = replace(stored, config=config, tensors=change(stored.tensors))
+        return built(other, target, precision, "full")
 
     return opened.decoder(target), stored.config, build

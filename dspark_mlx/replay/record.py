@@ -171,6 +171,68 @@ def judged_drafts(
         yield draft, int(np.cumprod(equal).sum())
 
 
+class Forced:
+    """The `Pick` that follows a text, and sees how likely the drafter finds each of its tokens.
+
+    Args:
+        tokens: the text after the anchor, one token a slot.
+
+    Attributes:
+        logprobs: log-probability of each slot's token, float32 `[1]` each; -inf for a token that
+            the drafter cannot propose. Slots after such a one follow the likeliest token instead.
+        hits: whether it is the likeliest token, bool `[1]` each.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.logprobs: list[mx.array] = []
+        self.hits: list[mx.array] = []
+        self._tokens = mx.array(list(tokens), dtype=mx.int32)
+
+    def __call__(
+        self, logits: mx.array, ids: mx.array | None, drawn: Sequence[mx.array]
+    ) -> tuple[mx.array, None]:
+        """See `sampling.Pick`."""
+        token = self._tokens[len(drawn)]
+        best = mx.argmax(logits, axis=-1).astype(mx.int32)
+        found = mx.array(True) if ids is None else (ids == token).any()
+        column = token[None] if ids is None else mx.argmax(ids == token, keepdims=True)
+        column = mx.where(found, column, best).astype(mx.int32)
+        logits = logits.astype(mx.float32)
+        total = mx.logsumexp(logits, axis=-1)
+        logprob = mx.take_along_axis(logits, column[:, None], axis=-1).squeeze(-1) - total
+        self.logprobs.append(mx.where(found, logprob, -mx.inf))
+        self.hits.append((best == column) & found & mx.isfinite(total))
+        return column, None
+
+
+def forced_drafts(
+    drafter: Drafter, prompt: Sequence[int], text: Sequence[int], taps: Sequence[mx.array]
+) -> tuple[np.ndarray, np.ndarray]:
+    """How likely the drafter finds a text, from each position that its block fits after.
+
+    Arguments are those of `judged_drafts`. Each slot is drafted after the text's own tokens, so
+    that every slot of every position counts, and not those alone whose slots before were right.
+
+    Returns:
+        Log-probabilities float32 `[positions, gamma]`, and whether each token is the likeliest one,
+        bool of the same shape.
+    """
+    gamma = drafter.config.gamma
+    logprobs, hits = [], []
+
+    def following(i: int) -> Forced:
+        return Forced(text[i + 1 : i + 1 + gamma])
+
+    for _, pick in _drafts(drafter, prompt, text, taps, following):
+        row, right = mx.concatenate(pick.logprobs), mx.concatenate(pick.hits)
+        mx.async_eval(row, right)
+        logprobs.append(row)
+        hits.append(right)
+    if not logprobs:
+        return np.zeros((0, gamma), np.float32), np.zeros((0, gamma), bool)
+    return np.array(mx.stack(logprobs)), np.array(mx.stack(hits))
+
+
 def _drafts(
     drafter: Drafter,
     prompt: Sequence[int],

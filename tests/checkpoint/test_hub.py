@@ -10,11 +10,13 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.hub_server import COMMIT, HubServer
+from helpers.packaged_mtp import HEADS
 from helpers.pairs import checkpoint
 from huggingface_hub import errors
 
@@ -137,6 +139,36 @@ def test_downloads(tmp_path, published):
         assert error.endswith("Check the network, or download it elsewhere and pass the folder.")
     assert "100%" in downloads.errors()  # a progress bar
     assert convert_drafter(folder, tmp_path / "out", progress=False).head == "vanilla"
+
+
+CONVERT = RESOLVE.replace(
+    "str(resolve(line.strip()))", "convert_mtp(line.strip(), Path('out')).family"
+).replace(
+    "import json, sys",
+    "import json, sys\nfrom pathlib import Path\nfrom dspark_mlx.convert.mtp import convert_mtp",
+)
+
+
+@pytest.mark.slow
+def test_of_a_target_the_heads_shards_alone_are_downloaded(tmp_path, monkeypatch):
+    """All of a large target fetched for one layer of it."""
+    packaged = HEADS["deepseek_v3"]()
+    rest = {n: t for n, t in packaged.tensors.items() if n.startswith("model.layers.0.")}
+    head = {n: t for n, t in packaged.tensors.items() if n not in rest}
+    shards = {"model-00001-of-00002.safetensors": rest, "model-00002-of-00002.safetensors": head}
+    files: dict[str, bytes] = {}
+    index: dict[str, str] = {}
+    for file, tensors in shards.items():
+        replace(packaged, tensors=tensors).write(tmp_path / file)
+        files[file] = (tmp_path / file / "model.safetensors").read_bytes()
+        files["config.json"] = (tmp_path / file / "config.json").read_bytes()
+        index |= dict.fromkeys(tensors, file)
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": index}).encode()
+    hub = HubServer(REPO, files)
+    monkeypatch.chdir(tmp_path)
+    assert Downloads(hub.url, tmp_path / "home", CONVERT)(REPO) == {"path": "deepseek_v3"}
+    assert {path for path, _ in hub.asked} == files.keys() - {"model-00001-of-00002.safetensors"}
+    hub.stop()
 
 
 LOAD = RESOLVE.replace("str(resolve(line.strip()))", "str(dspark_mlx.load(*eval(line)))").replace(

@@ -105,6 +105,14 @@ def traps() -> list:
         ("dflash", {"final_logit_softcapping": None}, "softcap and embedding scale"),
         ("specforge", {"rope_parameters": {"rope_theta": 10000.0}}, "YaRN"),
         ("deepspec_gemma4", {"final_logit_softcapping": 30.0}, "softcap"),
+        ("speculators_dflash2", {"aux_hidden_state_layer_ids": [0, 2, 4]}, "DFlash 2 tap shift"),
+        ("speculators_dflash2", {"sliding_window_non_causal": False}, "DFlash 2 non-causal"),
+        ("speculators_dflash2", {"sample_from_anchor": True}, "DFlash 2 anchor's row"),
+        ("speculators_dflash2", {"selector_top_k": 1}, "candidates"),
+        ("dflash2_bare", {"is_causal": False}, "DFlash 2 causality by layer type"),
+        ("dflash2_bare", {"sliding_window": 5}, "DFlash 2 window"),
+        ("dflash2_bare", {"output_multiplier": 0.9}, "multiplier and embedding scale"),
+        ("dflash2_bare", {"input_embedding_scale": 0.5}, "embedding scale"),
     ]
 
 
@@ -164,7 +172,6 @@ def test_shipped_temperatures_are_kept(tmp_path, name):
 REFUSED = {
     "DeepSeek-V4 embedded heads": {"dspark_block_size": 5, "model_type": "deepseek_v4"},
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
-    "DFlash 2": {"architectures": ["DFlash2DraftModel"]},
     "speculators eagle3": {"speculators_model_type": "eagle3"},
     "Nemotron": {"dspark_bonus_anchor": True},
     "Laguna": {"architectures": ["DFlashLagunaForCausalLM"]},
@@ -200,6 +207,26 @@ BROKEN = [
         edit_tensors(confidence_head__proj__weight=lambda t: t[:, :-1]),
         "confidence_head.proj.weight",
     ),
+    (
+        "dflash2",
+        edit_tensors(candidate_selector__predecessor_codebook=None),
+        "predecessor_codebook: found no codebook",
+    ),
+    (
+        "dflash2",
+        edit_tensors(candidate_selector__successor_codebook=None),
+        "no tensor candidate_selector.successor_codebook.weight",
+    ),
+    ("dflash2", edit_tensors(layers__0__attention_conv__base_kernel=None), "layers.0.attention_c"),
+    ("dflash2", edit_tensors(layers__2__mlp_conv__base_kernel=None), "no tensor layers.2.mlp_conv"),
+    ("speculators_dflash2", edit_config(conv_kernel_size=3), "conv_kernel_size 3; expected 2"),
+    ("speculators_dflash2", edit_config(conv_group_size=8), "conv_group_size 8; expected 16"),
+    ("speculators_dflash2", edit_config(selector_rank=8), "selector_rank 8; expected 4"),
+    ("speculators_dflash2", edit_config(selector_top_k=0), "selector_top_k 0"),
+    ("speculators_dflash2", edit_config(selector_top_k=65), "selector_top_k 65"),
+    ("speculators_dflash2", edit_config(draft_vocab_size=40), "no lm_head.weight"),
+    ("dflash2_bare", edit_config(use_gemma_norm=True), "use_gemma_norm True"),
+    ("dflash2_bare", edit_config(output_multiplier="much"), "output_multiplier 'much'"),
     ("ornith", edit_config(rope_parameters={"rope_theta": 1e4}, partial_rotary_factor=None), "no"),
 ]
 

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from dspark_mlx.checkpoint.layout import stored_shapes
+from dspark_mlx.drafters.dflash2.config import DFlash2Config
 from dspark_mlx.drafters.dspark.config import DSparkConfig
 from dspark_mlx.drafters.eagle3 import Eagle3Config
 
@@ -62,6 +63,20 @@ def test_published_totals(name):
     shapes = stored_shapes(config)
     assert sum(math.prod(shape) for shape in shapes.values()) == values
     assert tensors in (None, len(shapes))
+
+
+def test_dflash2_total():
+    """A kernel or a codebook of another size; published as 3.85 GB of bfloat16 in 81 tensors."""
+    sizes = shaped(5120, 17408, 32, 8, 128, 248320, 5, **SHARED).to_dict()
+    own = ("head", "head_rank", "confidence", "format", "format_version", "method")
+    kept = {name: value for name, value in sizes.items() if name not in own}
+    selector = {"selector_rank": 256, "selector_top_k": 16}
+    block = {"block_size": 8, "logits_start": 1, "conv_kernel_size": 2, "conv_group_size": 16}
+    config = DFlash2Config(**(kept | block | selector))
+    shapes = stored_shapes(config)
+    values = sum(math.prod(shape) for shape in shapes.values())
+    assert (len(shapes), values) == (81, 1_924_404_480)
+    assert round(2 * values / 1e9, 2) == 3.85
 
 
 def eagle3(hidden, inner, heads, kv_heads, head_dim, vocab, **others) -> Eagle3Config:

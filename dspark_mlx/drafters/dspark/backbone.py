@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
 
-from ...checkpoint.linear import Matrix, arrays_of
+from ...checkpoint.linear import Matrix, alike, arrays_of
 from ..context_cache import BatchContextCache, ContextCache
+from ..convolution import convolved
 from ..layers import Layer, LayerParts
 from ..rotary import block_mask, block_masks
-from .config import DSparkConfig
+from ..tensors import DrafterTensors
+from .config import BlockConfig
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,21 @@ class Weights:
     qkv: Matrix
     layers: tuple[Layer, ...]
     norm: mx.array
+
+    @classmethod
+    def load(cls, config: BlockConfig, tensors: DrafterTensors) -> Self:
+        """The weights of a canonical folder; not evaluated."""
+        names = [f"layers.{i}" for i in range(config.num_layers)]
+        qkv = [tensors.qkv(name) for name in names]
+        if not alike(qkv):
+            qkv = [part.dequantized(tensors.dtype) for part in qkv]
+        return cls(
+            fc=tensors.matrix("fc"),
+            context_norm=tensors.vector("hidden_norm.weight"),
+            qkv=Matrix.stack(qkv),
+            layers=tuple(tensors.layer(name) for name in names),
+            norm=tensors.vector("norm.weight"),
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,7 @@ class Backbone:
         dtype: type of the arithmetic.
     """
 
-    def __init__(self, config: DSparkConfig, weights: Weights, dtype: mx.Dtype) -> None:
+    def __init__(self, config: BlockConfig, weights: Weights, dtype: mx.Dtype) -> None:
         self._config = config
         self._weights = weights
         self._dtype = dtype
@@ -139,6 +157,7 @@ class Backbone:
         masks = {kind: block_mask(kind, start, rows, held[kind]) for kind in held}
         for i, layer in enumerate(self._weights.layers):
             normed = mx.fast.rms_norm(x, layer.input_norm, eps)
+            normed, outward = convolved(layer.attention_convolution, normed)
             queries, kv = mx.split(self._qkv[i](normed), [config.query_size], axis=-1)
             if added is not None:
                 kv = mx.concatenate([added[i], kv])
@@ -146,7 +165,7 @@ class Backbone:
             # The arrays keep the block's rows for this forward; the next write replaces them.
             caches[i].trim(rows)
             attended = parts.attend(layer, queries, keys, values, start, masks[self._kinds[i]])
-            x = parts.finish(layer, x, attended)
+            x = parts.finish(layer, x, outward(attended))
         return mx.fast.rms_norm(x, self._weights.norm, eps)
 
     def blocks(
@@ -181,6 +200,7 @@ class Backbone:
         x = parts.embedded(x.reshape(requests * rows, -1), self._dtype)
         for i, layer in enumerate(self._weights.layers):
             normed = mx.fast.rms_norm(x, layer.input_norm, eps)
+            normed, outward = convolved(layer.attention_convolution, normed)
             queries, kv = mx.split(self._qkv[i](normed), [config.query_size], axis=-1)
             if added is not None:
                 kv = mx.concatenate([added[i], kv])
@@ -188,7 +208,7 @@ class Backbone:
             caches[i].drop(unkept)
             queries = queries.reshape(requests, rows, -1)
             attended = parts.attend(layer, queries, keys, values, starts, masks[self._kinds[i]])
-            x = parts.finish(layer, x, attended)
+            x = parts.finish(layer, x, outward(attended))
         return mx.fast.rms_norm(x, self._weights.norm, eps).reshape(requests, rows, -1)
 
 

@@ -1,10 +1,10 @@
-"""The canonical configuration of the DSpark family, DFlash included, and its tensors' shapes."""
+"""The canonical configurations of drafters of whole blocks: what they share, and DSpark's own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from ...checkpoint.base_config import MAX_BLOCK, CanonicalConfig
 from ...checkpoint.layer_shapes import layer_matrices, layer_vectors, shared_matrices
@@ -32,8 +32,8 @@ class Attention:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DSparkConfig(CanonicalConfig):
-    """A drafter of the DSpark family (paper section 3.1; DeepSpec's Qwen3 draft model).
+class BlockConfig(CanonicalConfig):
+    """A drafter whose backbone reads a whole block at once (paper section 3.1.1).
 
     Attributes:
         num_layers: layers of the backbone.
@@ -41,9 +41,6 @@ class DSparkConfig(CanonicalConfig):
         logits_start: the first row that gives logits. 0 is anchor-first (row k predicts position
             p+k+1, gamma = block_size); 1 is bonus-anchor (gamma = block_size - 1).
         mask_token_id: id that fills the rows after the anchor.
-        head: sequential head, a name of `heads.HEADS` or "none".
-        head_rank: rank of the sequential head's embedding; 0 without a head.
-        confidence: what the confidence head reads, one of `heads.confidence.INPUTS`.
         windows: for each layer, how many committed rows before the anchor it attends to, 0 for all
             of them; () when no layer has a window.
         window_by_row: True when a window is measured from each row's position, False when it is
@@ -52,24 +49,10 @@ class DSparkConfig(CanonicalConfig):
             no layer is causal.
     """
 
-    METHOD: ClassVar[str] = "dspark"
-    EXAMPLE: ClassVar[dict[str, Any]] = {
-        "num_layers": 1,
-        "block_size": 4,
-        "logits_start": 0,
-        "mask_token_id": 0,
-        "head": "vanilla",
-        "head_rank": 8,
-        "confidence": "hidden+markov",
-    }
-
     num_layers: int
     block_size: int
     logits_start: int
     mask_token_id: int
-    head: str
-    head_rank: int
-    confidence: str
     windows: tuple[int, ...] = ()
     window_by_row: bool = False
     causal: tuple[bool, ...] = ()
@@ -80,20 +63,9 @@ class DSparkConfig(CanonicalConfig):
         return self.block_size - self.logits_start
 
     @property
-    def has_confidence(self) -> bool:
-        """True for a drafter with a confidence head."""
-        return self.confidence != "none"
-
-    @property
     def depth(self) -> int:
         """See `CanonicalConfig.depth`."""
         return self.num_layers
-
-    @property
-    def summary(self) -> str:
-        """A description of the drafter in a few words."""
-        head = f"{self.head} head" if self.head != NO_HEAD else "no sequential head"
-        return f"{self.num_layers} layers, block of {self.block_size}, {head}"
 
     def attention_of(self, layer: int) -> Attention:
         """What the block's rows attend to in a layer."""
@@ -101,32 +73,25 @@ class DSparkConfig(CanonicalConfig):
         causal = self.causal[layer] if self.causal else False
         return Attention(window, causal, self.window_by_row)
 
-    def with_window(self, window: int) -> DSparkConfig:
+    def with_window(self, window: int) -> Self:
         """See `CanonicalConfig.with_window`; a shorter window of a layer stays."""
         windows = self.windows or (0,) * self.num_layers
         return replace(self, windows=tuple(min(w or window, window) for w in windows))
-
-    @property
-    def head_sizes(self) -> HeadSizes:
-        """The sizes that determine the shapes of the heads' tensors."""
-        return HeadSizes(self.head_rank, self.hidden_size, self.vocab_size, self.output_size)
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
         """See `CanonicalConfig.matrix_shapes`."""
         shapes = shared_matrices(self)
         for i in range(self.num_layers):
             shapes |= layer_matrices(self, f"layers.{i}", self.hidden_size)
-        shapes |= head_matrices(self.head, self.head_sizes)
-        return shapes | confidence_matrices(self.confidence, self.head_sizes)
+        return shapes
 
-    def vector_shapes(self) -> dict[str, tuple[int]]:
+    def vector_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `CanonicalConfig.vector_shapes`."""
         hidden = (self.hidden_size,)
-        shapes: dict[str, tuple[int]] = {"hidden_norm.weight": hidden, "norm.weight": hidden}
+        shapes: dict[str, tuple[int, ...]] = {"hidden_norm.weight": hidden, "norm.weight": hidden}
         for i in range(self.num_layers):
             shapes |= layer_vectors(self, f"layers.{i}")
-        shapes |= head_vectors(self.head, self.head_sizes)
-        return shapes | confidence_vectors(self.confidence)
+        return shapes
 
     def alternatives(self) -> dict[str, tuple[Any, ...]]:
         """See `CanonicalConfig.alternatives`."""
@@ -143,6 +108,70 @@ class DSparkConfig(CanonicalConfig):
         if not 0 <= self.mask_token_id < self.vocab_size:
             found = f"mask_token_id {self.mask_token_id}"
             raise InputError(where, found, f"an id of the vocabulary, below {self.vocab_size}")
+        for name in ("windows", "causal"):
+            by_layer = getattr(self, name)
+            if len(by_layer) not in (0, self.num_layers):
+                expected = f"an empty list, or {self.num_layers} entries, one per layer"
+                raise InputError(where, f"{name} {list(by_layer)}", expected)
+        if any(window < 0 for window in self.windows):
+            raise InputError(where, f"windows {list(self.windows)}", "0 or more rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSparkConfig(BlockConfig):
+    """A drafter of the DSpark family, DFlash included (paper section 3.1; DeepSpec's Qwen3 draft).
+
+    Attributes:
+        head: sequential head, a name of `heads.HEADS` or "none".
+        head_rank: rank of the sequential head's embedding; 0 without a head.
+        confidence: what the confidence head reads, one of `heads.confidence.INPUTS`.
+    """
+
+    METHOD: ClassVar[str] = "dspark"
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "num_layers": 1,
+        "block_size": 4,
+        "logits_start": 0,
+        "mask_token_id": 0,
+        "head": "vanilla",
+        "head_rank": 8,
+        "confidence": "hidden+markov",
+    }
+
+    head: str
+    head_rank: int
+    confidence: str
+
+    @property
+    def has_confidence(self) -> bool:
+        """True for a drafter with a confidence head."""
+        return self.confidence != "none"
+
+    @property
+    def summary(self) -> str:
+        """A description of the drafter in a few words."""
+        head = f"{self.head} head" if self.head != NO_HEAD else "no sequential head"
+        return f"{self.num_layers} layers, block of {self.block_size}, {head}"
+
+    @property
+    def head_sizes(self) -> HeadSizes:
+        """The sizes that determine the shapes of the heads' tensors."""
+        return HeadSizes(self.head_rank, self.hidden_size, self.vocab_size, self.output_size)
+
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+        """See `CanonicalConfig.matrix_shapes`."""
+        shapes = super().matrix_shapes() | head_matrices(self.head, self.head_sizes)
+        return shapes | confidence_matrices(self.confidence, self.head_sizes)
+
+    def vector_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `CanonicalConfig.vector_shapes`."""
+        shapes = super().vector_shapes()
+        shapes |= head_vectors(self.head, self.head_sizes)
+        shapes |= confidence_vectors(self.confidence)
+        return shapes
+
+    def _check(self, where: Path | str) -> None:
+        super()._check(where)
         names = head_names()
         if self.head not in names or (self.head == NO_HEAD) != (self.head_rank == 0):
             found = f"head {self.head!r} of rank {self.head_rank}"
@@ -152,10 +181,3 @@ class DSparkConfig(CanonicalConfig):
         if self.confidence == "hidden+markov" and self.head == NO_HEAD:
             found = "confidence 'hidden+markov' without a sequential head"
             raise InputError(where, found, "a sequential head")
-        for name in ("windows", "causal"):
-            by_layer = getattr(self, name)
-            if len(by_layer) not in (0, self.num_layers):
-                expected = f"an empty list, or {self.num_layers} entries, one per layer"
-                raise InputError(where, f"{name} {list(found)}", expected)
-        if any(window < 0 for window in self.windows):
-            raise InputError(where, f"windows {list(self.windows)}", "0 or more rows")

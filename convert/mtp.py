@@ -1,0 +1,267 @@
+"""Makes a drafter of a target's own prediction head, read from the target's original checkpoint.
+
+Only the files that hold the head are read, and of the Hub's downloaded. The family's own conversion
+in mlx-lm joins experts and splits projections; it is applied to a model of the head's layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.utils import MODEL_REMAPPING
+from safetensors import safe_open
+
+from ..checkpoint.base_config import CanonicalConfig
+from ..checkpoint.hub import find_config, hub_name, resolve_some
+from ..checkpoint.number_ranges import check_numbers
+from ..checkpoint.safetensors import load_arrays, read_header
+from ..drafters.mtp.block import REFUSALS, build_model
+from ..drafters.mtp.config import BLOCK, MTPConfig
+from ..errors import InputError
+from ..system.files import check_apart, read_json
+from .drafter import Settings, write_drafter
+from .heads import COPIES, DROPPED, FORMATS, TARGET_NORMS, HeadFormat, head_arguments
+from .mlx_quantized import MlxMatrix, grouped
+from .packagings.source import Source
+from .published import Tensor
+
+STEPS = 3
+"""Tokens a round that heads propose by default."""
+
+_FINAL = "target_norm.weight"
+_EXPERT = re.compile(r"(.*)\.experts\.(\d+)\.(\w+_proj\.weight)")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A target's checkpoint, of which the head is read.
+
+    Attributes:
+        source: its text config; without tensors.
+        family: see `MTPConfig`.
+        form: the family's format.
+        files: the safetensors files that may hold parts of the head.
+    """
+
+    source: Source
+    family: str
+    form: HeadFormat
+    files: list[Path]
+
+    def wants(self, name: str) -> bool:
+        return _wanted(self.form, self.depth)(name)
+
+    @property
+    def depth(self) -> int:
+        return self.source.whole("num_hidden_layers")
+
+
+def convert_mtp(
+    name: str | Path,
+    destination: Path,
+    *,
+    steps: int = STEPS,
+    keep_embeddings: bool = False,
+    settings: Settings | None = None,
+) -> CanonicalConfig:
+    """Write a canonical folder with the prediction head of a target.
+
+    Args:
+        name: the target's original checkpoint, a folder or a Hub id.
+        destination: folder to make; it appears whole or not at all.
+        steps: tokens that the head proposes a round.
+        keep_embeddings: whether to keep the head's copies of the target's embedding and head.
+        settings: see `Settings`; None for its defaults.
+
+    Returns:
+        The canonical configuration that was written.
+
+    Raises:
+        InputError: the checkpoint has no head, or one that is not known; nothing was written.
+    """
+    head = _open(name)
+    if head.source.where.exists():
+        check_apart(head.source.where, destination)
+    tensors = _read(head)
+    centered = head.form.zero_centered and not _is_mlx(head.files)
+    named = _canonical(head, tensors, centered, keep_embeddings)
+    config = _config(head, steps, named, hub_name(name) or head.source.where.name)
+    return write_drafter(config, named, head.source.where, destination, settings or Settings())
+
+
+def _open(name: str | Path) -> _Head:
+    """The checkpoint's config and files.
+
+    Raises:
+        InputError: there is no config, or its family's head is not known.
+    """
+    path = find_config(name)
+    if path is None:
+        raise InputError(name, "no config.json", "a target's original checkpoint")
+    raw = read_json(path)
+    check_numbers(path, raw)
+    kind = str(raw.get("model_type"))
+    family = MODEL_REMAPPING.get(kind, kind).removesuffix("_text")
+    if family not in FORMATS:
+        expected = f"a target of {', '.join(FORMATS)}"
+        raise InputError(path, f"model_type {kind!r}", expected)
+    text = raw.get("text_config") or raw
+    if not isinstance(text, dict):
+        raise InputError(path, f"text_config {text!r:.40}", "an object")
+    source = Source(text, {}, path.parent, f"{family} target's")
+    form = FORMATS[family]
+    for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size"):
+        source.whole(key)
+    layers = source.whole("num_hidden_layers")
+    return _Head(source, family, form, resolve_some(name, _wanted(form, layers)))
+
+
+def _wanted(form: HeadFormat, depth: int) -> Callable[[str], bool]:
+    """Whether a tensor belongs to the head, or is the target's final norm."""
+    prefix = f"{form.layers}{depth}." if form.behind else form.layers
+
+    def wanted(name: str) -> bool:
+        inner = name.removeprefix("language_model.")
+        return inner.startswith(prefix) or inner in form.outer or name in TARGET_NORMS
+
+    return wanted
+
+
+def _read(head: _Head) -> dict[str, mx.array]:
+    """The head's tensors, loaded lazily; what MLX has packed is unpacked.
+
+    Raises:
+        InputError: there are none; or see `read_header`.
+    """
+    found: dict[str, mx.array] = {}
+    for path in head.files:
+        names = [name for name in read_header(path) if head.wants(_module(name))]
+        if names:
+            arrays = load_arrays(path)
+            found |= {name: arrays[name] for name in names}
+    if all(name in TARGET_NORMS for name in found):
+        hint = "Conversions by mlx-lm leave it out: name the original checkpoint."
+        raise InputError(head.source.where, "no tensors of a prediction head", "some", hint)
+    joined = grouped(read_json(head.source.path), found, head.source.where)
+    return {
+        name: tensor.values() if isinstance(tensor, MlxMatrix) else tensor
+        for name, tensor in joined.items()
+    }
+
+
+def _module(name: str) -> str:
+    """A tensor's name, for a part of a packed matrix the matrix' own."""
+    for part in (".scales", ".biases"):
+        if name.endswith(part):
+            return f"{name.removesuffix(part)}.weight"
+    return name
+
+
+def _is_mlx(files: list[Path]) -> bool:
+    """Whether MLX wrote the files: mlx-lm stores norms as factors."""
+    for path in files:
+        with safe_open(str(path), framework="numpy") as file:
+            if (file.metadata() or {}).get("format") == "mlx":
+                return True
+    return False
+
+
+def _canonical(
+    head: _Head, tensors: Mapping[str, mx.array], centered: bool, keep: bool
+) -> dict[str, Tensor]:
+    """The tensors by their canonical names, in the canonical convention.
+
+    Raises:
+        InputError: mlx-lm's conversion refuses them.
+    """
+    form = head.form
+    named: dict[str, mx.array] = {}
+    layers: dict[str, mx.array] = {}
+    for name, tensor in tensors.items():
+        inner = name.removeprefix("language_model.")
+        if name in TARGET_NORMS:
+            named[_FINAL] = tensor
+        elif inner in form.outer:
+            named[form.outer[inner]] = tensor
+        elif not name.endswith(DROPPED):
+            layer, _, rest = inner.removeprefix(form.layers).partition(".")
+            number = int(layer) - head.depth if form.behind else layer
+            layers[f"{number}.{rest}"] = tensor
+    # Norms stay apart: some families' conversions would add 1 to them, and some would not.
+    norms = {name: layers.pop(name) for name in list(layers) if name.endswith("norm.weight")}
+    for name, tensor in [*norms.items(), *_converted(head, layers).items()]:
+        rest = name.partition(".")[2]
+        if rest in form.inner:
+            named[form.inner[rest]] = tensor
+        elif rest in COPIES:
+            if keep:
+                named[COPIES[rest]] = tensor
+        else:
+            named[f"{BLOCK}.{name}"] = tensor
+    if centered:
+        # As mlx-lm does, in the stored type.
+        named |= {name: t + 1 for name, t in named.items() if name.endswith("norm.weight")}
+    return dict(named)
+
+
+def _converted(head: _Head, layers: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """What mlx-lm's conversion of the family makes of the layers' tensors, by layer and name."""
+    prefix = head.form.family_prefix
+    arguments = head_arguments(head.family, head.source.config)
+    weights = {f"{prefix}{name}": tensor for name, tensor in layers.items()}
+    try:
+        made: dict[str, mx.array] = build_model(head.family, arguments).sanitize(weights)
+    except REFUSALS as error:
+        found = f"a head that mlx-lm cannot convert ({type(error).__name__}: {error})"
+        raise InputError(head.source.where, found, f"one of a {head.family} target") from error
+    return _stacked({name.partition(prefix)[2]: tensor for name, tensor in made.items()})
+
+
+def _stacked(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Each projection of all experts as one tensor, where the family's conversion joins none."""
+    experts: dict[str, dict[int, mx.array]] = {}
+    for name in list(tensors):
+        if match := _EXPERT.fullmatch(name):
+            joined = f"{match[1]}.switch_mlp.{match[3]}"
+            experts.setdefault(joined, {})[int(match[2])] = tensors.pop(name)
+    stacks = {name: mx.stack([parts[i] for i in sorted(parts)]) for name, parts in experts.items()}
+    return tensors | stacks
+
+
+def _config(head: _Head, steps: int, named: Mapping[str, Tensor], target: str) -> CanonicalConfig:
+    """The canonical configuration.
+
+    Raises:
+        InputError: the target's config lacks a key, or contradicts itself.
+    """
+    source, text = head.source, head.source.config
+    hidden, heads = source.whole("hidden_size"), source.whole("num_attention_heads")
+    epsilon = next((k for k in ("rms_norm_eps", "layer_norm_epsilon", "norm_eps") if k in text), "")
+    rope = text.get("rope_parameters") or text
+    config = MTPConfig(
+        hidden_size=hidden,
+        intermediate_size=text.get("intermediate_size") or source.whole("moe_intermediate_size"),
+        num_heads=heads,
+        num_kv_heads=source.whole("num_key_value_heads"),
+        head_dim=text.get("head_dim") or hidden // heads,
+        rms_norm_eps=source.number(epsilon or "rms_norm_eps"),
+        vocab_size=source.whole("vocab_size"),
+        target_hidden_size=hidden,
+        target_num_layers=head.depth,
+        taps=(head.depth - 1,),
+        rope_theta=source.number("rope_theta", rope, default=10000.0),
+        owns_embedding="embed_tokens.weight" in named,
+        owns_head="lm_head.weight" in named,
+        target=target,
+        family=head.family,
+        arguments=head_arguments(head.family, text),
+        steps=steps,
+        state="normed",
+        feedback="normed",
+        order=head.form.order,
+    )
+    return MTPConfig.from_dict(config.to_dict(), source.path)

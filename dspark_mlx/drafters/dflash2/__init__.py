@@ -1,0 +1,1 @@
+"""DFlash 2: a parallel backbone with convolutions, and a selector of tokens."""

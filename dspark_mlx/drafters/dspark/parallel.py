@@ -1,0 +1,148 @@
+"""What drafters of whole blocks share: the backbone's forward for one request and for several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import mlx.core as mx
+
+from ...calibration.by_temperature import Calibrations
+from ...calibration.sts import identity
+from ...sampling import Pick
+from ...types import Draft
+from ..base import DrafterContext, Embed
+from ..batch import Wanted
+from ..context_cache import ContextCache, joined
+from ..vocabulary import DraftOutput, Readout
+from .backbone import Backbone
+from .batch import DSparkBatch
+from .config import BlockConfig
+
+
+class ParallelDrafter:
+    """A drafter whose backbone reads a block at once, see `base.Drafter`.
+
+    A method's drafter chooses the block's tokens from the backbone's rows: `choose`, `choose_each`.
+
+    Args:
+        config: the canonical configuration.
+        backbone: the parallel backbone.
+        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
+        output: turns hidden rows into logits.
+        calibrations: calibrations of the confidences; None leaves them uncalibrated.
+    """
+
+    def __init__(
+        self,
+        config: BlockConfig,
+        backbone: Backbone,
+        embed: Embed,
+        output: DraftOutput,
+        calibrations: Calibrations | None = None,
+    ) -> None:
+        self._config = config
+        self._backbone = backbone
+        self._embed = embed
+        self._output = output
+        self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
+        self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
+        mx.eval(self._masks)
+
+    @property
+    def config(self) -> BlockConfig:
+        """See `Drafter.config`."""
+        return self._config
+
+    def choose(
+        self,
+        context: DrafterContext,
+        hidden: mx.array,
+        readout: Readout,
+        anchor: mx.array,
+        pick: Pick,
+    ) -> Draft:
+        """Choose a block's tokens.
+
+        Args:
+            context: the request's.
+            hidden: the backbone's rows that give logits, `[gamma, hidden]`.
+            readout: turns them into logits.
+            anchor: the token before the block, int32 `[1]`.
+            pick: chooses each slot's token.
+        """
+        raise NotImplementedError
+
+    def choose_each(
+        self, hidden: mx.array, readout: Readout, wanted: Sequence[Wanted], temperatures: mx.array
+    ) -> list[Draft]:
+        """The blocks of requests with one readout, see `batch.Choose`; `hidden` as `choose` has it.
+
+        Args:
+            hidden: `[requests, gamma, hidden]`.
+            readout, wanted, temperatures: see `batch.Choose`.
+        """
+        raise NotImplementedError
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See `Drafter.vocabulary_size`."""
+        return self._output.size or self.config.output_size
+
+    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
+        """See `Drafter.new_context`."""
+        layers = range(self.config.num_layers)
+        caches = [ContextCache(self.config.attention_of(i).window) for i in layers]
+        calibration = self.calibrations.at(temperature)
+        temperatures = mx.array(calibration.temperatures)
+        return DrafterContext(caches, temperatures, self._output.vocabulary(prompt))
+
+    def extend(
+        self,
+        context: DrafterContext,
+        taps: Sequence[mx.array],
+        tokens: mx.array,
+        rows: int | None = None,
+    ) -> None:
+        """See `Drafter.extend`."""
+        context.add(taps, tokens, rows)
+
+    def flush(self, context: DrafterContext) -> None:
+        """See `Drafter.flush`."""
+        rows = self._take_pending(context)
+        if rows is not None:
+            self._backbone.extend(context.caches, rows)
+
+    def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
+        """See `Drafter.draft`."""
+        x = self._embed(mx.concatenate([anchor, self._masks]))
+        rows = self._backbone.block(context.caches, x, self._take_pending(context))
+        hidden = rows[self.config.logits_start :]
+        return self.choose(context, hidden, self._output.readout(context.vocabulary), anchor, pick)
+
+    def batch(self, contexts: Sequence[DrafterContext]) -> DSparkBatch:
+        """See `drafters.batch.BatchingDrafter`."""
+        for context in contexts:
+            self.flush(context)
+        caches = joined([context.caches for context in contexts])
+        return DSparkBatch(
+            self._backbone, self._embedded, self._choose, self.flush, self._output, contexts, caches
+        )
+
+    def _choose(
+        self, hidden: mx.array, readout: Readout, wanted: Sequence[Wanted], temperatures: mx.array
+    ) -> list[Draft]:
+        return self.choose_each(
+            hidden[:, self.config.logits_start :], readout, wanted, temperatures
+        )
+
+    def _embedded(self, anchors: mx.array) -> mx.array:
+        """The embeddings of blocks `[anchor, mask, mask, ...]`, `[requests, rows, hidden]`."""
+        masks = mx.broadcast_to(self._masks, (anchors.size, self._masks.size))
+        tokens = mx.concatenate([anchors[:, None], masks], axis=1)
+        return self._embed(tokens.flatten()).reshape(*tokens.shape, -1)
+
+    def _take_pending(self, context: DrafterContext) -> list[mx.array] | None:
+        """K/V rows of the pending features, one array per layer; None when nothing is pending."""
+        # The context is made of features alone; the tokens are for methods such as Eagle3.
+        pending = context.take()
+        return None if pending is None else self._backbone.context_rows(pending[0])

@@ -1,0 +1,1 @@
+"""A target's own multi-token prediction head as its drafter."""
