@@ -16,7 +16,7 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 LEVELS = (
     "version errors",
     "types numbers progress",
-    "system lookup",
+    "system lookup kernels",
     "checkpoint calibration text",
     "sampling",
     "caches",
