@@ -16,7 +16,8 @@ PACKAGE = Path(dspark_mlx.__file__).parent
 LEVELS = (
     "version errors",
     "types numbers progress",
-    "system lookup kernels",
+    "system lookup",
+    "kernels",
     "checkpoint calibration text",
     "sampling",
     "caches",

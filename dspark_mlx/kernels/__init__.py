@@ -7,8 +7,9 @@ model's own weights, that it is right and quicker than MLX's operation.
 from __future__ import annotations
 
 from .base import Kernel, Product
+from .cuda import few_rows
 
-KERNELS: dict[str, Kernel] = {}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in few_rows.KERNELS}
 """Every kernel, by its name."""
 
 __all__ = ["KERNELS", "Kernel", "Product"]

@@ -32,6 +32,14 @@ class Product:
     dtype: mx.Dtype
     mode: str = "affine"
 
+    def __post_init__(self) -> None:
+        about = (self.rows, self.outputs, self.inputs, self.bits, self.group_size, str(self.dtype))
+        # Kernels look their launch up by product in every call.
+        object.__setattr__(self, "_hash", hash((*about, self.mode)))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined,no-any-return]
+
 
 class Kernel(Protocol):
     """An implementation of `Product`."""
@@ -63,10 +71,10 @@ class Kernel(Protocol):
     def __call__(
         self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, product: Product
     ) -> mx.array:
-        """The product, `[rows, outputs]` of x's type.
+        """The product, `[..., outputs]` of x's type.
 
         Args:
-            x: `[rows, inputs]`.
+            x: `[..., inputs]`, whose leading axes have `product.rows` rows in all.
             weight: uint32 `[outputs, inputs * bits / 32]`, as `mx.quantize` packs it.
             scales, biases: `[outputs, inputs / group_size]` of x's type.
             product: what they are; `why_not` gives None for it.
