@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from tqdm import tqdm
 
 from .benchmark.comparison import Row, bench_row, comparison_table, speedups
@@ -23,14 +24,20 @@ from .benchmark.report import (
     reported_target,
     table_line,
 )
+from .benchmark.synthetic import GAMMA, SHAPES
+from .benchmark.synthetic_run import measure, synthetic_table
+from .checkpoint.fingerprint import device_name
 from .decoder import Decoder
 from .engine.request import Request
 from .errors import InputError
+from .load.kernels import apply_kernels
+from .numbers import check_number
 from .pairs import builtin
 from .pairs.registry import find_pair, names_of
 from .replay.report import SHIPPED, replay_report
 from .system.files import check_output, write_json
 from .system.process import program
+from .targets.tap import Target
 from .terminal import blas, command, flags
 from .terminal.sampling_flags import (
     add_sampling_flags,
@@ -55,6 +62,9 @@ def main(argv: list[str] | None) -> int:
             raise InputError("--replay", found, "none: rounds keep their temperature")
         profiles = args.profile or [path.stem for path in sorted(SHIPPED.glob("*.json"))]
         print(replay_report(args.replay, profiles, args.calibration, not args.sampling))
+        return 0
+    if args.synthetic:
+        _synthetic(args)
         return 0
     prompts = read_prompts(args.prompts)
     for flag, value, least in (
@@ -106,6 +116,21 @@ def _parser() -> argparse.ArgumentParser:
         "README's table; it holds the models' names, no path and no user's or host's name",
     )
     add_sampling_flags(parser)
+    synthetic = parser.add_argument_group("synthetic pairs, which need no download")
+    add = synthetic.add_argument
+    add(
+        "--synthetic",
+        choices=tuple(SHAPES),
+        help="measure rounds of a random pair of this shape, whose text is known, beside mlx-lm's "
+        "plain decoding",
+    )
+    add("--bits", type=int, nargs="+", default=[16, 8, 4], choices=(4, 8, 16), help="16: bfloat16")
+    add(
+        "--acceptance",
+        type=float,
+        default=0.8,
+        help="mean chance that a drafted token is right (default: 0.8)",
+    )
     replay = parser.add_argument_group("replay, which needs no model")
     add = replay.add_argument
     add(
@@ -133,6 +158,26 @@ def _parser() -> argparse.ArgumentParser:
         help="show schedulers of greedy rounds no more than sampling lets them see",
     )
     return parser
+
+
+def _synthetic(args: argparse.Namespace) -> None:
+    """Measure a synthetic pair, and print a table and a line of JSON.
+
+    Raises:
+        InputError: --acceptance is no chance, or a text is not the one that is known.
+    """
+    check_number("--acceptance", args.acceptance, lambda a: 0 < a < 1, "between 0 and 1")
+    shape = SHAPES[args.synthetic]
+
+    def prepare(target: Target) -> None:
+        if not args.no_kernels:
+            apply_kernels(target, GAMMA + 1)
+
+    sizes = max(args.max_tokens, 2), max(args.repeats, 1)
+    rows = [measure(shape, bits, args.acceptance, *sizes, prepare) for bits in args.bits]
+    print(f"{args.synthetic} on {device_name()}, MLX {mx.__version__}")  # type: ignore[attr-defined]
+    print(synthetic_table(rows))
+    print(json.dumps([asdict(row) | {"speedup": row.speedup} for row in rows]))
 
 
 def _summary(rows: Sequence[Row], overhead: float, args: argparse.Namespace) -> dict[str, Any]:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from . import plots
 from .errors import InputError
+from .kernels.guard import Decision
+from .kernels.report import race_report, race_table
 from .plots import speed as speed_plot
+from .profiling.roofline import Rates, measured_rates, roofline_table
 from .profiling.store import Obtained, Pair, forget, get_profile, import_profile
 from .progress import progress_bar
-from .schedulers.speed_profile import profile_table, read_profile, write_profile
-from .system.files import check_output
+from .schedulers.speed_profile import profile_table, read_profile
+from .system.files import check_output, write_json
 from .system.process import program
 from .terminal import command, flags
 
@@ -24,6 +27,8 @@ _LIMIT = 120.0
 def main(argv: list[str] | None) -> int:
     """Run the command: find or measure a profile, and print it; returns the exit status."""
     args = _parser().parse_args(argv)
+    if args.roofline and args.json:
+        raise InputError("--roofline", "--json too", "a table")
     if args.no_drafter:
         raise InputError("--no-drafter", "nothing to verify", "a drafter")
     if args.plot:
@@ -40,10 +45,18 @@ def main(argv: list[str] | None) -> int:
     )
     if args.plot:
         speed_plot.plot(obtained.profile, args.plot)
+    kernels = pair.engine.target.kernels
     if args.export:
-        write_profile(args.export, obtained.profile)
-    _print(obtained, args.json)
+        report = {"kernels": race_report(kernels)} if kernels else {}
+        write_json(args.export, obtained.profile.to_dict() | report)
+    _print(obtained, kernels, args.json)
+    if args.roofline:
+        print(f"\n{roofline_table(pair.engine, obtained.profile, _rates(pair))}")
     return 0
+
+
+def _rates(pair: Pair) -> Rates:
+    return measured_rates(pair.engine.target.dtype)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +73,18 @@ def _parser() -> argparse.ArgumentParser:
         help="store an exported profile as this pair's; every later use checks it",
     )
     add = parser.add_argument
-    add("--export", type=Path, metavar="FILE.json", help="write the profile to a file")
+    add(
+        "--export",
+        type=Path,
+        metavar="FILE.json",
+        help="write the profile and the races of kernels to a file, to be shared",
+    )
+    add(
+        "--roofline",
+        action="store_true",
+        help="add what a round must cost by bytes and operations: from rates measured here, and "
+        "predicted for other devices",
+    )
     add("--plot", type=Path, metavar="FILE.png", help="draw it (png, svg or pdf)")
     add("--json", action="store_true", help="print one JSON object instead of a table")
     return parser
@@ -88,7 +112,7 @@ def _print_forgotten(pair: Pair, path: Path | None, as_json: bool) -> None:
         print(f"No profile of {pair.name} is stored.")
 
 
-def _print(obtained: Obtained, as_json: bool) -> None:
+def _print(obtained: Obtained, kernels: Decision | None, as_json: bool) -> None:
     if as_json:
         report = {
             "measured": obtained.measured,
@@ -96,10 +120,13 @@ def _print(obtained: Obtained, as_json: bool) -> None:
             "message": obtained.message,
             "stale_reason": obtained.stale_reason,
             "profile": obtained.profile.to_dict(),
+            "kernels": race_report(kernels) if kernels else None,
         }
         print(json.dumps(report))
         return
     print(profile_table(obtained.profile))
+    if kernels:
+        print(race_table(kernels))
     if obtained.stale_reason:
         print(f"warning: {obtained.stale_reason}", file=sys.stderr)
     print(obtained.message, file=sys.stderr)

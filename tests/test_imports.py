@@ -17,6 +17,7 @@ LEVELS = (
     "version errors",
     "types numbers progress",
     "system lookup",
+    "kernels",
     "checkpoint calibration text",
     "sampling",
     "caches",

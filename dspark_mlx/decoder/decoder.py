@@ -264,12 +264,14 @@ class Decoder(LoadedTarget):
     def close(self, timeout: float = 0.0) -> None:
         """End the thread of `submit`, if there is one, and let go of the files of kept prompts.
 
+        The target's modules are again as they were loaded, without kernels of this package's own;
         `stream` and `rounds` go on working.
 
         Args:
             timeout: seconds that submitted requests get to end; those that have not are cancelled.
         """
         self._service.close(timeout)
+        self._engine.target.drop_kernels()
         if self._engine.kept is not None:
             self._engine.kept.close()
 

@@ -26,6 +26,7 @@ from ..pairs.stored import read_drafter
 from ..reuse.budget import budget
 from ..sampling.setting_table import with_settings
 from ..schedulers import Scheduler
+from ..schedulers.copies import WIDEST
 from ..schedulers.full import FullScheduler
 from ..schedulers.make import check_scheduler
 from ..schedulers.proposer import LOOKUP
@@ -37,6 +38,7 @@ from ..targets.self_check import check_rollback
 from ..targets.tap import check_taps, probe_logits
 from .drafter import attached, built, chosen_drafter
 from .kept_prompts import keeping_prompts
+from .kernels import apply_kernels
 from .scheduled import copying, scheduled
 from .target import held_as_given, open_checked, tapped
 
@@ -60,6 +62,7 @@ def load(
     max_kv_size: int | None = None,
     prompt_cache_bytes: int | None = None,
     prompt_cache_dir: str | Path | None = None,
+    kernels: bool = True,
 ) -> Decoder:
     """Load a target with its drafter.
 
@@ -89,6 +92,9 @@ def load(
             that begins as an earlier one need not read that part again; None for a quarter of the
             memory that is free, 0 to keep nothing.
         prompt_cache_dir: folder in which they outlive the process; None for memory alone.
+        kernels: whether this package's own kernels for products of few rows are used where they
+            have won here, see `kernels.guard`; the first load of a pair on a GPU races them, which
+            takes seconds. `Decoder.close` gives the network back as it was.
 
     Raises:
         InputError: a file, a pair or a setting cannot be used; raised before any generation.
@@ -124,6 +130,9 @@ def load(
     if stored is not None:
         check_pair(stored.config, stored.folder, decoder.engine.target, opened.folder)
         decoder = attached(decoder, stored, draft_vocabulary)
+    if kernels:
+        gamma = stored.config.gamma if stored else 0
+        apply_kernels(decoder.engine.target, gamma + 1 if gamma else WIDEST)
     decoder = copying(decoder) if copies else scheduled(decoder, scheduler)
     return keeping_prompts(
         decoder, budget(None) if max_bytes is None else max_bytes, prompt_cache_dir

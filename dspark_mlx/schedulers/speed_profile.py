@@ -162,6 +162,8 @@ class SpeedProfile:
                 the wrong type, a shape contradicts the others, or a number is not a valid time.
         """
         values = check_format(where, data, FORMAT, FORMAT_VERSION)
+        # What an export adds for its readers: the races of kernels, which hold for that device.
+        values.pop("kernels", None)
         names = {f.name for f in dataclasses.fields(cls) if f.init}
         if missing := sorted(names - set(values)):
             raise InputError(where, f"no {', '.join(missing)}", "every key of the format")

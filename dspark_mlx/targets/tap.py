@@ -17,6 +17,8 @@ import mlx.nn as nn
 from ..caches import DEFAULT_CACHES, CacheSettings, as_single_rows, new_caches
 from ..checkpoint.linear import Matrix
 from ..errors import InputError
+from ..kernels.guard import Decision
+from ..kernels.linears import Applied
 from ..sampling import finite_rows
 from .hidden import entering_hidden, leaving_hidden
 from .mixers import Mixers
@@ -47,6 +49,8 @@ class Target:
         vocab_size: rows of the embedding table.
         rolls_back: whether `self_check.check_rollback` has found that it does.
         batches: what `batch_check.runs_in_batches` has found; None before it is asked.
+        kernels: what the guard of kernels has found, whose winners are in use; None where MLX
+            computes everything.
 
     Raises:
         InputError: a tap is not a layer of this model, its layers are tapped already, or it does
@@ -71,6 +75,8 @@ class Target:
         self._head_module = self._embedding if own_head is None else own_head
         self.rolls_back = False
         self.batches: bool | None = None
+        self.kernels: Decision | None = None
+        self._applied: Applied | None = None
         self._taps = tuple(taps)
         # All targets of one model share this set, the recorded taps and the tapped layers.
         self._every = set(self._taps)
@@ -219,6 +225,20 @@ class Target:
     def dtype(self) -> mx.Dtype:
         """The type of the model's hidden states."""
         return self.embed(mx.array([0])).dtype
+
+    def use_kernels(self, decision: Decision) -> None:
+        """Compute products by the kernels that the guard has chosen, until `drop_kernels`."""
+        with self.turns:
+            self.drop_kernels()
+            self._applied = Applied(self.model, decision.chosen)
+            self.kernels = decision
+
+    def drop_kernels(self) -> None:
+        """Let MLX compute every product again."""
+        with self.turns:
+            if self._applied is not None:
+                self._applied.close()
+            self._applied = self.kernels = None
 
     def close(self) -> None:
         """Remove the taps from the model; requests that still run end with an error."""

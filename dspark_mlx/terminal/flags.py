@@ -75,6 +75,12 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
         help="newest positions that the drafter attends to at most (default: all, or the window "
         "that it was made with); the output is the same",
     )
+    parser.add_argument(
+        "--no-kernels",
+        action="store_true",
+        help="compute every product by MLX's own kernels (default: by this package's where they "
+        "have proven right and quicker on this device)",
+    )
     for name in CACHE_SETTINGS:
         add_setting_flag(parser, name)
 
@@ -183,6 +189,7 @@ def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
         **{name: getattr(args, name) for name in CACHE_SETTINGS},
         prompt_cache_bytes=getattr(args, "prompt_cache_bytes", 0),
         prompt_cache_dir=getattr(args, "prompt_cache_dir", None),
+        kernels=not args.no_kernels,
     )
     if advises:
         advise(decoder)

@@ -1,0 +1,15 @@
+"""Kernels of this package's own for products of few rows, and the guard that proves each first.
+
+`KERNELS` names them. A kernel runs only where `guard` has found, on the user's own device and the
+model's own weights, that it is right and quicker than MLX's operation.
+"""
+
+from __future__ import annotations
+
+from .base import Kernel, Product
+from .cuda import few_rows
+
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in few_rows.KERNELS}
+"""Every kernel, by its name."""
+
+__all__ = ["KERNELS", "Kernel", "Product"]

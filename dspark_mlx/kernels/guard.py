@@ -1,0 +1,263 @@
+"""Decides which kernels stand in for MLX's products in one model on one device.
+
+A kernel has to compile and run in a process of its own, have the right numbers on the model's own
+weights, be quicker by a margin than MLX's product in chains of dependent ones, and take part in a
+whole forward that agrees with MLX's and is quicker too. Whatever fails leaves MLX's product in its
+place, with one reason. What was found is kept, see `store`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..progress import ProgressCallback
+from .base import Backend, Kernel, Product
+from .linears import Applied, Call, Linear, quantized_linears, stock
+from .race import medians, timed_products, why_wrong
+from .store import STOCK, Verdict, VerdictStore, Where
+from .trial import Trial, attempt, try_kernels
+
+Forward: TypeAlias = Callable[[int], mx.array]
+"""Runs the network over so many new rows; gives their logits, which are the same every time."""
+Chosen: TypeAlias = dict[Linear, dict[int, Kernel]]
+"""For each shape the kernels by number of rows."""
+
+ROWS = (2, 4, 8, 16)
+"""Numbers of rows that are raced; those between them follow the next larger one."""
+
+# Parts of the logits' spread by which forwards of other roundings differ.
+_AGREE = {mx.bfloat16: 0.05, mx.float16: 0.02, mx.float32: 1e-3}
+
+
+@dataclass(frozen=True)
+class Race:
+    """What was found for one product.
+
+    Attributes:
+        product: the product.
+        verdict: the winner and why.
+        known: whether it was found in the store.
+    """
+
+    product: Product
+    verdict: Verdict
+    known: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was found for a network.
+
+    Attributes:
+        chosen: the kernels to apply.
+        races: what was found for each product.
+        forwards: what was found for whole forwards, by number of rows.
+    """
+
+    chosen: Chosen
+    races: Sequence[Race]
+    forwards: Mapping[int, Verdict]
+
+
+def backend_here() -> Backend | None:
+    """The backend of MLX's default device that kernels can be compiled for; None without one."""
+    if mx.default_device().type != mx.DeviceType.gpu:
+        return None
+    return "metal" if mx.metal.is_available() else "cuda" if mx.cuda.is_available() else None
+
+
+def raced_rows(most: int) -> list[int]:
+    """The numbers of rows to race for forwards of 2 to `most` rows."""
+    return sorted({rows for rows in ROWS if rows < most} | {min(most, ROWS[-1])})
+
+
+class Guard:
+    """Races kernels for one network.
+
+    Args:
+        network: the network; nothing of it has changed when a method has returned.
+        forward: see `Forward`.
+        kernels: the candidates.
+        where: the device, its system and MLX's version.
+        store: what was found before.
+        trial: finds which trials fail, see `trial.try_kernels`.
+        clock: gives seconds, as `time.perf_counter`.
+        progress: called with the number of products raced and of all to race.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        forward: Forward,
+        kernels: Collection[Kernel],
+        where: Where,
+        store: VerdictStore,
+        trial: Callable[[Sequence[Trial]], Mapping[Trial, str]] = try_kernels,
+        clock: Callable[[], float] = perf_counter,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self._network, self._forward, self._kernels = network, forward, kernels
+        self._where, self._store, self._trial, self._clock = where, store, trial, clock
+        self._progress = progress
+        self._linears = quantized_linears(network)
+        self._modules = {
+            linear.product(rows): modules
+            for linear, modules in self._linears.items()
+            for rows in range(2, ROWS[-1] + 1)
+        }
+
+    def decide(self, most_rows: int) -> Decision:
+        """The kernels for forwards of 2 to `most_rows` rows, found in the store or raced now."""
+        rows = raced_rows(most_rows)
+        products = [linear.product(count) for linear in self._linears for count in rows]
+        verdicts = {p: self._store.get(self._where.key(p, self._able(p))) for p in products}
+        races = [Race(p, verdict, True) for p, verdict in verdicts.items() if verdict]
+        new = [product for product, verdict in verdicts.items() if verdict is None]
+        races += [Race(product, verdict, False) for product, verdict in self._race(new)]
+        return self._overruled(races, rows)
+
+    def _able(self, product: Product) -> list[Kernel]:
+        return [kernel for kernel in self._kernels if kernel.why_not(product) is None]
+
+    def _race(self, products: Sequence[Product]) -> Iterator[tuple[Product, Verdict]]:
+        trials = [(k.name, product) for product in products for k in self._able(product)]
+        failed = self._trial(trials) if trials else {}
+        recorded: dict[int, dict[int, mx.array]] = {}
+        for done, product in enumerate(products):
+            if self._progress:
+                self._progress(done, len(products))
+            able = self._able(product)
+            refused = {k.name: failed[k.name, product] for k in able if (k.name, product) in failed}
+            standing = [kernel for kernel in able if kernel.name not in refused]
+            if not able:
+                reasons = {kernel.name: kernel.why_not(product) or "" for kernel in self._kernels}
+                yield product, Verdict(STOCK, "no kernel for it", {}, reasons)
+                continue
+            if standing and product.rows not in recorded:
+                recorded[product.rows] = self._inputs(product.rows)
+            verdict = self._verdict(product, standing, refused, recorded.get(product.rows, {}))
+            self._store.put(self._where.key(product, able), verdict)
+            yield product, verdict
+
+    def _verdict(
+        self,
+        product: Product,
+        kernels: Sequence[Kernel],
+        refused: dict[str, str],
+        recorded: Mapping[int, mx.array],
+    ) -> Verdict:
+        modules = self._modules[product]
+        shape = (product.rows, product.inputs)
+        xs = [
+            recorded.get(id(module.weight), mx.random.normal(shape).astype(product.dtype))
+            for module in modules
+        ]
+        standing = []
+        for kernel in kernels:
+            reason = attempt(partial(why_wrong, kernel, modules, xs))
+            if reason is None:
+                standing.append(kernel)
+            else:
+                refused[kernel.name] = reason
+        if not standing:
+            return Verdict(STOCK, "no kernel stands", {}, refused)
+        times, wins = timed_products(standing, modules, xs[0], self._clock)
+        best = min(wins, key=times.__getitem__)
+        gain = f"{times[STOCK] / times[best]:.2f}x MLX's speed"
+        if wins[best]:
+            return Verdict(best, gain, times, refused)
+        return Verdict(STOCK, f"{best} reaches {gain}, which is too little", times, refused)
+
+    def _inputs(self, rows: int) -> dict[int, mx.array]:
+        """What each matrix is multiplied by in a forward of so many rows, by its array's id."""
+        found: dict[int, mx.array] = {}
+
+        def record(x: mx.array, weight: mx.array, *about: Any) -> mx.array:
+            found[id(weight)] = x.reshape(rows, x.shape[-1])
+            return stock(x, weight, *about)
+
+        with self._with({linear: {rows: record} for linear in self._linears}):
+            mx.eval(self._forward(rows))
+        mx.eval(list(found.values()))
+        return found
+
+    @contextlib.contextmanager
+    def _with(self, calls: Mapping[Linear, Mapping[int, Call]]) -> Iterator[None]:
+        applied = Applied(self._network, calls)
+        try:
+            yield
+        finally:
+            applied.close()
+
+    def _overruled(self, races: Sequence[Race], rows: Sequence[int]) -> Decision:
+        """The decision after whole forwards: where one loses, all its products stay MLX's."""
+        named = {kernel.name: kernel for kernel in self._kernels}
+        won = {r.product: named[r.verdict.winner] for r in races if r.verdict.winner in named}
+        forwards: dict[int, Verdict] = {}
+        chosen: Chosen = {}
+        before = 1
+        for count in rows:
+            calls = {
+                linear: {count: won[linear.product(count)]}
+                for linear in self._linears
+                if linear.product(count) in won
+            }
+            if calls:
+                forwards[count] = verdict = self._whole(count, calls)
+                if verdict.winner != STOCK:
+                    for linear, by_rows in calls.items():
+                        between = range(before + 1, count + 1)
+                        chosen.setdefault(linear, {}).update(dict.fromkeys(between, by_rows[count]))
+            before = count
+        return Decision(chosen, races, forwards)
+
+    def _whole(self, rows: int, kernels: Mapping[Linear, Mapping[int, Kernel]]) -> Verdict:
+        counts = {linear: len(modules) for linear, modules in self._linears.items()}
+        taking_part = {linear.product(rows): by[rows] for linear, by in kernels.items()}
+        key = self._where.whole_key(rows, counts, taking_part)
+        known = self._store.get(key)
+        if known is None:
+            known = self._whole_race(rows, kernels)
+            self._store.put(key, known)
+        return known
+
+    def _whole_race(self, rows: int, kernels: Mapping[Linear, Mapping[int, Kernel]]) -> Verdict:
+        def compare() -> str | None:
+            own = self._forward(rows)
+            with self._with(kernels):
+                return _disagreement(own, self._forward(rows))
+
+        reason = attempt(compare)
+        if reason is not None:
+            return Verdict(STOCK, reason, {}, {})
+
+        def timed(calls: Mapping[Linear, Mapping[int, Kernel]]) -> float:
+            with self._with(calls):
+                started = self._clock()
+                mx.eval(self._forward(rows))
+                return self._clock() - started
+
+        times, wins = medians({STOCK: lambda: timed({}), "kernels": lambda: timed(kernels)})
+        gain = f"a whole forward reaches {times[STOCK] / times['kernels']:.2f}x MLX's speed"
+        if wins["kernels"]:
+            return Verdict("kernels", gain, times, {})
+        return Verdict(STOCK, f"{gain}, which is too little", times, {})
+
+
+def _disagreement(own: mx.array, got: mx.array) -> str | None:
+    """Why two forwards' logits are not those of one network; None where they are."""
+    a, b = own.astype(mx.float32), got.astype(mx.float32)
+    spread = mx.sqrt(mx.var(a)).item()
+    error = mx.sqrt(mx.mean(mx.square(a - b))).item()
+    limit = _AGREE[own.dtype] * spread
+    if not error <= limit:  # NaN is not
+        return f"a whole forward's logits differ by {error:.3g} where {limit:.3g} is allowed"
+    return None

@@ -1,0 +1,123 @@
+"""Tries kernels in a process of its own, which may crash, hang or be killed by a driver.
+
+As a module it is that process: it reads one JSON object with the trials, evaluates each on random
+numbers, and prints one line for each that ran.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+
+from .base import Product
+
+Trial: TypeAlias = tuple[str, Product]
+"""A kernel's name, and what it should compute."""
+
+REGISTRY = "dspark_mlx.kernels"
+SECONDS = 60.0
+"""Seconds that one process gets for all that it tries; compiling takes one or two each."""
+
+_OUTPUTS = 4096
+_ERRORS = (RuntimeError, ValueError, TypeError, OSError, MemoryError)
+
+
+def try_kernels(
+    trials: Sequence[Trial], registry: str = REGISTRY, seconds: float = SECONDS
+) -> dict[Trial, str]:
+    """Why trials failed; those that are left out have compiled and run.
+
+    After a crash or a time-out a new process goes on behind the trial that caused it.
+
+    Args:
+        trials: what to try.
+        registry: module whose `KERNELS` has the kernels.
+        seconds: time that a process gets.
+    """
+    failed: dict[Trial, str] = {}
+    left = list(trials)
+    while left:
+        lines, end = _run(left, registry, seconds)
+        for trial, line in zip(left, lines, strict=False):
+            if line:
+                failed[trial] = line
+        left = left[len(lines) :]
+        if left:
+            failed[left.pop(0)] = end
+    return failed
+
+
+def _run(trials: Sequence[Trial], registry: str, seconds: float) -> tuple[list[str], str]:
+    """One line for each trial that ended, "" or an error, and how the process ended."""
+    asked = {"registry": registry, "trials": [[name, _plain(product)] for name, product in trials]}
+    # The package has imported this module already, which `-m` would warn of.
+    command = [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", __name__]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            out, err = process.communicate(json.dumps(asked), timeout=seconds)
+            end = _ended(process.returncode, err)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, _ = process.communicate()
+            end = f"did not end in {seconds:.0f} s"
+    lines = [line[1:] for line in out.splitlines() if line.startswith("=")]
+    return lines[: len(trials)], end
+
+
+def _ended(status: int, err: str) -> str:
+    if status < 0:
+        return f"ended its process: {signal.Signals(-status).name}"
+    last = err.strip().splitlines()
+    return f"ended its process with status {status}: {last[-1][:200] if last else 'no message'}"
+
+
+def _plain(product: Product) -> dict[str, Any]:
+    about = {field.name: getattr(product, field.name) for field in fields(product)}
+    return about | {"dtype": str(product.dtype).removeprefix("mlx.core.")}
+
+
+def run_trial(kernel: Any, product: Product) -> str:
+    """What goes wrong when a kernel computes a product of random numbers; "" if nothing does."""
+    # A large matrix of a vocabulary compiles and runs as a smaller one with as uneven an end.
+    outputs = min(product.outputs, _OUTPUTS + product.outputs % _OUTPUTS)
+    product = replace(product, outputs=outputs)
+    matrix = mx.random.normal((outputs, product.inputs)).astype(product.dtype)
+    weights = mx.quantize(matrix, product.group_size, product.bits)
+    x = mx.random.normal((product.rows, product.inputs)).astype(product.dtype)
+
+    def compute() -> str | None:
+        finite = mx.isfinite(kernel(x, *weights, product)).all().item()
+        return None if finite else "gives numbers that are not finite"
+
+    return attempt(compute) or ""
+
+
+def attempt(check: Callable[[], str | None]) -> str | None:
+    """What a check of a kernel finds, or the error that it ends with."""
+    try:
+        return check()
+    except _ERRORS as error:
+        words = " ".join(str(error).split())
+        return f"{type(error).__name__}: {words[:200]}"
+
+
+def main(asked: Mapping[str, Any]) -> None:
+    """Run the trials of `try_kernels`, and print a line for each."""
+    kernels = importlib.import_module(asked["registry"]).KERNELS
+    for name, about in asked["trials"]:
+        product = Product(**about | {"dtype": getattr(mx, about["dtype"])})
+        print("=" + run_trial(kernels[name], product), flush=True)
+
+
+if __name__ == "__main__":
+    main(json.load(sys.stdin))

@@ -1,0 +1,96 @@
+"""Kernels that fail in every way a kernel can, on any backend. A child process imports them too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from dspark_mlx.kernels.base import Backend, Product
+from dspark_mlx.kernels.linears import stock
+
+
+class Clock:
+    """Time that passes by the calls of kernels alone: every reading is 1000 s after the last."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1000
+        return self.now
+
+
+CLOCK = Clock()
+
+
+@dataclass(frozen=True)
+class Fake:
+    """MLX's product, `gain` seconds quicker in a chain and `inside` seconds in a forward."""
+
+    name: str
+    gain: float = 20.0
+    inside: float = 20.0
+    act: Callable[[mx.array, mx.array], None] = lambda x, weight: None
+    bend: Callable[[mx.array, mx.array], mx.array] = lambda y, weight: y
+    exact: bool = False
+    source: str = "text"
+    backend: Backend = "cuda"
+
+    def why_not(self, product: Product) -> str | None:
+        return None if product.bits in (4, 8) else f"{product.bits} bits"
+
+    def __call__(
+        self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, product: Product
+    ) -> mx.array:
+        self.act(x, weight)
+        CLOCK.now -= self.gain if x.ndim == 2 else self.inside
+        return self.bend(stock(x, weight, scales, biases, product), weight)
+
+
+def crash(x: mx.array, weight: mx.array) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leave(x: mx.array, weight: mx.array) -> None:
+    os._exit(3)
+
+
+def hang(x: mx.array, weight: mx.array) -> None:
+    time.sleep(600)
+
+
+def refuse(x: mx.array, weight: mx.array) -> None:
+    raise RuntimeError("Failed to compile kernel:\n  line 3: no such thing")
+
+
+def off_on_one(y: mx.array, weight: mx.array) -> mx.array:
+    """Wrong where a matrix begins with the word that `test_guard` gives one of them."""
+    return mx.where(weight[0, 0] == 0x01234567, y * 1.01, y)
+
+
+def slightly_off(y: mx.array, weight: mx.array) -> mx.array:
+    return y * (1 + 1e-6)
+
+
+KERNELS = {
+    fake.name: fake
+    for fake in (
+        Fake("good"),
+        Fake("crash", act=crash),
+        Fake("leave", act=leave),
+        Fake("hang", act=hang),
+        Fake("refuse", act=refuse),
+        Fake("nan", bend=lambda y, weight: y * float("nan")),
+        Fake("off-on-one", bend=off_on_one),
+        Fake("narrow", bend=lambda y, weight: y[..., :-1]),
+        Fake("inexact", bend=slightly_off, exact=True),
+        Fake("slow", gain=-20),
+        Fake("no-gain", gain=0.1),
+        Fake("alone", inside=-20),
+        Fake("drifts", bend=slightly_off),
+    )
+}
