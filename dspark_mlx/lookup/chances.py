@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 
 # From each length of a match on: the chance that the next token is copied rightly, before anything
 # is known of a request. Long matches come from texts that are repeated, short ones from chance.
@@ -18,10 +19,14 @@ _PRIOR = (
     (22, 0.96),
     (40, 0.98),
 )
-_LENGTHS = [length for length, _ in _PRIOR]
+_LONGEST = _PRIOR[-1][0]
+# By length of a match, up to the longest that is told apart: its place in the table.
+_KINDS = [bisect_right(_PRIOR, length, key=itemgetter(0)) - 1 for length in range(_LONGEST + 1)]
 # Tokens that the prior counts for, and what an older token counts for beside the next newer one.
 _PRIOR_TOKENS = 4.0
 _KEPT = 0.97
+# Survival below this is nothing to verify for, and is not computed.
+_FAINT = 0.01
 
 
 class CopyChances:
@@ -36,16 +41,19 @@ class CopyChances:
         self._judged = [_PRIOR_TOKENS for _ in _PRIOR]
 
     def survival(self, match: int, length: int) -> list[float]:
-        """The chances that a copy's first k tokens all survive, for k from 1 to `length`.
+        """The chances that a copy's first k tokens all survive, for each k that is likely enough.
 
         Args:
             match: length of the match that the copy follows, at least 1.
             length: tokens of the copy.
         """
+        survived, judged = self._survived, self._judged
         product, survival = 1.0, []
         for longer in range(match, match + length):
-            kind = bisect_right(_LENGTHS, longer) - 1
-            product *= self._survived[kind] / self._judged[kind]
+            kind = _KINDS[min(longer, _LONGEST)]
+            product *= survived[kind] / judged[kind]
+            if product < _FAINT:
+                break
             survival.append(product)
         return survival
 
@@ -61,7 +69,7 @@ class CopyChances:
             committed: tokens that the round committed.
         """
         for i, (copied, token) in enumerate(zip(copy, committed, strict=False)):
-            kind = bisect_right(_LENGTHS, match + i) - 1
+            kind = _KINDS[min(match + i, _LONGEST)]
             prior = _PRIOR[kind][1] * _PRIOR_TOKENS
             # What was learned ages; the prior does not.
             survived = _KEPT * (self._survived[kind] - prior)

@@ -35,7 +35,7 @@ class Lookup:
         self._index.extend(prompt)
 
     def survival(self) -> list[float]:
-        """The chances that the target accepts the first k of `tokens`, for each k."""
+        """The chances that the target accepts the first k of `tokens`, see `CopyChances`."""
         return self._chances.survival(self._index.match, len(self.tokens))
 
     def commit(self, tokens: Sequence[int]) -> None:

@@ -121,13 +121,10 @@ class AutoPolicy:
 
     def copy_length(self, context: int, survival: Sequence[float], limit: int) -> int:
         """See `CopyingPolicy.copy_length`."""
-        if not survival:
-            return 0
-        rate, drafter = 1.0, None
-        if self._plain_steps >= self._stretch:
-            rate, belief = self._pace.rate, self._drafter.belief
-            drafter = Offer(DRAFTER, belief.survival(()), self._times.at(context).draft)
-        length = self._copies.length(context, survival, limit, rate, drafter)
+        if self._plain_steps < self._stretch:
+            length = self._copies.length(context, survival, limit)
+        else:
+            length = self._copies.length(context, survival, limit, self._pace.rate, self._offer)
         # A plain step before a copy starts no other one, and the next one after it starts two.
         self._untimed = self._untimed or length > 0
         return length
@@ -159,6 +156,10 @@ class AutoPolicy:
         if self._learned:
             self._learned = False
             self._memory.remember(self._temperature, self._drafter.belief.posterior())
+
+    def _offer(self, costs: Costs) -> Offer:
+        """What a block is expected to be before it is drafted."""
+        return Offer(DRAFTER, self._drafter.belief.survival(()), costs.draft)
 
     def _search(self, slot: int, seen: Sequence[float]) -> int:
         """The best verify length from `slot` on."""

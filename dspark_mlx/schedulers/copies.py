@@ -7,9 +7,12 @@ choice depends on what the target will say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from ..calibration.sts import identity
 from ..types import Decision, Round
+from .memory import PairMemory
 from .pace import MIN_GAIN
 from .proposer import LOOKUP, Offer, best_offer
 from .round_times import RoundTimes
@@ -43,7 +46,7 @@ class CopyChoice:
         survival: Sequence[float],
         limit: int,
         rate: float = 1.0,
-        drafter: Offer | None = None,
+        drafter: Callable[[Costs], Offer] | None = None,
     ) -> int:
         """How many tokens of a copy the next round verifies; 0 where something else is faster.
 
@@ -54,11 +57,18 @@ class CopyChoice:
             rate: tokens per plain step's time that the copy has to beat.
             drafter: what the drafter is expected to offer; None where it would not draft.
         """
+        if not survival:
+            return 0
         costs = self._times.at(context)
-        copy = Offer(LOOKUP, survival, 0.0)
-        if drafter and (drafted := best_offer([drafter], costs, rate, limit)):
-            rate = drafter.rate(drafted[1], costs)
-        best = best_offer([copy], costs, rate * (_LEAD if drafter else MIN_GAIN), limit)
+        lead = _LEAD if drafter else MIN_GAIN
+        # Most copies do not pay even if all of it cost as little as its cheapest length.
+        if (1.0 + sum(survival)) * costs.plain <= rate * lead * min(costs.verify[1:]):
+            return 0
+        if drafter:
+            offer = drafter(costs)
+            if drafted := best_offer([offer], costs, rate, limit):
+                rate = offer.rate(drafted[1], costs)
+        best = best_offer([Offer(LOOKUP, survival, 0.0)], costs, rate * lead, limit)
         if best is None:
             return 0
         self._context, self._costs, self._survival = context, costs, survival
@@ -78,31 +88,42 @@ class CopyScheduler:
 
     Args:
         profile: speed profile of the target on this device.
+        memory: file of the times that earlier runs learned; None to keep nothing.
+
+    Warns:
+        UserWarning: see `PairMemory`.
     """
 
     name = "auto"
     needs_confidence = False
 
-    def __init__(self, profile: SpeedProfile) -> None:
-        profile = profile.widened(WIDEST)
-        self._greedy, self._sampled = RoundTimes(profile), RoundTimes(profile.sampled)
+    def __init__(self, profile: SpeedProfile, memory: Path | None = None) -> None:
+        self._memory = PairMemory(profile.widened(WIDEST), identity(0), memory)
 
     def start(self, gamma: int, temperature: float = 0.0) -> CopyPolicy:
         """See `Scheduler.start`."""
-        return CopyPolicy(self._sampled if temperature else self._greedy)
+        return CopyPolicy(self._memory, temperature)
 
 
 class CopyPolicy:
-    """The policy of `CopyScheduler` for one request."""
+    """The policy of `CopyScheduler` for one request.
+
+    Args:
+        memory: of all its requests.
+        temperature: the request's sampling temperature.
+    """
 
     reads_confidence = False
 
-    def __init__(self, times: RoundTimes) -> None:
+    def __init__(self, memory: PairMemory, temperature: float) -> None:
         self.decision: Decision | None = None
-        self._times = times
-        self._copies = CopyChoice(times)
+        self._memory = memory
+        self._temperature = temperature
+        self._times = memory.times(temperature)
+        self._copies = CopyChoice(self._times)
         self._context = self._plain_steps = 0
         self._chosen = 0
+        self._learned = False
 
     def copy_length(self, context: int, survival: Sequence[float], limit: int) -> int:
         """See `CopyingPolicy.copy_length`."""
@@ -122,7 +143,7 @@ class CopyPolicy:
         """See `Policy.learn`."""
         if round_.drafted:
             self.decision = self._copies.learn(round_)
-            self._plain_steps = 0
+            self._plain_steps, self._learned = 0, True
             return
         self._plain_steps += 1
         plain = self._times.at(self._context).plain
@@ -132,4 +153,7 @@ class CopyPolicy:
             self._times.learn(self._context, None, 1e3 * round_.seconds)
 
     def close(self) -> None:
-        """See `LearningPolicy.close`: the scheduler has the times already."""
+        """See `LearningPolicy.close`."""
+        if self._learned:
+            self._learned = False
+            self._memory.remember(self._temperature, None)

@@ -63,13 +63,18 @@ class PairMemory:
         kept = self._priors.get(_kind(temperature))
         return kept.for_new_text() if kept else Prior.of(self._calibrations.at(temperature))
 
-    def remember(self, temperature: float, learned: Prior) -> None:
-        """Keep what a request has learned, in the file too.
+    def remember(self, temperature: float, learned: Prior | None) -> None:
+        """Keep what a request has learned, in the file too, with the times of all of them.
 
         Of processes that write at the same time the last one's file stays, whole.
+
+        Args:
+            temperature: the request's sampling temperature.
+            learned: its belief in the drafter; None without one.
         """
         with self._lock:
-            self._priors[_kind(temperature)] = learned
+            if learned:
+                self._priors[_kind(temperature)] = learned
             if self._path is None:
                 return
             try:

@@ -69,12 +69,12 @@ def best_offer(
     """
     best, most = None, rate / costs.plain
     for offer in offers:
-        tokens = 1.0
-        slots = min(limit, len(offer.survival), len(costs.verify) - 1)
-        for length in range(1, slots + 1):
-            tokens += offer.survival[length - 1]
-            if tokens > most * (offer.draft + costs.verify[length]):
-                best, most = (offer, length), tokens / (offer.draft + costs.verify[length])
+        tokens, slots = 1.0, offer.survival[:limit]
+        # Ends where either has no more: slots, or widths.
+        for length, (chance, verify) in enumerate(zip(slots, costs.verify[1:], strict=False), 1):
+            tokens, milliseconds = tokens + chance, offer.draft + verify
+            if tokens > most * milliseconds:
+                best, most = (offer, length), tokens / milliseconds
     return best
 
 

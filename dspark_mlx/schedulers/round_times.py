@@ -13,6 +13,8 @@ from dataclasses import replace
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError
 from ..numbers import check_numbers
 from .speed_profile import Costs, SpeedProfile
@@ -134,9 +136,11 @@ class RoundTimes:
         plain = statistics.median(known[PLAIN]) if PLAIN in known else overall
         ratios = {width: _pulled(ratios, overall) for width, ratios in drafted.items()}
         draft = base.draft * overall
+        # Linear between known widths, constant beyond them.
+        corrections = np.interp(base.rows, list(ratios) or [0], list(ratios.values()) or [overall])
         verify = tuple(
-            (base.draft + ms) * _between(ratios, width, overall) - draft
-            for ms, width in zip(base.verify, base.rows, strict=True)
+            (base.draft + ms) * ratio - draft
+            for ms, ratio in zip(base.verify, corrections.tolist(), strict=True)
         )
         return replace(base, draft=draft, plain=base.plain * plain, verify=verify)
 
@@ -158,14 +162,3 @@ def _pulled(ratios: list[float], overall: float) -> float:
     """The median of a few ratios, pulled towards that of all widths as if by more of them."""
     count = len(ratios)
     return (count * statistics.median(ratios) + _PULL * overall) / (count + _PULL)
-
-
-def _between(ratios: dict[int, float], width: int, otherwise: float) -> float:
-    """The ratio at a width: linear between the nearest known ones, constant beyond them."""
-    below = max((w for w in ratios if w <= width), default=None)
-    above = min((w for w in ratios if w >= width), default=None)
-    if below is None or above is None or below == above:
-        nearest = above if below is None else below
-        return otherwise if nearest is None else ratios[nearest]
-    share = (width - below) / (above - below)
-    return (1 - share) * ratios[below] + share * ratios[above]
