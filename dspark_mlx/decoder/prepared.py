@@ -122,6 +122,8 @@ class PreparedRequest:
         """
         check_prompt(self.ids, self.text.vocab_size, self.text.max_length)
         self.request.sampling.check_tokens(self.text.vocab_size)
+        # Encoded here: in the thread that decodes, other requests would wait for it.
+        self.references  # noqa: B018
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:
@@ -129,6 +131,11 @@ class PreparedRequest:
         if self.request.stop_tokens is None:
             return self.text.stop_tokens
         return frozenset(self.request.stop_tokens)
+
+    @cached_property
+    def references(self) -> list[list[int]]:
+        """Token ids of the texts that the answer may quote; none where nothing is copied."""
+        return self.text.references(self.request.reference) if self.request.copies else []
 
     @cached_property
     def max_tokens(self) -> int:
@@ -148,7 +155,7 @@ class PreparedRequest:
             "prefill_step_size": request.prefill_step_size,
             "progress": progress,
             "images": self.images,
-            "lookup": Lookup(self.text.references(request.reference)) if request.copies else None,
+            "lookup": Lookup(self.references) if request.copies else None,
         }
 
     def text_stream(self, parts: bool = True) -> TextStream:

@@ -199,9 +199,11 @@ def test_a_prompt_that_nobody_wants_is_not_read_to_its_end(decoder):
         ids = decoder.encode(prompt(4) * 4)
         return decoder.add(active, ids, 5, progress=noting, prefill_step_size=16)
 
-    text = decoder._prepare([1], 5, {"stop_tokens": ()}).warned_text()
+    prepared = decoder._prepare([1], 5, {"stop_tokens": ()})
+    memory = decoder._reservation(prepared)
     ready = threading.Event()
-    handle = decoder._service.submit(decoder, decoder.engine, start, text)
+    text = prepared.warned_text()
+    handle = decoder._service.submit(decoder, decoder.engine, start, text, memory)
     ready.set()
     assert read.wait(WAIT)
     assert handle.result(WAIT).tokens == ()
