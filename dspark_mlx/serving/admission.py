@@ -68,26 +68,14 @@ class Admission:
     def why_not(self, asked: Reservation) -> MemoryLimitError | None:
         """Why a request cannot begin now; None where it can, if need be instead of kept prompts."""
         with self._lock:
-            held = self._held = [each for each in self._held if each.holds]
-            memory, kept = self._memory(), asked.kept_bytes
-            lacking = _lacking(asked, held, memory) - kept
-            if lacking <= 0:
-                return None
-            # What those that run hold by now, the forward that may be running included.
-            returned = sum(each.now for each in held) + max((r.forward for r in held), default=0)
-            later = bool(held) and asked.most <= memory.free + kept + returned
-            words = f"{asked.need.prompt:,} tokens of prompt, {asked.need.answer:,} of answer"
-            return MemoryLimitError(
-                asked.most, asked.most - lacking, words, memory.name, later=later
-            )
+            return self._judged(asked)[1]
 
     def take(self, asked: Reservation) -> MemoryLimitError | None:
         """Give a request its memory; returns why not, where there is not as much."""
         with self._lock:
-            refused = self.why_not(asked)
+            lacking, refused = self._judged(asked)
             if refused is not None:
                 return refused
-            lacking = _lacking(asked, self._held, self._memory())
             if lacking > 0 and asked.kept is not None:
                 asked.kept.give_up(lacking)
             asked.holds = True
@@ -100,6 +88,20 @@ class Admission:
             call = method()
             if call is not None:
                 call()
+
+    def _judged(self, asked: Reservation) -> tuple[int, MemoryLimitError | None]:
+        """Bytes that are missing beside kept prompts, and why the request cannot begin."""
+        held = self._held = [each for each in self._held if each.holds]
+        memory, kept = self._memory(), asked.kept_bytes
+        lacking = _lacking(asked, held, memory)
+        if lacking <= kept:
+            return lacking, None
+        # What those that run hold by now, the forward that may be running included.
+        returned = sum(each.now for each in held) + max((r.forward for r in held), default=0)
+        later = bool(held) and asked.most <= memory.free + kept + returned
+        words = f"{asked.need.prompt:,} tokens of prompt, {asked.need.answer:,} of answer"
+        free = asked.most - (lacking - kept)
+        return lacking, MemoryLimitError(asked.most, free, words, memory.name, later)
 
 
 def _lacking(asked: Reservation, held: Sequence[Reservation], memory: Memory) -> int:
