@@ -51,29 +51,32 @@ class Grammar:
         if not stop_tokens:
             raise InputError(where, "a target without end tokens", "end tokens")
         try:
-            self._tokenizer = llguidance.hf.from_tokenizer(
+            tokens = llguidance.hf.from_tokenizer(
                 tokenizer, n_vocab=vocabulary, eos_token=sorted(stop_tokens)
             )
         except ValueError as error:
             raise InputError(where, str(error), "a fast tokenizer") from error
         try:
-            self._grammar = write(llguidance.LLMatcher)
+            grammar = write(llguidance.LLMatcher)
         except (TypeError, ValueError) as error:
             raise InputError(where, str(error), "a JSON schema") from error
-        self._matcher = llguidance.LLMatcher
         # llguidance can panic on what it wants to complain of.
         with Refusing(where, "a schema that llguidance cannot read", "a JSON schema"):
-            problem = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)
+            problem = llguidance.LLMatcher.validate_grammar(grammar, tokens)
+            # Made here: in the thread that decodes, other requests would wait for a large schema.
+            self._matcher = llguidance.LLMatcher(tokens, grammar)
+        problem = problem or _error_of(self._matcher)
         if problem:
             expected = "a schema that llguidance supports"
             raise InputError(where, problem.splitlines()[0], expected)
         self._vocabulary = vocabulary
         self._stops = frozenset(stop_tokens)
+        self._where = where
 
     def start(self, prompt_tokens: int) -> SchemaProcessor:
         """A new request's processor, for a prompt of `prompt_tokens` tokens."""
-        matcher = self._matcher(self._tokenizer, self._grammar)
-        return SchemaProcessor(matcher, prompt_tokens, self._vocabulary, self._stops)
+        matcher = self._matcher.deep_copy()
+        return SchemaProcessor(matcher, prompt_tokens, self._vocabulary, self._stops, self._where)
 
 
 class JsonSchema(Grammar):
@@ -113,15 +116,22 @@ class SchemaProcessor:
         prompt_tokens: number of prompt tokens, which the grammar does not apply to.
         vocabulary: columns of the logits.
         stops: ids that end the text.
+        where: names the grammar in errors.
     """
 
     def __init__(
-        self, matcher: Any, prompt_tokens: int, vocabulary: int, stops: frozenset[int]
+        self,
+        matcher: Any,
+        prompt_tokens: int,
+        vocabulary: int,
+        stops: frozenset[int],
+        where: str = "JSON schema",
     ) -> None:
         self._matcher = matcher
         self._prompt = prompt_tokens
         self._vocabulary = vocabulary
         self._stops = stops
+        self._where = where
         self._text: list[int] = []
         self._masks: dict[tuple[int, ...], mx.array | None] = {}
 
@@ -148,9 +158,8 @@ class SchemaProcessor:
         valid = self._matcher.validate_tokens(added)
         self._matcher.consume_tokens(added[:valid])
         self._text = text[: same + valid]
-        if self._matcher.is_error():
-            expected = "a grammar that llguidance can follow"
-            raise InputError("JSON schema", self._matcher.get_error(), expected)
+        if error := _error_of(self._matcher):
+            raise InputError(self._where, error, "a grammar that llguidance can follow")
         if valid < len(added) or not self._stops.isdisjoint(text):
             return None
         allowed = np.zeros(self._vocabulary, dtype=bool)
@@ -160,3 +169,8 @@ class SchemaProcessor:
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             allowed[:] = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
         return mx.array(allowed)
+
+
+def _error_of(matcher: Any) -> str:
+    """What a matcher complains of; "" for nothing. A panic's backtrace is left out."""
+    return matcher.get_error().partition("<backtrace>")[0] if matcher.is_error() else ""

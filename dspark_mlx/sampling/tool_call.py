@@ -11,7 +11,7 @@ from ..text.tokenizer import Tokenizer
 from .json_schema import Grammar
 
 Tool = Mapping[str, Any]
-_ANY = {"type": "object"}
+_MAX_TOOLS = 128
 # Free whitespace would let a text go on without end. Templates show calls with these separators.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -43,6 +43,9 @@ class ToolCallGrammar(Grammar):
             found = f"a model that writes calls as {kind}" if kind else "a model without tool calls"
             expected = f"one whose calls are JSON ({', '.join(FORMATS)}), to force a call"
             raise InputError("tool_choice", found, expected, 'Ask for "auto".')
+        if len(tools) > _MAX_TOOLS:
+            expected = f"{_MAX_TOOLS} at most, to force a call of any; or one by its name"
+            raise InputError("tool_choice", f"{len(tools)} tools", expected)
         calls = [FORMATS[kind](tool["function"], tokenizer) for tool in tools]
         text = f"start: {' | '.join(calls)}\nWS: /[ \\n]?/\n"
         super().__init__(
@@ -84,11 +87,11 @@ FORMATS: Mapping[str, Callable[[Tool, Tokenizer], str]] = {
 
 def _arguments(function: Tool) -> Mapping[str, Any]:
     # A schema without a type would allow numbers and text, which are no arguments by name.
-    return {**_ANY, **(function.get("parameters") or {})}
+    return {**(function.get("parameters") or {}), "type": "object"}
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps({'x-guidance': _STYLE, **schema})}"
+    return f"%json {json.dumps({**schema, 'x-guidance': _STYLE})}"
 
 
 def _marker(text: str, tokenizer: Tokenizer) -> str:

@@ -17,6 +17,8 @@ SAME = (
 )
 """Settings whose fields have this package's names; mlx_lm.server has the same ones."""
 _MAX_STOPS = 16
+_MAX_REFERENCE = 1 << 18
+"""An index of references takes some hundred bytes a token, for each request that waits."""
 _RESERVED = {
     *("self", "messages", "tools", "tokenize", "add_generation_prompt", "chat_template"),
     *("conversation", "documents", "return_dict", "tokenizer_kwargs"),
@@ -49,7 +51,10 @@ def references(body: Fields) -> dict[str, Any]:
     prediction = body.object("prediction")
     if prediction is not None:
         found.append(text_of(prediction.place("content"), prediction.get("content")))
-    return {"reference": [text for text in found if text]} if any(found) else {}
+    length = sum(map(len, found))
+    if length > _MAX_REFERENCE:
+        raise InputError(place, f"{length} characters", f"{_MAX_REFERENCE} at most")
+    return {"reference": [text for text in found if text]} if length else {}
 
 
 def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:

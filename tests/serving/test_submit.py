@@ -235,6 +235,29 @@ def test_a_full_queue_refuses(decoder):
     assert decoder.submit(MESSAGES).result(WAIT).content == TEXT
 
 
+def test_two_tasks_do_not_read_one_request(decoder):
+    """Two tasks that wait for one handle, of which the first is never woken."""
+
+    async def both():
+        handle = decoder.submit(MESSAGES)
+        found = await asyncio.wait_for(
+            asyncio.gather(handle.answer(), handle.answer(), return_exceptions=True), WAIT
+        )
+        assert any(not isinstance(each, BaseException) for each in found)
+        with pytest.raises(TimeoutError):
+            slow = decoder.submit(MESSAGES, logits_processors=[waiting])
+            await asyncio.wait_for(slow.answer(), 0.02)
+        going.set()
+        assert (await slow.answer()).content == TEXT  # a task that was cancelled waits no more
+
+    def waiting(tokens, logits):
+        going.wait(WAIT)
+        return logits
+
+    going = threading.Event()
+    asyncio.run(both())
+
+
 def test_an_error_reaches_its_reader_only(decoder):
     """One request's processor that takes the thread, or other requests, with it."""
 
@@ -246,6 +269,9 @@ def test_an_error_reaches_its_reader_only(decoder):
     with pytest.raises(KeyError, match="mine"):
         next(bad)
     assert list(bad) == []
+    for _ in range(2):  # not an answer that looks as if it had been cancelled
+        with pytest.raises(KeyError, match="mine"):
+            bad.result(WAIT)
     nothing = decoder.submit(MESSAGES, logits_processors=[lambda t, logits: logits - mx.inf])
     with pytest.raises(InputError, match="no token left"):
         nothing.result(WAIT)
