@@ -11,8 +11,9 @@
 `Decoder.rounds` yields token ids as `Round`s. `Decoder.submit` queues a request beside others, at
 most as many as `Limits` says, and gives a `RequestHandle`, whose result is an `Answer`; a
 `ToolCall` is a function that the target wants called. What cannot be used raises `InputError`,
-which names the place, what was found and what was expected; `BusyError` says that the queue is
-full, `ClosedError` that the decoder was closed.
+which names the place, what was found and what was expected; `MemoryLimitError` is one for a request
+that needs more memory than there is; `BusyError` says that the queue is full, `ClosedError` that
+the decoder was closed.
 """
 
 from pathlib import Path as _Path
@@ -22,7 +23,7 @@ from .system import process as _process  # noqa: F401
 
 # isort: split
 from .decoder import Decoder
-from .errors import BusyError, ClosedError, InputError
+from .errors import BusyError, ClosedError, InputError, MemoryLimitError
 from .load import add_drafter, load
 from .serving.handle import Answer, RequestHandle
 from .serving.service import Limits
@@ -38,6 +39,7 @@ __all__ = [
     "Decoder",
     "InputError",
     "Limits",
+    "MemoryLimitError",
     "RequestHandle",
     "Round",
     "Statistics",

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from .decoder import Decoder
 from .errors import InputError
+from .serving.conversation import Conversation
 from .system.process import program
 from .system.strict_json import check_text
 from .terminal import command, flags
 from .terminal.draft_painter import DraftPainter, statistics_line
+from .terminal.image_flags import add_image_flag, read_images, user_message
 from .types import Chunk
 
-HELP = "/reset starts over, /help shows this, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer."
+HELP = (
+    "/image FILE shows an image with the next message, /reset starts over, /help shows this, "
+    "/exit (or Ctrl-D) leaves; Ctrl-C stops an answer."
+)
 
 
 def main(argv: list[str] | None) -> int:
     """Run the command: answer messages until the end of the input; returns the exit status."""
     args = _parser().parse_args(argv)
     settings, template = flags.request_settings(args), flags.template_settings(args)
+    images = read_images(args.image)
     decoder = flags.load_decoder(args)
     settings = flags.with_loaded(settings, decoder, args) | template
     if not decoder.tokenizer.has_chat_template:
         raise InputError(args.model, "no chat template", "a target made for conversation")
     opening = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    messages, turns = list(opening), 0
+    conversation, turns = decoder.conversation(opening, **settings), 0
     print(HELP, file=sys.stderr)
     while (line := _read_line()) is not None:
         if line == "/exit":
@@ -34,13 +41,16 @@ def main(argv: list[str] | None) -> int:
         if line == "/help":
             print(HELP, file=sys.stderr)
         elif line == "/reset":
-            messages = list(opening)
+            conversation, images = decoder.conversation(opening, **settings), []
+        elif line.startswith("/image "):
+            images += _image(line.removeprefix("/image ").strip())
         elif line.startswith("/"):
             print(f"no command {line}; {HELP}", file=sys.stderr)
         elif line:
             # Each answer has its own random numbers, so that a repeated question gets a new answer.
             sample = turns if args.temp else 0
-            messages = _turn(decoder, messages, line, {**settings, "sample": sample}, args)
+            if _turn(conversation, line, images, sample, args):
+                images = []
             turns += 1
     return 0
 
@@ -49,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
         prog=program("chat"), description="Chat with DSpark speculative decoding."
     )
+    add_image_flag(parser, "the first message")
     flags.add_model_flags(parser)
     flags.add_prompt_cache_flags(parser)
     flags.add_request_flags(parser)
@@ -66,37 +77,45 @@ def _read_line() -> str | None:
         return None
 
 
-def _turn(
-    decoder: Decoder,
-    messages: list[dict[str, Any]],
-    line: str,
-    settings: dict[str, Any],
-    args: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    """Print the answer to one message; returns the conversation with both.
+def _image(path: str) -> list[Any]:
+    """The image of a file; none, and a line that says why, where it cannot be read."""
+    try:
+        return read_images([path], "/image")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return []
 
-    A message that is refused is not added.
+
+def _turn(
+    conversation: Conversation,
+    line: str,
+    images: Sequence[Any],
+    sample: int,
+    args: argparse.Namespace,
+) -> bool:
+    """Print the answer to one message; returns whether the message is part of the conversation.
+
+    A message that is refused is not.
     """
-    messages = [*messages, {"role": "user", "content": line}]
     painter = DraftPainter(sys.stdout.isatty()) if args.show_drafts else None
-    text = ""
     chunk: Chunk | None = None
     try:
         check_text("this line", line)
-        for chunk in decoder.stream(messages, progress=flags.PrefillBar(), **settings):
-            text += chunk.text
-            print(painter.paint(chunk) if painter else chunk.text, end="", flush=True)
-    except KeyboardInterrupt:
-        # The text so far stays in the conversation.
-        pass
+        message = user_message(line, images)
+        # The text so far stays in the conversation after Ctrl-C.
+        with contextlib.suppress(KeyboardInterrupt):
+            answer = conversation.send(message, progress=flags.PrefillBar(), sample=sample)
+            with contextlib.closing(answer):
+                for chunk in answer:
+                    print(painter.paint(chunk) if painter else chunk.text, end="", flush=True)
     except InputError as error:
-        print(end="\n" if text else "", flush=True)
+        print(end="\n" if chunk else "", flush=True)
         print(f"error: {error} The message was not added; /reset starts over.", file=sys.stderr)
-        return messages[:-1]
+        return False
     print(painter.close() if painter else "", flush=True)
     if args.stats and chunk:
         print(statistics_line(chunk.statistics), file=sys.stderr)
-    return [*messages, {"role": "assistant", "content": text}]
+    return chunk is not None
 
 
 if __name__ == "__main__":

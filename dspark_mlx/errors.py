@@ -30,6 +30,32 @@ class InputError(ValueError):
         super().__init__(f"{message} {self.hint}" if hint else message)
 
 
+class MemoryLimitError(InputError):
+    """A request that would need more memory than there is; refused before the machine swaps.
+
+    Args:
+        needed: bytes that it needs.
+        free: bytes that it could have.
+        asked: what it asks for, in words.
+        name: whose memory it is.
+        later: whether it could be had when requests that run have ended.
+
+    Attributes:
+        needed, free, later: the arguments.
+    """
+
+    def __init__(self, needed: int, free: int, asked: str, name: str, later: bool = False) -> None:
+        self.needed, self.free, self.later = needed, free, later
+        super().__init__(
+            "memory",
+            f"a request that needs {shown_bytes(needed)} ({asked})",
+            f"at most {shown_bytes(max(free, 0))}, which is free of {name}",
+            "Ask again when other requests have ended."
+            if later
+            else "Lower max_tokens, shorten the prompt, or load with kv_bits (--kv-bits).",
+        )
+
+
 class BusyError(RuntimeError):
     """As many requests wait as may; the same one can be submitted again later.
 
@@ -45,6 +71,14 @@ class BusyError(RuntimeError):
 
 class ClosedError(RuntimeError):
     """The decoder was closed and takes no more requests."""
+
+
+def shown_bytes(number: int) -> str:
+    """A number of bytes for messages, as "8.1 GB"."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number / 1e3:.1f} kB"
 
 
 def one_line(value: object, longest: int = _LONGEST) -> str:

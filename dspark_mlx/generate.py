@@ -14,12 +14,12 @@ from .errors import InputError
 from .system.process import program
 from .terminal import command, flags
 from .terminal.draft_painter import DraftPainter, explained, statistics_line
+from .terminal.image_flags import add_image_flag, read_images, user_message
 from .terminal.sampling_flags import (
     add_setting_flag,
     read_json_argument,
 )
 from .types import Chunk, Round
-from .vision.images import check_installed, read_image
 
 
 def main(argv: list[str] | None) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None) -> int:
     settings = flags.request_settings(args, logprobs=args.logprobs)
     template = flags.template_settings(args, prefill_response=args.prefill_response)
     _check(args)
-    images = [_image(path) for path in args.image]
+    images = read_images(args.image)
     schema = None
     if args.json_schema is not None:
         schema = read_json_argument("--json-schema", args.json_schema)
@@ -78,14 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompt", "-p", required=True, help="the user's message; - reads standard input"
     )
-    parser.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="image that the message shows, repeatable; needs the extra vision",
-    )
+    add_image_flag(parser, "the message")
     flags.add_model_flags(parser)
+    flags.add_prompt_cache_flags(parser)
     flags.add_request_flags(parser)
     add = parser.add_argument
     add("--ignore-chat-template", action="store_true", help="encode the prompt as it is")
@@ -120,11 +115,6 @@ def _read_prompt(argument: str) -> str:
     return text
 
 
-def _image(path: str) -> Any:
-    check_installed("--image")
-    return read_image("--image", path)
-
-
 def _prompt(decoder: Decoder, text: str, images: list[Any], args: argparse.Namespace) -> Prompt:
     if args.ignore_chat_template or not decoder.tokenizer.has_chat_template:
         if args.system_prompt:
@@ -132,10 +122,7 @@ def _prompt(decoder: Decoder, text: str, images: list[Any], args: argparse.Names
             raise InputError("--system-prompt", found, "a target's chat template")
         return text
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    if not images:
-        return [*system, {"role": "user", "content": text}]
-    shown = [{"type": "image", "image": image} for image in images]
-    return [*system, {"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
+    return [*system, user_message(text, images)]
 
 
 def _generate(

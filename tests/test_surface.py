@@ -46,6 +46,7 @@ def test_the_top_has_what_an_app_needs_and_nothing_else():
     assert set(dspark_mlx.__all__) == {
         *("load", "add_drafter", "Decoder", "Chunk", "Round", "Statistics", "InputError"),
         *("RequestHandle", "Answer", "ToolCall", "Limits", "BusyError", "ClosedError"),
+        "MemoryLimitError",
         "__version__",
     }
     public = {

@@ -136,6 +136,11 @@ def bytes_per_token(caches: Sequence[Any]) -> int:
     return sum(CACHES[type(leaf)].bytes_per_token(leaf) for leaf in leaves(caches))
 
 
+def bytes_at(caches: Sequence[Any], tokens: int, rows: int) -> int:
+    """Bytes of a request's caches at a number of positions; arguments as `CacheKind.bytes_at`."""
+    return sum(CACHES[type(leaf)].bytes_at(leaf, tokens, rows) for leaf in leaves(caches))
+
+
 def recurrent_arrays(caches: Sequence[Any]) -> list[mx.array]:
     """States that the next forward reads and that this one's logits need not have computed."""
     return cache_arrays([leaf for leaf in leaves(caches) if is_recurrent(leaf)])

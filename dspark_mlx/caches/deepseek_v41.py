@@ -36,6 +36,12 @@ class LayerStateCache:
         groups = [a for a in (cache.compress_kv, cache.index_k) if a is not None]
         return sum(array.nbytes for array in groups) // max(cache.offset, 1)
 
+    @classmethod
+    def bytes_at(cls, cache: Any, tokens: int, rows: int) -> int:
+        """See `CacheKind.bytes_at`."""
+        window = sum(array.nbytes for array in cls.arrays(cache))
+        return window + cls.bytes_per_token(cache) * tokens
+
     @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
         """See `CacheKind.arrays`."""

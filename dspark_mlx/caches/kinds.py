@@ -41,6 +41,17 @@ class CacheKind(Protocol):
         ...
 
     @staticmethod
+    def bytes_at(cache: Any, tokens: int, rows: int) -> int:
+        """Bytes that a request's cache takes where it holds so many positions.
+
+        Args:
+            cache: one that has run at least a row; it is not changed, and may be unevaluated.
+            tokens: positions, 1 or more.
+            rows: of the widest forward, which a window holds beside its own.
+        """
+        ...
+
+    @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
         """Every array that the cache holds, none where it is empty."""
         ...

@@ -33,6 +33,11 @@ class RecurrentCache:
         """See `CacheKind.bytes_per_token`."""
         return 0
 
+    @classmethod
+    def bytes_at(cls, cache: Any, tokens: int, rows: int) -> int:
+        """See `CacheKind.bytes_at`."""
+        return sum(array.nbytes for array in cls.arrays(cache))
+
     @staticmethod
     def arrays(cache: Any) -> list[mx.array]:
         """See `CacheKind.arrays`."""

@@ -80,6 +80,11 @@ class RotatingCache(PlainCache):
         """See `CacheKind.bytes_per_token`."""
         return 0
 
+    @classmethod
+    def bytes_at(cls, cache: Any, tokens: int, rows: int) -> int:
+        """See `CacheKind.bytes_at`."""
+        return cls.bytes_a_row(cache) * min(tokens, cache.max_size + rows)
+
 
 class SinkCache(RotatingCache):
     """Keys and values of a window's positions and of the first few."""

@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 import mlx.core as mx
 from mlx_lm.models.cache import ChunkedKVCache, KVCache, QuantizedKVCache
 
+_STEP = 256
+"""mlx-lm's caches grow by so many positions."""
+
 
 class PlainCache:
     """Keys and values of all positions."""
@@ -26,6 +29,16 @@ class PlainCache:
     @classmethod
     def bytes_per_token(cls, cache: Any) -> int:
         """See `CacheKind.bytes_per_token`."""
+        return cls.bytes_a_row(cache)
+
+    @classmethod
+    def bytes_at(cls, cache: Any, tokens: int, rows: int) -> int:
+        """See `CacheKind.bytes_at`."""
+        return cls.bytes_a_row(cache) * -(-tokens // _STEP) * _STEP
+
+    @classmethod
+    def bytes_a_row(cls, cache: Any) -> int:
+        """Bytes of a position's keys and values."""
         return sum(array.nbytes // array.shape[2] for array in cls.arrays(cache))
 
     @staticmethod
@@ -58,3 +71,8 @@ class ChunkedCache(PlainCache):
     def bytes_per_token(cls, cache: Any) -> int:
         """See `CacheKind.bytes_per_token`."""
         return 0
+
+    @classmethod
+    def bytes_at(cls, cache: Any, tokens: int, rows: int) -> int:
+        """See `CacheKind.bytes_at`."""
+        return super().bytes_at(cache, min(tokens, cache.chunk_size + rows), rows)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,7 +23,9 @@ from ..schedulers import Scheduler
 from ..schedulers.full import FullScheduler
 from ..schedulers.make import check_scheduler, make_scheduler, needs_profile
 from ..schedulers.speed_profile import SpeedProfile
+from ..serving.admission import Admission, Need, Reservation
 from ..serving.conversation import Conversation
+from ..serving.footprint import Footprint
 from ..serving.handle import RequestHandle
 from ..serving.on_demand import OnDemand
 from ..serving.service import Limits
@@ -53,6 +57,7 @@ class Decoder(LoadedTarget):
         adapter: folder of the target's adapter; None without one.
         given: the tokenizer that was given with a network; None where the folder has one.
         encoder: reads images for the target; None to make one.
+        admission: gives requests their memory; None to make one.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Decoder(LoadedTarget):
         adapter: Path | None = None,
         given: Tokenizer | None = None,
         encoder: ImageEncoder | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._engine = engine
         self._drafter_folder = drafter_folder
@@ -73,7 +79,8 @@ class Decoder(LoadedTarget):
         text = TargetText(folder, config, target.vocab_size, encoder, given)
         super().__init__(text, precision, adapter)
         self._not_finite = NotFiniteWarning(str(drafter_folder or "drafter"))
-        self._service = OnDemand()
+        self._admission = admission or Admission()
+        self._service = OnDemand(self._admission)
 
     def __enter__(self) -> Decoder:
         return self
@@ -143,7 +150,7 @@ class Decoder(LoadedTarget):
 
     def _with(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
         text = self._text
-        about = self._precision, self._adapter, text.given, text.encoder
+        about = self._precision, self._adapter, text.given, text.encoder, self._admission
         other = Decoder(engine, text.folder, text.config, drafter_folder, *about)
         other._text = text
         return other
@@ -170,6 +177,8 @@ class Decoder(LoadedTarget):
 
         Raises:
             InputError: at once, for a prompt or setting that cannot be used.
+            MemoryLimitError: at once, or at the first round, for a request that needs more memory
+                than there is.
 
         Warns:
             UserWarning: the target's positions end a text before `max_tokens`, or drafts are not
@@ -203,6 +212,7 @@ class Decoder(LoadedTarget):
 
         Raises:
             InputError: at once, for a prompt or setting that cannot be used.
+            MemoryLimitError: as `rounds` does.
 
         Warns:
             UserWarning: as `rounds` does.
@@ -236,16 +246,21 @@ class Decoder(LoadedTarget):
 
         Raises:
             InputError: at once, for a prompt or setting that cannot be used.
+            MemoryLimitError: it needs more memory than there will be when others have ended. One
+                that others have to end for waits.
             BusyError: as many requests wait as `limits` allows.
             ClosedError: the decoder was closed.
         """
         prepared = self._prepare(prompt, max_tokens, settings)
 
+        memory = self._reservation(prepared, batched=True)
+
         # Made in the thread that runs it: arrays belong to the thread that makes them.
         def start(active: ActiveRequests) -> ActiveRequest:
-            return active.add(prepared.ids, **prepared.begun())
+            return active.add(prepared.ids, **prepared.begun(memory.reading(None)))
 
-        return self._service.submit(self, self._engine, start, prepared.warned_text(parts))
+        text = prepared.warned_text(parts)
+        return self._service.submit(self, self._engine, start, text, memory)
 
     @property
     def limits(self) -> Limits:
@@ -318,6 +333,8 @@ class Decoder(LoadedTarget):
 
         Raises:
             InputError: for a prompt or setting that cannot be used, before anything is decoded.
+            MemoryLimitError: a text needs more memory than there is, before anything is decoded.
+                Where not all fit at once, fewer decode at the same time.
 
         Warns:
             UserWarning: as `rounds` does, and where the target decodes its requests one by one.
@@ -325,7 +342,8 @@ class Decoder(LoadedTarget):
         check_whole("at_once", at_once, 1)
         request = TextRequest.make(max_tokens, settings)
         prepared = [request.prepare(each, self._text, self._not_finite) for each in prompts]
-        return texts_of(self._engine, prepared, at_once, progress)
+        memory = [self._reservation(each, batched=True) for each in prepared]
+        return texts_of(self._engine, prepared, memory, at_once, progress)
 
     @with_settings("Settings", _ROUND_SETTINGS)
     def add(
@@ -349,9 +367,15 @@ class Decoder(LoadedTarget):
 
         Raises:
             InputError: for a prompt or setting that cannot be used.
+            MemoryLimitError: it needs more memory than there is.
         """
         prepared = self._of_ids(prompt_ids, max_tokens, settings, stop_tokens)
-        return active.add(prepared.ids, **prepared.begun(progress))
+        memory = self._reservation(prepared, batched=True)
+        with contextlib.ExitStack() as resources:
+            resources.enter_context(memory)
+            added = active.add(prepared.ids, **prepared.begun(memory.reading(progress)))
+            added.resources.push(resources.pop_all())
+        return added
 
     def conversation(self, messages: Messages = (), **settings: Any) -> Conversation:
         """A conversation, which keeps its messages: `send` takes one and yields the answer.
@@ -381,5 +405,17 @@ class Decoder(LoadedTarget):
     def _rounds(
         self, prepared: PreparedRequest, progress: ProgressCallback | None
     ) -> Generator[Round, None, None]:
-        made = rounds(self._engine, prepared.ids, **prepared.begun(progress))
-        return prepared.warned(made)
+        memory = self._reservation(prepared)
+        memory.check(waits=False)
+        begun = prepared.begun(memory.reading(progress))
+        return prepared.warned(memory.during(rounds(self._engine, prepared.ids, **begun)))
+
+    def _reservation(self, prepared: PreparedRequest, batched: bool = False) -> Reservation:
+        """The memory of a request, which it does not hold yet."""
+        step = prepared.request.prefill_step_size
+        need = Need(len(prepared.ids), prepared.max_tokens, step, batched)
+        return Reservation(self._admission, need, self._footprint, self._engine.kept)
+
+    @cached_property
+    def _footprint(self) -> Footprint:
+        return Footprint(self._engine, self.config)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 from ..engine.template_settings import TEMPLATE_SETTINGS, TemplateKeywords, TemplateSettings
 from ..sampling.json_schema import JsonSchema
 from ..sampling.setting_table import with_settings
+from ..sampling.tool_call import ToolCallGrammar
 from ..text.tokenizer import Tokenizer
 from .target_text import Prompt, TargetText
 
@@ -107,6 +108,20 @@ class LoadedTarget:
         text = self._text
         hugging_face = text.tokenizer.hugging_face
         return JsonSchema(schema, hugging_face, text.vocab_size, text.stop_tokens)
+
+    def tool_grammar(self, tools: Sequence[Mapping[str, Any]]) -> ToolCallGrammar:
+        """A logits processor that keeps an answer to one call of one of these tools.
+
+        Give the request the same tools, and `thinking=False` where the template has that choice.
+
+        Args:
+            tools: JSON schemas of functions, as `stream` takes them.
+
+        Raises:
+            InputError: see `tool_call.ToolCallGrammar`.
+        """
+        text = self._text
+        return ToolCallGrammar(tools, text.tokenizer, text.vocab_size, text.stop_tokens)
 
     @with_settings("Settings", TEMPLATE_SETTINGS.values())
     def encode(self, prompt: Prompt, **settings: Unpack[TemplateKeywords]) -> list[int]:

@@ -122,6 +122,8 @@ class PreparedRequest:
         """
         check_prompt(self.ids, self.text.vocab_size, self.text.max_length)
         self.request.sampling.check_tokens(self.text.vocab_size)
+        # Read here: in the thread that decodes, other requests would wait for long references.
+        self.lookup  # noqa: B018
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:
@@ -129,6 +131,13 @@ class PreparedRequest:
         if self.request.stop_tokens is None:
             return self.text.stop_tokens
         return frozenset(self.request.stop_tokens)
+
+    @cached_property
+    def lookup(self) -> Lookup | None:
+        """What the answer copies from, for one run; None where it copies nothing."""
+        if not self.request.copies:
+            return None
+        return Lookup(self.text.references(self.request.reference))
 
     @cached_property
     def max_tokens(self) -> int:
@@ -148,7 +157,7 @@ class PreparedRequest:
             "prefill_step_size": request.prefill_step_size,
             "progress": progress,
             "images": self.images,
-            "lookup": Lookup(self.text.references(request.reference)) if request.copies else None,
+            "lookup": self.lookup,
         }
 
     def text_stream(self, parts: bool = True) -> TextStream:

@@ -11,10 +11,12 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 import mlx.core as mx
 
+from ..caches.trimmable import PlainCache
 from ..calibration.by_temperature import Calibrations
 from ..checkpoint.base_config import CanonicalConfig
 from ..sampling import Pick
 from ..types import Draft
+from .context_cache import ContextCache
 from .tensors import DrafterTensors
 from .vocabulary import DraftOutput, DraftVocabulary
 
@@ -99,6 +101,15 @@ class DrafterContext:
         """
         growing = [cache for cache in self.caches if not getattr(cache, "window", 0)]
         return sum(array.nbytes // array.shape[2] for array in _stored(growing))
+
+    def bytes_at(self, tokens: int, rows: int) -> int:
+        """Bytes of a context like this at so many positions, see `CacheKind.bytes_at`."""
+        return sum(
+            cache.bytes_at(tokens, rows)
+            if isinstance(cache, ContextCache)
+            else PlainCache.bytes_at(cache, tokens, rows)
+            for cache in self.caches
+        )
 
     def arrays(self) -> list[mx.array]:
         """Every array that the context holds on the device, to be evaluated with the round."""

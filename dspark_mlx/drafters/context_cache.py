@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from ..caches.batch_attention import BatchKVCache
+from ..caches.trimmable import PlainCache
 
 _SLACK = 256
 
@@ -45,6 +46,11 @@ class ContextCache:
     def values(self) -> mx.array | None:
         """See `keys`."""
         return self.held.values
+
+    def bytes_at(self, tokens: int, rows: int) -> int:
+        """Bytes that it takes at so many positions; arguments as `CacheKind.bytes_at`."""
+        kept = min(tokens, self.window + max(self.window, _SLACK) + rows) if self.window else tokens
+        return PlainCache.bytes_at(self.held, kept, rows)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append rows; all keys and values from `start` on."""

@@ -23,15 +23,14 @@ class Lookup:
 
     def __init__(self, references: Iterable[Sequence[int]] = ()) -> None:
         self.tokens: list[int] = []
-        self._references = references
         self._index = SuffixIndex()
         self._chances = CopyChances()
-
-    def read(self, prompt: Iterable[int]) -> None:
-        """Take in the references and the prompt, to be called once, at the request's begin."""
-        for reference in self._references:
+        for reference in references:
             self._index.extend(reference)
             self._index.wall()
+
+    def read(self, prompt: Iterable[int]) -> None:
+        """Take in the prompt, to be called once, at the request's begin."""
         self._index.extend(prompt)
 
     def survival(self) -> list[float]:

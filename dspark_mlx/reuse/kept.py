@@ -84,6 +84,15 @@ class KeptPrompts:
                 pass
             self._sync()
 
+    def give_up(self, nbytes: int) -> None:
+        """Drop so many bytes of what was used longest ago, or all there is."""
+        self._take_in()
+        with self._lock:
+            wanted = self._nbytes() - nbytes
+            while self._nbytes() > wanted and self._evict_one():
+                pass
+            self._sync()
+
     def begin(
         self,
         prompt: Sequence[int],

@@ -7,7 +7,7 @@ depends only on the tokens of the current call, so that rejected drafts leave no
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -19,23 +19,25 @@ from ..text.foreign import Refusing
 _REMEMBERED = 64
 
 
-class JsonSchema:
-    """A JSON schema to be given to a request as one of its `logits_processors`.
+class Grammar:
+    """A grammar to be given to a request as one of its `logits_processors`.
 
     Args:
-        schema: a JSON schema.
+        where: names it in errors.
+        write: makes llguidance's grammar, given its class of matchers.
         tokenizer: a fast Hugging Face tokenizer.
         vocabulary: size of the target's vocabulary, at least the tokenizer's.
         stop_tokens: ids that may end the text once it is valid.
 
     Raises:
         InputError: llguidance is not installed, there are no stop tokens, the tokenizer is not a
-            fast one, or llguidance does not support the schema.
+            fast one, or llguidance does not support the grammar.
     """
 
     def __init__(
         self,
-        schema: Mapping[str, Any],
+        where: str,
+        write: Callable[[Any], str],
         tokenizer: Any,
         vocabulary: int,
         stop_tokens: Collection[int],
@@ -45,38 +47,65 @@ class JsonSchema:
             import llguidance.hf
         except ImportError as error:
             hint = 'pip install "dspark-mlx-lm[grammar]"'
-            raise InputError("JSON schema", "no llguidance", "this package", hint) from error
-        if not isinstance(schema, Mapping):
-            raise InputError("JSON schema", type(schema).__name__, "an object")
+            raise InputError(where, "no llguidance", "this package", hint) from error
         if not stop_tokens:
-            raise InputError("JSON schema", "a target without end tokens", "end tokens")
+            raise InputError(where, "a target without end tokens", "end tokens")
         try:
-            self._tokenizer = llguidance.hf.from_tokenizer(
+            tokens = llguidance.hf.from_tokenizer(
                 tokenizer, n_vocab=vocabulary, eos_token=sorted(stop_tokens)
             )
         except ValueError as error:
-            raise InputError("JSON schema", str(error), "a fast tokenizer") from error
-        # Free whitespace would let a text go on without end.
+            raise InputError(where, str(error), "a fast tokenizer") from error
         try:
-            self._grammar = llguidance.LLMatcher.grammar_from_json_schema(
-                json.dumps(schema), overrides={"whitespace_flexible": False}
-            )
+            grammar = write(llguidance.LLMatcher)
         except (TypeError, ValueError) as error:
-            raise InputError("JSON schema", str(error), "a JSON schema") from error
-        self._matcher = llguidance.LLMatcher
+            raise InputError(where, str(error), "a JSON schema") from error
         # llguidance can panic on what it wants to complain of.
-        with Refusing("JSON schema", "a schema that llguidance cannot read", "a JSON schema"):
-            problem = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)
+        with Refusing(where, "a schema that llguidance cannot read", "a JSON schema"):
+            problem = llguidance.LLMatcher.validate_grammar(grammar, tokens)
+            # Made here: in the thread that decodes, other requests would wait for a large schema.
+            self._matcher = llguidance.LLMatcher(tokens, grammar)
+        problem = problem or _error_of(self._matcher)
         if problem:
             expected = "a schema that llguidance supports"
-            raise InputError("JSON schema", problem.splitlines()[0], expected)
+            raise InputError(where, problem.splitlines()[0], expected)
         self._vocabulary = vocabulary
         self._stops = frozenset(stop_tokens)
+        self._where = where
 
     def start(self, prompt_tokens: int) -> SchemaProcessor:
         """A new request's processor, for a prompt of `prompt_tokens` tokens."""
-        matcher = self._matcher(self._tokenizer, self._grammar)
-        return SchemaProcessor(matcher, prompt_tokens, self._vocabulary, self._stops)
+        matcher = self._matcher.deep_copy()
+        return SchemaProcessor(matcher, prompt_tokens, self._vocabulary, self._stops, self._where)
+
+
+class JsonSchema(Grammar):
+    """A JSON schema that a text follows.
+
+    Args:
+        schema: a JSON schema.
+        tokenizer, vocabulary, stop_tokens: see `Grammar`.
+
+    Raises:
+        InputError: see `Grammar`; or the schema is no object.
+    """
+
+    def __init__(
+        self,
+        schema: Mapping[str, Any],
+        tokenizer: Any,
+        vocabulary: int,
+        stop_tokens: Collection[int],
+    ) -> None:
+        def write(matcher: Any) -> str:
+            # Free whitespace would let a text go on without end.
+            overrides = {"whitespace_flexible": False}
+            grammar: str = matcher.grammar_from_json_schema(json.dumps(schema), overrides=overrides)
+            return grammar
+
+        if not isinstance(schema, Mapping):
+            raise InputError("JSON schema", type(schema).__name__, "an object")
+        super().__init__("JSON schema", write, tokenizer, vocabulary, stop_tokens)
 
 
 class SchemaProcessor:
@@ -87,15 +116,22 @@ class SchemaProcessor:
         prompt_tokens: number of prompt tokens, which the grammar does not apply to.
         vocabulary: columns of the logits.
         stops: ids that end the text.
+        where: names the grammar in errors.
     """
 
     def __init__(
-        self, matcher: Any, prompt_tokens: int, vocabulary: int, stops: frozenset[int]
+        self,
+        matcher: Any,
+        prompt_tokens: int,
+        vocabulary: int,
+        stops: frozenset[int],
+        where: str = "JSON schema",
     ) -> None:
         self._matcher = matcher
         self._prompt = prompt_tokens
         self._vocabulary = vocabulary
         self._stops = stops
+        self._where = where
         self._text: list[int] = []
         self._masks: dict[tuple[int, ...], mx.array | None] = {}
 
@@ -122,9 +158,8 @@ class SchemaProcessor:
         valid = self._matcher.validate_tokens(added)
         self._matcher.consume_tokens(added[:valid])
         self._text = text[: same + valid]
-        if self._matcher.is_error():
-            expected = "a grammar that llguidance can follow"
-            raise InputError("JSON schema", self._matcher.get_error(), expected)
+        if error := _error_of(self._matcher):
+            raise InputError(self._where, error, "a grammar that llguidance can follow")
         if valid < len(added) or not self._stops.isdisjoint(text):
             return None
         allowed = np.zeros(self._vocabulary, dtype=bool)
@@ -134,3 +169,8 @@ class SchemaProcessor:
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             allowed[:] = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
         return mx.array(allowed)
+
+
+def _error_of(matcher: Any) -> str:
+    """What a matcher complains of; "" for nothing. A panic's backtrace is left out."""
+    return matcher.get_error().partition("<backtrace>")[0] if matcher.is_error() else ""

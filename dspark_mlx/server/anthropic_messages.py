@@ -14,10 +14,11 @@ from .asked import Asked
 from .events import event
 from .fields import Fields
 from .generation import Generation
-from .openai_input import function_tool, stops, text_of
+from .openai_input import function_tool, must_call, references, stops, text_of
 from .openai_output import new_id, totals
 from .running import Running
 
+_CHOICES = ("auto", "any", "tool", "none")
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -30,7 +31,7 @@ def read(body: Fields, generation: Generation) -> Asked:
     settings = {name: body.get(name) for name in names if body.get(name) is not None}
     return Asked(
         **_conversation(body),
-        settings=settings,
+        settings=settings | references(body),
         max_tokens=max_tokens,
         stop=stops(body, "stop_sequences"),
         stream=body.flag("stream"),
@@ -47,9 +48,7 @@ def _conversation(body: Fields) -> dict[str, Any]:
     """What both endpoints read: messages, tools and thinking."""
     body.refuse("mcp_servers", "container")
     choice = body.object("tool_choice")
-    kind = choice.get("type") if choice else "auto"
-    if choice is not None and kind not in ("auto", "none"):
-        raise choice.wrong("type", '"auto" or "none"; a call cannot be forced')
+    kind = (choice.choice("type", _CHOICES) if choice else None) or "auto"
     thinking = body.object("thinking")
     messages = _system(body)
     for message in body.objects("messages"):
@@ -57,9 +56,13 @@ def _conversation(body: Fields) -> dict[str, Any]:
     if not messages or messages[-1]["role"] == "system":
         raise body.wrong("messages", "at least one message")
     tools = [_tool(tool) for tool in body.objects("tools")]
+    forced: tuple[str, ...] = ()
+    if choice is not None and kind in ("any", "tool"):
+        forced = must_call(tools, choice.required_text("name") if kind == "tool" else None)
     return {
         "prompts": [messages],
-        "tools": tools if tools and kind == "auto" else None,
+        "tools": tools if tools and kind != "none" else None,
+        "must_call": forced,
         "one_call": choice.flag("disable_parallel_tool_use") if choice else False,
         # Anthropic's targets think only where they are asked to.
         "thinking": thinking is not None and thinking.get("type") != "disabled",

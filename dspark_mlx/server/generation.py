@@ -6,12 +6,10 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
 
 from ..decoder import Decoder, Prompt
 from ..errors import BusyError, ClosedError, InputError
-from ..sampling.json_schema import JsonSchema
+from ..sampling.json_schema import Grammar
 from ..serving.handle import RequestHandle
 from .asked import Asked
 from .metrics import Metrics
@@ -19,7 +17,7 @@ from .options import Options
 from .refusals import Refused
 from .running import Running
 
-_SCHEMAS = 32
+_GRAMMARS = 32
 
 
 class Generation:
@@ -33,7 +31,7 @@ class Generation:
     def __init__(self, decoder: Decoder, options: Options) -> None:
         self.decoder, self.options = decoder, options
         self.metrics = Metrics(decoder)
-        self._schemas: OrderedDict[str, JsonSchema] = OrderedDict()
+        self._grammars: OrderedDict[str, Grammar] = OrderedDict()
 
     async def start(self, asked: Asked) -> Running:
         """Queue a request; encoding and grammars are made in a thread beside the event loop.
@@ -49,7 +47,7 @@ class Generation:
     def encode(self, asked: Asked, prompt: Prompt) -> list[int]:
         """Token ids of a prompt."""
         # A grammar begins with the answer's first token, where a target would think.
-        thinking = asked.thinking if asked.schema is None else False
+        thinking = False if asked.by_grammar else asked.thinking
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             return self.decoder.encode(prompt)
         variables = {**self.options.template_kwargs, **asked.template_kwargs}
@@ -61,8 +59,8 @@ class Generation:
 
     def _submit(self, asked: Asked) -> tuple[list[int], list[RequestHandle]]:
         settings = {**self.options.settings, **asked.settings}
-        if asked.schema is not None:
-            settings["logits_processors"] = (self._grammar(asked.schema),)
+        if asked.by_grammar:
+            settings["logits_processors"] = (self._grammar(asked),)
         samples = range(asked.choices)
         counts: list[int] = []
         handles: list[RequestHandle] = []
@@ -97,11 +95,21 @@ class Generation:
             raise Refused(400, message, "context_length_exceeded", "messages")
         return min(limit, positions - prompt_tokens)
 
-    def _grammar(self, schema: Mapping[str, Any]) -> JsonSchema:
-        """The processor of a schema; the last ones are kept, since agents send them every turn."""
-        key = json.dumps(schema)
-        made = self._schemas.pop(key, None) or self.decoder.json_schema(schema)
-        self._schemas[key] = made
-        if len(self._schemas) > _SCHEMAS:
-            self._schemas.popitem(last=False)
+    def _grammar(self, asked: Asked) -> Grammar:
+        """The processor of a schema or of forced calls; the last ones are kept, since agents send
+        them every turn.
+
+        Raises:
+            InputError: see `Decoder.json_schema` and `Decoder.tool_grammar`; or both are asked for.
+        """
+        tools = [tool for tool in asked.tools or () if tool["function"]["name"] in asked.must_call]
+        if asked.schema is not None and tools:
+            raise InputError("tool_choice", "a forced call and a schema", "one of both")
+        key = json.dumps([asked.schema, tools])
+        made = self._grammars.pop(key, None)
+        if made is None and asked.schema is not None:
+            made = self.decoder.json_schema(asked.schema)
+        self._grammars[key] = made = made or self.decoder.tool_grammar(tools)
+        if len(self._grammars) > _GRAMMARS:
+            self._grammars.popitem(last=False)
         return made

@@ -16,13 +16,13 @@ from .fields import Fields
 from .generation import Generation
 from .openai_input import (
     function_tool,
-    may_call,
     sampling,
     schema_of,
     stops,
     template_variables,
     text_of,
     thinking_of,
+    tool_choice,
 )
 from .openai_output import CompletionBase, chat_logprobs, usage
 from .running import Running
@@ -33,7 +33,7 @@ _MOST_LOGPROBS = 20
 
 def read(body: Fields, generation: Generation) -> Asked:
     """The request of a body."""
-    body.refuse("functions", "function_call", "audio", "prediction", "web_search_options")
+    body.refuse("functions", "function_call", "audio", "web_search_options")
     settings = sampling(body)
     if body.flag("logprobs"):
         settings["logprobs"] = body.whole("top_logprobs", 0, _MOST_LOGPROBS) or 0
@@ -46,7 +46,7 @@ def read(body: Fields, generation: Generation) -> Asked:
         max_tokens=body.whole("max_completion_tokens") or body.whole("max_tokens"),
         stop=stops(body),
         choices=body.whole("n", 1, generation.options.max_choices) or 1,
-        tools=_tools(body) if may_call(body) else None,
+        **tool_choice(body, _tools(body)),
         one_call=not body.flag("parallel_tool_calls", True),
         thinking=thinking_of(effort),
         template_kwargs=variables,
@@ -55,13 +55,13 @@ def read(body: Fields, generation: Generation) -> Asked:
     )
 
 
-def _tools(body: Fields) -> list[dict[str, Any]] | None:
+def _tools(body: Fields) -> list[dict[str, Any]]:
     found = []
     for tool in body.objects("tools"):
         if tool.get("type") != "function" or (function := tool.object("function")) is None:
             raise tool.wrong("type", '"function", with the field "function"')
         found.append(function_tool(function))
-    return found or None
+    return found
 
 
 def _messages(body: Fields) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ SAME = (
 )
 """Settings whose fields have this package's names; mlx_lm.server has the same ones."""
 _MAX_STOPS = 16
+_MAX_REFERENCE = 1 << 18
+"""An index of references takes some hundred bytes a token, for each request that waits."""
 _RESERVED = {
     *("self", "messages", "tools", "tokenize", "add_generation_prompt", "chat_template"),
     *("conversation", "documents", "return_dict", "tokenizer_kwargs"),
@@ -32,7 +34,27 @@ def sampling(body: Fields) -> dict[str, Any]:
             found["logit_bias"] = {int(token): value for token, value in bias.data.items()}
         except ValueError as error:
             raise body.wrong("logit_bias", "token ids as keys, numbers as values") from error
-    return found
+    return found | references(body)
+
+
+def references(body: Fields) -> dict[str, Any]:
+    """The decoder's setting `reference`: texts that an answer may quote.
+
+    They are the field "reference", which other servers do not have, and OpenAI's "prediction".
+    """
+    given = body.get("reference")
+    texts = [given] if isinstance(given, str) else given
+    if texts is not None and not isinstance(texts, list):
+        raise body.wrong("reference", "a text, or a list of texts")
+    place = body.place("reference")
+    found = [text_of(f"{place}[{index}]", text) for index, text in enumerate(texts or [])]
+    prediction = body.object("prediction")
+    if prediction is not None:
+        found.append(text_of(prediction.place("content"), prediction.get("content")))
+    length = sum(map(len, found))
+    if length > _MAX_REFERENCE:
+        raise InputError(place, f"{length} characters", f"{_MAX_REFERENCE} at most")
+    return {"reference": [text for text in found if text]} if length else {}
 
 
 def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:
@@ -88,16 +110,38 @@ def function_tool(function: Fields, schema: str = "parameters") -> dict[str, Any
     return {"type": "function", "function": plain}
 
 
-def may_call(body: Fields) -> bool:
-    """Whether tools may be called, of the field tool_choice.
+def tool_choice(body: Fields, tools: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fields of `Asked` that tools and the field tool_choice make.
 
-    Raises:
-        InputError: a call is demanded, which the decoder cannot force.
+    Args:
+        body: of the request.
+        tools: of the request, as `function_tool` makes them.
     """
     choice = body.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise body.wrong("tool_choice", '"auto" or "none"; a call cannot be forced')
-    return choice != "none"
+    if choice in (None, "auto", "none"):
+        return {"tools": tools if tools and choice != "none" else None}
+    name = None
+    if isinstance(choice, dict):
+        fields = Fields(choice, body.place("tool_choice"))
+        if fields.get("type") != "function":
+            raise fields.wrong("type", '"function"')
+        name = (fields.object("function") or fields).required_text("name")
+    elif choice != "required":
+        raise body.wrong("tool_choice", '"auto", "none", "required", or a function by its name')
+    return {"tools": tools, "must_call": must_call(tools, name)}
+
+
+def must_call(tools: list[dict[str, Any]], name: str | None = None) -> tuple[str, ...]:
+    """Names of the tools of which one must be called: all, or one.
+
+    Raises:
+        InputError: there is no tool, or none of this name.
+    """
+    known = [tool["function"]["name"] for tool in tools]
+    if not known or (name is not None and name not in known):
+        found = "a call without tools" if not known else f"the tool {shown(name)}"
+        raise InputError("tool_choice", found, "a tool of this request")
+    return tuple(known) if name is None else (name,)
 
 
 def schema_of(body: Fields, name: str = "response_format") -> Mapping[str, Any] | None:

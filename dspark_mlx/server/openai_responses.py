@@ -10,13 +10,13 @@ from .generation import Generation
 from .openai_chat import template_call
 from .openai_input import (
     function_tool,
-    may_call,
     sampling,
     schema_of,
     stops,
     template_variables,
     text_of,
     thinking_of,
+    tool_choice,
 )
 
 _ROLES = ("system", "developer", "user", "assistant")
@@ -36,7 +36,7 @@ def read(body: Fields, generation: Generation) -> Asked:
         settings=sampling(body),
         max_tokens=body.whole("max_output_tokens"),
         stop=stops(body),
-        tools=_tools(body) if may_call(body) else None,
+        **tool_choice(body, _tools(body)),
         one_call=not body.flag("parallel_tool_calls", True),
         thinking=thinking_of(effort),
         template_kwargs=variables,
@@ -45,13 +45,13 @@ def read(body: Fields, generation: Generation) -> Asked:
     )
 
 
-def _tools(body: Fields) -> list[dict[str, Any]] | None:
+def _tools(body: Fields) -> list[dict[str, Any]]:
     found = []
     for tool in body.objects("tools"):
         if tool.get("type") != "function":
             raise tool.wrong("type", '"function"; tools that a server runs are not there')
         found.append(function_tool(tool))
-    return found or None
+    return found
 
 
 def _messages(body: Fields) -> list[dict[str, Any]]:

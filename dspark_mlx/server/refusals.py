@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from ..errors import BusyError, ClosedError, InputError
+from ..errors import BusyError, ClosedError, InputError, MemoryLimitError
 
 _OPENAI = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _ANTHROPIC = {
@@ -51,6 +51,8 @@ def refusal(error: Exception, target: str = "", folder: str = "") -> Refused:
         return Refused(429, str(error), "queue_full")
     if isinstance(error, ClosedError):
         return Refused(503, "the server is shutting down", "shutting_down")
+    if isinstance(error, MemoryLimitError):
+        return Refused(503 if error.later else 413, str(error), "out_of_memory")
     assert isinstance(error, InputError)
     message = str(error).replace(folder, "target") if folder else str(error)
     if target and error.where == target:

@@ -25,11 +25,13 @@ class Buffer(Generic[Item]):
     Attributes:
         full: whether the reader has to take items before more are made.
         ended: whether no more items come, or are wanted.
+        failure: the error that ended the items; None without one.
     """
 
     def __init__(self, size: int, wake: Callable[[], None]) -> None:
         self.full = False
         self.ended = False
+        self.failure: BaseException | None = None
         self._size, self._wake = size, wake
         self._items: deque[Item] = deque()
         self._error: BaseException | None = None
@@ -50,7 +52,8 @@ class Buffer(Generic[Item]):
         """End the items; the reader gets the error behind those that it has not read yet."""
         with self._changed:
             if not self.ended:
-                self._error, self.ended = error, True
+                self._error = self.failure = error
+                self.ended = True
             self._tell()
 
     def abandon(self) -> None:
@@ -74,11 +77,17 @@ class Buffer(Generic[Item]):
             return self._next()
 
     async def take_async(self) -> Item | None:
-        """As `take`; other tasks of the event loop run meanwhile."""
+        """As `take`; other tasks of the event loop run meanwhile.
+
+        Raises:
+            RuntimeError: another task waits for the next item.
+        """
         while True:
             with self._changed:
                 if self._readable():
                     return self._next()
+                if self._waiter is not None and not self._waiter[1].done():
+                    raise RuntimeError("two tasks read one request; each needs its own")
                 loop = asyncio.get_running_loop()
                 future: asyncio.Future[None] = loop.create_future()
                 self._waiter = loop, future

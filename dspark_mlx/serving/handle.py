@@ -120,11 +120,21 @@ class RequestHandle:
             left = None if end is None else max(end - time.monotonic(), 0.0)
             chunk = self._buffer.take(left)
             if chunk is None:
-                return answer_of(self._chunks)
+                return self._answer()
             self._chunks.append(chunk)
 
     async def answer(self) -> Answer:
         """As `result`, for asyncio."""
         async for _ in self:
             pass
+        return self._answer()
+
+    def _answer(self) -> Answer:
+        """The answer, now that it has ended.
+
+        Raises:
+            BaseException: what ended the request, also where it was raised before.
+        """
+        if self._buffer.failure is not None:
+            raise self._buffer.failure
         return answer_of(self._chunks)

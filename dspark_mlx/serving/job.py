@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 
 from ..engine.active import ActiveRequest, ActiveRequests
 from ..types import Chunk, Round
+from .admission import Reservation
 from .buffer import Buffer
 
 Start: TypeAlias = Callable[[ActiveRequests], ActiveRequest]
@@ -29,13 +30,18 @@ class Job:
         start: see `Start`.
         text: makes chunks of the rounds.
         buffer: takes the chunks.
+        memory: what it reserves.
 
     Attributes:
+        memory: the argument.
         request: among those that decode; None before `begin`.
     """
 
-    def __init__(self, start: Start, text: Text, buffer: Buffer[Chunk]) -> None:
+    def __init__(
+        self, start: Start, text: Text, buffer: Buffer[Chunk], memory: Reservation
+    ) -> None:
         self._start, self._text, self._buffer = start, text, buffer
+        self.memory = memory
         self.request: ActiveRequest | None = None
 
     @property
@@ -54,11 +60,16 @@ class Job:
             with ToReaders([self]):
                 self.request = self._start(active)
 
-    def deliver(self, round_: Round) -> None:
+    def deliver(self, round_: Round, active: ActiveRequests) -> None:
         """Hand a round's chunks to the reader."""
+        self.memory.count(round_)
         with ToReaders([self]):
             chunks = self._text.push(round_)
-            self._buffer.put(chunks, last=bool(chunks) and chunks[-1].finish_reason is not None)
+            last = bool(chunks) and chunks[-1].finish_reason is not None
+            if last:
+                # Before its reader knows of the end, who may ask for more at once.
+                self._free(active)
+            self._buffer.put(chunks, last)
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error, which its reader gets behind the chunks."""
@@ -71,8 +82,12 @@ class Job:
     def close(self, active: ActiveRequests) -> None:
         """Free the caches; the reader gets an end, if it did not have one."""
         self.cancel()
+        self._free(active)
+
+    def _free(self, active: ActiveRequests) -> None:
         if self.request is not None:
             active.remove(self.request)
+        self.memory.release()
 
 
 class ToReaders:

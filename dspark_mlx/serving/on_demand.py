@@ -7,15 +7,21 @@ import weakref
 
 from ..engine.state import Engine
 from ..errors import InputError
+from .admission import Admission, Reservation
 from .handle import RequestHandle
 from .job import Start, Text
 from .service import Limits, Service
 
 
 class OnDemand:
-    """What a decoder holds, so that one that is never submitted to has no thread."""
+    """What a decoder holds, so that one that is never submitted to has no thread.
 
-    def __init__(self) -> None:
+    Args:
+        admission: see `Service`.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
         self._limits = Limits()
         self._service: Service | None = None
         self._lock = threading.Lock()
@@ -39,19 +45,21 @@ class OnDemand:
         service = self._service
         return (service.active, service.waiting) if service else (0, 0)
 
-    def submit(self, owner: object, engine: Engine, start: Start, text: Text) -> RequestHandle:
+    def submit(
+        self, owner: object, engine: Engine, start: Start, text: Text, memory: Reservation
+    ) -> RequestHandle:
         """Queue a request, see `Service.submit`.
 
         Args:
             owner: the thread ends when it is dropped; a request must hold it, so that none is left.
             engine: see `Service`.
-            start, text: see `Service.submit`.
+            start, text, memory: see `Service.submit`.
         """
         with self._lock:
             if self._service is None:
-                self._service = Service(engine, self._limits)
+                self._service = Service(engine, self._limits, self._admission)
                 weakref.finalize(owner, self._service.stop).atexit = False
-        return self._service.submit(start, text)
+        return self._service.submit(start, text, memory)
 
     def close(self, timeout: float) -> None:
         """End the thread, if there is one; see `Service.close`."""

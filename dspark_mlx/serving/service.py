@@ -16,6 +16,7 @@ from ..engine.state import Engine
 from ..errors import BusyError, ClosedError
 from ..numbers import check_whole
 from ..types import Chunk, Round
+from .admission import Admission, Reservation
 from .buffer import Buffer
 from .handle import RequestHandle
 from .job import Job, Start, Text, ToReaders
@@ -55,9 +56,10 @@ class Service:
     Args:
         engine: target, drafter and scheduler.
         limits: how much it takes on.
+        admission: gives requests their memory.
     """
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, admission: Admission) -> None:
         limits.check()
         self._limits = limits
         self._together = ActiveRequests(engine)
@@ -67,6 +69,7 @@ class Service:
         self._closing = self._cancelling = False
         # Whoever changes something puts a wake-up, which takes no lock that Python code holds.
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        admission.when_released(self._wake)
         self._thread = threading.Thread(target=self._run, name="dspark_mlx engine", daemon=True)
         # Threads that end with the process must let go of MLX before.
         atexit.register(self.close)
@@ -82,17 +85,20 @@ class Service:
         """Number of requests that wait."""
         return len(self._waiting)
 
-    def submit(self, start: Start, text: Text) -> RequestHandle:
+    def submit(self, start: Start, text: Text, memory: Reservation) -> RequestHandle:
         """Queue a request.
 
         Args:
             start: adds it to those that decode.
             text: makes chunks of its rounds.
+            memory: what it reserves when it begins.
 
         Raises:
             BusyError: as many requests wait as may.
             ClosedError: the service was closed.
+            MemoryLimitError: its memory will not be there even when others have ended.
         """
+        memory.check()
         buffer: Buffer[Chunk] = Buffer(self._limits.unread, self._wake)
         with self._lock:
             if self._closing:
@@ -101,7 +107,7 @@ class Service:
             taken = sum(not job.ended for job in (*self._active, *self._waiting))
             if taken >= self._limits.active + self._limits.waiting:
                 raise BusyError(self._limits.active, taken - self._limits.active)
-            self._waiting.append(Job(start, text, buffer))
+            self._waiting.append(Job(start, text, buffer, memory))
         self._wake()
         return RequestHandle(buffer)
 
@@ -139,7 +145,7 @@ class Service:
                 ready = [job for job in self._active if not job.paused]
                 if ready:
                     self._step(ready)
-                elif self._closing and not self._active:
+                elif self._closing and not self._active and not self._waiting:
                     return
                 else:
                     self._sleep()
@@ -161,7 +167,7 @@ class Service:
             owners = {job.request: job for job in jobs if job.request is not None}
             for request, done in self._together.step(owners):
                 if isinstance(done, Round):
-                    owners[request].deliver(done)
+                    owners[request].deliver(done, self._together)
                 else:
                     owners[request].fail(done)
 
@@ -175,8 +181,26 @@ class Service:
         with self._lock:
             jobs = [*self._active, *self._waiting]
             gone = [job for job in jobs if job.ended or self._cancelling]
-            kept = [job for job in jobs if job not in gone]
-            self._active = kept[: self._limits.active]
-            self._waiting = deque(kept[self._limits.active :])
+            self._active = [job for job in self._active if job not in gone]
+            self._waiting = deque(job for job in self._waiting if job not in gone)
         for job in gone:
             job.close(self._together)
+        while (first := self._next()) is not None:
+            # In order: a small request does not overtake one that waits for memory.
+            refused = first.memory.take()
+            if refused is not None and refused.later:
+                return
+            with self._lock:
+                self._waiting.popleft()
+                if refused is None:
+                    self._active.append(first)
+            if refused is not None:
+                first.fail(refused)
+                first.close(self._together)
+
+    def _next(self) -> Job | None:
+        """The request that has waited longest, if there is a place for it."""
+        with self._lock:
+            if len(self._active) < self._limits.active and self._waiting:
+                return self._waiting[0]
+            return None

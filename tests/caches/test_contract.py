@@ -23,7 +23,7 @@ from helpers.slow_cases import some_slow
 from helpers.tiny_models import tiny
 from mlx_lm.models.cache import CacheList, RotatingKVCache, make_prompt_cache
 
-from dspark_mlx.caches import CACHES, keep_rows, leaves
+from dspark_mlx.caches import CACHES, bytes_at, cache_arrays, keep_rows, leaves
 from dspark_mlx.caches.rotating import LimitedKVCache, SinkKVCache
 from dspark_mlx.targets.tap import Target
 
@@ -76,6 +76,19 @@ def test_random_verdicts(target, rounds):
         mx.eval(logits)
         if i % 40 == 39:
             session.check(logits)
+
+
+@pytest.mark.parametrize("length", [3, 40, 300])
+def test_a_cache_is_as_large_as_was_said(target, length):
+    """A request that is admitted into memory that it then does not find, or refused for nothing:
+    a window counted as if it grew, a state not counted, the room behind the last row left out."""
+    probe = target.new_caches()
+    target(mx.zeros((8,), mx.int32), probe)  # never computed
+    said = bytes_at(probe, length, length)
+    caches = target.new_caches()
+    target(mx.zeros((length,), mx.int32), caches)
+    held = sum(array.nbytes for array in cache_arrays(caches))
+    assert held <= said <= 1.5 * held or (length < 40 and held <= said)
 
 
 def test_fewer_rows_may_be_kept_later(target):

@@ -21,14 +21,16 @@ BASE = "http://127.0.0.1:8080"
 
 
 @contextlib.contextmanager
-def client(folder: Path, limits: Any = None, **options: Any) -> Iterator[tuple[Any, Decoder]]:
+def client(
+    folder: Path, limits: Any = None, admission: Any = None, **options: Any
+) -> Iterator[tuple[Any, Decoder]]:
     """A client of the application in this process, and its decoder."""
     from starlette.testclient import TestClient
 
     from dspark_mlx.server.app import make_app
     from dspark_mlx.server.options import Options
 
-    decoder = served_decoder(folder)
+    decoder = served_decoder(folder, admission=admission)
     if limits is not None:
         decoder.limits = limits
     app = make_app(decoder, Options("toy", **options))

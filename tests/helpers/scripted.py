@@ -21,6 +21,9 @@ class ScriptedContext:
 
     bytes_per_token = 0
 
+    def bytes_at(self, tokens: int, rows: int) -> int:
+        return 0
+
     def arrays(self) -> list[mx.array]:
         return [tap for taps, _ in self.taps for tap in taps]
 

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dspark_mlx.decoder import Decoder
 from dspark_mlx.schedulers.full import FullScheduler
+from dspark_mlx.serving.admission import Admission
 from dspark_mlx.targets.tap import Target
 from helpers.tiny_models import tiny
 from helpers.toys import HIDDEN, engine_of, example_config
@@ -64,12 +65,15 @@ def served_folder(folder: Path) -> Path:
     return folder
 
 
-def served_decoder(folder: Path, positions: int = 512) -> Decoder:
+def served_decoder(
+    folder: Path, positions: int = 512, admission: Admission | None = None
+) -> Decoder:
     """The target with a drafter that knows which token follows which, but not the context.
 
     Args:
         folder: where the tokenizer's files are written.
         positions: what config.json says that the target was made for.
+        admission: gives requests their memory; None for the machine's.
     """
     served_folder(folder)
     vocabulary = json.loads((folder / "tokenizer.json").read_text())
@@ -101,4 +105,5 @@ def served_decoder(folder: Path, positions: int = 512) -> Decoder:
     config = example_config(target, "dspark", **own)
     engine = engine_of(target, FullScheduler(), config, knows_followers)
     end = ids[END]
-    return Decoder(engine, folder, {"eos_token_id": end, "max_position_embeddings": positions})
+    said = {"eos_token_id": end, "max_position_embeddings": positions}
+    return Decoder(engine, folder, said, admission=admission)

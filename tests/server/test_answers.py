@@ -124,6 +124,81 @@ def test_tools_are_called(post):
     assert none["choices"][0]["finish_reason"] == "stop"
 
 
+def test_a_call_can_be_forced(post):
+    """An answer without a call, of a tool that was not named, or with arguments of another kind."""
+    pytest.importorskip("llguidance", reason="the extra grammar is not installed")
+    both = [function_tool("weather", "city"), function_tool("time", "zone")]
+    body = {"messages": MESSAGES, "tools": both, "max_tokens": 200}
+    named = {"type": "function", "function": {"name": "time"}}
+    for choice, names in (("required", {"weather", "time"}), (named, {"time"})):
+        (found,) = post(CHAT, body | {"tool_choice": choice})["choices"]
+        (call,) = found["message"]["tool_calls"]
+        assert found["finish_reason"] == "tool_calls" and call["function"]["name"] in names
+        assert set(json.loads(call["function"]["arguments"])) < {"city", "zone"}
+    flat = [{"type": "function", **tool["function"]} for tool in both]
+    asked = {"input": "hi", "tools": flat, "max_output_tokens": 200}
+    for choice in ("required", {"type": "function", "name": "time"}):
+        (item,) = post(RESPONSE, asked | {"tool_choice": choice})["output"]
+        assert item["type"] == "function_call"
+    assert item["name"] == "time"
+    own = [{"name": t["name"], "input_schema": t["parameters"]} for t in flat]
+    asked = {"messages": MESSAGES, "tools": own, "max_tokens": 200}
+    for choice in ({"type": "any"}, {"type": "tool", "name": "time"}):
+        found = post(MESSAGE, asked | {"tool_choice": choice})
+        (block,) = found["content"]
+        assert block["type"] == "tool_use" and found["stop_reason"] == "tool_use"
+    assert block["name"] == "time" and set(block["input"]) == {"zone"}
+    streamed = post(CHAT, body | {"tool_choice": named, "stream": True})
+    deltas = [c["delta"] for e in streamed[:-1] for c in e["choices"]]
+    assert [d["tool_calls"][0]["function"]["name"] for d in deltas if "tool_calls" in d] == ["time"]
+
+
+def function_tool(name: str, argument: str) -> dict:
+    parameters = {
+        "type": "object",
+        "properties": {argument: {"$ref": "#/$defs/Word"}},
+        "required": [argument],
+        "additionalProperties": False,
+        "$defs": {"Word": {"enum": ["one", "two"]}},
+    }
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def test_texts_to_quote_go_with_a_request(post, decoder, monkeypatch):
+    """References that are left out, or that change the text."""
+    given = []
+    submit = type(decoder).submit
+
+    def watched(self, *args, **settings):
+        given.append(settings.get("reference"))
+        return submit(self, *args, **settings)
+
+    monkeypatch.setattr(type(decoder), "submit", watched)
+    prediction = {"type": "content", "content": [{"type": "text", "text": "Hello"}]}
+    for path, body, want in (
+        (CHAT, {"messages": MESSAGES, "reference": ["a", "b"], "prediction": prediction}, 3),
+        (TEXTS, {"prompt": "Hello", "reference": "Hello, world"}, 1),
+        (RESPONSE, {"input": "hi", "reference": ["Hello, world"]}, 1),
+        (MESSAGE, {"messages": MESSAGES, "max_tokens": 40, "reference": ["Hello"]}, 1),
+    ):
+        plain = {k: v for k, v in body.items() if k not in ("reference", "prediction")}
+        assert text_in(post(path, body)) == text_in(post(path, plain))
+        assert len(given[-2]) == want and given[-1] is None
+    wrong = post(CHAT, {"messages": MESSAGES, "reference": {"a": 1}}, 400)
+    assert "reference" in wrong["error"]["message"]
+    post(CHAT, {"messages": MESSAGES, "prediction": "Hello"}, 400)
+
+
+def text_in(body: dict) -> str:
+    """The text of an answer of any dialect."""
+    if "content" in body:
+        return body["content"][-1]["text"]
+    if "output" in body:
+        return body["output"][-1]["content"][0]["text"]
+    (choice,) = body["choices"]
+    return choice.get("text") or choice["message"]["content"]
+
+
 def test_stop_and_length_end_a_text(post):
     """A stop string that is shown, or a wrong reason."""
     plain = {"messages": MESSAGES, "reasoning_effort": "none"}

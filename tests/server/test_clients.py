@@ -117,11 +117,11 @@ def test_anthropic_tools_and_back(of_anthropic):
     ]
     del asked["tools"]
     assert of_anthropic.messages.create(messages=turns, **asked).content[0].text == TEXT
-    with pytest.raises(anthropic.BadRequestError, match="auto"):
+    with pytest.raises(anthropic.BadRequestError, match="tool_choice"):
         of_anthropic.messages.create(
             messages=MESSAGES,
             tools=[INPUT_TOOL],
-            tool_choice={"type": "any"},
+            tool_choice={"type": "tool", "name": "other"},
             model="x",
             max_tokens=1,
         )

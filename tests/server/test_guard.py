@@ -8,6 +8,8 @@ import pytest
 from helpers.http_served import BASE, MESSAGES, client, is_refusal
 
 from dspark_mlx import Limits
+from dspark_mlx.serving.admission import Admission
+from dspark_mlx.system.memory import Memory
 
 pytest.importorskip("starlette", reason="the extra server is not installed")
 pytest.importorskip("prometheus_client", reason="the extra server is not installed")
@@ -17,6 +19,10 @@ CHAT, MESSAGE, RESPONSE, TEXTS = (
 IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}
 FILE = {"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}
 KEY = "correct horse"
+ANY = {"type": "any"}
+TOOL = {"type": "function", "function": {"name": "weather"}}
+OTHER = {"type": "function", "function": {"name": "other"}}
+JSON = {"response_format": {"type": "json_object"}}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +121,10 @@ def test_the_key_is_asked_for(tmp_path):
         (CHAT, {"messages": MESSAGES, "logit_bias": {"999999": 1}}, "logit_bias"),
         (CHAT, {"messages": MESSAGES, "tools": [{"type": "web"}]}, "tools[0]"),
         (CHAT, {"messages": MESSAGES, "tool_choice": "required"}, "tool_choice"),
+        (CHAT, {"messages": MESSAGES, "tool_choice": "sometimes"}, "tool_choice"),
+        (CHAT, {"messages": MESSAGES, "tool_choice": {"type": "custom"}}, "tool_choice.type"),
+        (CHAT, {"messages": MESSAGES, "tools": [TOOL], "tool_choice": OTHER}, "the tool 'other'"),
+        (CHAT, {"messages": MESSAGES, "tools": [TOOL], "tool_choice": "required", **JSON}, "both"),
         (CHAT, {"messages": MESSAGES, "stream": "yes"}, "stream"),
         (CHAT, {"messages": MESSAGES, "functions": [{}]}, "functions"),
         (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 99}, "top_logprobs"),
@@ -131,7 +141,11 @@ def test_the_key_is_asked_for(tmp_path):
         (MESSAGE, {"messages": [], "max_tokens": 1}, "messages"),
         (MESSAGE, {"messages": [{"role": "user", "content": [FILE]}], "max_tokens": 1}, "image"),
         (MESSAGE, {"messages": MESSAGES, "max_tokens": 1, "tools": [{"name": 1}]}, "tools[0].name"),
-        (MESSAGE, {"messages": MESSAGES, "max_tokens": 1, "tool_choice": {"type": "any"}}, "auto"),
+        (
+            MESSAGE,
+            {"messages": MESSAGES, "max_tokens": 1, "tool_choice": {"type": "any"}},
+            "a tool",
+        ),
         (RESPONSE, {"input": []}, "input"),
         (RESPONSE, {"input": "hi", "previous_response_id": "resp_1"}, "previous_response_id"),
         (RESPONSE, {"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
@@ -197,3 +211,19 @@ def test_answers_end_at_a_shutdown(tmp_path):
     with client(tmp_path) as (_, decoder):
         handle = decoder.submit(MESSAGES, max_tokens=400, stop_tokens=(), temperature=4.0)
     assert handle.result(30).finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize("path, body", [(CHAT, {}), (MESSAGE, {"max_tokens": 400}), (RESPONSE, {})])
+def test_a_request_without_memory_is_refused(tmp_path, path, body):
+    """A machine that swaps, or a 500; a refusal that says neither number."""
+    admission = Admission(lambda: Memory(10**6, 300_000, "a toy"))
+    with client(tmp_path / "served", admission=admission) as (http, decoder):
+        asked = {"input": "hi"} if path == RESPONSE else {"messages": MESSAGES}
+        for more in ({}, {"stream": True}):
+            found = http.post(path, json=asked | body | more)
+            assert found.status_code == 413 and is_refusal(path, 413, found.json())
+            message = found.json()["error"]["message"]
+            assert "kB" in message and "300.0 kB, which is free of a toy" in message
+        few = {("max_output_tokens" if path == RESPONSE else "max_tokens"): 20}
+        assert http.post(path, json=asked | few).status_code == 200
+        assert decoder.requests_now == (0, 0)

@@ -199,9 +199,11 @@ def test_a_prompt_that_nobody_wants_is_not_read_to_its_end(decoder):
         ids = decoder.encode(prompt(4) * 4)
         return decoder.add(active, ids, 5, progress=noting, prefill_step_size=16)
 
-    text = decoder._prepare([1], 5, {"stop_tokens": ()}).warned_text()
+    prepared = decoder._prepare([1], 5, {"stop_tokens": ()})
+    memory = decoder._reservation(prepared)
     ready = threading.Event()
-    handle = decoder._service.submit(decoder, decoder.engine, start, text)
+    text = prepared.warned_text()
+    handle = decoder._service.submit(decoder, decoder.engine, start, text, memory)
     ready.set()
     assert read.wait(WAIT)
     assert handle.result(WAIT).tokens == ()
@@ -233,6 +235,29 @@ def test_a_full_queue_refuses(decoder):
     assert decoder.submit(MESSAGES).result(WAIT).content == TEXT
 
 
+def test_two_tasks_do_not_read_one_request(decoder):
+    """Two tasks that wait for one handle, of which the first is never woken."""
+
+    async def both():
+        handle = decoder.submit(MESSAGES)
+        found = await asyncio.wait_for(
+            asyncio.gather(handle.answer(), handle.answer(), return_exceptions=True), WAIT
+        )
+        assert any(not isinstance(each, BaseException) for each in found)
+        with pytest.raises(TimeoutError):
+            slow = decoder.submit(MESSAGES, logits_processors=[waiting])
+            await asyncio.wait_for(slow.answer(), 0.02)
+        going.set()
+        assert (await slow.answer()).content == TEXT  # a task that was cancelled waits no more
+
+    def waiting(tokens, logits):
+        going.wait(WAIT)
+        return logits
+
+    going = threading.Event()
+    asyncio.run(both())
+
+
 def test_an_error_reaches_its_reader_only(decoder):
     """One request's processor that takes the thread, or other requests, with it."""
 
@@ -244,6 +269,9 @@ def test_an_error_reaches_its_reader_only(decoder):
     with pytest.raises(KeyError, match="mine"):
         next(bad)
     assert list(bad) == []
+    for _ in range(2):  # not an answer that looks as if it had been cancelled
+        with pytest.raises(KeyError, match="mine"):
+            bad.result(WAIT)
     nothing = decoder.submit(MESSAGES, logits_processors=[lambda t, logits: logits - mx.inf])
     with pytest.raises(InputError, match="no token left"):
         nothing.result(WAIT)

@@ -13,7 +13,7 @@ from helpers.scripted import ScriptedDrafter
 from helpers.tiny_vision import CONFIGS, IMAGE, mark_of, picture, vision_folder
 
 import dspark_mlx
-from dspark_mlx import InputError, generate
+from dspark_mlx import InputError, chat, generate
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.vision.families import FAMILIES
@@ -192,6 +192,25 @@ def test_the_command_shows_images(opened, tmp_path, capsys):
     for more in (["--compare"], ["--ignore-chat-template"]):
         with pytest.raises(InputError, match="--image"):
             generate.main([*flags, "--image", str(path), *more])
+
+
+def test_a_chat_shows_images(opened, tmp_path, capsys, monkeypatch):
+    """An image that is lost, shown again with each message, or that ends the chat."""
+    folder, decoder = opened("lfm2_vl")
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    for path, image in zip((first, second), PICTURES, strict=True):
+        image.save(path)
+    lines = iter(["what", f"/image {second}", "/image none.png", "and this", "why", None])
+    monkeypatch.setattr(chat, "_read_line", lambda: next(lines))
+    flags = ["--model", str(folder), "--no-drafter", "--max-tokens", "4", "--image", str(first)]
+    assert chat.main(flags) == 0
+    said = capsys.readouterr()
+    assert "/image: found none.png, which is no file" in said.err
+    talk = decoder.conversation()
+    texts = []
+    for message in (shown("what", first), shown("and this", second), "why"):
+        texts.append("".join(chunk.text for chunk in talk.send(message, max_tokens=4)))
+    assert said.out == "".join(f"{text}\n" for text in texts)
 
 
 def test_what_cannot_be_read_is_refused(opened, tmp_path):
