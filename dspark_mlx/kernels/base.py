@@ -38,7 +38,7 @@ class Product:
         object.__setattr__(self, "_hash", hash((*about, self.mode)))
 
     def __hash__(self) -> int:
-        return self._hash  # type: ignore[attr-defined,no-any-return]
+        return self._hash  # type: ignore[attr-defined]
 
 
 class Kernel(Protocol):

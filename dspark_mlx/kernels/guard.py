@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..progress import ProgressCallback
 from .base import Backend, Kernel, Product
@@ -255,8 +256,8 @@ class Guard:
 def _disagreement(own: mx.array, got: mx.array) -> str | None:
     """Why two forwards' logits are not those of one network; None where they are."""
     a, b = own.astype(mx.float32), got.astype(mx.float32)
-    spread = mx.sqrt(mx.var(a)).item()
-    error = mx.sqrt(mx.mean(mx.square(a - b))).item()
+    spread = float(np.array(mx.sqrt(mx.var(a))))
+    error = float(np.array(mx.sqrt(mx.mean(mx.square(a - b)))))
     limit = _AGREE[own.dtype] * spread
     if not error <= limit:  # NaN is not
         return f"a whole forward's logits differ by {error:.3g} where {limit:.3g} is allowed"

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from .base import Kernel
 from .linears import Call, compute, stock
@@ -60,23 +61,32 @@ def _why_wrong(kernel: Kernel, module: Any, x: mx.array) -> str | None:
             return "has other bits than one row at a time"
         return None
     right = _in_float32(module, x)
-    largest = mx.abs(right).max().item()
-    error, allowed = (
-        mx.abs(y.astype(mx.float32) - right).max().item() for y in (got, compute(stock, module, x))
-    )
+    largest = _largest(right)
+    error = _largest(got.astype(mx.float32) - right)
+    allowed = _largest(compute(stock, module, x).astype(mx.float32) - right)
     limit = allowed + _ROUNDING[x.dtype] * largest
     if not error <= limit:  # NaN is not
         return f"is off by {error:.3g} where {limit:.3g} is allowed"
     return None
 
 
+def _largest(x: mx.array) -> float:
+    return float(np.array(mx.abs(x).max()))
+
+
 def _in_float32(module: Any, x: mx.array) -> mx.array:
     """The product in float32, a few rows at a time, which no backend computes in less."""
-    weights = module.weight, *(module[name].astype(mx.float32) for name in ("scales", "biases"))
+    scales, biases = (module[name].astype(mx.float32) for name in ("scales", "biases"))
     rows = x.astype(mx.float32)
-    about = module.group_size, module.bits
     pieces = [
-        mx.quantized_matmul(rows[i : i + _PIECE], *weights, True, *about)
+        mx.quantized_matmul(
+            rows[i : i + _PIECE],
+            module.weight,
+            scales,
+            biases,
+            group_size=module.group_size,
+            bits=module.bits,
+        )
         for i in range(0, rows.shape[0], _PIECE)
     ]
     return mx.concatenate(pieces)

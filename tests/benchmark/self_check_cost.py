@@ -16,7 +16,7 @@ from statistics import median
 from time import perf_counter
 
 import mlx.core as mx
-import rollback_cost
+import rollback_cost  # type: ignore[import-not-found]  # beside this script
 from mlx.utils import tree_flatten
 
 import dspark_mlx

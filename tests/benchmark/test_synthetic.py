@@ -16,7 +16,7 @@ def test_taps_are_layers_of_every_shape():
 @pytest.mark.parametrize("bits", [16, 4])
 def test_the_text_counts_upwards(bits: int):
     """A benchmark of a text that nobody checks; acceptance that is not what was asked for."""
-    prepared = []
+    prepared: list[object] = []
     row = measure(SHAPES["tiny"], bits, 0.8, 40, 1, prepared.append)
     assert len(prepared) == 1 and row.bits == bits
     assert 1.5 < row.tokens < 8 and row.round_ms > 0 and row.plain_ms > 0
