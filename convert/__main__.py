@@ -77,6 +77,7 @@ def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) 
         args.to,
         q_exceptions=_exceptions(args.q_except),
         keep_embeddings=args.keep_embeddings,
+        target_layers=args.target_layers,
         **settings,
     )
     return config.summary
@@ -143,6 +144,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=BITS",
         help="other bits for tensors whose name has NAME in it, or NAME=none; repeatable",
+    )
+    drafter.add_argument(
+        "--target-layers",
+        type=int,
+        metavar="N",
+        help="layers of the target, for Eagle3 drafters that do not say which of them they tap",
     )
     drafter.add_argument(
         "--mtp",

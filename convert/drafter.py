@@ -73,6 +73,7 @@ def convert_drafter(
     q_group_size: int = 64,
     q_exceptions: dict[str, int | None] | None = None,
     keep_embeddings: bool = False,
+    target_layers: int | None = None,
     overwrite: bool = False,
     finish: Callable[[Path], None] | None = None,
     progress: bool = True,
@@ -90,6 +91,7 @@ def convert_drafter(
         q_exceptions: other bits, or None for plain, by a tensor's name or a part of it
             ("markov_head", "layers.0.mlp"). Where several parts are in a name, the longest counts.
         keep_embeddings: whether to keep stored copies of the target's embedding and head.
+        target_layers: number of layers of the target, for checkpoints that do not say it.
         overwrite: whether to replace an existing folder.
         finish: called with the complete folder before it gets its name; if it raises an exception,
             nothing is left behind.
@@ -107,6 +109,8 @@ def convert_drafter(
     raw, tensors = read_published(
         source, lambda config, shapes: refuse_unsupported(config, shapes, source)
     )
+    if target_layers is not None and raw.get("num_target_layers") is None:
+        raw = raw | {"num_target_layers": target_layers}
     if auto_map := raw.get("auto_map"):
         # The checkpoint's code is never run: its packaging must be one that is known here.
         tqdm.write(one_line(f"{source}: ignoring the Python code of auto_map ({auto_map})"))

@@ -27,6 +27,8 @@ _WORDS = {
     ("state", "normed"): "state after the target's final norm",
     ("feedback", "raw"): "head's output fed back before its norm",
     ("feedback", "normed"): "head's output fed back after its norm",
+    ("residual", "raw"): "feature added as it is",
+    ("residual", "normed"): "feature added normed",
     ("order", "embedding"): "embedding before state",
     ("order", "hidden"): "state before embedding",
     (NORMS, 1): "norms stored as w - 1",

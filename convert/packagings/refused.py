@@ -18,6 +18,10 @@ def _architecture(*names: str) -> Matches:
     return matches
 
 
+def _speculators(kind: str) -> Matches:
+    return lambda config, shapes: config.get("speculators_model_type") == kind
+
+
 def _suffix(*suffixes: str) -> Matches:
     return lambda config, shapes: any(name.endswith(suffixes) for name in shapes)
 
@@ -33,10 +37,7 @@ def _prefix(*prefixes: str) -> Matches:
 REFUSED: tuple[tuple[str, Matches], ...] = (
     ("DeepSeek-V4 embedded heads (mtp.*)", lambda config, shapes: "dspark_block_size" in config),
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
-    (
-        "vLLM speculators eagle3",
-        lambda config, shapes: config.get("speculators_model_type") == "eagle3",
-    ),
+    *((f"vLLM speculators {kind}", _speculators(kind)) for kind in ("peagle", "xpress", "mtp")),
     ("NVIDIA Nemotron NVFP4", lambda config, shapes: "dspark_bonus_anchor" in config),
     ("NVFP4 weights", _suffix("weight_scale_2")),
     ("compressed-tensors weights", _suffix("weight_scale", "weight_packed")),

@@ -1,16 +1,17 @@
-"""Reads rotary embeddings from published configs: the base and YaRN's scaling."""
+"""Reads rotary embeddings from published configs: the base, and YaRN's or Llama 3's scaling."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from ...checkpoint.base_config import ROPE_NUMBERS
 from ...errors import InputError
 from .source import Source
 
 
 def read_rope(source: Source, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The canonical keys of a rotary embedding: `rope_theta`, and `rope_scaling` for YaRN.
+    """The canonical keys of a rotary embedding: `rope_theta`, and `rope_scaling` for scaled ones.
 
     They come from `rope_parameters` (transformers 5) or from older top-level keys.
 
@@ -19,7 +20,7 @@ def read_rope(source: Source, values: Mapping[str, Any] | None = None) -> dict[s
         values: the object that holds the keys; None for the checkpoint's config.
 
     Raises:
-        InputError: the scaling is of another kind than YaRN, or a value is not usable.
+        InputError: the scaling is of another kind, or a value is not usable.
     """
     values = source.config if values is None else values
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
@@ -33,8 +34,11 @@ def read_rope(source: Source, values: Mapping[str, Any] | None = None) -> dict[s
     }
     if kind == "yarn":
         canonical["rope_scaling"] = _yarn(source, rope)
+    elif kind == "llama3":
+        numbers = {key: source.number(key, rope) for key in ROPE_NUMBERS["llama3"]}
+        canonical["rope_scaling"] = {"rope_type": "llama3", **numbers}
     elif kind not in ("default", "mrope"):
-        raise InputError(source.path, f"rope type {kind!r}", "'default' or 'yarn'")
+        raise InputError(source.path, f"rope type {kind!r}", "'default', 'yarn' or 'llama3'")
     return canonical
 
 

@@ -22,6 +22,10 @@ Config = TypeVar("Config", bound=CanonicalConfig)
 Shapes = Mapping[str, tuple[int, ...]]
 FULL, SLIDING = "full_attention", "sliding_attention"
 COPIES = ("embed_tokens.weight", "lm_head.weight")
+_OLD_NAMES = {
+    f"aux_norm_{name}.weight": f"fc_norm.{i}.weight"
+    for i, name in enumerate(("low", "mid", "high"))
+}
 _DROPPED = ("t2d", "mask_embedding", "verifier_lm_head.weight", "verifier_norm.weight")
 
 
@@ -251,6 +255,10 @@ def canonical_name(name: str) -> str | None:
     """A tensor's name without exporters' prefixes; None for a tensor that is never needed."""
     for prefix in ("model.", "logit_head."):
         name = name.removeprefix(prefix)
+    # Eagle3's one layer, as EAGLE and SpecForge call it, and the norms of its taps.
+    if name.startswith("midlayer."):
+        name = f"layers.0.{name.removeprefix('midlayer.')}"
+    name = _OLD_NAMES.get(name, name)
     if name in _DROPPED or name.endswith("rotary_emb.inv_freq"):
         return None
     # DFlash 2's files name these matrices as if they were vectors.

@@ -8,17 +8,14 @@ block unless `sliding_window_non_causal` is set, which is the default of DFlash 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
-from ...checkpoint.layout import DRAFT_IDS
 from ...drafters.dflash2.config import DFlash2Config
 from ...drafters.dspark.config import BlockConfig, DSparkConfig
-from ...errors import InputError
 from .dflash2 import own_keys
+from .reduced import adapt as adapt
+from .reduced import reduced
 from .rope import read_rope
 from .source import Shapes, Source
 from .source import rename as rename
@@ -51,7 +48,7 @@ def to_drafter_config(
     if second and config.get("is_causal") is not None:
         causal = bool(config["is_causal"])
     interleaved = config.get("is_neox_style", values.get("is_neox_style")) is False
-    vocabulary = _vocabulary(source, backbone["vocab_size"], keep_embeddings)
+    vocabulary = reduced(source, backbone["vocab_size"], keep_embeddings)
     if second:
         own = own_keys(source, config, backbone["hidden_size"])
     else:
@@ -71,13 +68,6 @@ def to_drafter_config(
     )
 
 
-def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
-    """`d2t` converted from offsets to token ids; other tensors unchanged."""
-    if name != DRAFT_IDS:
-        return tensor
-    return (tensor + mx.arange(tensor.size, dtype=tensor.dtype)).astype(mx.int32)
-
-
 def _logits_start(source: Source) -> int:
     """`logits_start`: 0 when the anchor's row gives logits, else 1.
 
@@ -91,17 +81,3 @@ def _logits_start(source: Source) -> int:
     first = methods[0] if isinstance(methods, list) and methods else None
     tokens = first.get("speculative_tokens") if isinstance(first, dict) else None
     return 0 if tokens == source.need("block_size") else 1
-
-
-def _vocabulary(source: Source, vocab_size: int, keep: bool) -> dict[str, Any]:
-    size = source.config.get("draft_vocab_size") or vocab_size
-    if size == vocab_size:
-        if DRAFT_IDS in source.shapes:
-            found = f"{DRAFT_IDS} with draft_vocab_size {size}"
-            raise InputError(source.where, found, f"fewer than the {vocab_size} tokens")
-        return source.copies(keep)
-    for name in ("lm_head.weight", DRAFT_IDS):
-        if name not in source.shapes:
-            raise InputError(source.where, f"no {name}", f"one, for {size} draft tokens")
-    owns = {"owns_head": True, "draft_vocab_size": size}
-    return source.copies(keep) | owns

@@ -36,7 +36,13 @@ _YARN = {
 }
 _PARTIAL = {"partial_rotary_factor": (2.0**-20, 1.0)}
 _NEEDED = {*_PARTIAL, "factor", "original_max_position_embeddings"}
-ROPE_NUMBERS = {"yarn": _YARN, "proportional": _PARTIAL}
+_LLAMA3 = {
+    "factor": (2.0**-20, 2.0**20),
+    "original_max_position_embeddings": (1.0, 2.0**40),
+    "low_freq_factor": (2.0**-20, 2.0**20),
+    "high_freq_factor": (2.0**-20, 2.0**20),
+}
+ROPE_NUMBERS = {"yarn": _YARN, "proportional": _PARTIAL, "llama3": _LLAMA3}
 MAX_BLOCK = 256
 """Most tokens a block may have. Published drafters have up to 16; no tensor's shape shows it."""
 
@@ -66,8 +72,9 @@ class CanonicalConfig:
         rope_dims: dimensions of a head that are rotated, from its start; 0 for all.
         rope_interleaved: True where rotated pairs are neighbours, False where they are half a head
             apart.
-        rope_scaling: the scaling as mlx-lm's `initialize_rope` takes it ("yarn" or
+        rope_scaling: the scaling as mlx-lm's `initialize_rope` takes it ("yarn", "llama3" or
             "proportional"); None for none.
+        head_norms: True where each head's queries and keys are normed.
         gated_queries: True where the query projection has each head's output gate behind it.
         values: "projected", or "keys" where the unrotated key projection is the value, normed
             without weights.
@@ -104,6 +111,7 @@ class CanonicalConfig:
     rope_dims: int = 0
     rope_interleaved: bool = False
     rope_scaling: dict[str, Any] | None = None
+    head_norms: bool = True
     gated_queries: bool = False
     values: str = "projected"
     attention_scale: float = 0.0

@@ -43,6 +43,7 @@ def layer_vectors(config: CanonicalConfig, layer: str) -> dict[str, tuple[int]]:
     shapes = {f"{layer}.{name}.weight": (config.hidden_size,) for name in norms}
     if config.layer_scalars:
         shapes[f"{layer}.layer_scalar"] = (1,)
-    shapes[f"{layer}.self_attn.q_norm.weight"] = (config.head_dim,)
-    shapes[f"{layer}.self_attn.k_norm.weight"] = (config.head_dim,)
+    if config.head_norms:
+        shapes[f"{layer}.self_attn.q_norm.weight"] = (config.head_dim,)
+        shapes[f"{layer}.self_attn.k_norm.weight"] = (config.head_dim,)
     return shapes

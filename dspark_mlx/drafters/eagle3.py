@@ -16,6 +16,7 @@ from ..checkpoint.base_config import MAX_BLOCK, CanonicalConfig
 from ..checkpoint.layer_shapes import layer_matrices, layer_vectors, shared_matrices
 from ..checkpoint.linear import Matrix, arrays_of
 from ..checkpoint.number_ranges import LARGEST, check_within
+from ..errors import InputError
 from .base import Embed
 from .chain import ChainDrafter
 from .context_cache import ContextCache
@@ -23,14 +24,29 @@ from .layers import Layer, LayerParts
 from .tensors import DrafterTensors
 from .vocabulary import DraftOutput
 
+TAP_NORMS = ("none", "each", "all")
+STATES = ("raw", "normed")
+INPUT_NORM = "input_norm.weight"
+
+
+def tap_norm(tap: int) -> str:
+    """Name of the norm of one tap, by its place among the taps."""
+    return f"fc_norm.{tap}.weight"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Eagle3Config(CanonicalConfig):
-    """An Eagle3 drafter: one layer, run once a token (DeepSpec's Eagle3 draft models).
+    """An Eagle3 drafter: one layer, run once a token (DeepSpec's and EAGLE's draft models).
 
     Attributes:
         steps: tokens proposed per round (DeepSpec's `ttt_length`).
         window: how many of the newest rows a row attends to, itself included; 0 for all.
+        tap_norms: what is normed before the projection of the taps: "none", "each" tap by itself,
+            or "all" of them as one row.
+        residual: what is added to the attention's output: the feature as it is ("raw"), or normed
+            as the attention reads it ("normed").
+        feedback: what takes the next feature's place: the layer's output ("raw"), or what is read
+            out of it ("normed").
     """
 
     METHOD: ClassVar[str] = "eagle3"
@@ -39,6 +55,9 @@ class Eagle3Config(CanonicalConfig):
 
     steps: int
     window: int = 0
+    tap_norms: str = "none"
+    residual: str = "raw"
+    feedback: str = "raw"
 
     @property
     def gamma(self) -> int:
@@ -62,6 +81,13 @@ class Eagle3Config(CanonicalConfig):
     def _check(self, where: Path | str) -> None:
         check_within(where, "steps", self.steps, 1, MAX_BLOCK)
         check_within(where, "window", self.window, 0, LARGEST)
+        for name, known in (
+            ("tap_norms", TAP_NORMS),
+            ("residual", STATES),
+            ("feedback", STATES),
+        ):
+            if (found := getattr(self, name)) not in known:
+                raise InputError(where, f"{name} {found!r}", f"one of {', '.join(known)}")
         super()._check(where)
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
@@ -73,7 +99,15 @@ class Eagle3Config(CanonicalConfig):
         """See `CanonicalConfig.vector_shapes`."""
         hidden = (self.hidden_size,)
         norms = {"norm.weight": hidden, "layers.0.hidden_norm.weight": hidden}
+        if self.tap_norms == "all":
+            norms[INPUT_NORM] = (len(self.taps) * self.target_hidden_size,)
+        if self.tap_norms == "each":
+            norms |= {tap_norm(i): (self.target_hidden_size,) for i in range(len(self.taps))}
         return norms | layer_vectors(self, "layers.0")
+
+    def alternatives(self) -> dict[str, tuple[Any, ...]]:
+        """See `CanonicalConfig.alternatives`."""
+        return {"residual": STATES, "feedback": STATES, **super().alternatives()}
 
 
 @dataclass(frozen=True)
@@ -82,6 +116,7 @@ class Eagle3Weights:
 
     Attributes:
         fc: projection of the concatenated taps, `[hidden, taps * target_hidden]`.
+        tap_norms: weights of the norms before it: one a tap, one of all, or none.
         feature_norm: weight of the norm of the feature, the second half of the layer's input.
         qkv: query, key and value rows, `[features, 2 * hidden]`; without value rows where the
             values are the keys.
@@ -91,6 +126,7 @@ class Eagle3Weights:
     """
 
     fc: Matrix
+    tap_norms: tuple[mx.array, ...]
     feature_norm: mx.array
     qkv: Matrix
     layer: Layer
@@ -119,6 +155,7 @@ class Eagle3Drafter(ChainDrafter):
         calibrations: Calibrations | None = None,
     ) -> None:
         super().__init__(config, config.window, embed, output, calibrations)
+        self._eagle = config
         self._weights = weights
         self._dtype = dtype
         self._parts = LayerParts(config)
@@ -137,6 +174,7 @@ class Eagle3Drafter(ChainDrafter):
         """See `DraftingMethod.load`."""
         weights = Eagle3Weights(
             fc=tensors.matrix("fc"),
+            tap_norms=_tap_norms(config, tensors),
             feature_norm=tensors.vector("layers.0.hidden_norm.weight"),
             qkv=tensors.qkv("layers.0"),
             layer=tensors.layer("layers.0"),
@@ -147,17 +185,21 @@ class Eagle3Drafter(ChainDrafter):
 
     def _features(self, taps: mx.array) -> mx.array:
         """See `ChainDrafter`."""
-        return self._weights.fc(taps.astype(self._dtype))
+        taps, norms = taps.astype(self._dtype), self._weights.tap_norms
+        if norms:
+            parts = zip(mx.split(taps, len(norms), axis=-1), norms, strict=True)
+            taps = mx.concatenate([self._norm(tap, weight) for tap, weight in parts], axis=-1)
+        return self._weights.fc(taps)
+
+    def _norm(self, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, weight, self.config.rms_norm_eps)
 
     def _inputs(self, features: mx.array, tokens: mx.array) -> mx.array:
         """The attention's input, next token's embedding beside feature, `[rows, 2 * hidden]`."""
-        weights, eps = self._weights, self.config.rms_norm_eps
+        weights = self._weights
         embedded = self._parts.embedded(self._embed(tokens), self._dtype)
-        halves = [
-            mx.fast.rms_norm(embedded, weights.layer.input_norm, eps),
-            mx.fast.rms_norm(features, weights.feature_norm, eps),
-        ]
-        return mx.concatenate(halves, axis=-1)
+        normed = self._norm(features, weights.feature_norm)
+        return mx.concatenate([self._norm(embedded, weights.layer.input_norm), normed], axis=-1)
 
     def _write(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> None:
         """See `ChainDrafter`."""
@@ -173,8 +215,21 @@ class Eagle3Drafter(ChainDrafter):
             keys, values = (a[..., -window:, :] for a in (keys, values))
         # The last row attends to all of these, so it needs no mask.
         attended = self._parts.attend(layer, queries[-1:], keys, values, cache.offset - 1, None)
-        return self._parts.finish(layer, features[-1:], attended)
+        residual = features[-1:]
+        if self._eagle.residual == "normed":
+            residual = self._norm(residual, self._weights.feature_norm)
+        return self._parts.finish(layer, residual, attended)
 
     def _readout_row(self, state: mx.array) -> mx.array:
         """See `ChainDrafter`."""
-        return mx.fast.rms_norm(state, self._weights.norm, self.config.rms_norm_eps)
+        return self._norm(state, self._weights.norm)
+
+    def _fed_back(self, state: mx.array, readout_row: mx.array) -> mx.array:
+        """See `ChainDrafter`."""
+        return readout_row if self._eagle.feedback == "normed" else state
+
+
+def _tap_norms(config: Eagle3Config, tensors: DrafterTensors) -> tuple[mx.array, ...]:
+    if config.tap_norms == "each":
+        return tuple(tensors.vector(tap_norm(i)) for i in range(len(config.taps)))
+    return (tensors.vector(INPUT_NORM),) if config.tap_norms == "all" else ()

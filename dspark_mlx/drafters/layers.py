@@ -24,8 +24,8 @@ class Layer:
 
     Attributes:
         input_norm: weight of the norm before the attention.
-        query_norm: weight of the norm of each head's queries.
-        key_norm: weight of the norm of each head's keys.
+        query_norm: weight of the norm of each head's queries; None without.
+        key_norm: weight of the norm of each head's keys; None without.
         output: the attention's output projection.
         mlp_norm: weight of the norm before the MLP.
         gate_up: the MLP's gate and up projections, concatenated.
@@ -37,8 +37,8 @@ class Layer:
     """
 
     input_norm: mx.array
-    query_norm: mx.array
-    key_norm: mx.array
+    query_norm: mx.array | None
+    key_norm: mx.array | None
     output: Matrix
     mlp_norm: mx.array
     gate_up: Matrix
@@ -86,7 +86,7 @@ class LayerParts:
             values = mx.fast.rms_norm(keys, None, eps)
         else:
             keys, values = (half.reshape(shape) for half in mx.split(kv, 2, axis=-1))
-        keys = mx.fast.rms_norm(keys, layer.key_norm, eps)
+        keys = _normed(keys, layer.key_norm, eps)
         return self._rope(keys.transpose(0, 2, 1, 3), start), values.transpose(0, 2, 1, 3)
 
     def write(
@@ -114,7 +114,7 @@ class LayerParts:
         gate = None
         if config.gated_queries:
             queries, gate = mx.split(queries, 2, axis=-1)
-        queries = mx.fast.rms_norm(queries, layer.query_norm, config.rms_norm_eps)
+        queries = _normed(queries, layer.query_norm, config.rms_norm_eps)
         return self._rope(queries.transpose(0, 2, 1, 3), start), gate
 
     def attention(

@@ -72,6 +72,7 @@ class DrafterTensors:
         """The weights of a layer except its query, key and value rows."""
         attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
         sandwich, scaled = self.config.sandwich_norms, self.config.layer_scalars
+        normed = self.config.head_norms
         after = self.vector(f"{layer}.post_attention_layernorm.weight")
         before_mlp, after_mlp = after, None
         if sandwich:
@@ -79,8 +80,8 @@ class DrafterTensors:
             after_mlp = self.vector(f"{layer}.post_feedforward_layernorm.weight")
         return Layer(
             input_norm=self.vector(f"{layer}.input_layernorm.weight"),
-            query_norm=self.vector(f"{attention}.q_norm.weight"),
-            key_norm=self.vector(f"{attention}.k_norm.weight"),
+            query_norm=self.vector(f"{attention}.q_norm.weight") if normed else None,
+            key_norm=self.vector(f"{attention}.k_norm.weight") if normed else None,
             output=self.matrix(f"{attention}.o_proj"),
             mlp_norm=before_mlp,
             gate_up=self.fused(f"{mlp}.gate_proj", f"{mlp}.up_proj"),

@@ -14,6 +14,7 @@ from helpers.gguf_drafters import write_twins
 from helpers.packaged import PACKAGED
 from helpers.packaged_case import ANCHOR, Case, close
 from helpers.packaged_eagle3 import EAGLE3
+from helpers.packaged_llama_eagle3 import LLAMA_EAGLE3
 from helpers.packaged_parts import MASK, VOCAB
 
 from dspark_mlx.calibration.by_temperature import read_calibrations
@@ -64,7 +65,8 @@ def test_a_packaging_is_one_of_those_known(case):
 
 def test_every_packaging_has_a_case(tmp_path):
     """A packaging added to the table, and no test that sees it."""
-    sources = {**PACKAGED, **{f"eagle3_{name}": write for name, write in EAGLE3.items()}}
+    sources = PACKAGED | {f"eagle3_{name}": write for name, write in EAGLE3.items()}
+    sources |= {f"llama_eagle3_{name}": write for name, write in LLAMA_EAGLE3.items()}
     claimed: set[str] = set()
     for name, write in sources.items():
         write(tmp_path / name)
@@ -172,7 +174,9 @@ def test_shipped_temperatures_are_kept(tmp_path, name):
 REFUSED = {
     "DeepSeek-V4 embedded heads": {"dspark_block_size": 5, "model_type": "deepseek_v4"},
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
-    "speculators eagle3": {"speculators_model_type": "eagle3"},
+    "speculators peagle": {"speculators_model_type": "peagle"},
+    "speculators xpress": {"speculators_model_type": "xpress"},
+    "speculators mtp": {"speculators_model_type": "mtp"},
     "Nemotron": {"dspark_bonus_anchor": True},
     "Laguna": {"architectures": ["DFlashLagunaForCausalLM"]},
 }

@@ -283,9 +283,10 @@ def test_its_readings_are_tried(folders):
     target = decoder.engine.target
     written = [(p, plain_run(target, p, 24, ()).tokens) for p in PROMPTS[:1]]
     found = sweep(target, config, lambda r: build(r.of(config), r.changed), written)
-    # Both other shifts, the other pairs, and norms with 1 more and 1 less.
-    assert len(found) == 6 and verdict(found)[0] and found[0].accepted > 0.2
-    assert str(found[0].reading) == "taps +0, rotary pairs half a head apart"
+    # Both other shifts, the other residual, feedback and pairs, and norms with 1 more and 1 less.
+    assert len(found) == 8 and verdict(found)[0] and found[0].accepted > 0.2
+    own = "taps +0, feature added as it is, head's output fed back before its norm, "
+    assert str(found[0].reading) == own + "rotary pairs half a head apart"
     target.close()
 
 

@@ -42,6 +42,12 @@ def make_rope(rope: dict, head_dim: int, partial: float = 1.0, interleaved: bool
     inverse = base ** -(np.arange(0, dims, 2) / dims)
     if kind == "default":
         return Rope(inverse, interleaved)
+    if kind == "llama3":
+        context, factor = rope["original_max_position_embeddings"], rope["factor"]
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        turns = context * inverse / (2 * math.pi)
+        share = np.clip((turns - low) / (high - low), 0, 1)  # of the frequency as it is
+        return Rope(inverse * (share + (1 - share) / factor), interleaved)
     if kind != "yarn":
         raise ValueError(f"rope_type {kind!r} is not among default, proportional, yarn")
 

@@ -1,0 +1,112 @@
+"""Eagle3 drafters of EAGLE, SpecForge, AngelSlim and ModelOpt, and vLLM's `speculator.eagle3`.
+
+Ids of taps at the top level (vLLM's and ModelOpt's) are those of the layer that a hidden state
+enters; nested in `eagle_config` (SpecForge's) they are those of the layer whose output it is. Where
+there are none, the taps are three layers that follow from the target's depth. `d2t` holds token ids
+as offsets. SpecForge's layer is called `midlayer`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...drafters.eagle3 import INPUT_NORM, Eagle3Config, tap_norm
+from ...errors import InputError
+from .reduced import adapt as adapt
+from .reduced import reduced
+from .rope import read_rope
+from .source import FULL, SLIDING, Shapes, Source
+from .source import rename as rename
+
+NAME = "Eagle3"
+_IDS = "eagle_aux_hidden_state_layer_ids"
+_ARCHITECTURES = (["LlamaForCausalLMEagle3"], ["LlamaForCausalLM"])
+# Between the three and seven that published figures are for; nothing stored depends on it.
+_STEPS = 5
+
+
+def matches(config: dict[str, Any], shapes: Shapes) -> bool:
+    """True for vLLM's kind, and for Llama drafters with Eagle3's keys and tensors."""
+    if config.get("speculators_model_type") == "eagle3":
+        return True
+    marked = "draft_vocab_size" in config or "eagle_config" in config
+    return config.get("architectures") in _ARCHITECTURES and marked and "fc.weight" in shapes
+
+
+def to_drafter_config(
+    config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+) -> Eagle3Config:
+    """The canonical configuration.
+
+    Raises:
+        InputError: a key is missing, or has a value that is not supported.
+    """
+    source = Source(config, shapes, where, NAME)
+    values = source.nested("transformer_layer_config") or dict(config)
+    heads = source.whole("num_attention_heads", values)
+    values["head_dim"] = values.get("head_dim") or source.whole("hidden_size", values) // heads
+    backbone = source.shape_of_backbone(values)
+    if (layers := backbone.pop("num_layers")) != 1:
+        source.refuse("num_hidden_layers", layers, "1")
+    nested = source.nested("eagle_config")
+    if nested.get("use_aux_hidden_state") is False:
+        source.refuse("use_aux_hidden_state", False, "taps of several layers")
+    keys = nested | config
+    taps = _taps(source, nested)
+    tables = reduced(source, backbone["vocab_size"], keep_embeddings)
+    if backbone["hidden_size"] != taps["target_hidden_size"]:
+        # The target's table is of another width.
+        tables["owns_embedding"] = True
+    depth = config.get("num_target_layers")
+    return source.finish_as(
+        Eagle3Config,
+        **backbone,
+        **taps,
+        **tables,
+        **read_rope(source, values),
+        head_norms="layers.0.self_attn.q_norm.weight" in shapes,
+        window=_window(source, values),
+        tap_norms=_tap_norms(source),
+        residual="normed" if keys.get("norm_before_residual") else "raw",
+        feedback="normed" if keys.get("norm_output") else "raw",
+        steps=_steps(source),
+        target_num_layers=0 if depth is None else source.whole("num_target_layers"),
+    )
+
+
+def _taps(source: Source, nested: dict[str, Any]) -> dict[str, Any]:
+    """The canonical keys of the taps.
+
+    Raises:
+        InputError: neither ids nor the target's depth are known; or see `Source.taps`.
+    """
+    if source.config.get(_IDS) is not None:
+        return source.taps(source.config[_IDS], shift=-1)
+    if nested.get(_IDS) is not None:
+        return source.taps(nested[_IDS])
+    if source.config.get("num_target_layers") is None:
+        hint = "Say how many layers the target has: convert drafter --target-layers N."
+        found = f"no {_IDS} and no num_target_layers"
+        raise InputError(source.path, found, "one of them, for the layers that are tapped", hint)
+    depth = source.whole("num_target_layers")
+    return source.taps([2, depth // 2, depth - 3], shift=-1)
+
+
+def _tap_norms(source: Source) -> str:
+    """What the tensors say; the keys have had other names and defaults."""
+    if tap_norm(0) in source.shapes:
+        return "each"
+    return "all" if INPUT_NORM in source.shapes else "none"
+
+
+def _window(source: Source, values: dict[str, Any]) -> int:
+    kinds = source.layer_types(1, values, (FULL, SLIDING))
+    return source.whole("sliding_window", values) if kinds == [SLIDING] else 0
+
+
+def _steps(source: Source) -> int:
+    methods = source.nested("speculators_config").get("proposal_methods")
+    first = methods[0] if isinstance(methods, list) and methods else None
+    steps = first.get("speculative_tokens") if isinstance(first, dict) else None
+    return steps if type(steps) is int else _STEPS
