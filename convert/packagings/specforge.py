@@ -73,6 +73,7 @@ def sliding(
         window = source.whole("swa_window_size", values)
         all_sliding = {"layer_types": [SLIDING] * layers, "sliding_window": window}
         values = values | all_sliding
-    causal = values.get("is_causal")
-    causal = values.get("causal") if causal is None else causal
+    # The last name is JetSpec's, whose drafters are DFlash's otherwise.
+    names = ("is_causal", "causal", "causal_head")
+    causal = next((values[name] for name in names if values.get(name) is not None), None)
     return read_windows(source, values, layers, causal=causal, by_row=by_row, less=less)

@@ -103,6 +103,7 @@ def traps() -> list:
         ("speculators_dspark", {"sliding_window_non_causal": True}, "causal sliding layers"),
         ("lfm2", {"rope_is_neox_style": True}, "rope pairs"),
         ("dflash_nested", {"is_causal": True}, "causality"),
+        ("jetspec", {"is_causal": False}, "JetSpec's causality"),
         ("dflash_nested", {"sliding_window": 5}, "window"),
         ("dflash", {"final_logit_softcapping": None}, "softcap and embedding scale"),
         ("specforge", {"rope_parameters": {"rope_theta": 10000.0}}, "YaRN"),

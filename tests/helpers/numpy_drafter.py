@@ -79,7 +79,7 @@ def _plan(config: Config, tensors: Tensors) -> _Plan:
         causal = [s and not non_causal for s in sliding]
     else:
         forced = config.get("is_causal")
-        forced = keys.get("causal") if forced is None else forced
+        forced = keys.get("causal", keys.get("causal_head")) if forced is None else forced
         causal = sliding if forced is None else [forced] * len(sliding)
         reach = window and window - 1
 

@@ -187,11 +187,11 @@ def _lfm2(folder: Path) -> None:
     write(folder, config | heads, tensors_of(12))
 
 
-def _dflash(folder: Path, seed: int, nested: bool) -> None:
+def _dflash(folder: Path, seed: int, nested: bool, **keys: Any) -> None:
     """Section 9.1: older files are flat with rope_theta, newer ones keep block_size nested."""
     layer_types = MIXED if nested else FULL
     config = backbone(layer_types, architectures=["DFlashDraftModel"])
-    config |= {"num_target_layers": TARGET_DEPTH, "dflash_config": dict(TAP_KEYS)}
+    config |= {"num_target_layers": TARGET_DEPTH, "dflash_config": TAP_KEYS | keys}
     if nested:
         config["dflash_config"]["block_size"] = BLOCK
     else:
@@ -219,6 +219,7 @@ PACKAGED: dict[str, Callable[[Path], None]] = {
     "lfm2": _lfm2,
     "dflash": lambda f: _dflash(f, 13, nested=False),
     "dflash_nested": lambda f: _dflash(f, 15, nested=True),
+    "jetspec": lambda f: _dflash(f, 17, nested=False, causal_head=True),
     "ornith": _ornith,
     "mislabelled": lambda f: _deepspec(f, 16, "vanilla", architectures=["DFlashDraftModel"]),
     **DFLASH2,
