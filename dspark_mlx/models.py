@@ -24,15 +24,23 @@ def main(argv: list[str] | None) -> int:
         for pair in pairs:
             print(json.dumps(dataclasses.asdict(pair) | {"on_disk": here[pair.drafter]}))
         return 0
-    rows = [("target, any quantisation", "drafter", "packaging", "on disk")]
-    rows += [(f"built in: {builtin.NAME}", "shipped here", "canonical", "yes")]
+    rows = [("target, any quantisation", "drafter", "packaging", "licence", "known", "on disk")]
+    rows += [(f"built in: {builtin.NAME}", "shipped here", "canonical", "MIT", "-", "yes")]
     rows += [
-        (", ".join(p.targets), p.drafter, p.packaging, "yes" if here[p.drafter] else "no")
+        (
+            ", ".join(p.targets),
+            p.drafter,
+            p.packaging,
+            p.licence or "see its card",
+            p.certainty,
+            "yes" if here[p.drafter] else "no",
+        )
         for p in pairs
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)))
+    print("What is only reported is fetched when it is named (--drafter), and not before.")
     return 0
 
 

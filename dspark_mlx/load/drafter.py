@@ -15,7 +15,7 @@ from ..drafters.vocabulary import Setting
 from ..engine.state import Engine
 from ..errors import InputError
 from ..pairs import builtin
-from ..pairs.registry import find_pair, names_of
+from ..pairs.registry import find_pair, find_pairs, names_of
 from ..pairs.stored import StoredDrafter, read_drafter
 from ..schedulers.full import FullScheduler
 from ..system.files import read_json
@@ -87,6 +87,8 @@ def _published(model: str | Path, config: Mapping[str, Any]) -> StoredDrafter:
     pair = find_pair(names_of(model, config))
     hint = "Pass one (--drafter), or none (drafter=False, --no-drafter)."
     if pair is None:
+        if reported := [one.drafter for one in find_pairs(names_of(model, config))]:
+            hint = f"Others name {', '.join(reported)}. {hint}"
         raise InputError(model, "no drafter", "a target whose drafter is known here", hint)
     try:
         return read_drafter(pair.drafter)

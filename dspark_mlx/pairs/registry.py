@@ -11,6 +11,7 @@ from typing import Any
 from ..system.files import DATA, read_json_list
 
 PAIRS = DATA / "pairs.json"
+DESCRIBED, REPORTED = "described", "reported"
 
 # Suffixes that conversions add to a model's name: tool, type, bits, method of quantising.
 _ADDED = re.compile(
@@ -29,12 +30,21 @@ class PublishedPair:
         drafter: Hub id of the drafter, owner/name or owner/name@revision.
         packaging: packaging of the drafter, as `convert.packagings` names it.
         mask_token_id: id of the drafter's mask token; None where it is not recorded.
+        certainty: "described" where its configuration and tensors are known from code that reads
+            them, "reported" where others only name it. What is reported is never chosen or fetched
+            without being named.
+        licence: as its card states it; None where it is not recorded.
+        accepted_length: tokens a round on gsm8k, as published by a third party for this drafter;
+            None where nobody did.
     """
 
     targets: tuple[str, ...]
     drafter: str
     packaging: str
     mask_token_id: int | None
+    certainty: str
+    licence: str | None
+    accepted_length: float | None
 
 
 def published_pairs() -> list[PublishedPair]:
@@ -44,15 +54,20 @@ def published_pairs() -> list[PublishedPair]:
 
 
 def find_pair(names: Iterable[str]) -> PublishedPair | None:
-    """The pair whose target has one of these names; None where no pair has.
+    """The best described pair whose target has one of these names; None where no pair has.
 
-    Only the owner and the marks of quantisation may differ: a fine-tune is another model.
+    Only the owner and the marks of quantisation may differ: a fine-tune is another model. Of
+    several, the one with the largest accepted length is taken, and of equal ones the first.
     """
+    described = [pair for pair in find_pairs(names) if pair.certainty == DESCRIBED]
+    return max(described, key=lambda pair: pair.accepted_length or 0.0, default=None)
+
+
+def find_pairs(names: Iterable[str]) -> list[PublishedPair]:
+    """Every pair whose target has one of these names, see `find_pair`."""
     wanted = {plain_name(name) for name in names if name}
-    for pair in published_pairs():
-        if wanted & {plain_name(target) for target in pair.targets}:
-            return pair
-    return None
+    pairs = published_pairs()
+    return [p for p in pairs if wanted & {plain_name(target) for target in p.targets}]
 
 
 def names_of(model: str | Path, config: Mapping[str, Any]) -> list[str]:

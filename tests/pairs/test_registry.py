@@ -14,7 +14,16 @@ from dspark_mlx import models
 from dspark_mlx.checkpoint import hub
 from dspark_mlx.convert.packagings import PACKAGINGS
 from dspark_mlx.errors import InputError
-from dspark_mlx.pairs.registry import find_pair, names_of, published_pairs
+from dspark_mlx.pairs import registry
+from dspark_mlx.pairs.registry import (
+    DESCRIBED,
+    REPORTED,
+    PublishedPair,
+    find_pair,
+    find_pairs,
+    names_of,
+    published_pairs,
+)
 
 QWEN_8B = "deepseek-ai/dspark_qwen3_8b_block7"
 
@@ -53,8 +62,43 @@ def test_every_pair_is_of_a_packaging_that_is_read():
     known = {packaging.NAME for packaging in PACKAGINGS}
     pairs = published_pairs()
     assert {pair.packaging for pair in pairs} <= known
-    names = [name for pair in pairs for name in pair.targets]
-    assert len(set(names)) == len(names) and all(find_pair([n]) for n in names)
+    assert {pair.certainty for pair in pairs} == {DESCRIBED, REPORTED}
+    drafters = [pair.drafter for pair in pairs]
+    assert len(set(drafters)) == len(drafters)
+    for pair in pairs:
+        for name in pair.targets:
+            found = find_pair([name])
+            assert pair in find_pairs([name])
+            assert found is None or found.certainty == DESCRIBED
+            assert found is not None or pair.certainty == REPORTED
+
+
+def test_of_several_drafters_the_best_is_taken(monkeypatch):
+    """The first of the table, or one that nobody has measured or seen."""
+
+    def pair(drafter, certainty, length):
+        return PublishedPair(("Qwen3-8B",), drafter, "z-lab DFlash", None, certainty, None, length)
+
+    pairs = [
+        pair("a/none", DESCRIBED, None),
+        pair("a/less", DESCRIBED, 4.0),
+        pair("a/more", DESCRIBED, 5.0),
+        pair("a/said", REPORTED, 9.0),
+    ]
+    monkeypatch.setattr(registry, "published_pairs", lambda: pairs)
+    assert find_pair(["x/Qwen3-8B"]).drafter == "a/more"
+    monkeypatch.setattr(registry, "published_pairs", lambda: pairs[3:])
+    assert find_pair(["x/Qwen3-8B"]) is None and find_pairs(["x/Qwen3-8B"]) == pairs[3:]
+
+
+def test_what_is_only_reported_is_named_and_not_fetched(tmp_path, monkeypatch):
+    """A repository that nobody looked at, downloaded unasked."""
+    monkeypatch.setattr(hub, "snapshot_download", None)
+    monkeypatch.setattr(hub, "hf_hub_download", None)
+    folder = tmp_path / "Qwen3-32B-8bit"
+    shutil.copytree(TARGET, folder)
+    with pytest.raises(InputError, match="Others name deepseek-ai/dspark_qwen3_32b_block7"):
+        dspark_mlx.load(folder)
 
 
 def test_load_asks_for_the_published_drafter(tmp_path, monkeypatch):
@@ -80,7 +124,7 @@ def test_the_command_lists_pairs(capsys, monkeypatch):
     monkeypatch.setattr(models, "on_disk", lambda drafter: drafter == QWEN_8B)
     assert models.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(published_pairs()) + 2
+    assert len(lines) == len(published_pairs()) + 3
     assert [line.split()[-1] for line in lines if QWEN_8B in line] == ["yes"]
     assert models.main(["--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
