@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...drafters.dspark.config import DSparkConfig
+from . import dspine
 from .dflash2 import selects
 from .rope import read_rope
 from .source import Shapes, Source, is_named
@@ -29,7 +30,8 @@ def matches(config: dict[str, Any], shapes: Shapes) -> bool:
     borrowed = "speculators_model_type" in config or config.get("projector_type")
     nested = config.get("dflash_config")
     borrowed = borrowed or (isinstance(nested, dict) and nested.get("projector_type") == "dspark")
-    return is_named(config, shapes, ARCHITECTURE) and not (borrowed or selects(shapes))
+    borrowed = borrowed or selects(shapes) or dspine.matches(config, shapes)
+    return is_named(config, shapes, ARCHITECTURE) and not borrowed
 
 
 def to_drafter_config(

@@ -90,7 +90,7 @@ def own_keys(source: Source, values: Mapping[str, Any], hidden: int) -> dict[str
     top_k = values.get("selector_top_k")
     return {
         **_convolutions(source, values, hidden),
-        "selector_rank": _stated(source, values, "selector_rank", _rank(source)),
+        "selector_rank": source.stated("selector_rank", values, _rank(source)),
         "selector_top_k": _TOP_K if top_k is None else source.whole("selector_top_k", values),
         "logits_start": 0 if values.get("sample_from_anchor") else 1,
         "softcap": softcap,
@@ -109,8 +109,8 @@ def _convolutions(source: Source, values: Mapping[str, Any], hidden: int) -> dic
             raise InputError(source.where, found, "a base kernel and a projection")
         taps, group = base[1], base[0] * base[1] * hidden // kernel[0]
     return {
-        "conv_kernel_size": _stated(source, values, "conv_kernel_size", taps),
-        "conv_group_size": _stated(source, values, "conv_group_size", group) if taps else 0,
+        "conv_kernel_size": source.stated("conv_kernel_size", values, taps),
+        "conv_group_size": source.stated("conv_group_size", values, group) if taps else 0,
     }
 
 
@@ -120,10 +120,3 @@ def _rank(source: Source) -> int:
         found = "no codebook" if codebook is None else f"{list(codebook)}"
         raise InputError(f"{source.where}: {PREDECESSOR}", found, "[vocabulary, rank]")
     return codebook[1]
-
-
-def _stated(source: Source, values: Mapping[str, Any], key: str, found: int) -> int:
-    """What the tensors say; refused where the config says otherwise."""
-    if values.get(key) not in (None, found):
-        raise InputError(source.where, f"{key} {values[key]!r}", f"{found}, as its tensors have")
-    return found

@@ -26,7 +26,13 @@ _OLD_NAMES = {
     f"aux_norm_{name}.weight": f"fc_norm.{i}.weight"
     for i, name in enumerate(("low", "mid", "high"))
 }
-_DROPPED = ("t2d", "mask_embedding", "verifier_lm_head.weight", "verifier_norm.weight")
+_DROPPED = (
+    "transfer_ready",
+    "t2d",
+    "mask_embedding",
+    "verifier_lm_head.weight",
+    "verifier_norm.weight",
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,16 @@ class Source:
         ):
             self.refuse("layer_types", kinds, f"{layers} entries, each {' or '.join(known)}")
         return kinds
+
+    def stated(self, key: str, values: Mapping[str, Any], found: int) -> int:
+        """What the tensors say of a size.
+
+        Raises:
+            InputError: the config says otherwise.
+        """
+        if values.get(key) not in (None, found):
+            raise InputError(self.where, f"{key} {values[key]!r}", f"{found}, as its tensors have")
+        return found
 
     def refuse(self, key: str, value: object, expected: str) -> None:
         """Refuse a convention that is not supported.
@@ -261,8 +277,8 @@ def canonical_name(name: str) -> str | None:
     name = _OLD_NAMES.get(name, name)
     if name in _DROPPED or name.endswith("rotary_emb.inv_freq"):
         return None
-    # DFlash 2's files name these matrices as if they were vectors.
-    return f"{name}.weight" if name.endswith("_codebook") else name
+    # DFlash 2's and DSpine's files name these matrices as if they were vectors.
+    return f"{name}.weight" if name.endswith(("_codebook", "transfer_codes")) else name
 
 
 def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:

@@ -61,7 +61,8 @@ def assemble(
     cut = (
         CommonTokens.of(output, size, ranking) if output is not None and size is not None else None
     )
-    readout = DraftOutput(Readout(logits, None, ids), cut)
+    by_id = output if ids is None else None
+    readout = DraftOutput(Readout(logits, None, ids, by_id), cut)
     return METHODS[config.METHOD].load(config, stored, embed, readout, calibrations)
 
 

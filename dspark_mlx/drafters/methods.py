@@ -14,12 +14,14 @@ from ..errors import InputError
 from .base import DraftingMethod
 from .dflash2.drafter import DFlash2Drafter
 from .dspark.drafter import DSparkDrafter
+from .dspine.drafter import DSpineDrafter
 from .eagle3 import Eagle3Drafter
 from .mtp.drafter import MTPDrafter
 
 _KINDS: tuple[type[DraftingMethod], ...] = (
     DSparkDrafter,
     DFlash2Drafter,
+    DSpineDrafter,
     Eagle3Drafter,
     MTPDrafter,
 )

@@ -40,15 +40,23 @@ class Readout:
         logits: maps hidden rows `[n, hidden]` to base logits `[n, size]`.
         head: the sequential head over the same `size` columns; None for a DFlash drafter.
         ids: the token id of each column, int32 `[size]`; None for the whole vocabulary.
+        matrix: the output matrix's rows by token id; None where single rows cannot be taken.
     """
 
     logits: Callable[[mx.array], mx.array]
     head: SequentialHead | None
     ids: mx.array | None = None
+    matrix: Matrix | None = None
 
     def tokens(self, columns: mx.array) -> mx.array:
         """The token ids of columns, int32 of the same shape."""
         return columns if self.ids is None else self.ids[columns]
+
+    def logits_of(self, columns: mx.array, hidden: mx.array) -> mx.array:
+        """The logits of a few columns `[n, k]` of rows `[n, hidden]`, `[n, k]`."""
+        if self.matrix is None:
+            return mx.take_along_axis(self.logits(hidden), columns, axis=-1)
+        return (self.matrix.rows(self.tokens(columns)) @ hidden[..., None]).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -262,4 +270,4 @@ def cut_down(common: CommonTokens, full: Readout, seen: Iterable[int]) -> Readou
     def logits(hidden: mx.array) -> mx.array:
         return mx.concatenate([rows(hidden), rest(hidden)], axis=-1)
 
-    return Readout(logits if more.size else rows, head, ids)
+    return Readout(logits if more.size else rows, head, ids, full.matrix)

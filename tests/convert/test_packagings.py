@@ -116,6 +116,7 @@ def traps() -> list:
         ("dflash2_bare", {"sliding_window": 5}, "DFlash 2 window"),
         ("dflash2_bare", {"output_multiplier": 0.9}, "multiplier and embedding scale"),
         ("dflash2_bare", {"input_embedding_scale": 0.5}, "embedding scale"),
+        ("dspine", {"dspine_config": {"top_k": 1}}, "candidates read again"),
     ]
 
 
@@ -230,6 +231,11 @@ BROKEN = [
     ("speculators_dflash2", edit_config(selector_top_k=0), "selector_top_k 0"),
     ("speculators_dflash2", edit_config(selector_top_k=65), "selector_top_k 65"),
     ("speculators_dflash2", edit_config(draft_vocab_size=40), "no lm_head.weight"),
+    ("dspine", edit_tensors(transfer_codes=lambda t: t * 0), "codes of lengths 0 to 0"),
+    ("dspine", edit_tensors(transfer_codes=None), "no tensor transfer_codes.weight"),
+    ("dspine", edit_tensors(injection__bias=None), "no tensor injection.bias"),
+    ("dspine", edit_config(dspine_config={"transfer_rank": 7}), "transfer_rank 7; expected 6"),
+    ("dspine", edit_config(layer_types=["sliding_attention"] * 2), "layer_types"),
     ("dflash2_bare", edit_config(use_gemma_norm=True), "use_gemma_norm True"),
     ("dflash2_bare", edit_config(output_multiplier="much"), "output_multiplier 'much'"),
     ("ornith", edit_config(rope_parameters={"rope_theta": 1e4}, partial_rotary_factor=None), "no"),

@@ -33,9 +33,9 @@ def published(folder: Path) -> dict[str, np.ndarray]:
             array = (array + np.arange(array.size)).astype(np.int32)
         if folder.name == "ornith" and name.endswith("norm.weight"):
             array = array + np.float32(1)
-        if name.endswith("_codebook"):
+        if name.endswith(("_codebook", "transfer_codes")):
             name += ".weight"
-        if name not in ("t2d", "mask_embedding"):
+        if name not in ("t2d", "mask_embedding", "transfer_ready"):
             tensors[name] = array
     return tensors
 

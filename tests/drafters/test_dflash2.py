@@ -126,8 +126,10 @@ def test_every_trap_shows(case, monkeypatch, trap):
     assert not close(case.draft(config).logits, case.expected().logits)
 
 
-def test_rows_of_a_batch_are_those_of_requests_alone(case):
-    """A convolution or a selector that mixes the rows of requests."""
+@pytest.mark.parametrize("name", ["dflash2", "dspine"])
+def test_rows_of_a_batch_are_those_of_requests_alone(tmp_path, name):
+    """A convolution, a selector or an injection that mixes the rows of requests."""
+    case = Case(name, tmp_path)
     drafter = case.drafter(case.convert())
     rng = np.random.default_rng(1)
     taps = rng.normal(0, 1, (3, len(drafter.config.taps), ROWS, drafter.config.target_hidden_size))

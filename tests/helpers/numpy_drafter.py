@@ -15,6 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from helpers.numpy_dflash2 import convolution, selected
+from helpers.numpy_dspine import injected, read_again
 from helpers.numpy_rope import Rope, rope_of
 
 Config = dict[str, Any]
@@ -53,6 +54,7 @@ class _Plan:
     logit_scale: float = 1.0
     multiplier: float = 1.0  # of the logits, before the softcap
     top_k: int = 0  # candidates of DFlash 2's selector
+    again: int = 0  # candidates that DSpine reads out again
 
 
 def _plan(config: Config, tensors: Tensors) -> _Plan:
@@ -61,7 +63,11 @@ def _plan(config: Config, tensors: Tensors) -> _Plan:
     speculators = "speculators_model_type" in config or "speculators_config" in config
     dspark_heads = "markov_head.markov_w1.weight" in tensors
     second = "candidate_selector.hidden_projection.weight" in tensors
-    zlab = second or (architecture == "DFlashDraftModel" and not speculators and not dspark_heads)
+    zlab = (
+        second
+        or "injection.bias" in tensors
+        or (architecture == "DFlashDraftModel" and not speculators and not dspark_heads)
+    )
     gemma, ornith = architecture == "Gemma4DSparkModel", architecture == "Qwen35DSparkModel"
     backbone: Config = config["transformer_layer_config"] if speculators else config
     keys = config | config.get("dflash_config", {})
@@ -85,6 +91,10 @@ def _plan(config: Config, tensors: Tensors) -> _Plan:
 
     if second and config.get("is_causal") is not None:
         causal = [config["is_causal"]] * len(sliding)
+
+    spine = "injection.bias" in tensors
+    if spine:
+        causal = [True] * len(sliding)
 
     head_dim = config["global_head_dim"] if gemma else backbone["head_dim"]
     partial: Any = 1.0
@@ -119,6 +129,7 @@ def _plan(config: Config, tensors: Tensors) -> _Plan:
         softcap=keys.get("final_logit_softcapping") if gemma or zlab else None,
         multiplier=keys.get("output_multiplier", 1.0) if second else 1.0,
         top_k=keys.get("selector_top_k", 16) if second else 0,
+        again=config.get("dspine_config", {}).get("top_k", 16) if spine else 0,
         logit_scale=config.get("logit_scale", 1.0),
     )
 
@@ -190,8 +201,11 @@ def _mlp(plan: _Plan, t: Tensors, layer: int, x: np.ndarray) -> np.ndarray:
     return (active * (x @ t[f"{name}.up_proj.weight"].T)) @ t[f"{name}.down_proj.weight"].T
 
 
-def _backbone(plan: _Plan, t: Tensors, x: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """x [block, H] embeddings, features [context, T * Ht] -> final normed rows [block, H]."""
+def _backbone(
+    plan: _Plan, t: Tensors, x: np.ndarray, features: np.ndarray, anchor: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """x [block, H] embeddings, features [context, T * Ht] -> rows [block, H] after the last layer,
+    before and after its injection; without one both are the same."""
 
     def norm(name: str, rows: np.ndarray) -> np.ndarray:
         return _rms(rows, plan.eps) * (t[f"{name}.weight"] + plan.norm_offset)
@@ -214,7 +228,13 @@ def _backbone(plan: _Plan, t: Tensors, x: np.ndarray, features: np.ndarray) -> n
             rows, conv = norm(f"{name}.post_attention_layernorm", x), f"{name}.mlp_conv"
             fed = _mlp(plan, t, i, convolution(t, conv, rows, rows, 0))
             x = x + convolution(t, conv, rows, fed, 1)
-    return norm("norm", x)
+        last = x
+        x = injected(t, i, x, anchor)
+    return last, x
+
+
+def _normed(plan: _Plan, t: Tensors, x: np.ndarray) -> np.ndarray:
+    return _rms(x, plan.eps) * (t["norm.weight"] + plan.norm_offset)
 
 
 def _markov_bias(
@@ -238,6 +258,7 @@ def load(folder: Path) -> tuple[Config, Tensors]:
     tensors = {}
     for name, value in load_file(folder / "model.safetensors").items():
         name = name.removeprefix("model.").removeprefix("logit_head.")
+        name = "transfer_codes.weight" if name == "transfer_codes" else name
         tensors[name] = value.astype(np.float64) if value.dtype.kind == "f" else value
     return json.loads((folder / "config.json").read_text()), tensors
 
@@ -258,7 +279,8 @@ def reference(
     features = np.concatenate([taps[i] for i in plan.taps], axis=-1).astype(np.float64)
 
     inputs = [anchor] + [plan.mask_token] * (plan.block - 1)
-    hidden = _backbone(plan, t, embed[inputs] * plan.embed_scale, features)[plan.first :]
+    last, rows = _backbone(plan, t, embed[inputs] * plan.embed_scale, features, anchor)
+    last, hidden = last[plan.first :], _normed(plan, t, rows)[plan.first :]
     base = hidden @ head.T * plan.multiplier
     if plan.softcap:
         base = plan.softcap * np.tanh(base / plan.softcap)
@@ -276,6 +298,16 @@ def reference(
             e = w1[previous]
             bias, state = _markov_bias(plan.markov_type, t, h, e, state)
             corrected = corrected + bias
+        if plan.again:
+            corrected = read_again(
+                t,
+                len(plan.causal) - 1,
+                corrected,
+                last[k],
+                previous,
+                plan.again,
+                lambda row: _normed(plan, t, row) @ head.T,
+            )
         if plan.top_k:
             corrected = selected(t, corrected, h, previous, plan.top_k)
         logits[k, ids] = corrected * plan.logit_scale

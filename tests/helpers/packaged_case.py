@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from dspark_mlx.checkpoint.layout import check_tensors
+from dspark_mlx.checkpoint.linear import Matrix
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.assemble import assemble
@@ -70,6 +71,7 @@ class Case:
             lambda hidden: hidden @ head.T,
             mx.float32,
             dequantize=False,
+            output=Matrix(head),
         )
 
 

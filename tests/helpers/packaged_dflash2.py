@@ -83,10 +83,32 @@ def _speculators(folder: Path, layer_types: list[str] = MIXED, **keys: Any) -> N
     write(folder, config | keys, tensors)
 
 
+def _dspine(folder: Path, architecture: str = "DSpineDraftModel", **keys: Any) -> None:
+    """SpecForge's DSpine: DFlash's tensors, injections and codes of the tokens."""
+    rank, message = 6, 10
+    out = tensors_of(34, layers=2, markov=None, confidence_width=None)
+    rng = np.random.default_rng(134)
+    for i in range(2):
+        out[f"injection.readouts.{i}.weight"] = rng.normal(0, 1, (rank, HIDDEN))
+        out[f"injection.writes.{i}.weight"] = rng.normal(0, 0.3, (HIDDEN, message))
+    for name in ("message", "receiver_gate", "predecessor_gate"):
+        out[f"injection.{name}.weight"] = rng.normal(0, 0.4, (message, rank))
+    out["injection.bias"] = rng.normal(0, 0.5, message)
+    codes = rng.normal(0, 1, (VOCAB, rank))
+    out["transfer_codes"] = codes / np.linalg.norm(codes, axis=1, keepdims=True)
+    out["transfer_ready"] = np.ones(())
+    own = {"transfer_rank": rank, "message_size": message, "top_k": 5}
+    config = backbone(FULL, architectures=[architecture], dspine_config=own)
+    config |= {"dflash_config": TAP_KEYS | {"block_size": BLOCK}, "num_target_layers": TARGET_DEPTH}
+    write(folder, config | keys, out)
+
+
 DFLASH2: dict[str, Callable[[Path], None]] = {
     "dflash2": _zlab,
     "dflash2_bare": _bare,
     "speculators_dflash2": _speculators,
     "speculators_dflash2_causal": lambda f: _speculators(f, sliding_window_non_causal=False),
+    "dspine": _dspine,
+    "dspine_renamed": lambda f: _dspine(f, "DFlashDraftModel", dspine_config={"top_k": 4}),
     "speculators_dflash2_full": lambda f: _speculators(f, FULL, is_causal=True),
 }

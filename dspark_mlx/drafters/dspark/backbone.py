@@ -5,9 +5,9 @@ The canonical configuration chooses its parts; packagings and text are unknown h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +19,9 @@ from ..layers import Layer, LayerParts
 from ..rotary import block_mask, block_masks
 from ..tensors import DrafterTensors
 from .config import BlockConfig
+
+AfterLayer: TypeAlias = Callable[[int, mx.array], mx.array]
+"""Changes the block's rows `[blocks * rows, hidden]` after the layer of an index."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,11 @@ class Backbone:
             cache.drop(unkept)
 
     def block(
-        self, caches: Sequence[ContextCache], x: mx.array, added: Sequence[mx.array] | None
+        self,
+        caches: Sequence[ContextCache],
+        x: mx.array,
+        added: Sequence[mx.array] | None,
+        after: AfterLayer | None = None,
     ) -> mx.array:
         """The block's rows after the final norm, `[rows, hidden]`.
 
@@ -145,6 +152,7 @@ class Backbone:
                 the block's rows.
             x: the block's embeddings, `[rows, hidden]`.
             added: `context_rows` of features that are not in the caches yet; None without any.
+            after: see `AfterLayer`; None leaves the rows as they are.
         """
         config, parts, rows = self._config, self._parts, x.shape[0]
         eps = config.rms_norm_eps
@@ -166,6 +174,7 @@ class Backbone:
             caches[i].trim(rows)
             attended = parts.attend(layer, queries, keys, values, start, masks[self._kinds[i]])
             x = parts.finish(layer, x, outward(attended))
+            x = x if after is None else after(i, x)
         return mx.fast.rms_norm(x, self._weights.norm, eps)
 
     def blocks(
@@ -174,6 +183,7 @@ class Backbone:
         x: mx.array,
         added: Sequence[mx.array] | None,
         ragged: Ragged,
+        after: AfterLayer | None = None,
     ) -> mx.array:
         """As `block` for a batch, `[requests, rows, hidden]`.
 
@@ -183,6 +193,7 @@ class Backbone:
             added: `context_rows` of all requests' new features, one request behind the other; None
                 without any.
             ragged: how many of them each request has.
+            after: see `block`.
         """
         config, parts, eps = self._config, self._parts, self._config.rms_norm_eps
         requests, rows, _ = x.shape
@@ -209,6 +220,7 @@ class Backbone:
             queries = queries.reshape(requests, rows, -1)
             attended = parts.attend(layer, queries, keys, values, starts, masks[self._kinds[i]])
             x = parts.finish(layer, x, outward(attended))
+            x = x if after is None else after(i, x)
         return mx.fast.rms_norm(x, self._weights.norm, eps).reshape(requests, rows, -1)
 
 

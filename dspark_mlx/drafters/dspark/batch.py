@@ -21,14 +21,19 @@ Choose = Callable[[mx.array, Readout, Sequence[Wanted], mx.array], list[Draft]]
 """Chooses the blocks of requests with one readout: the backbone's rows `[requests, gamma, hidden]`,
 the readout, what is wanted, and calibration temperatures `[requests, gamma]`."""
 
+Forward = Callable[
+    [Sequence[BatchContextCache], mx.array, Sequence[mx.array] | None, Ragged], mx.array
+]
+"""The backbone's rows `[requests, rows, hidden]` of the blocks after anchors int `[requests]`; the
+other arguments are those of `Backbone.blocks`."""
+
 
 class DSparkBatch:
     """See `drafters.batch.ContextBatch`.
 
     Args:
         backbone: the drafter's.
-        embed: anchors int `[requests]` to the embeddings of their blocks, `[requests, rows,
-            hidden]`.
+        forward: see `Forward`.
         choose: see `Choose`.
         flush: moves a joining request's pending features into its caches.
         output: gives each request's readout.
@@ -39,7 +44,7 @@ class DSparkBatch:
     def __init__(
         self,
         backbone: Backbone,
-        embed: Callable[[mx.array], mx.array],
+        forward: Forward,
         choose: Choose,
         flush: Callable[[DrafterContext], None],
         output: DraftOutput,
@@ -47,7 +52,7 @@ class DSparkBatch:
         caches: list[BatchContextCache],
     ) -> None:
         self._backbone = backbone
-        self._embed = embed
+        self._forward = forward
         self._choose = choose
         self._flush_alone = flush
         self._output = output
@@ -87,8 +92,8 @@ class DSparkBatch:
 
     def draft(self, wanted: Sequence[Wanted]) -> list[Draft | None]:
         """See `ContextBatch.draft`; rows of requests that want none are computed with the rest."""
-        x = self._embed(mx.concatenate([each.anchor for each in wanted]))
-        hidden = self._backbone.blocks(self._caches, x, *self._take_pending())
+        anchors = mx.concatenate([each.anchor for each in wanted])
+        hidden = self._forward(self._caches, anchors, *self._take_pending())
         drafts: list[Draft | None] = [None] * len(wanted)
         for readout, indices in self._readouts(wanted):
             taken = mx.array(indices)
@@ -110,7 +115,7 @@ class DSparkBatch:
     def _with(
         self, contexts: Sequence[DrafterContext], caches: list[BatchContextCache]
     ) -> DSparkBatch:
-        parts = (self._backbone, self._embed, self._choose, self._flush_alone, self._output)
+        parts = (self._backbone, self._forward, self._choose, self._flush_alone, self._output)
         return DSparkBatch(*parts, contexts, caches)
 
     def _readouts(self, wanted: Sequence[Wanted]) -> list[tuple[Readout, list[int]]]:

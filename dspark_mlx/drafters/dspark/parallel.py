@@ -12,9 +12,9 @@ from ...sampling import Pick
 from ...types import Draft
 from ..base import DrafterContext, Embed
 from ..batch import Wanted
-from ..context_cache import ContextCache, joined
+from ..context_cache import BatchContextCache, ContextCache, joined
 from ..vocabulary import DraftOutput, Readout
-from .backbone import Backbone
+from .backbone import Backbone, Ragged
 from .batch import DSparkBatch
 from .config import BlockConfig
 
@@ -114,8 +114,7 @@ class ParallelDrafter:
 
     def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
         """See `Drafter.draft`."""
-        x = self._embed(mx.concatenate([anchor, self._masks]))
-        rows = self._backbone.block(context.caches, x, self._take_pending(context))
+        rows = self._block(context.caches, anchor, self._take_pending(context))
         hidden = rows[self.config.logits_start :]
         return self.choose(context, hidden, self._output.readout(context.vocabulary), anchor, pick)
 
@@ -125,8 +124,25 @@ class ParallelDrafter:
             self.flush(context)
         caches = joined([context.caches for context in contexts])
         return DSparkBatch(
-            self._backbone, self._embedded, self._choose, self.flush, self._output, contexts, caches
+            self._backbone, self._blocks, self._choose, self.flush, self._output, contexts, caches
         )
+
+    def _block(
+        self, caches: Sequence[ContextCache], anchor: mx.array, added: Sequence[mx.array] | None
+    ) -> mx.array:
+        """The rows of the block after an anchor, see `Backbone.block`."""
+        x = self._embed(mx.concatenate([anchor, self._masks]))
+        return self._backbone.block(caches, x, added)
+
+    def _blocks(
+        self,
+        caches: Sequence[BatchContextCache],
+        anchors: mx.array,
+        added: Sequence[mx.array] | None,
+        ragged: Ragged,
+    ) -> mx.array:
+        """The rows of the blocks after anchors, see `Backbone.blocks`."""
+        return self._backbone.blocks(caches, self._embedded(anchors), added, ragged)
 
     def _choose(
         self, hidden: mx.array, readout: Readout, wanted: Sequence[Wanted], temperatures: mx.array
