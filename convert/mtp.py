@@ -84,8 +84,7 @@ def convert_mtp(
         InputError: the checkpoint has no head, or one that is not known; nothing was written.
     """
     head = _open(name)
-    if head.source.where.exists():
-        check_apart(head.source.where, destination)
+    check_apart(head.source.where, destination)
     tensors = _read(head)
     centered = head.form.zero_centered and not _is_mlx(head.files)
     named = _canonical(head, tensors, centered, keep_embeddings)

@@ -1,4 +1,4 @@
-"""Tiny random DFlash 2 drafters in both published packagings, from their list of tensors.
+"""Tiny random DFlash 2 drafters in both published packagings, and DSpine's.
 
 Codebooks are stored without `.weight`, base kernels `[2, taps, hidden]`, and the projections to
 dynamic kernels with rows ordered by side, tap and group.

@@ -109,6 +109,9 @@ class MTPConfig(CanonicalConfig):
             if (found := getattr(self, name)) not in known:
                 raise InputError(where, f"{name} {found!r}", f"one of {', '.join(known)}")
         layers = self.arguments.get("num_hidden_layers")
+        pattern = self.arguments.get("hybrid_override_pattern") or ()
+        if isinstance(pattern, str | list | tuple) and len(pattern) > _MAX_LAYERS:
+            layers = len(pattern)  # Nemotron's models have as many layers as their pattern says
         if type(layers) is not int or not 1 <= layers <= _MAX_LAYERS:
             raise InputError(where, f"num_hidden_layers {layers!r}", f"1 to {_MAX_LAYERS} layers")
         super()._check(where)
