@@ -6,7 +6,7 @@ The facts are those of the families' checkpoints; mlx-lm leaves all of these ten
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..drafters.mtp.block import argument_names
@@ -115,6 +115,16 @@ FORMATS: dict[str, HeadFormat] = {
     ),
 }
 """Formats of the families of `drafters.mtp.block.FAMILIES`."""
+
+SIDECARS: dict[str, HeadFormat] = {
+    "qwen3_5_mtp": replace(
+        _QWEN,
+        layers="layers.",
+        outer={name.removeprefix("mtp."): own for name, own in _QWEN.outer.items()},
+    )
+}
+"""Formats of heads that stand by themselves, as mlx-vlm writes them, by their model_type. They come
+without the target's final norm, so that they read its state before it."""
 
 
 def head_arguments(family: str, config: Mapping[str, Any]) -> Arguments:

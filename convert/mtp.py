@@ -1,5 +1,7 @@
 """Makes a drafter of a target's own prediction head, read from the target's original checkpoint.
 
+Heads that mlx-vlm has written by themselves are read too, and stay packed as they are.
+
 Only the files that hold the head are read, and of the Hub's downloaded. The family's own conversion
 in mlx-lm joins experts and splits projections; it is applied to a model of the head's layers.
 """
@@ -7,7 +9,8 @@ in mlx-lm joins experts and splits projections; it is applied to a model of the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +22,20 @@ from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.hub import find_config, hub_name, resolve_some
 from ..checkpoint.number_ranges import check_numbers
 from ..checkpoint.safetensors import load_arrays, read_header
-from ..drafters.mtp.block import REFUSALS, build_model
+from ..drafters.mtp.block import REFUSALS, block_shapes, build_model
 from ..drafters.mtp.config import BLOCK, MTPConfig
 from ..errors import InputError
 from ..system.files import check_apart, read_json
 from .drafter import Settings, write_drafter
-from .heads import COPIES, DROPPED, FORMATS, TARGET_NORMS, HeadFormat, head_arguments
+from .heads import (
+    COPIES,
+    DROPPED,
+    FORMATS,
+    SIDECARS,
+    TARGET_NORMS,
+    HeadFormat,
+    head_arguments,
+)
 from .mlx_quantized import MlxMatrix, grouped
 from .packagings.source import Source
 from .published import Tensor
@@ -88,7 +99,12 @@ def convert_mtp(
     tensors = _read(head)
     centered = head.form.zero_centered and not _is_mlx(head.files)
     named = _canonical(head, tensors, centered, keep_embeddings)
-    config = _config(head, steps, named, hub_name(name) or head.source.where.name)
+    state = "normed"
+    if head.form in SIDECARS.values():
+        # Without the target's norm only the state before it can be read.
+        named.setdefault(_FINAL, mx.ones((head.source.whole("hidden_size"),)))
+        state = "raw"
+    config = _config(head, steps, state, named, hub_name(name) or head.source.where.name)
     return write_drafter(config, named, head.source.where, destination, settings or Settings())
 
 
@@ -105,14 +121,18 @@ def _open(name: str | Path) -> _Head:
     check_numbers(path, raw)
     kind = str(raw.get("model_type"))
     family = MODEL_REMAPPING.get(kind, kind).removesuffix("_text")
-    if family not in FORMATS:
-        expected = f"a target of {', '.join(FORMATS)}"
+    if family not in FORMATS and kind not in SIDECARS:
+        expected = f"a target of {', '.join(FORMATS)}, or a head of {', '.join(SIDECARS)}"
         raise InputError(path, f"model_type {kind!r}", expected)
     text = raw.get("text_config") or raw
     if not isinstance(text, dict):
         raise InputError(path, f"text_config {text!r:.40}", "an object")
+    if kind in SIDECARS:
+        family = "qwen3_5_moe" if text.get("num_experts") else "qwen3_5"
     source = Source(text, {}, path.parent, f"{family} target's")
-    form = FORMATS[family]
+    if text.get("mtp_use_dedicated_embeddings"):
+        source.refuse("mtp_use_dedicated_embeddings", True, "a head that shares the embedding")
+    form = SIDECARS.get(kind) or FORMATS[family]
     for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size"):
         source.whole(key)
     layers = source.whole("num_hidden_layers")
@@ -130,8 +150,8 @@ def _wanted(form: HeadFormat, depth: int) -> Callable[[str], bool]:
     return wanted
 
 
-def _read(head: _Head) -> dict[str, mx.array]:
-    """The head's tensors, loaded lazily; what MLX has packed is unpacked.
+def _read(head: _Head) -> dict[str, mx.array | MlxMatrix]:
+    """The head's tensors, loaded lazily.
 
     Raises:
         InputError: there are none; or see `read_header`.
@@ -145,11 +165,7 @@ def _read(head: _Head) -> dict[str, mx.array]:
     if all(name in TARGET_NORMS for name in found):
         hint = "Conversions by mlx-lm leave it out: name the original checkpoint."
         raise InputError(head.source.where, "no tensors of a prediction head", "some", hint)
-    joined = grouped(read_json(head.source.path), found, head.source.where)
-    return {
-        name: tensor.values() if isinstance(tensor, MlxMatrix) else tensor
-        for name, tensor in joined.items()
-    }
+    return grouped(read_json(head.source.path), found, head.source.where)
 
 
 def _module(name: str) -> str:
@@ -170,7 +186,7 @@ def _is_mlx(files: list[Path]) -> bool:
 
 
 def _canonical(
-    head: _Head, tensors: Mapping[str, mx.array], centered: bool, keep: bool
+    head: _Head, tensors: Mapping[str, mx.array | MlxMatrix], centered: bool, keep: bool
 ) -> dict[str, Tensor]:
     """The tensors by their canonical names, in the canonical convention.
 
@@ -178,8 +194,9 @@ def _canonical(
         InputError: mlx-lm's conversion refuses them.
     """
     form = head.form
-    named: dict[str, mx.array] = {}
+    named: dict[str, Tensor] = {}
     layers: dict[str, mx.array] = {}
+    matrices = _matrices(head)
     for name, tensor in tensors.items():
         inner = name.removeprefix("language_model.")
         if name in TARGET_NORMS:
@@ -188,8 +205,13 @@ def _canonical(
             named[form.outer[inner]] = tensor
         elif not name.endswith(DROPPED):
             layer, _, rest = inner.removeprefix(form.layers).partition(".")
-            number = int(layer) - head.depth if form.behind else layer
-            layers[f"{number}.{rest}"] = tensor
+            place = f"{int(layer) - head.depth if form.behind else layer}.{rest}"
+            packed = isinstance(tensor, MlxMatrix)
+            if packed and place.removesuffix(".weight") in matrices:
+                # As the family's layers have it: it stays as MLX packed it.
+                named[f"{BLOCK}.{place}"] = tensor
+            else:
+                layers[place] = tensor.values() if isinstance(tensor, MlxMatrix) else tensor
     # Norms stay apart: some families' conversions would add 1 to them, and some would not.
     norms = {name: layers.pop(name) for name in list(layers) if name.endswith("norm.weight")}
     for name, tensor in [*norms.items(), *_converted(head, layers).items()]:
@@ -201,10 +223,17 @@ def _canonical(
                 named[COPIES[rest]] = tensor
         else:
             named[f"{BLOCK}.{name}"] = tensor
-    if centered:
-        # As mlx-lm does, in the stored type.
-        named |= {name: t + 1 for name, t in named.items() if name.endswith("norm.weight")}
-    return dict(named)
+    for name, stored in named.items():
+        if centered and isinstance(stored, mx.array) and name.endswith("norm.weight"):
+            # As mlx-lm does, in the stored type.
+            named[name] = stored + 1
+    return named
+
+
+def _matrices(head: _Head) -> Collection[str]:
+    """Names of the matrices of the head's layers, without `.weight`."""
+    with _refusing(head):
+        return block_shapes(head.family, head_arguments(head.family, head.source.config))[0]
 
 
 def _converted(head: _Head, layers: Mapping[str, mx.array]) -> dict[str, mx.array]:
@@ -212,12 +241,19 @@ def _converted(head: _Head, layers: Mapping[str, mx.array]) -> dict[str, mx.arra
     prefix = head.form.family_prefix
     arguments = head_arguments(head.family, head.source.config)
     weights = {f"{prefix}{name}": tensor for name, tensor in layers.items()}
-    try:
+    with _refusing(head):
         made: dict[str, mx.array] = build_model(head.family, arguments).sanitize(weights)
+    return _stacked({name.partition(prefix)[2]: tensor for name, tensor in made.items()})
+
+
+@contextmanager
+def _refusing(head: _Head) -> Iterator[None]:
+    """Turn what mlx-lm raises for a head that contradicts itself into an `InputError`."""
+    try:
+        yield
     except REFUSALS as error:
         found = f"a head that mlx-lm cannot convert ({type(error).__name__}: {error})"
         raise InputError(head.source.where, found, f"one of a {head.family} target") from error
-    return _stacked({name.partition(prefix)[2]: tensor for name, tensor in made.items()})
 
 
 def _stacked(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -231,7 +267,9 @@ def _stacked(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
     return tensors | stacks
 
 
-def _config(head: _Head, steps: int, named: Mapping[str, Tensor], target: str) -> CanonicalConfig:
+def _config(
+    head: _Head, steps: int, state: str, named: Mapping[str, Tensor], target: str
+) -> CanonicalConfig:
     """The canonical configuration.
 
     Raises:
@@ -259,7 +297,7 @@ def _config(head: _Head, steps: int, named: Mapping[str, Tensor], target: str) -
         family=head.family,
         arguments=head_arguments(head.family, text),
         steps=steps,
-        state="normed",
+        state=state,
         feedback="normed",
         order=head.form.order,
     )

@@ -294,3 +294,30 @@ def test_what_cannot_be_used_is_refused(tmp_path, name):
     assert [part for part in parts if part not in str(error.value)] == []
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["source"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_head_by_itself(tmp_path, packed):
+    """mlx-vlm's: names without `mtp.`, norms as factors, matrices that MLX packed, and no norm of
+    the target's."""
+    case = Case("qwen3_5", tmp_path)
+    _, logits = case.expected(state="raw")
+    tensors: dict[str, mx.array] = {}
+    for name, value in case.packaged.tensors.items():
+        if not name.startswith("mtp."):
+            continue
+        own = name.removeprefix("mtp.")
+        array = mx.array(value.astype(np.float32)) + (1 if "norm" in name else 0)
+        tensors[own] = array
+        if packed and array.ndim == 2 and array.shape[1] % 32 == 0:
+            base = own.removesuffix(".weight")
+            parts = mx.quantize(array, group_size=32, bits=8)
+            tensors |= dict(zip((own, f"{base}.scales", f"{base}.biases"), parts, strict=True))
+    mx.save_safetensors(str(case.source / "model.safetensors"), tensors, {"format": "mlx"})
+    config = case.packaged.config | {"model_type": "qwen3_5_mtp", "block_size": 3}
+    config |= {"quantization": {"group_size": 32, "bits": 8}} if packed else {}
+    (case.source / "config.json").write_text(json.dumps(config))
+    converted = case.convert()
+    assert converted.state == "raw" and (converted.quantization is not None) == packed
+    found = np.array(case.first(case.drafter(converted)).logits)
+    assert np.abs(found - logits).max() < (0.2 if packed else 2e-4)
