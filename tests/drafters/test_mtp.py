@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ from helpers.pairs import tokens_of
 
 from dspark_mlx.checkpoint.layout import check_tensors
 from dspark_mlx.checkpoint.safetensors import read_tensors
+from dspark_mlx.convert import __main__ as command
 from dspark_mlx.convert.drafter import Settings
 from dspark_mlx.convert.mtp import convert_mtp
 from dspark_mlx.drafters.assemble import assemble
@@ -321,3 +323,52 @@ def test_a_head_by_itself(tmp_path, packed):
     assert converted.state == "raw" and (converted.quantization is not None) == packed
     found = np.array(case.first(case.drafter(converted)).logits)
     assert np.abs(found - logits).max() < (0.2 if packed else 2e-4)
+
+
+def test_the_command_writes_it(tmp_path, capsys):
+    """Flags that do not arrive; a card that asks for the whole target."""
+    HEADS["mimo"]().write(tmp_path / "source")
+    source, out = str(tmp_path / "source"), tmp_path / "head"
+    flags = ["drafter", "--from", source, "--to", str(out), "--mtp"]
+    assert command.main([*flags, "5", "-q", "--q-bits", "8", "--q-group-size", "32", "--card"]) == 0
+    config = read_config(read_json(out / "config.json"), "test")
+    assert (config.gamma, config.order) == (5, "hidden") and config.quantization is not None
+    assert "prediction head (mimo), 5 steps" in capsys.readouterr().out
+    assert (out / "README.md").exists()
+    assert command.main([*flags, "--overwrite"]) == 0
+    assert read_config(read_json(out / "config.json"), "test").gamma == STEPS
+    for steps in ("0", "-3", "257"):
+        with pytest.raises(InputError, match=f"steps {steps}"):
+            command.main([*flags, steps, "--overwrite"])
+
+
+def test_eight_bit_floats_are_scaled(tmp_path):
+    """DeepSeek's own files: weights of eight bits with a scale for each block of 128 by 128."""
+    case = Case("deepseek_v3", tmp_path)
+    layer = f"{case.packaged.prefix}self_attn.o_proj"
+    rng = np.random.default_rng(4)
+    stored = mx.to_fp8(mx.array(rng.normal(0, 30, (HIDDEN, 48)).astype(np.float32)))
+    plain = np.array(mx.from_fp8(stored, dtype=mx.float32)) * 0.005
+    rounded = np.array(mx.array(plain).astype(mx.bfloat16).astype(mx.float32))
+    tensors = case.packaged.tensors | {f"{layer}.weight": rounded}
+    replace(case.packaged, tensors=tensors).write(case.source)
+    _, logits = case.expected()
+    typed = {n: np.ascontiguousarray(a, np.float32) for n, a in tensors.items()}
+    typed[f"{layer}.weight_scale_inv"] = np.full((1, 1), 0.005, np.float32)
+    del typed[f"{layer}.weight"]
+    save_typed(case.source / "model.safetensors", typed, {f"{layer}.weight": np.array(stored)})
+    found = np.array(case.first(case.drafter(case.convert())).logits)
+    assert np.abs(found - logits).max() < 0.02
+
+
+def save_typed(path: Path, tensors: dict[str, np.ndarray], eight: dict[str, np.ndarray]) -> None:
+    """A safetensors file of float32 and of eight-bit floats, which NumPy has no type for."""
+    header, data = {}, b""
+    for kind, group in (("F32", tensors), ("F8_E4M3", eight)):
+        for name, array in group.items():
+            end = len(data) + array.nbytes
+            offsets = [len(data), end]
+            header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
+            data += array.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
