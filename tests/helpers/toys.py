@@ -71,9 +71,11 @@ def example_config(target: Target, method: str, **own) -> CanonicalConfig:
 
 
 def toy_config(target: Target, head: str, gamma: int) -> CanonicalConfig:
-    """Of one layer; `head` is a sequential head's kind, or "eagle3" for that method."""
+    """Of one layer; `head` is a sequential head's kind, or the name of another method."""
     if head == "eagle3":
         return example_config(target, "eagle3", steps=gamma)
+    if head in METHODS:
+        return example_config(target, head)
     none = head == NO_HEAD
     return example_config(
         target,
