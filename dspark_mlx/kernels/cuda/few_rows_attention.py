@@ -20,7 +20,7 @@ from ..base import Backend
 MIN_ROWS, MAX_ROWS, MAX_KEYS = 4, 16, 1024
 HEAD_DIMS = (64, 128, 256)
 DTYPES = (mx.bfloat16, mx.float16, mx.float32)
-_WARPS = 8
+_WARPS = 16
 
 SOURCE = """\
 constexpr int V = D / 32;
