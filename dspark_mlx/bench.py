@@ -25,7 +25,7 @@ from .benchmark.report import (
     table_line,
 )
 from .benchmark.synthetic import GAMMA, SHAPES
-from .benchmark.synthetic_run import measure, synthetic_table
+from .benchmark.synthetic_run import SYNTHETIC_HEAD, measure
 from .checkpoint.fingerprint import device_name
 from .decoder import Decoder
 from .engine.request import Request
@@ -174,9 +174,12 @@ def _synthetic(args: argparse.Namespace) -> None:
             apply_kernels(target, GAMMA + 1)
 
     sizes = max(args.max_tokens, 2), max(args.repeats, 1)
-    rows = [measure(shape, bits, args.acceptance, *sizes, prepare) for bits in args.bits]
     print(f"{args.synthetic} on {device_name()}, MLX {mx.__version__}")  # type: ignore[attr-defined]
-    print(synthetic_table(rows))
+    print(SYNTHETIC_HEAD)
+    rows = []
+    for bits in args.bits:
+        rows.append(measure(shape, bits, args.acceptance, *sizes, prepare))
+        print(rows[-1].line())
     print(json.dumps([asdict(row) | {"speedup": row.speedup} for row in rows]))
 
 

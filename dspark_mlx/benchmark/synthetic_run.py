@@ -17,6 +17,11 @@ from ..targets.tap import Target
 from .plain import plain_run
 from .synthetic import GAMMA, KnownDrafter, Shape, counting_target, random_drafter
 
+SYNTHETIC_HEAD = (
+    f"bits  plain ms  round ms ({GAMMA + 1} rows)  tokens/round  speed-up  kernels, attention"
+)
+"""Head of the table of rows."""
+
 _FIRST, _PROMPT = 3, 64
 _WARM = 24
 
@@ -31,6 +36,7 @@ class SyntheticRow:
         round_ms: milliseconds of a round of `GAMMA` + 1 rows, drafting included.
         tokens: mean tokens of a round.
         kernels: shapes of matrices that kernels of this package compute, and all shapes.
+        attention: whether attention is by a kernel of this package too.
     """
 
     bits: int
@@ -38,11 +44,21 @@ class SyntheticRow:
     round_ms: float
     tokens: float
     kernels: tuple[int, int]
+    attention: bool
 
     @property
     def speedup(self) -> float:
         """Tokens a second over plain decoding's."""
         return self.plain_ms * self.tokens / self.round_ms
+
+    def line(self) -> str:
+        """Its line of the table below `SYNTHETIC_HEAD`."""
+        bits = "bf16" if self.bits == 16 else str(self.bits)
+        used = f"{self.kernels[0]} of {self.kernels[1]} shapes"
+        return (
+            f"{bits:>4}{self.plain_ms:10.2f}{self.round_ms:18.2f}{self.tokens:14.2f}"
+            f"{self.speedup:9.2f}x  {used}, {'own' if self.attention else 'MLX'}"
+        )
 
 
 def measure(
@@ -82,13 +98,14 @@ def measure(
         plain_ms.append(1000 * plain.seconds / (tokens - 1))
     decision = target.kernels
     used = len(decision.chosen) if decision else 0
-    shapes = len({race.product.outputs for race in decision.races}) if decision else 0
+    races = decision.races if decision else ()
+    shapes = len({(race.product.outputs, race.product.inputs) for race in races})
+    attention = decision is not None and decision.attention is not None
     target.drop_kernels()
     target.close()
     median = statistics.median
-    return SyntheticRow(
-        bits, median(plain_ms), median(round_ms), statistics.mean(per_round), (used, shapes)
-    )
+    about = statistics.mean(per_round), (used, shapes), attention
+    return SyntheticRow(bits, median(plain_ms), median(round_ms), *about)
 
 
 def _decode(engine: Engine, prompt: Sequence[int], tokens: int) -> tuple[float, int]:
@@ -110,16 +127,3 @@ def _check(text: Sequence[int], target: Target, prompt: Sequence[int], where: st
     if list(text) != expected:
         at = next(i for i, (a, b) in enumerate(zip(text, expected, strict=True)) if a != b)
         raise InputError(where, f"token {text[at]} at position {at}", f"{expected[at]}")
-
-
-def synthetic_table(rows: Sequence[SyntheticRow]) -> str:
-    """A table of the rows."""
-    lines = [f"bits  plain ms  round ms ({GAMMA + 1} rows)  tokens/round  speed-up  kernels"]
-    for row in rows:
-        bits = "bf16" if row.bits == 16 else str(row.bits)
-        used = f"{row.kernels[0]} of {row.kernels[1]} shapes"
-        lines.append(
-            f"{bits:>4}{row.plain_ms:10.2f}{row.round_ms:18.2f}{row.tokens:14.2f}"
-            f"{row.speedup:9.2f}x  {used}"
-        )
-    return "\n".join(lines)

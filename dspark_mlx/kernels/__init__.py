@@ -6,10 +6,16 @@ model's own weights, that it is right and quicker than MLX's operation.
 
 from __future__ import annotations
 
+from .attention import AttentionKernel
 from .base import Kernel, Product
 from .cuda import few_rows
+from .cuda.few_rows_attention import FewRowsAttention
 
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in few_rows.KERNELS}
 """Every kernel, by its name."""
 
-__all__ = ["KERNELS", "Kernel", "Product"]
+_ATTENTIONS: tuple[AttentionKernel, ...] = (FewRowsAttention(),)
+ATTENTIONS: dict[str, AttentionKernel] = {kernel.name: kernel for kernel in _ATTENTIONS}
+"""Every kernel of attention, by its name."""
+
+__all__ = ["ATTENTIONS", "KERNELS", "AttentionKernel", "Kernel", "Product"]

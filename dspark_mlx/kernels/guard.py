@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -20,6 +20,14 @@ import mlx.nn as nn
 import numpy as np
 
 from ..progress import ProgressCallback
+from .attention import (
+    AppliedAttention,
+    AttentionKernel,
+    Heads,
+    attention_forms,
+    attention_taken,
+    why_attention_wrong,
+)
 from .base import Backend, Kernel, Product
 from .linears import Applied, Call, Linear, quantized_linears, stock
 from .race import medians, timed_products, why_wrong
@@ -33,6 +41,8 @@ Chosen: TypeAlias = dict[Linear, dict[int, Kernel]]
 
 ROWS = (2, 4, 8, 16)
 """Numbers of rows that are raced; those between them follow the next larger one."""
+
+_FORWARD_TURNS = 15
 
 # Parts of the logits' spread by which forwards of other roundings differ.
 _AGREE = {mx.bfloat16: 0.05, mx.float16: 0.02, mx.float32: 1e-3}
@@ -61,11 +71,15 @@ class Decision:
         chosen: the kernels to apply.
         races: what was found for each product.
         forwards: what was found for whole forwards, by number of rows.
+        attention: the kernel of attention to apply; None for MLX's.
+        attentions: what was found for each kernel of attention, by its name.
     """
 
     chosen: Chosen
     races: Sequence[Race]
     forwards: Mapping[int, Verdict]
+    attention: AttentionKernel | None = None
+    attentions: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 def backend_here() -> Backend | None:
@@ -92,6 +106,7 @@ class Guard:
         trial: finds which trials fail, see `trial.try_kernels`.
         clock: gives seconds, as `time.perf_counter`.
         progress: called with the number of products raced and of all to race.
+        attentions: the candidates for attention.
     """
 
     def __init__(
@@ -104,10 +119,11 @@ class Guard:
         trial: Callable[[Sequence[Trial]], Mapping[Trial, str]] = try_kernels,
         clock: Callable[[], float] = perf_counter,
         progress: ProgressCallback | None = None,
+        attentions: Collection[AttentionKernel] = (),
     ) -> None:
         self._network, self._forward, self._kernels = network, forward, kernels
         self._where, self._store, self._trial, self._clock = where, store, trial, clock
-        self._progress = progress
+        self._progress, self._attentions = progress, attentions
         self._linears = quantized_linears(network)
         self._modules = {
             linear.product(rows): modules
@@ -123,7 +139,10 @@ class Guard:
         races = [Race(p, verdict, True) for p, verdict in verdicts.items() if verdict]
         new = [product for product, verdict in verdicts.items() if verdict is None]
         races += [Race(product, verdict, False) for product, verdict in self._race(new)]
-        return self._overruled(races, rows)
+        decision = self._overruled(races, rows)
+        for kernel in self._attentions:
+            decision = self._with_attention(decision, kernel, most_rows)
+        return decision
 
     def _able(self, product: Product) -> list[Kernel]:
         return [kernel for kernel in self._kernels if kernel.why_not(product) is None]
@@ -220,6 +239,46 @@ class Guard:
             before = count
         return Decision(chosen, races, forwards)
 
+    def _with_attention(
+        self, decision: Decision, kernel: AttentionKernel, most_rows: int
+    ) -> Decision:
+        """The decision with what was found for a kernel of attention, beside the chosen ones."""
+        rows = min(most_rows, ROWS[-1])
+        forms = attention_forms(self._network, lambda: self._forward(rows))
+        able = [heads for heads in forms if kernel.why_not(heads) is None]
+        if not able:
+            return decision
+        beside = {
+            str(linear): by[rows].name for linear, by in decision.chosen.items() if rows in by
+        }
+        key = self._where.attention_key(able, kernel, beside)
+        verdict = self._store.get(key)
+        if verdict is None:
+            verdict = self._attention_race(decision.chosen, kernel, able, rows)
+            self._store.put(key, verdict)
+        won = verdict.winner == kernel.name and decision.attention is None
+        return replace(
+            decision,
+            attention=kernel if won else decision.attention,
+            attentions={**decision.attentions, kernel.name: verdict},
+        )
+
+    def _attention_race(
+        self, chosen: Chosen, kernel: AttentionKernel, forms: Sequence[Heads], rows: int
+    ) -> Verdict:
+        failed = self._trial([(kernel.name, heads) for heads in forms])
+        reasons = list(failed.values()) or [
+            reason for h in forms if (reason := attempt(partial(why_attention_wrong, kernel, h)))
+        ]
+        if reasons:
+            return Verdict(STOCK, reasons[0], {}, {kernel.name: reasons[0]})
+
+        def apply() -> AppliedAttention:
+            takes = partial(attention_taken, kernel)
+            return AppliedAttention(self._network, kernel, takes, kernel.max_keys)
+
+        return self._raced_forwards(rows, chosen, kernel.name, apply)
+
     def _whole(self, rows: int, kernels: Mapping[Linear, Mapping[int, Kernel]]) -> Verdict:
         counts = {linear: len(modules) for linear, modules in self._linears.items()}
         taking_part = {linear.product(rows): by[rows] for linear, by in kernels.items()}
@@ -231,25 +290,40 @@ class Guard:
         return known
 
     def _whole_race(self, rows: int, kernels: Mapping[Linear, Mapping[int, Kernel]]) -> Verdict:
+        return self._raced_forwards(rows, {}, "kernels", lambda: Applied(self._network, kernels))
+
+    def _raced_forwards(
+        self, rows: int, beside: Chosen, name: str, apply: Callable[[], Applied | AppliedAttention]
+    ) -> Verdict:
+        """Whole forwards with and without what `apply` applies, beside kernels that are in use."""
+
+        def forward(*applied: Applied | AppliedAttention) -> mx.array:
+            try:
+                logits = self._forward(rows)
+                mx.eval(logits)
+                return logits
+            finally:
+                for each in applied:
+                    each.close()
+
         def compare() -> str | None:
-            own = self._forward(rows)
-            with self._with(kernels):
-                return _disagreement(own, self._forward(rows))
+            own = forward(Applied(self._network, beside))
+            return _disagreement(own, forward(Applied(self._network, beside), apply()))
 
         reason = attempt(compare)
         if reason is not None:
             return Verdict(STOCK, reason, {}, {})
 
-        def timed(calls: Mapping[Linear, Mapping[int, Kernel]]) -> float:
-            with self._with(calls):
-                started = self._clock()
-                mx.eval(self._forward(rows))
-                return self._clock() - started
+        def timed(*makers: Callable[[], Applied | AppliedAttention]) -> float:
+            applied = [Applied(self._network, beside), *(make() for make in makers)]
+            started = self._clock()
+            forward(*applied)
+            return self._clock() - started
 
-        times, wins = medians({STOCK: lambda: timed({}), "kernels": lambda: timed(kernels)})
-        gain = f"a whole forward reaches {times[STOCK] / times['kernels']:.2f}x MLX's speed"
-        if wins["kernels"]:
-            return Verdict("kernels", gain, times, {})
+        times, wins = medians({STOCK: timed, name: partial(timed, apply)}, _FORWARD_TURNS)
+        gain = f"a whole forward reaches {times[STOCK] / times[name]:.2f}x MLX's speed"
+        if wins[name]:
+            return Verdict(name, gain, times, {})
         return Verdict(STOCK, f"{gain}, which is too little", times, {})
 
 

@@ -25,6 +25,8 @@ def race_table(decision: Decision) -> str:
         lines += [f"{'':>20}refused {name}: {why}" for name, why in verdict.refused.items()]
     for rows, verdict in sorted(decision.forwards.items()):
         lines.append(f"whole forward of {rows} rows: {verdict.winner}: {verdict.reason}")
+    for name, verdict in decision.attentions.items():
+        lines.append(f"attention by {name}: {verdict.winner}: {verdict.reason}")
     return "\n".join(lines)
 
 
@@ -50,7 +52,8 @@ def race_report(decision: Decision) -> dict[str, Any]:
         for race in decision.races
     ]
     forwards = {str(rows): _values(verdict) for rows, verdict in decision.forwards.items()}
-    return {"products": races, "forwards": forwards}
+    attentions = {name: _values(verdict) for name, verdict in decision.attentions.items()}
+    return {"products": races, "forwards": forwards, "attention": attentions}
 
 
 def _values(verdict: Verdict) -> dict[str, Any]:

@@ -58,6 +58,17 @@ class Where:
         """Key of a product's race among kernels; any other text of one is another race."""
         return self._key([_about(product), _texts(kernels)])
 
+    def attention_key(self, heads: Any, kernel: Any, chosen: Mapping[str, str]) -> str:
+        """Key of an attention kernel's race.
+
+        Args:
+            heads: the forms of attention that the network has.
+            kernel: the kernel.
+            chosen: the kernels of products that are in use beside it, by product.
+        """
+        text = hashlib.sha256(kernel.source.encode()).hexdigest()
+        return self._key([sorted(map(str, heads)), kernel.name, text, sorted(chosen.items())])
+
     def whole_key(
         self, rows: int, counts: Mapping[Any, int], kernels: Mapping[Product, Kernel]
     ) -> str:

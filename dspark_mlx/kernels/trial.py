@@ -17,9 +17,10 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
+from .attention import Heads
 from .base import Product
 
-Trial: TypeAlias = tuple[str, Product]
+Trial: TypeAlias = tuple[str, Product | Heads]
 """A kernel's name, and what it should compute."""
 
 REGISTRY = "dspark_mlx.kernels"
@@ -39,7 +40,7 @@ def try_kernels(
 
     Args:
         trials: what to try.
-        registry: module whose `KERNELS` has the kernels.
+        registry: module whose `KERNELS` and `ATTENTIONS` have the kernels.
         seconds: time that a process gets.
     """
     failed: dict[Trial, str] = {}
@@ -81,25 +82,39 @@ def _ended(status: int, err: str) -> str:
     return f"ended its process with status {status}: {last[-1][:200] if last else 'no message'}"
 
 
-def _plain(product: Product) -> dict[str, Any]:
-    about = {field.name: getattr(product, field.name) for field in fields(product)}
-    return about | {"dtype": str(product.dtype).removeprefix("mlx.core.")}
+def _plain(task: Product | Heads) -> dict[str, Any]:
+    about = {field.name: getattr(task, field.name) for field in fields(task)}
+    return about | {"dtype": str(task.dtype).removeprefix("mlx.core.")}
 
 
-def run_trial(kernel: Any, product: Product) -> str:
-    """What goes wrong when a kernel computes a product of random numbers; "" if nothing does."""
+def _task(about: Mapping[str, Any]) -> Product | Heads:
+    kind = Heads if "heads" in about else Product
+    return kind(**about | {"dtype": getattr(mx, about["dtype"])})
+
+
+def run_trial(kernel: Any, task: Product | Heads) -> str:
+    """What goes wrong when a kernel computes with random numbers; "" if nothing does."""
+
+    def check() -> str | None:
+        y = (
+            kernel(*task.random(task.rows + 9), 1.0)
+            if isinstance(task, Heads)
+            else _product(kernel, task)
+        )
+        return None if mx.isfinite(y).all().item() else "gives numbers that are not finite"
+
+    return attempt(check) or ""
+
+
+def _product(kernel: Any, product: Product) -> mx.array:
     # A large matrix of a vocabulary compiles and runs as a smaller one with as uneven an end.
     outputs = min(product.outputs, _OUTPUTS + product.outputs % _OUTPUTS)
     product = replace(product, outputs=outputs)
     matrix = mx.random.normal((outputs, product.inputs)).astype(product.dtype)
     weights = mx.quantize(matrix, product.group_size, product.bits)
     x = mx.random.normal((product.rows, product.inputs)).astype(product.dtype)
-
-    def compute() -> str | None:
-        finite = mx.isfinite(kernel(x, *weights, product)).all().item()
-        return None if finite else "gives numbers that are not finite"
-
-    return attempt(compute) or ""
+    y: mx.array = kernel(x, *weights, product)
+    return y
 
 
 def attempt(check: Callable[[], str | None]) -> str | None:
@@ -113,10 +128,10 @@ def attempt(check: Callable[[], str | None]) -> str | None:
 
 def main(asked: Mapping[str, Any]) -> None:
     """Run the trials of `try_kernels`, and print a line for each."""
-    kernels = importlib.import_module(asked["registry"]).KERNELS
+    registry = importlib.import_module(asked["registry"])
+    kernels = {**registry.KERNELS, **registry.ATTENTIONS}
     for name, about in asked["trials"]:
-        product = Product(**about | {"dtype": getattr(mx, about["dtype"])})
-        print("=" + run_trial(kernels[name], product), flush=True)
+        print("=" + run_trial(kernels[name], _task(about)), flush=True)
 
 
 if __name__ == "__main__":

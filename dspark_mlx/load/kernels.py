@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.fingerprint import device_name
-from ..kernels import KERNELS
+from ..kernels import ATTENTIONS, KERNELS
 from ..kernels.guard import Decision, Guard, backend_here
 from ..kernels.store import VerdictStore, Where, stored_path
 from ..progress import progress_bar
@@ -32,13 +32,22 @@ def apply_kernels(target: Target, most_rows: int) -> Decision | None:
     if backend is None:
         return None
     kernels = [kernel for kernel in KERNELS.values() if kernel.backend == backend]
+    attentions = [kernel for kernel in ATTENTIONS.values() if kernel.backend == backend]
     with (
         progress_bar("Racing kernels, some seconds", "product", delay=1.0) as progress,
         target.turns,
         target.untapped(),
     ):
         store = VerdictStore(stored_path())
-        guard = Guard(target.model, _forward_of(target), kernels, here(), store, progress=progress)
+        guard = Guard(
+            target.model,
+            _forward_of(target),
+            kernels,
+            here(),
+            store,
+            progress=progress,
+            attentions=attentions,
+        )
         decision = guard.decide(most_rows)
     target.use_kernels(decision)
     return decision

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ import mlx.nn as nn
 from ..caches import DEFAULT_CACHES, CacheSettings, as_single_rows, new_caches
 from ..checkpoint.linear import Matrix
 from ..errors import InputError
+from ..kernels.attention import AppliedAttention, attention_taken
 from ..kernels.guard import Decision
 from ..kernels.linears import Applied
 from ..sampling import finite_rows
@@ -76,7 +78,7 @@ class Target:
         self.rolls_back = False
         self.batches: bool | None = None
         self.kernels: Decision | None = None
-        self._applied: Applied | None = None
+        self._applied: list[Applied | AppliedAttention] = []
         self._taps = tuple(taps)
         # All targets of one model share this set, the recorded taps and the tapped layers.
         self._every = set(self._taps)
@@ -230,15 +232,18 @@ class Target:
         """Compute products by the kernels that the guard has chosen, until `drop_kernels`."""
         with self.turns:
             self.drop_kernels()
-            self._applied = Applied(self.model, decision.chosen)
+            self._applied.append(Applied(self.model, decision.chosen))
+            if kernel := decision.attention:
+                takes = partial(attention_taken, kernel)
+                self._applied.append(AppliedAttention(self.model, kernel, takes, kernel.max_keys))
             self.kernels = decision
 
     def drop_kernels(self) -> None:
         """Let MLX compute every product again."""
         with self.turns:
-            if self._applied is not None:
-                self._applied.close()
-            self._applied = self.kernels = None
+            while self._applied:
+                self._applied.pop().close()
+            self.kernels = None
 
     def close(self) -> None:
         """Remove the taps from the model; requests that still run end with an error."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dspark_mlx.benchmark.synthetic import SHAPES, counting_target
-from dspark_mlx.benchmark.synthetic_run import SyntheticRow, measure, synthetic_table
+from dspark_mlx.benchmark.synthetic_run import SyntheticRow, measure
 
 
 def test_taps_are_layers_of_every_shape():
@@ -27,8 +27,10 @@ def test_the_target_is_quantized_as_asked():
     assert counting_target(SHAPES["tiny"], 8).model.lm_head.bits == 8
 
 
-def test_the_table_has_a_line_for_each_width():
-    rows = [SyntheticRow(16, 5.0, 10.0, 4.0, (0, 0)), SyntheticRow(4, 5.0, 8.0, 4.0, (5, 6))]
-    lines = synthetic_table(rows).splitlines()
-    assert len(lines) == 3 and "2.00x" in lines[1] and "2.50x" in lines[2]
-    assert lines[1].startswith("bf16") and lines[2].endswith("5 of 6 shapes")
+def test_a_line_has_what_was_measured():
+    lines = [
+        SyntheticRow(16, 5.0, 10.0, 4.0, (0, 0), False).line(),
+        SyntheticRow(4, 5.0, 8.0, 4.0, (5, 6), True).line(),
+    ]
+    assert lines[0].startswith("bf16") and "2.00x" in lines[0] and lines[0].endswith(", MLX")
+    assert "2.50x" in lines[1] and lines[1].endswith("5 of 6 shapes, own")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from dspark_mlx.kernels.attention import Heads
 from dspark_mlx.kernels.base import Backend, Product
 from dspark_mlx.kernels.linears import stock
 
@@ -75,6 +76,38 @@ def off_on_one(y: mx.array, weight: mx.array) -> mx.array:
 def slightly_off(y: mx.array, weight: mx.array) -> mx.array:
     return y * (1 + 1e-6)
 
+
+@dataclass(frozen=True)
+class FakeAttention:
+    """MLX's attention, `gain` seconds quicker in a forward and `off` by a part."""
+
+    name: str
+    gain: float = 20.0
+    off: float = 0.0
+    act: Callable[[mx.array, mx.array], None] = lambda x, weight: None
+    source: str = "text"
+    backend: Backend = "cuda"
+    max_keys: int = 20
+
+    def why_not(self, heads: Heads) -> str | None:
+        return None if heads.rows > 2 else f"{heads.rows} rows"
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        self.act(q, k)
+        CLOCK.now -= self.gain
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+        return y * (1 + self.off)
+
+
+ATTENTIONS = {
+    fake.name: fake
+    for fake in (
+        FakeAttention("attention"),
+        FakeAttention("attention-crash", act=crash),
+        FakeAttention("attention-off", off=0.05),
+        FakeAttention("attention-slow", gain=-20),
+    )
+}
 
 KERNELS = {
     fake.name: fake
