@@ -24,7 +24,7 @@ _OPTIMISM = 0.5
 # earlier requests' judged drafts so many count as one block.
 _NEWEST = 0.15
 _DRAFTS_PER_BLOCK = 2.0
-_MAX_WORTH = 1.2
+_MAX_WORTH = 0.8
 # Plain steps that drafts may lose before they are given up, and what a plain step and a plain step
 # that drafts have gained add to them.
 _BUDGET = 4.5
@@ -96,6 +96,7 @@ class ProposerState:
         self._blocks = prior.evidence // _DRAFTS_PER_BLOCK
         self._balance = _BUDGET * max(1 - prior.evidence / _AMPLE_EVIDENCE, 0.0)
         self._loss = 0.0
+        self._taught = True
         self._optimism = _FIRST_OPTIMISM
         self._gained = _STAKE_PER_EVIDENCE * prior.evidence
 
@@ -139,11 +140,12 @@ class ProposerState:
     def lengths(self, costs: Costs, limit: int) -> tuple[int, int]:
         """The fewest and the most slots, up to `limit`, that its next block may verify.
 
-        A block that is tried at a loss is verified as far as it takes to gain if the target accepts
-        it. To verify less of it would be a sure loss, and to verify nothing would teach nothing.
+        Nothing is learned of a block of which nothing is verified, so that no two in a row are. A
+        block that is tried at a loss is verified as far as it takes to gain if the target accepts
+        it: less would be a sure loss.
         """
         most = self._affordable(costs, limit)
-        if self.proven and (self._worth or 0.0) >= 0:
+        if self.proven and (self._worth or 0.0) >= 0 and self._taught:
             return 0, most
         gaining = (n for n in range(1, most + 1) if _highest(costs, n) >= MIN_GAIN)
         return next(gaining, 1), most
@@ -158,6 +160,7 @@ class ProposerState:
         steps = (costs.draft + costs.verify[round_.scheduled]) / costs.plain
         worth = self._block_worth(round_.confidence, costs)
         self._blocks += 1
+        self._taught = round_.scheduled > 0
         newest = max(_NEWEST, 1 / self._blocks)
         worth = (1 - newest) * (self._worth or 0.0) + newest * worth
         self._worth = min(max(worth, -_MAX_WORTH), _MAX_WORTH)

@@ -27,6 +27,7 @@ STEPPED = hand_made_profile(verify=(10, 18, 19, 30, 31, 32), draft=2, plain=10)
 FLAT = hand_made_profile(verify=(10,) * 6, draft=1, plain=10)
 STEEP = hand_made_profile(verify=(10, 18, 26, 34, 42, 50), draft=5, plain=10)
 GENTLE = hand_made_profile(verify=(10, 13, 16, 19, 22, 25), draft=4, plain=10)
+DEAR = hand_made_profile(verify=(14, 18, 24, 31, 31, 31), draft=10, plain=10)
 HOPELESS = hand_made_profile(verify=(10, 20, 30, 40, 50, 60), draft=50, plain=10)
 DOUBTFUL = hand_made_profile(verify=(10, 20, 30, 40, 50, 60), draft=1, plain=10)
 
@@ -255,6 +256,31 @@ def test_a_useless_head_is_found_out():
     made = make_scheduler("auto", GENTLE, identity(GAMMA)).start(GAMMA)
     drafted = drafts(made, [0.97] * GAMMA, (0.0,) * GAMMA, rounds=200)
     assert sum(drafted) < 20
+
+
+def test_a_trial_is_wide_enough_to_gain():
+    """Trials of one slot where not even two tokens a round would pay: lost, whatever comes of them.
+
+    Or trials of which nothing is verified, and nothing learned.
+    """
+    made, costs = make_scheduler("auto", DEAR, identity(GAMMA)).start(GAMMA), DEAR.at(0)
+    waits = []
+    for _ in range(5):
+        waits.append(made.park(0, GAMMA))
+        tried = schedule(made, [0.5] * GAMMA, GAMMA, deterministic=True)
+        assert (1 + tried) * costs.plain > costs.draft + costs.verify[tried]
+        made.learn(done([0.5] * GAMMA, tried, 0))
+    assert waits[0] == 0 < max(waits)
+
+
+def test_one_rejection_of_a_sure_draft_is_taken_seriously():
+    """An update that moves too little where a confidence is extreme, so that it is made twice."""
+    sure = (0.998,) * GAMMA
+    belief = Belief(Prior.of(identity(GAMMA)))
+    assert belief.survival(sure)[0] > 0.7
+    belief.learn(done(sure, GAMMA, 0))
+    assert belief.survival(sure)[0] < 0.35
+    assert belief.survival((0.5,) * GAMMA)[0] > 0.35
 
 
 def test_a_profile_of_a_busy_machine_is_doubted():
