@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a size for a CPU")
     parser.add_argument("--bits", type=int, nargs="*", default=[16, 8, 4])
     parser.add_argument("--tokens", type=int, default=192)
-    parser.add_argument("--texts", type=int, default=10)
+    parser.add_argument("--texts", type=int, default=8)
     arguments = parser.parse_args()
     print(mx.default_device(), version("mlx"), flush=True)
     for bits in arguments.bits:
