@@ -153,6 +153,14 @@ class CanonicalConfig:
         """Output features of a layer's query projection, gates included."""
         return self.num_heads * self.head_dim * (2 if self.gated_queries else 1)
 
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """How many committed positions before the anchor each layer attends to; 0 for all of them.
+
+        Empty for a drafter whose layers have no windows.
+        """
+        return ()
+
     def with_window(self: Config, window: int) -> Config:
         """The configuration of a drafter that attends to the newest positions only.
 

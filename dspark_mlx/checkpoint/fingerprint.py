@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def fingerprint(
     draft_vocabulary: int,
     caches: Mapping[str, Any] | None = None,
     adapter: Path | None = None,
+    windows: Sequence[int] = (),
 ) -> str:
     """Key of a speed profile, a SHA-256 in hexadecimal.
 
@@ -48,6 +49,7 @@ def fingerprint(
         draft_vocabulary: number of tokens that drafts are chosen from.
         caches: settings of the target's caches by name; None for those of `load`.
         adapter: folder of the target's adapter; None without one.
+        windows: `attended` of the drafter's config, which `load` may have narrowed.
 
     Raises:
         InputError: a folder has no weights, a file is cut off, a config is not a JSON object, or
@@ -64,6 +66,7 @@ def fingerprint(
         "precision": choose_precision(precision),
         "gamma": gamma,
         "draft_vocabulary": draft_vocabulary,
+        "windows": list(windows),
         "caches": dict(caches or {}),
         "device": device_name(),
         "mlx": mx.__version__,  # type: ignore[attr-defined]

@@ -74,6 +74,11 @@ class Eagle3Config(CanonicalConfig):
         """A description of the drafter in a few words."""
         return f"Eagle3, 1 layer, {self.steps} steps"
 
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """See `CanonicalConfig.attended`."""
+        return (self.window,) if self.window else ()
+
     def with_window(self, window: int) -> Eagle3Config:
         """See `CanonicalConfig.with_window`."""
         return replace(self, window=min(self.window or window, window))

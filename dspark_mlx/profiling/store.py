@@ -106,8 +106,9 @@ class Pair:
         gamma, size = (drafter.config.gamma, drafter.vocabulary_size) if drafter else (0, 0)
         model, caches = self.engine.target.model, self.engine.target.cache_settings.key()
         target = network_digest(model) if self.given else self.target
+        windows = drafter.config.attended if drafter else ()
         drafted = self.drafter, self.precision, gamma, size
-        return fingerprint(target, *drafted, caches, self.adapter)
+        return fingerprint(target, *drafted, caches, self.adapter, windows)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..types import Decision, Round
 from . import PairFacts, Scheduler
 from .copies import WIDEST, CopyChoice
 from .memory import PairMemory
-from .pace import MIN_GAIN, Pace, best_length, highest_rate
+from .pace import MIN_GAIN, Pace, best_length, best_rate, highest_rate
 from .proposer import DRAFTER, LOOKUP, Offer, ProposerState
 from .speed_profile import Costs
 
@@ -79,6 +79,7 @@ class AutoPolicy:
         self._drafter = ProposerState(memory.prior(temperature))
         self._copies = CopyChoice(self._times)
         self._pace = Pace(1.0)
+        self._rate = 1.0
         self._context = self._limit = 0
         self._costs: Costs | None = None
         self._stretch = self._plain_steps = 0
@@ -108,6 +109,9 @@ class AutoPolicy:
             self._reason = "a trial"
         else:
             return self._wait(self._drafter.gap(), "drafts do not pay")
+        # What rounds have reached lags behind what their outcomes promise, above all at first.
+        promised = best_rate(self._drafter.belief.survival(()), costs, limit)
+        self._rate = max(self._pace.rate, promised)
         return 0
 
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
@@ -166,10 +170,8 @@ class AutoPolicy:
         costs = self._costs
         assert costs is not None
         self._survival = survival = self._drafter.survival(seen)
-        limit = max(self._drafter.affordable(costs, self._limit), slot)
-        # Nothing is learned of a block of which nothing is verified.
-        least = slot if self._drafter.proven else max(slot, 1)
-        best, _ = best_length(survival, costs, self._pace.rate, least, limit)
+        least, most = self._drafter.lengths(costs, self._limit)
+        best, _ = best_length(survival, costs, self._rate, max(least, slot), max(most, slot))
         return best
 
     def _learn_plain(self, round_: Round) -> None:

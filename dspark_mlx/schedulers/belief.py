@@ -41,6 +41,8 @@ _MAX_LOG_ODDS = 6.0
 _MEAN_ROUNDS = 6.0
 _MAX_MEAN_ROUNDS = 24.0
 _RECENT = 12
+_NEWTON_STEPS = 3
+_MIN_CURVATURE = 0.01
 
 
 @dataclass
@@ -215,18 +217,22 @@ class Belief:
         return sigmoid(mean / math.sqrt(1 + 0.3927 * variance))
 
     def _observe(self, confidence: float, slot: int, survived: bool) -> None:
-        """One step of the extended Kalman filter for a logistic observation."""
+        """Laplace's approximation for a logistic observation: its mode, and the curvature there."""
         x = (1.0, log_odds(confidence), self._slots[slot])
         w, covariance = self._weights, self._covariance
         along = [row[0] + row[1] * x[1] + row[2] * x[2] for row in covariance]
         variance = along[0] + along[1] * x[1] + along[2] * x[2]
-        mean = w[0] + w[1] * x[1] + w[2] * x[2]
-        chance = sigmoid(mean / math.sqrt(1 + 0.3927 * variance))
-        curvature = max(chance * (1 - chance), 0.01)
-        surprise = (survived - chance) / (1 + curvature * variance)
+        mean = mode = w[0] + w[1] * x[1] + w[2] * x[2]
+        for _ in range(_NEWTON_STEPS):
+            chance = sigmoid(mode)
+            curvature = max(chance * (1 - chance), _MIN_CURVATURE)
+            off = mean + variance * (survived - chance) - mode
+            mode += off / (1 + variance * curvature)
+        chance = sigmoid(mode)
+        curvature = max(chance * (1 - chance), _MIN_CURVATURE)
         shrink = curvature / (1 + curvature * variance)
         for i in range(3):
-            w[i] += along[i] * surprise
+            w[i] += along[i] * (mode - mean) / variance
             for j in range(3):
                 covariance[i][j] -= along[i] * along[j] * shrink
 

@@ -33,7 +33,8 @@ class PairMemory:
         path: file of what earlier runs learned; None to keep nothing.
 
     Warns:
-        UserWarning: the file is there and cannot be used, so that all is learned anew.
+        UserWarning: the file is there and cannot be used, so that all is learned anew; or, once, it
+            cannot be written, so that what is learned ends with the process.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class PairMemory:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self._path, self.to_dict())
-            except (InputError, OSError):
+            except (InputError, OSError) as error:
                 # A cache folder that is read-only or full must not stop decoding.
-                self._path = None
+                path, self._path = self._path, None
+                message = f"{path}: cannot be written ({error}). What is learned is not kept."
+                warnings.warn(" ".join(message.split()), stacklevel=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything learned, as a JSON object."""

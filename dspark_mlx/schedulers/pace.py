@@ -75,9 +75,21 @@ def best_length(
     return best, best_worth
 
 
+def best_rate(survival: Sequence[float], costs: Costs, limit: int) -> float:
+    """The rate of the best verify length, 0 included, if every block had these chances.
+
+    Args:
+        survival: a_1..a_gamma.
+        costs: costs at the round's context length.
+        limit: the most slots to verify.
+    """
+    tokens, best = 1.0, costs.plain / (costs.draft + costs.verify[0])
+    for length in range(1, limit + 1):
+        tokens += survival[length - 1]
+        best = max(best, tokens * costs.plain / (costs.draft + costs.verify[length]))
+    return best
+
+
 def highest_rate(costs: Costs, limit: int) -> float:
     """The best rate if every draft survived, in tokens per plain step's time."""
-    return max(
-        (1 + length) * costs.plain / (costs.draft + costs.verify[length])
-        for length in range(limit + 1)
-    )
+    return best_rate((1.0,) * limit, costs, limit)

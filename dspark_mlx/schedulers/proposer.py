@@ -7,24 +7,29 @@ from dataclasses import dataclass
 
 from ..types import Round
 from .belief import Belief, Prior
-from .pace import best_length
+from .pace import MIN_GAIN, best_length
 from .speed_profile import Costs
 
 DRAFTER, LOOKUP = "drafter", "lookup"
 """Names of proposers."""
 
 # Constants of this module were chosen on simulated requests, see replay/simulated.py.
-LEAST_EVIDENCE = 3
+LEAST_EVIDENCE = 2
 """Judged drafts before a proposer may be parked, where any outcome could still pay."""
 
 # Standard deviations: while no draft of the request was rejected, and afterwards.
 _FIRST_OPTIMISM = 1.3
-_OPTIMISM = 0.8
-_NEWEST = 0.3
-_MAX_WORTH = 1.2
-# Plain steps that drafts may lose before they are given up, and what a plain step adds to them.
-_BUDGET = 6.0
-_BUDGET_PER_STEP = 0.015
+_OPTIMISM = 0.5
+# Weight of the newest block in the mean of what blocks are worth. At first all count the same; of
+# earlier requests' judged drafts so many count as one block.
+_NEWEST = 0.15
+_DRAFTS_PER_BLOCK = 2.0
+_MAX_WORTH = 0.8
+# Plain steps that drafts may lose before they are given up, and what a plain step and a plain step
+# that drafts have gained add to them.
+_BUDGET = 4.5
+_BUDGET_PER_STEP = 0.01
+_BUDGET_PER_GAIN = 0.1
 # Judged drafts of earlier requests that leave nothing to be tried at a loss.
 _AMPLE_EVIDENCE = 6
 _MAX_DEBT = 0.5
@@ -88,8 +93,10 @@ class ProposerState:
     def __init__(self, prior: Prior) -> None:
         self.belief = Belief(prior)
         self._worth: float | None = None
+        self._blocks = prior.evidence // _DRAFTS_PER_BLOCK
         self._balance = _BUDGET * max(1 - prior.evidence / _AMPLE_EVIDENCE, 0.0)
         self._loss = 0.0
+        self._taught = True
         self._optimism = _FIRST_OPTIMISM
         self._gained = _STAKE_PER_EVIDENCE * prior.evidence
 
@@ -124,27 +131,24 @@ class ProposerState:
 
     def step(self) -> None:
         """Count a plain step, which adds a little to what drafts may lose."""
-        self._balance = min(self._balance + _BUDGET_PER_STEP, _BUDGET)
+        self._add(_BUDGET_PER_STEP)
 
     def survival(self, seen: Sequence[float]) -> list[float]:
         """The chances a_1..a_gamma by which a block is scheduled, a little optimistic."""
         return self.belief.survival(seen, self._optimism)
 
-    def affordable(self, costs: Costs, limit: int) -> int:
-        """The most slots, up to `limit`, whose verification the request can afford to lose.
+    def lengths(self, costs: Costs, limit: int) -> tuple[int, int]:
+        """The fewest and the most slots, up to `limit`, that its next block may verify.
 
-        No fewer than could pay if the target accepted all of them: where a second row is dear, a
-        few slots lose with certainty.
+        Nothing is learned of a block of which nothing is verified, so that no two in a row are. A
+        block that is tried at a loss is verified as far as it takes to gain if the target accepts
+        it: less would be a sure loss.
         """
-        most = (1 + _STAKE + self._gained) * costs.plain - costs.draft
-
-        def hopeful(slots: int) -> bool:
-            round_ = costs.draft + costs.verify[slots]
-            return (1 + slots) * costs.plain >= _LEAST_HOPE * round_
-
-        while limit > 1 and costs.verify[limit] > most and hopeful(limit - 1):
-            limit -= 1
-        return limit
+        most = self._affordable(costs, limit)
+        if self.proven and (self._worth or 0.0) >= 0 and self._taught:
+            return 0, most
+        gaining = (n for n in range(1, most + 1) if _highest(costs, n) >= MIN_GAIN)
+        return next(gaining, 1), most
 
     def learn(self, round_: Round, costs: Costs) -> float:
         """Update with a round of its drafts; returns the tokens that were to be expected of it."""
@@ -155,13 +159,34 @@ class ProposerState:
         expected = 1.0 + sum(survival[: round_.scheduled])
         steps = (costs.draft + costs.verify[round_.scheduled]) / costs.plain
         worth = self._block_worth(round_.confidence, costs)
-        worth = (1 - _NEWEST) * (self._worth or 0.0) + _NEWEST * worth
+        self._blocks += 1
+        self._taught = round_.scheduled > 0
+        newest = max(_NEWEST, 1 / self._blocks)
+        worth = (1 - newest) * (self._worth or 0.0) + newest * worth
         self._worth = min(max(worth, -_MAX_WORTH), _MAX_WORTH)
         gain = len(round_.tokens) - steps
         self._gained = max(self._gained + gain, 0.0)
-        self._balance = max(min(self._balance + gain, _BUDGET), -_MAX_DEBT)
+        self._add(gain)
         self._loss = steps - expected
         return expected
+
+    def _add(self, steps: float) -> None:
+        """Count plain steps that were gained, or that may be lost; below 0, that were lost."""
+        most = _BUDGET + _BUDGET_PER_GAIN * self._gained
+        self._balance = max(min(self._balance + steps, most), -_MAX_DEBT)
+
+    def _affordable(self, costs: Costs, limit: int) -> int:
+        """The most slots, up to `limit`, whose verification the request can afford to lose.
+
+        No fewer than could pay if the target accepted all of them: where a second row is dear, a
+        few slots lose with certainty.
+        """
+        most = (1 + _STAKE + self._gained) * costs.plain - costs.draft
+        while limit > 1 and costs.verify[limit] > most:
+            if _highest(costs, limit - 1) < _LEAST_HOPE:
+                break
+            limit -= 1
+        return limit
 
     def _block_worth(self, confidence: Sequence[float], costs: Costs) -> float:
         """Tokens that drafting a block gains over plain steps of the same time."""
@@ -169,3 +194,8 @@ class ProposerState:
         slots = min(len(survival), len(costs.verify) - 1)
         _, worth = best_length(survival, costs, 1.0, 0, slots)
         return worth - costs.draft / costs.plain
+
+
+def _highest(costs: Costs, length: int) -> float:
+    """The rate of a verify length, in tokens per plain step's time, if the target accepts all."""
+    return (1 + length) * costs.plain / (costs.draft + costs.verify[length])

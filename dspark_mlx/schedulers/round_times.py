@@ -31,7 +31,7 @@ _FURTHEST = 8.0
 _FIRST_OCTAVE = 512
 # Drafted rounds after which plain steps should be timed again; the first time sooner.
 _PLAIN_EVERY = 200
-_PLAIN_FIRST = 40
+_PLAIN_FIRST = 64
 # A median of this many changes little by one more, and is not computed for each.
 _FEW = 6
 _EVERY = 4

@@ -1,89 +1,173 @@
 """Schedulers on a GPU with a drafter of known acceptance and of a head that knows or knows nothing.
 
 `python tests/benchmark/known_acceptance.py` measures on the pair of `benchmark.synthetic` of
-Qwen3-4B's shape. `full`, `auto` and plain decoding take turns; medians. `--tiny` is the same at a
-size for a CPU.
+Qwen3-4B's shape. Whether a draft is right is drawn beforehand for every position: all schedulers
+meet the same texts. `full`, `auto` as a pair's first request, `auto` after others and plain
+decoding take turns. Beside the times stands what a replay of the same texts predicts on the
+measured profile. `--tiny` is the same at a size for a CPU.
+
+On a CUDA device set MLX_CUDA_USE_CUDNN_SDPA=0: cuDNN plans attention anew for every key length.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from dataclasses import replace
 from importlib.metadata import version
 from time import perf_counter
 
 import mlx.core as mx
+import numpy as np
 
 from dspark_mlx.benchmark.synthetic import (
+    GAMMA,
     SHAPES,
     KnownDrafter,
     Shape,
     counting_target,
     random_drafter,
 )
+from dspark_mlx.drafters.base import Drafter
 from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.profiling.measure import quick_profile
+from dspark_mlx.replay.simulate import ReplayText, replay, total
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
+from dspark_mlx.schedulers import Scheduler
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
-from dspark_mlx.types import Round
+from dspark_mlx.schedulers.speed_profile import SpeedProfile
+from dspark_mlx.types import Draft, Round
+
+# The text's first token; the prompt is those before it, from 3 on.
+FIRST = 67
+PLAIN_TEXTS = 3
+
+
+class TextDrafter(KnownDrafter):
+    """A `KnownDrafter` whose drafts are the same for every scheduler, text by text.
+
+    Args:
+        inner, acceptance, informed: see `KnownDrafter`.
+        positions: tokens of a text.
+    """
+
+    def __init__(self, inner: Drafter, acceptance: float, informed: bool, positions: int) -> None:
+        super().__init__(inner, acceptance, informed)
+        self._positions = positions
+        self.choose(0)
+
+    def choose(self, number: int) -> ReplayText:
+        """Draft a text's drafts from now on; what a replay has to know of them."""
+        rng = np.random.default_rng((7, number))
+        block = rng.normal(size=(self._positions, 1))
+        slots = rng.normal(size=(self._positions, GAMMA))
+        chances = 1 / (1 + np.exp(-self._level - 0.9 * block - 0.6 * slots))
+        wrong = rng.random(chances.shape) >= chances
+        shown = chances if self._informed else rng.uniform(0.3, 0.7, chances.shape)
+        steps = np.arange(1, GAMMA + 1) + 5 * wrong
+        self._steps = mx.array(steps.astype(np.int32))
+        self._shown = mx.array(shown.astype(np.float32))
+        mx.eval(self._steps, self._shown)
+        accepted = np.cumprod(~wrong, axis=1).sum(axis=1)
+        return ReplayText(
+            task="counting",
+            start=FIRST,
+            accepted=tuple(accepted.tolist()),
+            confidence=tuple(map(tuple, shown.tolist())),
+        )
+
+    def draft(self, context, anchor, pick) -> Draft:
+        draft = self._inner.draft(context, anchor, pick)
+        assert draft.confidence is not None
+        # The text counts upwards, so that its newest token says at which position it is.
+        position = mx.remainder(anchor - FIRST, self._positions)
+        # Nothing of the draft may be left out of the graph.
+        tokens = (anchor + self._steps[position].reshape(-1)) % self.vocabulary_size
+        tokens = (tokens + 0 * draft.tokens).astype(mx.int32)
+        confidence = self._shown[position].reshape(-1) + 0 * draft.confidence
+        return replace(draft, tokens=tokens, columns=tokens, confidence=confidence)
 
 
 def decode(engine: Engine, tokens: int) -> tuple[float, list[Round]]:
-    """Tokens per second after the first one, and the rounds."""
+    """Seconds after the first token, and the rounds."""
     sampler = make_sampler(Sampling(), engine.target.vocab_size)
     made, started = [], 0.0
-    for done in rounds(engine, range(3, 67), max_tokens=tokens, stop_tokens=(), sampler=sampler):
+    for done in rounds(engine, range(3, FIRST), max_tokens=tokens, stop_tokens=(), sampler=sampler):
         started = started or perf_counter()
         made.append(done)
     seconds = perf_counter() - started
     text = [token for done in made for token in done.tokens]
-    expected = [(67 + i) % engine.target.vocab_size for i in range(tokens)]
+    expected = [(FIRST + i) % engine.target.vocab_size for i in range(tokens)]
     assert text == expected, "the target's text does not count upwards"
-    return (tokens - 1) / seconds, made
+    return seconds, made
 
 
-def measure(shape: Shape, bits: int, tokens: int, repeats: int) -> None:
+def measure(shape: Shape, bits: int, tokens: int, count: int) -> None:
+    """Print what every scheduler reaches with both drafters, and the measured profile."""
     target = counting_target(shape, bits)
     inner = random_drafter(target, shape)
-    for acceptance, useless in ((0.8, True), (0.5, False), (0.5, True), (0.8, False)):
-        drafter = KnownDrafter(inner, acceptance, not useless)
+    plain = Engine(target, None, FullScheduler())
+    for acceptance, useless in ((0.8, True), (0.5, False)):
+        drafter = TextDrafter(inner, acceptance, not useless, tokens)
         full = Engine(target, drafter, FullScheduler())
         profile = quick_profile(full, "known acceptance", "")
-        rates: dict[str, list[float]] = {"plain": [], "full": [], "auto": [], "auto, warm": []}
-        decode(full, 32)  # compiles
+
+        def auto(made: Scheduler, drafter=drafter, profile=profile) -> Engine:
+            return Engine(target, drafter, made, profile)
+
         warm = make_scheduler("auto", profile, drafter.calibrations)
-        last: list[Round] = []
-        for _ in range(repeats):
-            # The first request that a pair ever makes, and one after others.
-            fresh = make_scheduler("auto", profile, drafter.calibrations)
-            engines = {
-                "plain": Engine(target, None, FullScheduler()),
-                "full": full,
-                "auto": Engine(target, drafter, fresh, profile),
-                "auto, warm": Engine(target, drafter, warm, profile),
-            }
+        for engine in (plain, full):
+            decode(engine, 32)  # compiles
+        decode(auto(warm), tokens)  # the request that the warm ones know of
+        seconds: dict[str, list[float]] = {"plain": [], "full": [], "auto": [], "auto, warm": []}
+        made: dict[str, list[Round]] = {}
+        texts = []
+        for number in range(1, count + 1):
+            texts.append(drafter.choose(number))
+            first = make_scheduler("auto", profile, drafter.calibrations)
+            engines = {"full": full, "auto": auto(first), "auto, warm": auto(warm)}
+            if number <= PLAIN_TEXTS:
+                engines["plain"] = plain  # which no draft changes
             for name, engine in engines.items():
-                rate, made = decode(engine, tokens)
-                rates[name].append(rate)
-                last = made if name == "auto" else last
-        speeds = {name: statistics.median(each) for name, each in rates.items()}
+                spent, made[name] = decode(engine, tokens)
+                seconds[name].append(spent)
         head = "useless" if useless else "good"
-        ratios = ", ".join(f"{n} {s / speeds['plain']:.2f}x" for n, s in speeds.items())
-        blocks = [done for done in last if done.drafted]
-        scheduled = sum(done.scheduled for done in blocks) / max(len(blocks), 1)
+        print(f"{bits} bits, acceptance {acceptance}, {head} head", flush=True)
+        report(tokens, seconds, made)
+        print(f"  auto/full by replay on this profile: {predicted(texts, profile, drafter):.3f}")
+        costs = profile.at(128)
+        verify = " ".join(f"{ms:.2f}" for ms in costs.verify)
+        print(f"  draft {costs.draft:.2f} ms, plain {costs.plain:.2f}, verify {verify}", flush=True)
+    target.close()
+
+
+def predicted(texts: list[ReplayText], profile: SpeedProfile, drafter: TextDrafter) -> float:
+    """`auto` over `full` on a pair's first requests, by a replay of the texts."""
+    full = total(FullScheduler(), texts, profile)
+    fresh = [make_scheduler("auto", profile, drafter.calibrations) for _ in texts]
+    made = [replay(each, text, profile) for each, text in zip(fresh, texts, strict=True)]
+    return sum(made[1:], made[0]).speedup / full.speedup
+
+
+def report(tokens: int, seconds: dict[str, list[float]], made: dict[str, list[Round]]) -> None:
+    """Print rates over all texts together, and `auto` over `full` text by text."""
+    rates = {name: (tokens - 1) / statistics.mean(each) for name, each in seconds.items()}
+    shown = ", ".join(f"{name} {rate / rates['plain']:.2f}x" for name, rate in rates.items())
+    print(f"  plain {rates['plain']:.1f} tokens/s; {shown}")
+    for name in ("auto", "auto, warm"):
+        ratios = [full / own for own, full in zip(seconds[name], seconds["full"], strict=True)]
+        blocks = [done for done in made[name] if done.drafted]
+        slots = sum(done.scheduled for done in blocks) / max(len(blocks), 1)
         print(
-            f"{bits} bits, acceptance {acceptance}, {head} head: plain {speeds['plain']:.1f} "
-            f"tokens/s; {ratios}; auto/full {speeds['auto'] / speeds['full']:.3f}; auto drafted in "
-            f"{len(blocks)} of {len(last) - 1} rounds, {scheduled:.1f} slots each",
+            f"  {name}/full: {rates[name] / rates['full']:.3f}, median "
+            f"{statistics.median(ratios):.3f} of {' '.join(f'{ratio:.2f}' for ratio in ratios)}; "
+            f"the last text drafted in {len(blocks)} of {len(made[name]) - 1} rounds, "
+            f"{slots:.1f} slots each",
             flush=True,
         )
-    costs = profile.at(128)
-    verify = " ".join(f"{ms:.2f}" for ms in costs.verify)
-    print(f"  draft {costs.draft:.2f} ms, plain {costs.plain:.2f}, verify {verify}", flush=True)
-    target.close()
 
 
 def main() -> None:
@@ -91,12 +175,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a size for a CPU")
     parser.add_argument("--bits", type=int, nargs="*", default=[16, 8, 4])
     parser.add_argument("--tokens", type=int, default=192)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=8)
     arguments = parser.parse_args()
     print(mx.default_device(), version("mlx"), flush=True)
     for bits in arguments.bits:
         shape = SHAPES["tiny" if arguments.tiny else "qwen3-4b"]
-        measure(shape, bits, arguments.tokens, arguments.repeats)
+        measure(shape, bits, arguments.tokens, arguments.texts)
 
 
 if __name__ == "__main__":

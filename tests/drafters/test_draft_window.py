@@ -17,6 +17,7 @@ import dspark_mlx
 from dspark_mlx.drafters.base import DrafterContext
 from dspark_mlx.drafters.context_cache import ContextCache
 from dspark_mlx.errors import InputError
+from dspark_mlx.profiling.store import Pair
 
 WINDOW, LONG = 20, 1500
 
@@ -96,6 +97,16 @@ def test_the_output_is_the_same(tmp_path, window):
         texts.append(committed(decoder.rounds(prompt, 40, stop_tokens=())))
         decoder.engine.target.close()
     assert texts[0] == texts[1]
+
+
+def test_a_window_has_its_own_speed_profile(tmp_path):
+    """Times, and what is learned of acceptance, of a drafter that sees more."""
+    keys = set()
+    for draft_window in (None, 4, 8):
+        decoder = decoder_of("vanilla", tmp_path, draft_window)
+        keys.add(Pair.of(decoder).key())
+        decoder.engine.target.close()
+    assert len(keys) == 3
 
 
 def test_a_shorter_window_of_the_packaging_stays(drafter):

@@ -62,10 +62,14 @@ def test_a_useless_head_costs_little():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tokens", "texts", "least", "middle"), [(400, 6, 0.9, 0.98), (96, 12, 0.86, 0.95)]
+    ("tokens", "texts", "least", "middle"), [(400, 20, 0.95, 0.98), (96, 60, 0.93, 0.97)]
 )
 def test_auto_is_near_the_best_constant_everywhere(tokens, texts, least, middle):
-    """A drafter, a head or a machine on which the default is a bad choice."""
+    """A drafter, a head or a machine on which the default is a bad choice.
+
+    With a fifth of the texts, the least cell says more of them than of the scheduler: where a
+    request either parks or is three times as fast, a cell's standard error is then 0.05.
+    """
     cells = grid(PROFILES, tokens, texts)
     assert len(cells) == len(ACCEPTANCES) * len(HEADS) * 2 * len(PROFILES)
     assert min(cell.of_best for cell in cells) >= least

@@ -204,12 +204,14 @@ def test_every_setting_is_in_the_key(folders):
         fingerprint(drafter, target, "float32", 7, 512),
         fingerprint(target, drafter, "float32", 7, 512, {"kv_bits": 4}),
         fingerprint(target, drafter, "float32", 7, 512, {"kv_bits": 8}),
+        fingerprint(target, drafter, "float32", 7, 512, windows=(64,)),
+        fingerprint(target, drafter, "float32", 7, 512, windows=(64, 0)),
     }
     config = json.loads((target / "config.json").read_text())
     quantization = {"quantization": {"bits": 4, "group_size": 32}}
     (target / "config.json").write_text(json.dumps(config | quantization))
     keys.add(fingerprint(target, drafter, "float32", 7, 512))
-    assert len(keys) == 9
+    assert len(keys) == 11
 
 
 def test_a_large_file_is_sampled_and_its_header_read_whole(folders):

@@ -73,6 +73,11 @@ class BlockConfig(CanonicalConfig):
         causal = self.causal[layer] if self.causal else False
         return Attention(window, causal, self.window_by_row)
 
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """See `CanonicalConfig.attended`."""
+        return self.windows
+
     def with_window(self, window: int) -> Self:
         """See `CanonicalConfig.with_window`; a shorter window of a layer stays."""
         windows = self.windows or (0,) * self.num_layers
