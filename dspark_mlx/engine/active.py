@@ -92,7 +92,7 @@ class ActiveRequests:
         """Add a request; the next steps read its prompt. Arguments as for `rounds.rounds`."""
         state = State.start(self._engine, prompt, sampler, max_tokens, stop_tokens, lookup)
         if self._schedule is not None:
-            state.belief = self._schedule.start(sampler.temperature)
+            state.belief = self._schedule.start(state.policy, sampler.temperature)
         solo, resources = Solo(self._engine, state), contextlib.ExitStack()
         resources.enter_context(WIRED.use(self._engine.target.model))
         resources.callback(state.close)
