@@ -79,12 +79,11 @@ class BatchKVCache:
             How many rows of each request were taken out.
         """
         dropped = [max(length - most, 0) for length in self.lengths]
-        newest = mx.array(dropped)[:, None] + mx.arange(most)
-        requests = mx.arange(len(dropped))[:, None]
+        places = np.array(dropped)[:, None] + np.arange(most)
+        newest = mx.array(np.minimum(places, self._slots - 1).astype(np.int32))[:, None, :, None]
 
         def moved(stored: mx.array) -> mx.array:
-            slots = mx.minimum(newest, stored.shape[2] - 1)
-            return mx.contiguous(stored[requests, :, slots].swapaxes(1, 2))
+            return mx.take_along_axis(stored, newest, axis=2)
 
         self.keys, self.values = tree_map(moved, (self.keys, self.values))
         self.drop(dropped)
@@ -143,11 +142,13 @@ class BatchKVCache:
 
     def _write(self, places: np.ndarray, keys: Stored, values: Stored) -> None:
         """Write rows to their slots, `[batch, rows]`."""
-        slots = mx.array(places.astype(np.int32))
-        requests = mx.array(np.arange(len(places), dtype=np.int32)[:, None])
-        for stored, new in ((self.keys, keys), (self.values, values)):
-            for (_, array), (_, rows) in zip(tree_flatten(stored), tree_flatten(new), strict=True):
-                array[requests, :, slots] = rows.swapaxes(1, 2)
+        slots = mx.array(places.astype(np.int32))[:, None, :, None]
+
+        def written(stored: mx.array, rows: mx.array) -> mx.array:
+            return mx.put_along_axis(stored, slots, rows.astype(stored.dtype), axis=2)
+
+        new = (keys, values)
+        self.keys, self.values = tree_map(written, (self.keys, self.values), new)
 
     def _reads(self, positions: mx.array, N: int, window: int | None) -> mx.array:
         """The mask where the keys have `positions`, `[keys]` or `[batch, keys]`."""
