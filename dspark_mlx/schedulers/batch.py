@@ -98,23 +98,25 @@ class BatchTimes:
         ratios.append(milliseconds / self._base(requests, width, context))
 
     def timed(self, requests: int, plain: bool) -> int:
-        """How many rounds of about so many requests were timed, plain or drafted ones."""
-        return sum(
+        """How many rounds of about so many requests were timed, plain ones or of one width."""
+        counts = (
             len(ratios)
             for (n, width), ratios in self._ratios.items()
             if (width == PLAIN) == plain and max(n, requests) <= _ABOUT * min(n, requests)
         )
+        return max(counts, default=0)
 
     def _ratio(self, requests: int, width: int) -> float:
         """How much longer rounds take than the profile says, of the rounds that are most alike.
 
-        Of two the lower one: the first round of a kind does what others need not do again.
+        The first round of a kind may compile, so that others count for more, and of two the lower.
         """
         alike = [key for key in self._ratios if (key[1] == PLAIN) == (width == PLAIN)]
         if not alike:
             return 1.0
+        known = [key for key in alike if len(self._ratios[key]) >= _TRIED] or alike
         nearest = min(
-            alike, key=lambda key: (abs(math.log(key[0] / requests)), abs(key[1] - width))
+            known, key=lambda key: (abs(math.log(key[0] / requests)), abs(key[1] - width))
         )
         return statistics.median_low(self._ratios[nearest])
 

@@ -236,6 +236,28 @@ def test_without_a_drafter(target):
         assert all(made[i] == alone(engine, i) for i in range(8))
 
 
+def test_a_long_prompt_is_read_between_rounds():
+    """Requests that stand still until somebody else's prompt was read to its end."""
+    target = Target(tiny("llama"), (-1, 0), "llama")
+    engine, read = Engine(target, None, make_scheduler("full")), []
+    active = ActiveRequests(engine)
+    running = active.add(PROMPTS[0], **arguments(engine, 0, max_tokens=30))
+    active.step()
+    prompt = random_tokens(1300, seed=1).tolist()
+    given = {**arguments(engine, 0, max_tokens=3), "prefill_step_size": 2048}
+    long = active.add(prompt, **given, progress=lambda done, _: read.append(done))
+    made: dict[Any, list] = {running: [], long: []}
+    while not long.ended:
+        for request, done in active.step():
+            made[request].append(bare(done))
+    assert read == [0, 512, 1024, 1300]
+    assert len(made[running]) >= 4 and made[running] == alone(engine, 0)[1 : len(made[running]) + 1]
+    given["sampler"] = arguments(engine, 0)["sampler"]
+    assert made[long] == [bare(done) for done in rounds(engine, prompt, **given)]
+    active.close()
+    target.close()
+
+
 class Knowing(ScriptedDrafter):
     """Proposes what plain decoding makes of the prompt that a request began with."""
 

@@ -116,6 +116,16 @@ def test_rounds_correct_the_profile():
     assert times.at(16, PLAIN, 64) < 2 * before, "plain steps were not timed"
 
 
+def test_a_round_that_compiles_counts_for_little():
+    """Drafts that are given up for what only their first round of a width takes."""
+    times = BatchTimes(profile(row_ms=0.01), GAMMA)
+    before = times.at(4, 3, 64)
+    for width, factor in ((3, 30.0), (5, 30.0), (3, 1.0)):
+        times.learn(4, width, 64, factor * times._base(4, width, 64))
+    assert times.timed(4, plain=False) == 2, "of one width"
+    assert times.at(4, 3, 64) == before and times.at(4, 5, 64) < 1.1 * before
+
+
 def test_plain_steps_are_timed_first():
     """Drafts that go on although plain steps are faster than the profile says."""
     times = BatchTimes(profile(row_ms=0.01), GAMMA)
