@@ -1,7 +1,8 @@
 """Several requests on a GPU with a drafter of known acceptance, against mlx-lm's plain batch.
 
 `PYTHONPATH=.:tests python tests/benchmark/known_batch.py` takes the pair of `benchmark.synthetic`
-of Qwen3-4B's shape at 8 bits and acceptance 0.8. `auto` and `batch_generate` take turns, see `batch_throughput.py`. `--tiny` is the same at a size for a CPU.
+of Qwen3-4B's shape at 8 bits and acceptance 0.8. `auto` and `batch_generate` take turns, see
+`batch_throughput.py`. `--tiny` is the same at a size for a CPU.
 """
 
 from __future__ import annotations
