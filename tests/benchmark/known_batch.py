@@ -1,7 +1,7 @@
 """Several requests on a GPU with a drafter of known acceptance, against mlx-lm's plain batch.
 
 `PYTHONPATH=.:tests python tests/benchmark/known_batch.py` takes the pair of `benchmark.synthetic`
-of Qwen3-4B's shape at 8 bits and acceptance 0.8. `auto` and `batch_generate` take turns, see
+of Qwen3-4B's shape at 8 bits and acceptance 0.8. A scheduler and `batch_generate` take turns, see
 `batch_throughput.py`. `--tiny` is the same at a size for a CPU.
 """
 
@@ -69,10 +69,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a size for a CPU")
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--acceptance", type=float, default=0.8)
-    parser.add_argument("--scheduler", default="auto", help="auto or full")
+    parser.add_argument("--scheduler", nargs="+", default=["auto", "lagged"], help="one or more")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--max-tokens", type=int, default=192)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     print(mx.default_device(), version("mlx"), flush=True)
     shape = SHAPES["tiny" if arguments.tiny else "qwen3-4b"]
@@ -81,13 +81,14 @@ def main() -> None:
     engine = Engine(target, drafter, FullScheduler())
     profile = quick_profile(engine, "known acceptance", "")
     print(profile_table(profile), flush=True)
-    scheduler = make_scheduler(arguments.scheduler, profile, drafter.calibrations)
-    engine = replace(engine, scheduler=scheduler, profile=profile)
-    print(HEADER)
-    for number in arguments.requests:
-        starts = [3 + APART * i % (shape.vocabulary // 2) for i in range(number)]
-        prompts = [list(range(start, start + CONTEXT)) for start in starts]
-        print_rounds(compare(engine, prompts, arguments.max_tokens, arguments.repeats))
+    for name in arguments.scheduler:
+        scheduler = make_scheduler(name, profile, drafter.calibrations)
+        scheduled = replace(engine, scheduler=scheduler, profile=profile)
+        print(f"{name}\n{HEADER}")
+        for number in arguments.requests:
+            starts = [3 + APART * i % (shape.vocabulary // 2) for i in range(number)]
+            prompts = [list(range(start, start + CONTEXT)) for start in starts]
+            print_rounds(compare(scheduled, prompts, arguments.max_tokens, arguments.repeats))
 
 
 if __name__ == "__main__":
