@@ -38,6 +38,8 @@ _OPTIMISM = 1.3
 # seem to; the latter doubles with each trial.
 _RECHECK = 16
 _TRIALS = (64, 1024)
+# Drafts that gain so much leave no doubt about it.
+_CLEAR = 1.5
 # Plain steps that are timed at first, of which the first one is not started ahead.
 _TIMED_STEPS = 6
 # Drafted rounds after which they are timed again; the first time sooner, as nothing ran before.
@@ -186,13 +188,13 @@ class BatchSchedule:
             self._left -= 1
             self._plain_steps += 1
             return True
-        count = len(requests)
-        if self._drafts == self._due or not self._times.timed(count, plain=True):
+        count, gain = len(requests), self._gain(requests)
+        due = self._drafts >= self._due and gain < _CLEAR
+        if due or not self._times.timed(count, plain=True):
             # Else drafts that lose to faster plain steps than is known would go on.
             self._drafts, self._due = 0, _PLAIN_EVERY
             self._left = _TIMED_STEPS - 1
             return True
-        gain = self._gain(requests)
         if gain > _MIN_GAIN:
             self._plain_steps, self._trial = 0, _TRIALS[0]
             self._drafts += 1

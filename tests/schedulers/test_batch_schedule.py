@@ -134,12 +134,13 @@ def test_plain_steps_are_timed_first():
     assert [made.park(requests) for _ in range(6)] == [True] * 6 and made.parked == 0
     times.learn(4, PLAIN, 64, 0.1)
     assert made.park(requests)
-    times = BatchTimes(profile(row_ms=0.01), GAMMA)
-    times.learn(4, PLAIN, 64, 10.0)
-    made = BatchSchedule(times, Calibrations({0.0: CALIBRATION}))
+    made = schedule(profile(row_ms=1.0))
     requests = candidates(made, 5)
     parked = [made.park(requests) for _ in range(200)]
     assert not any(parked[:16]) and 10 < parked.count(True) < 30, "they are timed again"
+    made = schedule(profile(row_ms=0.01))
+    requests = candidates(made, 5)
+    assert not any(made.park(requests) for _ in range(200)), "drafts that gain so much do not stop"
 
 
 def test_drafts_that_seem_to_lose_by_little_are_timed():
