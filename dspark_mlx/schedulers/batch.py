@@ -114,6 +114,9 @@ class BatchTimes:
         The first round of a kind may compile, so that others count for more, and of two the lower.
         """
         alike = [key for key in self._ratios if (key[1] == PLAIN) == (width == PLAIN)]
+        if not alike and width != PLAIN:
+            # Plain steps show whether the machine is as busy as when the profile was measured.
+            alike = list(self._ratios)
         if not alike:
             return 1.0
         known = [key for key in alike if len(self._ratios[key]) >= _TRIED] or alike

@@ -116,6 +116,14 @@ def test_rounds_correct_the_profile():
     assert times.at(16, PLAIN, 64) < 2 * before, "plain steps were not timed"
 
 
+def test_a_profile_of_a_busy_machine_says_what_rounds_take_in_plain_steps():
+    """Drafts that are never tried, since plain steps alone are known to be fast."""
+    times = BatchTimes(profile(row_ms=1.0), GAMMA)
+    before = times.at(8, 3, 64)
+    times.learn(8, PLAIN, 64, 0.4 * times.at(8, PLAIN, 64))
+    assert times.at(8, 3, 64) == pytest.approx(0.4 * before)
+
+
 def test_a_round_that_compiles_counts_for_little():
     """Drafts that are given up for what only their first round of a width takes."""
     times = BatchTimes(profile(row_ms=0.01), GAMMA)
@@ -132,6 +140,8 @@ def test_plain_steps_are_timed_first():
     made = BatchSchedule(times, Calibrations({0.0: CALIBRATION}))
     requests = candidates(made, 4)
     assert [made.park(requests) for _ in range(6)] == [True] * 6 and made.parked == 0
+    for _ in range(2):
+        times.learn(4, 3, 64, times.at(4, 3, 64))
     times.learn(4, PLAIN, 64, 0.1)
     assert made.park(requests)
     made = schedule(profile(row_ms=1.0))
