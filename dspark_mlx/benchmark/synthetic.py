@@ -174,7 +174,10 @@ class KnownDrafter:
 
     def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
         """See `Drafter.draft`."""
-        draft = self._inner.draft(context, anchor, pick)
+        return self.known(self._inner.draft(context, anchor, pick), anchor)
+
+    def known(self, draft: Draft, anchor: mx.array) -> Draft:
+        """The inner drafter's block after an anchor, with tokens that are right as chances say."""
         assert draft.confidence is not None
         block, slots = self._rng.normal(), self._rng.normal(size=GAMMA)
         chances = 1 / (1 + np.exp(-self._level - 0.9 * block - 0.6 * slots))

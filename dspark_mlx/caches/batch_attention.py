@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Self, TypeAlias
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
@@ -50,7 +51,7 @@ class BatchKVCache:
     def joined(self, others: Sequence[Self]) -> Self:
         """These requests and then the others'."""
         parts = (self, *others)
-        slots = max(part._slots for part in parts)
+        slots = self._rounded(max(part._slots for part in parts))
         keys, values = (
             tree_map(lambda *arrays: mx.concatenate(arrays), *(grown(s, slots) for s in stored))
             for stored in zip(*((part.keys, part.values) for part in parts), strict=True)
@@ -71,6 +72,23 @@ class BatchKVCache:
         """Take the last `rows[i]` rows of each request i out."""
         self._move([length - n for length, n in zip(self.lengths, rows, strict=True)])
 
+    def drop_old(self, most: int) -> list[int]:
+        """Take all but each request's newest `most` rows out, which move to the front.
+
+        Returns:
+            How many rows of each request were taken out.
+        """
+        dropped = [max(length - most, 0) for length in self.lengths]
+        places = np.array(dropped)[:, None] + np.arange(most)
+        newest = mx.array(np.minimum(places, self._slots - 1).astype(np.int32))[:, None, :, None]
+
+        def moved(stored: mx.array) -> mx.array:
+            return mx.take_along_axis(stored, newest, axis=2)
+
+        self.keys, self.values = tree_map(moved, (self.keys, self.values))
+        self.drop(dropped)
+        return dropped
+
     def arrays(self) -> list[mx.array]:
         """Every array that the cache holds."""
         return [self.offset, *(array for _, array in tree_flatten((self.keys, self.values)))]
@@ -80,9 +98,9 @@ class BatchKVCache:
         rows = keys.shape[2]
         end = max(self.lengths) + rows
         if end > self._slots:
-            slots = -(-end // _STEP) * _STEP
+            slots = self._rounded(end)
             self.keys, self.values = grown(self.keys, slots), grown(self.values, slots)
-        self._write(self.offset[:, None] + mx.arange(rows), keys, values)
+        self._write(self._positions(rows), keys, values)
         self._move([length + rows for length in self.lengths])
         keys, values = tree_map(lambda stored: stored[..., :end, :], (self.keys, self.values))
         return keys, values
@@ -96,6 +114,10 @@ class BatchKVCache:
     @property
     def _slots(self) -> int:
         return int(tree_flatten(self.keys)[0][1].shape[2])
+
+    def _rounded(self, slots: int) -> int:
+        """At least so many slots, with some for rows to come, so that few writes make room."""
+        return -(-slots // _STEP) * _STEP
 
     def _with(self, keys: Stored, values: Stored, lengths: Sequence[int]) -> Self:
         other = copy.copy(self)
@@ -114,11 +136,19 @@ class BatchKVCache:
         self.lengths = list(lengths)
         self.offset = mx.array(self.lengths, dtype=mx.int32)
 
-    def _write(self, slots: mx.array, keys: Stored, values: Stored) -> None:
-        requests = mx.arange(slots.shape[0])[:, None]
-        for stored, new in ((self.keys, keys), (self.values, values)):
-            for (_, array), (_, rows) in zip(tree_flatten(stored), tree_flatten(new), strict=True):
-                array[requests, :, slots] = rows.swapaxes(1, 2)
+    def _positions(self, rows: int) -> np.ndarray:
+        """Positions of the next rows, `[batch, rows]`: known here, so that no kernel runs."""
+        return np.array(self.lengths)[:, None] + np.arange(rows)
+
+    def _write(self, places: np.ndarray, keys: Stored, values: Stored) -> None:
+        """Write rows to their slots, `[batch, rows]`."""
+        slots = mx.array(places.astype(np.int32))[:, None, :, None]
+
+        def written(stored: mx.array, rows: mx.array) -> mx.array:
+            return mx.put_along_axis(stored, slots, rows.astype(stored.dtype), axis=2)
+
+        new = (keys, values)
+        self.keys, self.values = tree_map(written, (self.keys, self.values), new)
 
     def _reads(self, positions: mx.array, N: int, window: int | None) -> mx.array:
         """The mask where the keys have `positions`, `[keys]` or `[batch, keys]`."""
@@ -145,9 +175,9 @@ class BatchQuantizedKVCache(BatchKVCache):
         """See `BatchKVCache.alone`."""
         return self._given_back(QuantizedKVCache(self.group_size, self.bits), index)
 
-    def _write(self, slots: mx.array, keys: Stored, values: Stored) -> None:
+    def _write(self, places: np.ndarray, keys: Stored, values: Stored) -> None:
         packed = [mx.quantize(rows, self.group_size, self.bits) for rows in (keys, values)]
-        super()._write(slots, *packed)
+        super()._write(places, *packed)
 
 
 class BatchWindowCache(BatchKVCache):
@@ -165,11 +195,14 @@ class BatchWindowCache(BatchKVCache):
         slots, end = cache.max_size + ROOM - 1, cache.offset
         keys, values = (cache._temporal_order(a) for a in (cache.keys, cache.values))
         count = min(keys.shape[2], slots)
-        places = mx.arange(end - count, end) % slots
+        places = np.arange(end - count, end) % slots
         made = cls(grown(keys[..., :0, :], slots), grown(values[..., :0, :], slots), [end])
         made.max_size = cache.max_size
         made._write(places[None], keys[..., -count:, :], values[..., -count:, :])
         return made
+
+    def _rounded(self, slots: int) -> int:
+        return slots  # the ring's size is its modulus
 
     def alone(self, index: int) -> Any:
         """See `BatchKVCache.alone`."""
@@ -187,8 +220,7 @@ class BatchWindowCache(BatchKVCache):
         """Write `[batch, heads, rows, size]`, at most `ROOM` rows; the whole ring."""
         rows = keys.shape[2]
         assert rows <= ROOM, f"{rows} rows over a window of a batch, at most {ROOM}"
-        places = (self.offset[:, None] + mx.arange(rows)) % self._slots
-        self._write(places, keys, values)
+        self._write(self._positions(rows) % self._slots, keys, values)
         self._move([length + rows for length in self.lengths])
         return self.keys, self.values
 

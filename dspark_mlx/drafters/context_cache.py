@@ -63,9 +63,9 @@ class ContextCache:
 
     def drop_old(self) -> None:
         """Drop what the window has left behind; to be called where all rows are committed."""
-        old = self.held.offset - self.window
-        if not self.window or old <= max(self.window, _SLACK):
+        if not _too_many(self.held.offset, self.window):
             return
+        old = self.held.offset - self.window
         keys, values = self.held.keys_and_values()
         newest = KVCache()
         # Copies: views would keep the memory of the rows before them.
@@ -76,10 +76,10 @@ class ContextCache:
 
 
 class BatchContextCache:
-    """One layer's context of several requests; nothing is dropped while they are together.
+    """One layer's context of several requests.
 
     Args:
-        window: see `ContextCache`.
+        window: see `ContextCache`; no more is held of each request than alone.
         rows: what is held of each request.
         starts: position of each request's first row that is held.
     """
@@ -113,6 +113,13 @@ class BatchContextCache:
         cache.drop_old()
         return cache
 
+    def drop_old(self) -> None:
+        """See `ContextCache.drop_old`: of all requests once the longest has too many rows."""
+        if _too_many(max(self._rows.lengths), self._window):
+            dropped = self._rows.drop_old(self._window)
+            self._starts = [s + n for s, n in zip(self._starts, dropped, strict=True)]
+            self._first = mx.array(self._starts, dtype=mx.int32)
+
     @property
     def held(self) -> mx.array:
         """How many rows are held of each request, int32 `[requests]`."""
@@ -139,6 +146,10 @@ class BatchContextCache:
     def arrays(self) -> list[mx.array]:
         """Every array that the cache holds."""
         return [self._first, *self._rows.arrays()]
+
+
+def _too_many(held: int, window: int) -> bool:
+    return window > 0 and held - window > max(window, _SLACK)
 
 
 def joined(parts: Sequence[Sequence[Any]]) -> list[BatchContextCache]:

@@ -22,6 +22,9 @@ from .prefill import Prefill
 from .rounds import next_rounds
 from .state import Engine, State
 
+# Prompt tokens between two rounds of requests that decode: a few rounds' time on most devices.
+_READ_BESIDE = 512
+
 
 @dataclass(eq=False)
 class ActiveRequest:
@@ -92,7 +95,7 @@ class ActiveRequests:
         """Add a request; the next steps read its prompt. Arguments as for `rounds.rounds`."""
         state = State.start(self._engine, prompt, sampler, max_tokens, stop_tokens, lookup)
         if self._schedule is not None:
-            state.belief = self._schedule.start(sampler.temperature)
+            state.belief = self._schedule.start(state.policy, sampler.temperature)
         solo, resources = Solo(self._engine, state), contextlib.ExitStack()
         resources.enter_context(WIRED.use(self._engine.target.model))
         resources.callback(state.close)
@@ -124,7 +127,8 @@ class ActiveRequests:
     def step(self, chosen: Collection[ActiveRequest] | None = None) -> list[Outcome]:
         """Read a part of the prompts, and run a round of each request that has read its prompt.
 
-        At most one prefill forward's tokens are read, so that running requests do not stall.
+        At most one prefill forward's tokens are read, and fewer beside requests that decode, so
+        that those do not stall.
 
         Args:
             chosen: the requests to go on with; None for all. Others keep their caches, and leave
@@ -149,13 +153,16 @@ class ActiveRequests:
         """Read prompts, those of the longest waiting requests first."""
         reading = [(r, r.reading) for r in going if r.reading is not None]
         left = max((prompt.chunk_size for _, prompt in reading), default=0)
+        if len(reading) < len(going):
+            left = min(left, _READ_BESIDE)
         done: list[Outcome] = []
         for request, prompt in reading:
             state, round_ = request.state, None
             while left > 0 and round_ is None and state.error is None:
-                left -= prompt.next_size
+                size = prompt.next_size(left)
                 with Isolated(state):
-                    round_ = prompt.step()
+                    round_ = prompt.step(left)
+                left -= size
             if round_ is not None:
                 state.count(round_)
                 request.reading = None

@@ -47,15 +47,17 @@ class Prefill:
         self._images = images
         self._embedded: EmbeddedPrompt | None = None
 
-    @property
-    def next_size(self) -> int:
-        """Prompt tokens that the next step reads."""
-        return max(min(self.chunk_size, self._tokens.size - 1 - self._read), 1)
+    def next_size(self, most: int) -> int:
+        """Prompt tokens that the next step reads where it may read so many."""
+        return max(min(self.chunk_size, most, self._tokens.size - 1 - self._read), 1)
 
-    def step(self) -> Round | None:
+    def step(self, most: int | None = None) -> Round | None:
         """Read a chunk; behind the last one choose the first token and return its round.
 
         Only the last row's logits are computed.
+
+        Args:
+            most: prompt tokens to read at most; None for a whole chunk.
 
         Raises:
             InputError: see `faults.refuse_faults`.
@@ -65,7 +67,8 @@ class Prefill:
         if start < last:
             self._report(start)
             with target.turns:
-                end, forward = self._next_chunk(start, min(start + self.chunk_size, last))
+                end = start + self.next_size(most or self.chunk_size)
+                end, forward = self._next_chunk(start, end)
                 self._read_chunk(self._tokens[start:end], forward)
                 if self._kept:
                     self._kept.note(end, last=end == last)

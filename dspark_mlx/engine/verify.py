@@ -65,7 +65,8 @@ def commit(group: Group, forward: VerifyForward) -> list[Verdict | None]:
     """Wait for a forward and make the accepted tokens part of the requests.
 
     The caches are rolled back to the accepted rows, and the drafter's contexts are extended by
-    them. Rows behind a request's stop token are left out, since what is kept of it ends there.
+    them. Rows behind a request's stop token are left out, since what is kept of it ends there;
+    where nothing is kept, what every request ends with is not rolled back.
 
     Returns:
         Each request's verdict; None where its own code failed.
@@ -78,7 +79,8 @@ def commit(group: Group, forward: VerifyForward) -> list[Verdict | None]:
             _rows_kept(verdict, state.stop) if verdict else 1
             for state, verdict in zip(group.states, verdicts, strict=True)
         ]
-        group.keep(forward, kept)
+        if group.engine.kept is not None or not _all_end(group.states, verdicts, kept):
+            group.keep(forward, kept)
         parts = zip(group.states, forward.judged, verdicts, kept, strict=True)
         for state, part, verdict, rows in parts:
             if part and verdict:
@@ -89,6 +91,13 @@ def commit(group: Group, forward: VerifyForward) -> list[Verdict | None]:
 def _rows_kept(verdict: Verdict, stop: Collection[int]) -> int:
     ends = (i for i, token in enumerate(verdict.tokens, 1) if token in stop)
     return next(ends, len(verdict.tokens))
+
+
+def _all_end(
+    states: Sequence[State], verdicts: Sequence[Verdict | None], kept: Sequence[int]
+) -> bool:
+    parts = zip(states, verdicts, kept, strict=True)
+    return all(v and (v.tokens[n - 1] in s.stop or n == s.remaining) for s, v, n in parts)
 
 
 def _advance(state: State, part: Judged, verdict: Verdict, rows: int) -> None:

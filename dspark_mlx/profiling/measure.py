@@ -31,8 +31,10 @@ QUICK_CONTEXT = 64
 QUICK_SECONDS = 2.0
 """Seconds of a quick measurement, if one pass, of about 20 plain steps, takes no longer."""
 
-# A copy's widest forward is measured where it is expected to be quicker than this, in milliseconds.
+# A copy's widest forward is measured where it is expected to be quicker than this, in milliseconds,
+# and so are a few forwards of about as many rows over several requests.
 _WIDEST_MS = 150.0
+_QUICK_BATCH = 4
 _BLOCK_ALONE = 8
 
 _MORE_WIDTHS = 3
@@ -130,8 +132,9 @@ def quick_profile(
 ) -> SpeedProfile:
     """Measure a few widths at one short context; the widths between them are interpolated.
 
-    They are those of a block, and the width of the longest copy where that is quick. It serves
-    schedulers that learn the times of rounds while they decode, see `RoundTimes`.
+    They are those of a block, and where that is quick the width of the longest copy and those of a
+    block of several requests. It serves schedulers that learn the times of rounds while they
+    decode, see `RoundTimes` and `BatchTimes`.
 
     Args:
         engine: target, and drafter if there is one; its scheduler is not used.
@@ -148,28 +151,26 @@ def quick_profile(
         filled = session.fill(length, _FILL_SECONDS)
         points = session.points(measured)
         times = take_turns(points, repeats, steps.next_phase(), QUICK_SECONDS, least=1)
-        slowest = _median(times["verify", block])
-        if block < WIDEST and slowest * WIDEST < _WIDEST_MS * block:
-            points = {("verify", WIDEST): session.points([WIDEST])["verify", WIDEST]}
-            times |= take_turns(points, repeats, seconds=QUICK_SECONDS / 4)
-            measured.append(WIDEST)
+        several = Times()
+        if _median(times["verify", block]) * WIDEST < _WIDEST_MS * block:
+            more = {("verify", WIDEST): session.points([WIDEST])["verify", WIDEST]}
+            times |= take_turns(more, repeats, seconds=QUICK_SECONDS / 4)
+            if engine.drafter and (batches := session.batches((_QUICK_BATCH,), measured)):
+                with engine.target.untapped():
+                    several = take_turns(batches, repeats, seconds=QUICK_SECONDS / 4, least=1)
     mx.clear_cache()
-    widths = range(1, measured[-1] + 1)
-
-    def between(of: Callable[[list[float]], float]) -> tuple[float, ...]:
-        known = _row(times, "verify", measured, of)
-        return tuple(np.interp(widths, measured, known).tolist())
-
+    widths = sorted({width for what, width in times if what == "verify"})
+    batch = _between(several, str(_QUICK_BATCH), measured, _median) if several else ()
     return SpeedProfile(
         name=name,
         key=key,
         device=device_name(),
         contexts=((filled + session.length) // 2,),
-        verify=(between(_median),),
+        verify=(_between(times, "verify", widths, _median),),
         draft=(_median(times["draft", 0]) if engine.drafter else 0.0,),
         plain=(_median(times["plain", 0]),),
-        batches={},
-        verify_spread=(between(_spread),),
+        batches={_QUICK_BATCH: batch} if batch else {},
+        verify_spread=(_between(times, "verify", widths, _spread),),
         quick=True,
     )
 
@@ -227,6 +228,14 @@ def _row(
     times: Times, what: str, widths: Iterable[int], of: Callable[[list[float]], float]
 ) -> tuple[float, ...]:
     return tuple(of(times[what, width]) for width in widths)
+
+
+def _between(
+    times: Times, what: str, measured: Sequence[int], of: Callable[[list[float]], float]
+) -> tuple[float, ...]:
+    """The row of every width up to the last; between those that were measured in straight lines."""
+    row = _row(times, what, measured, of)
+    return tuple(np.interp(range(1, measured[-1] + 1), measured, row).tolist())
 
 
 def _shortened(contexts: Iterable[int], max_length: int | None, room: int) -> list[int]:

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from ..types import Decision, Round
 from . import PairFacts, Scheduler
+from .belief import Belief
 from .copies import WIDEST, CopyChoice
 from .memory import PairMemory
 from .pace import MIN_GAIN, Pace, best_length, best_rate, highest_rate
@@ -89,7 +90,12 @@ class AutoPolicy:
         self._shown: Sequence[float] | None = None
         self._survival: Sequence[float] = ()
         self._best = 0
-        self._learned = False
+        self._evidence = self.belief.evidence
+
+    @property
+    def belief(self) -> Belief:
+        """See `BelievingPolicy.belief`."""
+        return self._drafter.belief
 
     def park(self, context: int, limit: int) -> int:
         """See `Policy.park`."""
@@ -153,17 +159,16 @@ class AutoPolicy:
         self._untimed = False
         steps = (costs.draft + costs.verify[round_.scheduled]) / costs.plain
         self._pace.learn(self._drafter.learn(round_, costs), steps)
-        self._learned = True
 
     def close(self) -> None:
         """See `LearningPolicy.close`."""
-        if self._learned:
-            self._learned = False
-            self._memory.remember(self._temperature, self._drafter.belief.posterior())
+        if self.belief.evidence > self._evidence:
+            self._evidence = self.belief.evidence
+            self._memory.remember(self._temperature, self.belief.posterior())
 
     def _offer(self, costs: Costs) -> Offer:
         """What a block is expected to be before it is drafted."""
-        return Offer(DRAFTER, self._drafter.belief.survival(()), costs.draft)
+        return Offer(DRAFTER, self.belief.survival(()), costs.draft)
 
     def _search(self, slot: int, seen: Sequence[float]) -> int:
         """The best verify length from `slot` on."""

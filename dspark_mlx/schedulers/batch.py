@@ -19,18 +19,27 @@ from dataclasses import dataclass
 
 from ..calibration.by_temperature import Calibrations
 from ..types import Round
-from . import Scheduler
-from .belief import Belief, Prior
+from . import Policy, Scheduler
+from .belief import Belief, BelievingPolicy, Prior
 from .speed_profile import SpeedProfile
 
 PLAIN = 0
 """The width that stands for a plain step."""
 
-_MIN_GAIN = 1.02
+# Drafting requests end at different times, and the last ones decode alone.
+_MIN_GAIN = 1.08
+# Times that are wrong by less than this could hide that drafts pay; rounds to be timed until then.
+_DOUBT = 1.5
+_TRIED = 2
+# Judged drafts before which a request's are believed to turn out well, by standard deviations.
+_LEAST_EVIDENCE = 3
+_OPTIMISM = 1.3
 # Plain steps before it is looked again whether drafts pay, and before one is tried that does not
 # seem to; the latter doubles with each trial.
 _RECHECK = 16
 _TRIALS = (64, 1024)
+# Drafts that gain so much leave no doubt about it.
+_CLEAR = 1.5
 # Plain steps that are timed at first, of which the first one is not started ahead.
 _TIMED_STEPS = 6
 # Drafted rounds after which they are timed again; the first time sooner, as nothing ran before.
@@ -90,22 +99,31 @@ class BatchTimes:
         ratios = self._ratios.setdefault((requests, width), deque(maxlen=_NEWEST))
         ratios.append(milliseconds / self._base(requests, width, context))
 
-    def has_plain(self, requests: int) -> bool:
-        """Whether plain steps of about so many requests were timed."""
-        return any(
-            width == PLAIN and max(n, requests) <= _ABOUT * min(n, requests)
-            for n, width in self._ratios
+    def timed(self, requests: int, plain: bool) -> int:
+        """How many rounds of about so many requests were timed, plain ones or of one width."""
+        counts = (
+            len(ratios)
+            for (n, width), ratios in self._ratios.items()
+            if (width == PLAIN) == plain and max(n, requests) <= _ABOUT * min(n, requests)
         )
+        return max(counts, default=0)
 
     def _ratio(self, requests: int, width: int) -> float:
-        """How much longer rounds take than the profile says, of the rounds that are most alike."""
+        """How much longer rounds take than the profile says, of the rounds that are most alike.
+
+        The first round of a kind may compile, so that others count for more, and of two the lower.
+        """
         alike = [key for key in self._ratios if (key[1] == PLAIN) == (width == PLAIN)]
+        if not alike and width != PLAIN:
+            # Plain steps show whether the machine is as busy as when the profile was measured.
+            alike = list(self._ratios)
         if not alike:
             return 1.0
+        known = [key for key in alike if len(self._ratios[key]) >= _TRIED] or alike
         nearest = min(
-            alike, key=lambda key: (abs(math.log(key[0] / requests)), abs(key[1] - width))
+            known, key=lambda key: (abs(math.log(key[0] / requests)), abs(key[1] - width))
         )
-        return statistics.median(self._ratios[nearest])
+        return statistics.median_low(self._ratios[nearest])
 
     def _base(self, requests: int, width: int, context: int) -> float:
         costs, block = self.profile.at(context), self._gamma
@@ -155,8 +173,10 @@ class BatchSchedule:
         """Number of plain steps that are certain to follow."""
         return self._left
 
-    def start(self, temperature: float) -> Belief:
-        """What is known of a new request's drafts."""
+    def start(self, policy: Policy, temperature: float) -> Belief:
+        """What is known of a new request's drafts: its policy's own, which learns it then."""
+        if isinstance(policy, BelievingPolicy):
+            return policy.belief
         return Belief(Prior.of(self._calibrations.at(temperature)))
 
     def changed(self) -> None:
@@ -171,14 +191,18 @@ class BatchSchedule:
             self._left -= 1
             self._plain_steps += 1
             return True
-        if self._drafts == self._due or not self._times.has_plain(len(requests)):
+        count, gain = len(requests), self._gain(requests)
+        due = self._drafts >= self._due and gain < _CLEAR
+        if due or not self._times.timed(count, plain=True):
             # Else drafts that lose to faster plain steps than is known would go on.
             self._drafts, self._due = 0, _PLAIN_EVERY
             self._left = _TIMED_STEPS - 1
             return True
-        if self._pays(requests):
+        if gain > _MIN_GAIN:
             self._plain_steps, self._trial = 0, _TRIALS[0]
             self._drafts += 1
+            return False
+        if gain * _DOUBT > 1 and self._times.timed(count, plain=False) < _TRIED:
             return False
         if self._plain_steps >= self._trial:
             self._plain_steps, self._trial = 0, min(2 * self._trial, _TRIALS[1])
@@ -233,11 +257,15 @@ class BatchSchedule:
             if round_ and round_.drafted:
                 each.belief.learn(round_)
 
-    def _pays(self, requests: Sequence[Candidate]) -> bool:
-        curves = [each.belief.survival(())[: each.limit] for each in requests]
+    def _gain(self, requests: Sequence[Candidate]) -> float:
+        """Tokens per second of drafted rounds over those of plain steps, as far as is known."""
+        beliefs = [each.belief for each in requests]
+        hopes = [_OPTIMISM * (belief.evidence < _LEAST_EVIDENCE) for belief in beliefs]
+        parts = zip(requests, beliefs, hopes, strict=True)
+        curves = [belief.survival((), hope)[: each.limit] for each, belief, hope in parts]
         context = _context(requests)
         _, rate = self._best(curves, context, everything=True)
-        return rate * self._times.at(len(requests), PLAIN, context) > _MIN_GAIN * len(requests)
+        return rate * self._times.at(len(requests), PLAIN, context) / len(requests)
 
     def _best(
         self, curves: Sequence[Sequence[float]], context: int, everything: bool

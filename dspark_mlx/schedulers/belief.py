@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ..calibration.sts import Calibration
 from ..errors import InputError
@@ -235,6 +235,16 @@ class Belief:
             w[i] += along[i] * (mode - mean) / variance
             for j in range(3):
                 covariance[i][j] -= along[i] * along[j] * shrink
+
+
+@runtime_checkable
+class BelievingPolicy(Protocol):
+    """A policy that schedules by a belief, which batches of requests schedule by and teach too."""
+
+    @property
+    def belief(self) -> Belief:
+        """How far the request's drafts are believed."""
+        ...
 
 
 def _limit(covariance: list[list[float]], variances: Sequence[float]) -> None:

@@ -58,7 +58,8 @@ class SpeedProfile:
         plain: time of a plain step, `[context]`. The next step starts before this one is read, so a
             plain step can be cheaper than a verify forward of width 1.
         batches: for a number of requests, the time of one forward over all of them at the middle
-            context, `[width - 1]`; empty when the target's caches do not support batches.
+            context, `[width - 1]`, of as many widths as were measured; empty where none was, or
+            the target's caches do not support it.
         verify_spread: interquartile range of each `verify` time divided by its median, of the same
             shape; 1 where there were too few repeats.
         sampling: times that sampling adds to a draft, to a forward's first row and to each further
@@ -299,4 +300,7 @@ def _batches(value: object, widths: int, where: str) -> dict[int, tuple[float, .
     for name in value:
         if not (name.isascii() and name.isdigit() and name[0] != "0"):
             raise InputError(where, f"the key {name!r}", "a number of requests")
-    return {int(name): _times(row, widths, f"{where}[{name}]") for name, row in value.items()}
+    for name, row in value.items():
+        if not isinstance(row, list) or not 0 < len(row) <= widths:
+            raise InputError(f"{where}[{name}]", _shape(row), f"a list of 1 to {widths} numbers")
+    return {int(name): _times(row, len(row), f"{where}[{name}]") for name, row in value.items()}

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.families import family
+from helpers.hand_made import hand_made_profile
 from helpers.scripted import ScriptedDrafter
 from helpers.slow_cases import some_slow
 from helpers.tiny_models import random_tokens, tiny
@@ -27,8 +28,9 @@ from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
+from dspark_mlx.schedulers.auto import AutoScheduler
 from dspark_mlx.schedulers.make import make_scheduler
-from dspark_mlx.schedulers.speed_profile import SpeedProfile
+from dspark_mlx.schedulers.memory import PairMemory
 from dspark_mlx.targets.batch_check import runs_in_batches
 from dspark_mlx.targets.tap import Target
 from dspark_mlx.types import Round
@@ -135,23 +137,27 @@ def test_every_head_and_method(head):
 
 @pytest.mark.parametrize("window", [0, 8])
 def test_a_window_of_the_drafter(window):
-    """Contexts whose oldest rows were dropped before they joined, each at its own position."""
+    """Contexts whose oldest rows were dropped before they joined, or are in the batch."""
     target = Target(tiny("llama"), (-1, 0), "llama")
     config = toy_pair(target, make_scheduler("full")).drafter.config
     engine = engine_of(target, make_scheduler("full"), config.with_window(window or 400))
-    prompts = [random_tokens(n, seed=n).tolist() for n in (290, 3, 270)]
+    prompts = [random_tokens(n, seed=n).tolist() for n in (290, 3, 255)]
     active, made, want = ActiveRequests(engine), {}, []
     for prompt in prompts:
         given = {**arguments(engine, 1, max_tokens=20), "prefill_step_size": 200}
         want.append([bare(done) for done in rounds(engine, prompt, **given)])
         given["sampler"] = arguments(engine, 1)["sampler"]
         made[active.add(prompt, **given)] = []
+    held = 0
     while len(active):
         for request, done in active.step():
             made[request].append(bare(done))
             if request.ended:
                 active.remove(request)
+        if active._batch:
+            held = max(active._batch._contexts._caches[0]._rows.lengths)
     assert list(made.values()) == want
+    assert held < 40 if window else held > 260
     target.close()
 
 
@@ -183,21 +189,42 @@ def test_quantized_caches(start, together_):
     target.close()
 
 
+def scheduled_as_a_whole(target: Target) -> tuple[Engine, PairMemory]:
+    """An engine whose batches are scheduled by times, and what its requests teach."""
+    speed = hand_made_profile([1.0 + 0.2 * rows for rows in range(8)], draft=0.1, plain=1.0)
+    means = (0.8,) * 4
+    memory = PairMemory(speed, Calibration((1.0,) * 4, 100, means, 0.5, (means,)))
+    return replace(toy_pair(target, AutoScheduler(memory)), profile=speed), memory
+
+
 def test_a_schedule_for_all_changes_no_greedy_text():
     """Widths and plain steps that a batch's schedule chooses, as times happen to be."""
     target = Target(tiny("llama"), (-1, 0), "llama")
-    verify = tuple(1.0 + 0.2 * rows for rows in range(8))
-    shape = {"batches": {}, "verify_spread": ((0.0,) * 8,)}
-    speed = SpeedProfile("toy", "", "toy", (8,), (verify,), (0.1,), (1.0,), **shape)
-    means = (0.8,) * 4
-    calibration = Calibration((1.0,) * 4, 100, means, 0.5, (means,))
-    scheduler = make_scheduler("auto", speed, calibration)
-    engine = replace(toy_pair(target, scheduler), profile=speed)
+    engine, _ = scheduled_as_a_whole(target)
     made = together(engine, (0, 2, 3, 8, 10, 11), every=1)
     assert any(done[1] for each in made.values() for done in each)
     for i, each in made.items():
         text = [token for done in each for token in done[0]]
         assert text == [token for done in alone(engine, i) for token in done[0]]
+    target.close()
+
+
+def test_what_a_batch_accepts_is_remembered():
+    """Requests that decode together all day, and a pair that nothing is known of in the evening."""
+    target = Target(tiny("llama"), (-1, 0), "llama")
+    engine, memory = scheduled_as_a_whole(target)
+    before = memory.prior(0.0).evidence
+    active = ActiveRequests(engine)
+    requests = [active.add(PROMPTS[i], **arguments(engine, 0, max_tokens=40)) for i in range(3)]
+    judged, steps = [0, 0, 0], 0
+    while all(not request.ended for request in requests):
+        for request, done in active.step():
+            judged[requests.index(request)] += min(done.accepted + 1, done.scheduled)
+        steps += 1
+    assert min(judged) > 0 and steps > 3 and active._batch is not None
+    for request, count in zip(requests, judged, strict=True):
+        active.remove(request)
+        assert memory.prior(0.0).evidence == pytest.approx(min(before + count, 40))
     target.close()
 
 
@@ -207,6 +234,28 @@ def test_without_a_drafter(target):
     for every in (1, 3):
         made = together(engine, range(8), every)
         assert all(made[i] == alone(engine, i) for i in range(8))
+
+
+def test_a_long_prompt_is_read_between_rounds():
+    """Requests that stand still until somebody else's prompt was read to its end."""
+    target = Target(tiny("llama"), (-1, 0), "llama")
+    engine, read = Engine(target, None, make_scheduler("full")), []
+    active = ActiveRequests(engine)
+    running = active.add(PROMPTS[0], **arguments(engine, 0, max_tokens=30))
+    active.step()
+    prompt = random_tokens(1300, seed=1).tolist()
+    given = {**arguments(engine, 0, max_tokens=3), "prefill_step_size": 2048}
+    long = active.add(prompt, **given, progress=lambda done, _: read.append(done))
+    made: dict[Any, list] = {running: [], long: []}
+    while not long.ended:
+        for request, done in active.step():
+            made[request].append(bare(done))
+    assert read == [0, 512, 1024, 1300]
+    assert len(made[running]) >= 4 and made[running] == alone(engine, 0)[1 : len(made[running]) + 1]
+    given["sampler"] = arguments(engine, 0)["sampler"]
+    assert made[long] == [bare(done) for done in rounds(engine, prompt, **given)]
+    active.close()
+    target.close()
 
 
 class Knowing(ScriptedDrafter):

@@ -125,3 +125,12 @@ def test_the_context_is_complete_after_parking(pair):
             shared += 1
         position += len(done.tokens)
     assert shared >= 3
+
+
+def test_what_a_request_ends_with_is_not_rolled_back(pair):
+    """A recurrent state computed anew for a request that has ended."""
+    decoder, trace = pair("vanilla"), traces("vanilla")[0]
+    rounds = run(decoder, "full", None, trace["prompt_ids"])
+    blocks = [done for done in rounds if done.drafted]
+    assert len(blocks) > 2 and rounds[-1] is blocks[-1]
+    assert [done.rollback_seconds > 0 for done in blocks] == [True] * (len(blocks) - 1) + [False]

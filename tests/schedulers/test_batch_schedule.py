@@ -9,12 +9,14 @@ import pytest
 from dspark_mlx.calibration.by_temperature import Calibrations
 from dspark_mlx.calibration.sts import Calibration
 from dspark_mlx.schedulers.batch import PLAIN, BatchSchedule, BatchTimes, Candidate, weighs_times
+from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.schedulers.speed_profile import SpeedProfile
 from dspark_mlx.types import Round
 
 GAMMA = 4
 MEANS = (0.8,) * GAMMA
+POLICY = FullScheduler().start(GAMMA)
 CALIBRATION = Calibration((1.0,) * GAMMA, 10, MEANS, 0.5, (MEANS,))
 
 
@@ -42,11 +44,14 @@ def schedule(speed: SpeedProfile, mean: float = 0.8) -> BatchSchedule:
     return BatchSchedule(times, Calibrations({0.0: calibration}))
 
 
-def candidates(made: BatchSchedule, count: int, deterministic: bool = True) -> list[Candidate]:
-    return [
-        Candidate(made.start(0.0), 64, GAMMA, deterministic, not deterministic)
-        for _ in range(count)
-    ]
+def candidates(
+    made: BatchSchedule, count: int, deterministic: bool = True, judged: int = 9
+) -> list[Candidate]:
+    """Requests of which so many drafts were judged, as expected."""
+    beliefs = [made.start(POLICY, 0.0) for _ in range(count)]
+    for belief in beliefs:
+        belief.evidence = judged
+    return [Candidate(b, 64, GAMMA, deterministic, not deterministic) for b in beliefs]
 
 
 def test_verify_lengths_fall_as_requests_rise():
@@ -111,20 +116,64 @@ def test_rounds_correct_the_profile():
     assert times.at(16, PLAIN, 64) < 2 * before, "plain steps were not timed"
 
 
+def test_a_profile_of_a_busy_machine_says_what_rounds_take_in_plain_steps():
+    """Drafts that are never tried, since plain steps alone are known to be fast."""
+    times = BatchTimes(profile(row_ms=1.0), GAMMA)
+    before = times.at(8, 3, 64)
+    times.learn(8, PLAIN, 64, 0.4 * times.at(8, PLAIN, 64))
+    assert times.at(8, 3, 64) == pytest.approx(0.4 * before)
+
+
+def test_a_round_that_compiles_counts_for_little():
+    """Drafts that are given up for what only their first round of a width takes."""
+    times = BatchTimes(profile(row_ms=0.01), GAMMA)
+    before = times.at(4, 3, 64)
+    for width, factor in ((3, 30.0), (5, 30.0), (3, 1.0)):
+        times.learn(4, width, 64, factor * times._base(4, width, 64))
+    assert times.timed(4, plain=False) == 2, "of one width"
+    assert times.at(4, 3, 64) == before and times.at(4, 5, 64) < 1.1 * before
+
+
 def test_plain_steps_are_timed_first():
     """Drafts that go on although plain steps are faster than the profile says."""
     times = BatchTimes(profile(row_ms=0.01), GAMMA)
     made = BatchSchedule(times, Calibrations({0.0: CALIBRATION}))
     requests = candidates(made, 4)
     assert [made.park(requests) for _ in range(6)] == [True] * 6 and made.parked == 0
+    for _ in range(2):
+        times.learn(4, 3, 64, times.at(4, 3, 64))
     times.learn(4, PLAIN, 64, 0.1)
     assert made.park(requests)
-    times = BatchTimes(profile(row_ms=0.01), GAMMA)
-    times.learn(4, PLAIN, 64, 10.0)
-    made = BatchSchedule(times, Calibrations({0.0: CALIBRATION}))
+    made = schedule(profile(row_ms=1.0))
     requests = candidates(made, 5)
     parked = [made.park(requests) for _ in range(200)]
     assert not any(parked[:16]) and 10 < parked.count(True) < 30, "they are timed again"
+    made = schedule(profile(row_ms=0.01))
+    requests = candidates(made, 5)
+    assert not any(made.park(requests) for _ in range(200)), "drafts that gain so much do not stop"
+
+
+def test_drafts_that_seem_to_lose_by_little_are_timed():
+    """Drafts that pay, given up for ever because a busy machine measured the profile."""
+    made = schedule(profile(row_ms=3.0), mean=0.8)
+    requests = candidates(made, 8)
+    times = made._times
+    assert [made.park(requests) for _ in range(3)] == [False] * 3, "nothing was timed yet"
+    seconds = 0.5e-3 * times.at(8, 2, 64)
+    times.learn(8, 2, 64, 1e3 * seconds)
+    assert not made.park(requests), "half the time is far below what was expected"
+    made = schedule(profile(row_ms=3.0), mean=0.8)
+    for _ in range(2):
+        made._times.learn(8, 2, 64, made._times.at(8, 2, 64))
+    assert made.park(requests), "they do lose"
+
+
+def test_drafts_that_nothing_is_known_of_are_tried():
+    """A new drafter that never drafts, since several requests have decoded from the first on."""
+    made = schedule(profile(row_ms=3.0), mean=0.8)
+    for _ in range(2):
+        made._times.learn(8, 2, 64, made._times.at(8, 2, 64))
+    assert not made.park(candidates(made, 8, judged=0))
 
 
 def test_measured_batches_are_used():

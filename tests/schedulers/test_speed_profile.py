@@ -119,7 +119,8 @@ REFUSED = {
     "batches a list": ({"batches": []}, "batches"),
     "batch of nobody": ({"batches": {"0": EIGHT}}, "batches"),
     "batch by name": ({"batches": {"two": EIGHT}}, "two"),
-    "batch ragged": ({"batches": {"2": EIGHT[:3]}}, r"batches\[2\]"),
+    "batch of no width": ({"batches": {"2": []}}, r"batches\[2\]"),
+    "batch too wide": ({"batches": {"2": [*EIGHT, 9.0]}}, r"batches\[2\]"),
 }
 
 

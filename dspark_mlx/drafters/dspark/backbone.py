@@ -137,6 +137,7 @@ class Backbone:
         for layer, cache, added in zip(self._weights.layers, caches, rows, strict=True):
             self._parts.write(layer, cache, added[order])
             cache.drop(unkept)
+            cache.drop_old()
 
     def block(
         self,
@@ -197,6 +198,8 @@ class Backbone:
         """
         config, parts, eps = self._config, self._parts, self._config.rms_norm_eps
         requests, rows, _ = x.shape
+        for cache in caches:
+            cache.drop_old()
         counts = mx.array(ragged.counts, dtype=mx.int32)
         starts = caches[0].offset + counts
         # Layers of one kind hold the same rows.
