@@ -42,6 +42,7 @@ class Footprint:
             if drafter is not None and self._context is not None:
                 drafter.extend(self._context, taps, tokens)
                 drafter.flush(self._context)
+                self._context.vocabulary = None  # sizes are all that is asked for
         self._quantized: list[Any] | None = None
         if settings.kv_bits is not None:
             bits = settings.kv_group_size, settings.kv_bits
