@@ -286,6 +286,7 @@ def test_what_cannot_be_used_is_refused_at_once(decoder):
         lambda: decoder.submit(MESSAGES, temperature=-1),
         lambda: decoder.submit([1] * 600),
         lambda: decoder.submit(MESSAGES, banned_tokens=[10**6]),
+        lambda: decoder.submit(MESSAGES, reference=[[10**6]]),
         lambda: setattr(decoder, "limits", Limits(active=0)),
     ):
         with pytest.raises(InputError):
