@@ -12,8 +12,9 @@ from .json_schema import Grammar
 
 Tool = Mapping[str, Any]
 _MAX_TOOLS = 128
-# Free whitespace would let a text go on without end. Templates show calls with these separators.
-_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Free whitespace would let a text go on without end. Templates show a space behind commas and
+# colons; where one has to be there, llguidance takes tokens out of the mask that reach over it.
+_STYLE = {"whitespace_pattern": " ?", "item_separator": ", ?", "key_separator": ": ?"}
 
 
 class ToolCallGrammar(Grammar):
