@@ -17,7 +17,7 @@ _PROBED = 8
 # attention's scores and of a block's logits: measured on llama's layers, and rounded up.
 _HIDDEN, _WIDE, _SCORES, _LOGITS = 12, 3, 2, 4
 _FUSED = (64, 80, 128)
-"""Head sizes for which every MLX that is supported has GPU kernels that keep no scores."""
+"""Head sizes for which MLX's Metal kernels keep no scores."""
 
 
 class Footprint:
