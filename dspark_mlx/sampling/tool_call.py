@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
+from ..numbers import shown
 from ..text.tokenizer import Tokenizer
 from .json_schema import Grammar
 
@@ -44,10 +45,10 @@ class ToolCallGrammar(Grammar):
             found = f"a model that writes calls as {kind}" if kind else "a model without tool calls"
             expected = f"one whose calls are JSON ({', '.join(FORMATS)}), to force a call"
             raise InputError("tool_choice", found, expected, 'Ask for "auto".')
-        if len(tools) > _MAX_TOOLS:
-            expected = f"{_MAX_TOOLS} at most, to force a call of any; or one by its name"
+        if not 0 < len(tools) <= _MAX_TOOLS:
+            expected = f"1 to {_MAX_TOOLS}, to force a call of any; or one by its name"
             raise InputError("tool_choice", f"{len(tools)} tools", expected)
-        calls = [FORMATS[kind](tool["function"], tokenizer) for tool in tools]
+        calls = [FORMATS[kind](_function(tool), tokenizer) for tool in tools]
         text = f"start: {' | '.join(calls)}\nWS: /[ \\n]?/\n"
         super().__init__(
             "tools",
@@ -56,6 +57,14 @@ class ToolCallGrammar(Grammar):
             vocabulary,
             stop_tokens,
         )
+
+
+def _function(tool: Tool) -> Mapping[str, Any]:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str):
+        raise InputError("tools", shown(tool), '{"type": "function", "function": {"name": ...}}')
+    return function
 
 
 def _json_tools(function: Tool, tokenizer: Tokenizer) -> str:
