@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from .decoder import Decoder
 from .errors import InputError
 from .serving.conversation import Conversation
 from .system.process import program
@@ -28,10 +29,18 @@ def main(argv: list[str] | None) -> int:
     args = _parser().parse_args(argv)
     settings, template = flags.request_settings(args), flags.template_settings(args)
     images = read_images(args.image)
-    decoder = flags.load_decoder(args)
-    settings = flags.with_loaded(settings, decoder, args) | template
-    if not decoder.tokenizer.has_chat_template:
-        raise InputError(args.model, "no chat template", "a target made for conversation")
+    with flags.load_decoder(args) as decoder:
+        settings = flags.with_loaded(settings, decoder, args) | template
+        if not decoder.tokenizer.has_chat_template:
+            raise InputError(args.model, "no chat template", "a target made for conversation")
+        _talk(decoder, settings, images, args)
+    return 0
+
+
+def _talk(
+    decoder: Decoder, settings: dict[str, Any], images: list[Any], args: argparse.Namespace
+) -> None:
+    """Answer lines until one says that it is over; the images go with the first message."""
     opening = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     conversation, turns = decoder.conversation(opening, **settings), 0
     print(HELP, file=sys.stderr)
@@ -52,7 +61,6 @@ def main(argv: list[str] | None) -> int:
             if _turn(conversation, line, images, sample, args):
                 images = []
             turns += 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

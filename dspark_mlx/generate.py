@@ -33,16 +33,35 @@ def main(argv: list[str] | None) -> int:
     schema = None
     if args.json_schema is not None:
         schema = read_json_argument("--json-schema", args.json_schema)
-    decoder = flags.load_decoder(args)
-    settings = flags.with_loaded(settings, decoder, args)
-    ids: list[int] = []
-    prompt = _prompt(decoder, prompt_text, images, args)
-    if images:
-        settings |= template
-    else:
-        prompt = ids = decoder.encode(prompt, **template)
-    if schema is not None:
-        settings["logits_processors"] = (decoder.json_schema(schema),)
+    with flags.load_decoder(args) as decoder:
+        settings = flags.with_loaded(settings, decoder, args)
+        ids: list[int] = []
+        prompt = _prompt(decoder, prompt_text, images, args)
+        if images:
+            settings |= template
+        else:
+            prompt = ids = decoder.encode(prompt, **template)
+        if schema is not None:
+            settings["logits_processors"] = (decoder.json_schema(schema),)
+        return _print_texts(decoder, prompt, ids, settings, args)
+
+
+def _print_texts(
+    decoder: Decoder,
+    prompt: Prompt,
+    ids: list[int],
+    settings: dict[str, Any],
+    args: argparse.Namespace,
+) -> int:
+    """Generate and print as many texts as are asked for; returns the exit status.
+
+    Args:
+        decoder: the decoder.
+        prompt: the prompt, or its token ids.
+        ids: its token ids; none where it has images.
+        settings: of each text.
+        args: parsed.
+    """
     for sample in range(args.samples):
         one = {**settings, "sample": sample}
         output = _generate(decoder, prompt, one, args)

@@ -413,6 +413,8 @@ class Decoder(LoadedTarget):
     def _reservation(self, prepared: PreparedRequest, batched: bool = False) -> Reservation:
         """The memory of a request, which it does not hold yet."""
         step = prepared.request.prefill_step_size
+        # Where requests run one by one, each has caches of its own length.
+        batched = batched and self._engine.target.batches is not False
         need = Need(len(prepared.ids), prepared.max_tokens, step, batched)
         return Reservation(self._admission, need, self._footprint, self._engine.kept)
 

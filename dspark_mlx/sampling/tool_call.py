@@ -7,13 +7,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
+from ..numbers import shown
 from ..text.tokenizer import Tokenizer
 from .json_schema import Grammar
 
 Tool = Mapping[str, Any]
 _MAX_TOOLS = 128
-# Free whitespace would let a text go on without end. Templates show calls with these separators.
-_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Free whitespace would let a text go on without end. Templates show a space behind commas and
+# colons; where one has to be there, llguidance takes tokens out of the mask that reach over it.
+_STYLE = {"whitespace_pattern": " ?", "item_separator": ", ?", "key_separator": ": ?"}
 
 
 class ToolCallGrammar(Grammar):
@@ -43,10 +45,10 @@ class ToolCallGrammar(Grammar):
             found = f"a model that writes calls as {kind}" if kind else "a model without tool calls"
             expected = f"one whose calls are JSON ({', '.join(FORMATS)}), to force a call"
             raise InputError("tool_choice", found, expected, 'Ask for "auto".')
-        if len(tools) > _MAX_TOOLS:
-            expected = f"{_MAX_TOOLS} at most, to force a call of any; or one by its name"
+        if not 0 < len(tools) <= _MAX_TOOLS:
+            expected = f"1 to {_MAX_TOOLS}, to force a call of any; or one by its name"
             raise InputError("tool_choice", f"{len(tools)} tools", expected)
-        calls = [FORMATS[kind](tool["function"], tokenizer) for tool in tools]
+        calls = [FORMATS[kind](_function(tool), tokenizer) for tool in tools]
         text = f"start: {' | '.join(calls)}\nWS: /[ \\n]?/\n"
         super().__init__(
             "tools",
@@ -55,6 +57,14 @@ class ToolCallGrammar(Grammar):
             vocabulary,
             stop_tokens,
         )
+
+
+def _function(tool: Tool) -> Mapping[str, Any]:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str):
+        raise InputError("tools", shown(tool), '{"type": "function", "function": {"name": ...}}')
+    return function
 
 
 def _json_tools(function: Tool, tokenizer: Tokenizer) -> str:

@@ -57,7 +57,7 @@ class Admission:
 
     def __init__(self, memory: Callable[[], Memory] = device_memory) -> None:
         self._memory = memory
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._held: list[Reservation] = []
         self._waiting: list[weakref.WeakMethod[Callable[[], None]]] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,13 +32,15 @@ class Conversation:
     ) -> None:
         self.messages = [dict(message) for message in messages]
         self._stream, self._settings = stream, dict(settings)
+        # Not held, so that an answer whose reader drops it ends there.
+        self._answer: weakref.ref[Generator[Chunk, None, None]] | None = None
 
     def send(
         self, message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]], **settings: Any
     ) -> Generator[Chunk, None, None]:
         """Send a message and yield the answer, which becomes a message itself.
 
-        An answer that is left early stays as far as it was read.
+        An answer that is left early stays as far as it was read; the next message ends it.
 
         Args:
             message: the user's text; or a message, or several, as the results of tools are.
@@ -47,12 +50,17 @@ class Conversation:
             InputError: at once, for a message or setting that cannot be used; or while the answer
                 is read. The messages stay as they were.
         """
+        before = self._answer() if self._answer is not None else None
+        if before is not None:
+            before.close()
         if isinstance(message, str):
             new = [{"role": "user", "content": message}]
         else:
             new = [dict(m) for m in ([message] if isinstance(message, Mapping) else message)]
         asked = [*self.messages, *new]
-        return self._answered(asked, self._stream(asked, **{**self._settings, **settings}))
+        answer = self._answered(asked, self._stream(asked, **{**self._settings, **settings}))
+        self._answer = weakref.ref(answer)
+        return answer
 
     def _answered(
         self, asked: list[dict[str, Any]], chunks: Iterator[Chunk]

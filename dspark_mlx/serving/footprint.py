@@ -9,14 +9,15 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from ..caches import bytes_at
+from ..caches.batch_attention import ROOM
 from ..engine.state import Engine
 
 _PROBED = 8
 # Rows of hidden states and of the feed-forward part that one layer has at a time, and copies of
-# attention's scores: measured on llama's layers, and rounded up.
-_HIDDEN, _WIDE, _SCORES = 12, 3, 2
+# attention's scores and of a block's logits: measured on llama's layers, and rounded up.
+_HIDDEN, _WIDE, _SCORES, _LOGITS = 12, 3, 2, 4
 _FUSED = (64, 80, 128)
-"""Head sizes for which MLX's GPU kernels keep no scores."""
+"""Head sizes for which MLX's Metal kernels keep no scores."""
 
 
 class Footprint:
@@ -41,6 +42,7 @@ class Footprint:
             if drafter is not None and self._context is not None:
                 drafter.extend(self._context, taps, tokens)
                 drafter.flush(self._context)
+                self._context.vocabulary = None  # sizes are all that is asked for
         self._quantized: list[Any] | None = None
         if settings.kv_bits is not None:
             bits = settings.kv_group_size, settings.kv_bits
@@ -48,6 +50,9 @@ class Footprint:
                 cache.to_quantized(*bits) if type(cache) is KVCache else cache
                 for cache in self._caches
             ]
+        # Probabilities are float32, whatever the logits are.
+        block = drafter.config.gamma + 1 if drafter is not None else 1
+        self._logits = _LOGITS * 4 * block * target.vocab_size
         self._item = target.dtype.size
         self._taps = len(taps) * target.hidden_size
         self._widths = _Widths(config, target.hidden_size)
@@ -71,16 +76,16 @@ class Footprint:
         """Bytes that a forward over so many rows holds at most, beside the caches.
 
         Args:
-            rows: tokens of the forward.
+            rows: tokens of the forward; counted as those of a verify forward at least.
             keys: positions that they attend to.
         """
-        widths = self._widths
+        widths, rows = self._widths, max(rows, ROOM)
         row = _HIDDEN * widths.hidden + _WIDE * widths.wide + self._taps
         scores = 0
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         if on_cpu or self._quantized is not None or widths.head not in _FUSED:
             scores = _SCORES * widths.heads * keys
-        return self._item * rows * (row + scores)
+        return self._item * rows * (row + scores) + self._logits
 
 
 class _Widths:

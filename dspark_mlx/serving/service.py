@@ -187,15 +187,18 @@ class Service:
             job.close(self._together)
         while (first := self._next()) is not None:
             # In order: a small request does not overtake one that waits for memory.
-            refused = first.memory.take()
-            if refused is not None and refused.later:
-                return
+            with ToReaders([first]):
+                refused = first.memory.take()
+                if refused is not None and refused.later:
+                    return
+                if refused is not None:
+                    first.fail(refused)
+            ended = first.ended
             with self._lock:
                 self._waiting.popleft()
-                if refused is None:
+                if not ended:
                     self._active.append(first)
-            if refused is not None:
-                first.fail(refused)
+            if ended:
                 first.close(self._together)
 
     def _next(self) -> Job | None:

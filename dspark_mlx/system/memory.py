@@ -72,8 +72,7 @@ def linux_memory(root: Path = _ROOT) -> Memory | None:
 
 def _limits(root: Path) -> Iterator[tuple[int, int]]:
     """Limits of the control groups that this process is in, and the bytes that are used of each."""
-    groups = root / "proc/self/cgroup"
-    for line in groups.read_text().splitlines() if groups.exists() else []:
+    for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, name = line.split(":", 2)
         unified = not controllers
         if not unified and "memory" not in controllers.split(","):
@@ -83,18 +82,24 @@ def _limits(root: Path) -> Iterator[tuple[int, int]]:
         # A container may see its own group as the root, under the name that the host knows.
         for group in (PurePosixPath(name), *PurePosixPath(name).parents):
             place = folder / str(group).lstrip("/")
-            if not (place / limit).exists():
-                continue
-            text = (place / limit).read_text().strip()
-            if text.isdecimal():
+            bounds, taken = (_text(place / each).strip() for each in (limit, used))
+            if bounds.isdecimal() and taken.isdecimal():
                 inactive = _numbers(place / "memory.stat").get(dropped, 0)
-                yield int(text), int((place / used).read_text()) - inactive
+                yield int(bounds), int(taken) - inactive
 
 
 def _numbers(path: Path) -> dict[str, int]:
     """The lines of a file as names and bytes."""
     found = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in _text(path).splitlines():
         name, number, *unit = line.replace(":", " ").split()
         found[name] = int(number) * (1024 if unit else 1)
     return found
+
+
+def _text(path: Path) -> str:
+    """The content of a file of the system; "" where it is not there, or not for this process."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

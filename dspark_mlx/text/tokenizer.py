@@ -41,7 +41,7 @@ class Tokenizer:
     def __init__(self, folder: Path, wrapped: Any) -> None:
         self._folder = folder
         self.wrapped = wrapped
-        # Encoding changes settings inside a fast tokenizer, which refuses two threads at once.
+        # Encoding changes settings inside a fast tokenizer, which refuses two such threads at once.
         self._lock = threading.RLock()
 
     @classmethod
@@ -169,7 +169,8 @@ class Tokenizer:
         refusing = Refusing(
             self._folder, "a tokenizer that cannot decode", "one that decodes its ids"
         )
-        with self._lock, refusing:
+        # Not locked: it changes no settings, and answers must not wait while a prompt is encoded.
+        with refusing:
             return str(self.hugging_face.decode(known, **options))
 
     @cached_property

@@ -129,6 +129,21 @@ def test_a_conversation_keeps_what_was_read_and_nothing_that_was_refused(decoder
     assert talk.messages is before
 
 
+def test_the_next_message_ends_an_answer_that_was_left(decoder):
+    """A turn that is lost because its answer was still open when the next one was asked for."""
+    talk = decoder.conversation([], max_tokens=40)
+    for _ in range(3):
+        answer = talk.send("hi")
+        for _ in range(8):
+            next(answer)
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+    list(talk.send("so"))
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 4
+    talk.send("never read")
+    list(talk.send("hi"))
+    assert [m["content"] for m in talk.messages if m["role"] == "user"] == [*["hi"] * 3, "so", "hi"]
+
+
 def test_other_decoders_of_a_target_keep_their_own(decoder):
     """A plain decoder that begins with a drafter's context, or the other way round."""
     assert decoder.with_scheduler("full").kept_prompts is decoder.kept_prompts

@@ -80,6 +80,15 @@ def test_an_answer_is_a_call_that_the_parser_reads(decoder, module, rule):
     assert called
 
 
+def test_a_call_is_written_as_templates_show_it(decoder):
+    """Separators that the model would not write, or tokens over a separator that are forbidden."""
+    grammar = decoder.tool_grammar([tool("weather", type="object")])
+    chunks = list(decoder.stream(MESSAGES, 99, logits_processors=[grammar]))
+    text = '<tool_call> {"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
+    assert "".join(chunk.text for chunk in chunks) == text
+    assert len(chunks) == 7  # the target's own tokens, and its end
+
+
 def test_what_cannot_be_forced_is_refused(decoder):
     """A grammar of JSON for calls in XML; a grammar of thousands of tools."""
     size, stops = decoder.engine.target.vocab_size, decoder.stop_tokens
@@ -88,6 +97,8 @@ def test_what_cannot_be_forced_is_refused(decoder):
         (SimpleNamespace(has_tool_calling=False), TOOLS, "without tool calls"),
         (decoder.tokenizer, [tool(f"t{i}") for i in range(129)], "129 tools"),
         (decoder.tokenizer, [tool("a", properties={"x": {"pattern": "("}})], "tools"),
+        (decoder.tokenizer, [], "0 tools"),
+        (decoder.tokenizer, [{"name": "weather"}], "tools: found {'name'"),
     ):
         with pytest.raises(InputError, match=match):
             ToolCallGrammar(tools, tokenizer, size, stops)

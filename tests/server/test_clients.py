@@ -14,6 +14,9 @@ anthropic = pytest.importorskip("anthropic", reason="the extra dev-server is not
 pytest.importorskip("uvicorn", reason="the extra server is not installed")
 KEY = "a key"
 ANY = {"type": "any"}
+CITY = {"city": {"type": "string"}}
+SCHEMA = {"type": "object", "properties": CITY, "required": ["city"], "additionalProperties": False}
+STRICT = {"name": "weather", "parameters": SCHEMA}
 INPUT_TOOL = {"name": "weather", "input_schema": {"type": "object", "properties": {}}}
 
 
@@ -57,6 +60,11 @@ def test_openai_tools_and_back(of_openai):
         message = stream.get_final_completion().choices[0].message
     (call,) = message.tool_calls
     assert json.loads(call.function.arguments) == {"city": "Paris"}
+    forced = {"tool_choice": {"type": "function", "function": {"name": "weather"}}}
+    strict = {"model": "toy", "tools": [{"type": "function", "function": STRICT}]}
+    for choice in ({"tool_choice": "required"}, forced):
+        found = of_openai.chat.completions.create(messages=MESSAGES, **strict, **choice)
+        assert found.choices[0].message.tool_calls[0].function.name == "weather"
     result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
     turns = [*MESSAGES, message.to_dict(), result]
     answer = of_openai.chat.completions.create(model="toy", messages=turns)
@@ -105,6 +113,14 @@ def test_anthropic_tools_and_back(of_anthropic):
     asked = {"model": "toy", "max_tokens": 60, "tools": [INPUT_TOOL]}
     with of_anthropic.messages.stream(messages=MESSAGES, **asked) as stream:
         message = stream.get_final_message()
+    forced = of_anthropic.messages.create(
+        model="toy",
+        max_tokens=200,
+        messages=MESSAGES,
+        tools=[{"name": "weather", "input_schema": SCHEMA}],
+        tool_choice=ANY,
+    )
+    assert forced.stop_reason == "tool_use" and forced.content[0].name == "weather"
     call = message.content[-1]
     assert call.input == {"city": "Paris"} and message.stop_reason == "tool_use"
     turns = [

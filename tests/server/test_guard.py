@@ -216,14 +216,14 @@ def test_answers_end_at_a_shutdown(tmp_path):
 @pytest.mark.parametrize("path, body", [(CHAT, {}), (MESSAGE, {"max_tokens": 400}), (RESPONSE, {})])
 def test_a_request_without_memory_is_refused(tmp_path, path, body):
     """A machine that swaps, or a 500; a refusal that says neither number."""
-    admission = Admission(lambda: Memory(10**6, 300_000, "a toy"))
+    admission = Admission(lambda: Memory(10**6, 550_000, "a toy"))
     with client(tmp_path / "served", admission=admission) as (http, decoder):
         asked = {"input": "hi"} if path == RESPONSE else {"messages": MESSAGES}
         for more in ({}, {"stream": True}):
             found = http.post(path, json=asked | body | more)
             assert found.status_code == 413 and is_refusal(path, 413, found.json())
             message = found.json()["error"]["message"]
-            assert "kB" in message and "300.0 kB, which is free of a toy" in message
+            assert "kB" in message and "550.0 kB, which is free of a toy" in message
         few = {("max_output_tokens" if path == RESPONSE else "max_tokens"): 20}
         assert http.post(path, json=asked | few).status_code == 200
         assert decoder.requests_now == (0, 0)

@@ -114,6 +114,36 @@ def test_a_stream_gives_its_memory_back(room):
     assert "".join(chunk.content for chunk in decoder.stream(MESSAGES)) == TEXT
 
 
+def test_an_added_request_gives_its_memory_back(room):
+    room.for_requests(1.2)
+    decoder = room.decoder
+    ids, active = decoder.encode(MESSAGES), ActiveRequests(decoder.engine)
+    request = decoder.add(active, ids)
+    with pytest.raises(MemoryLimitError):
+        decoder.add(active, ids)
+    active.remove(request)
+    decoder.add(active, ids)
+    active.close()
+    assert decoder.submit(MESSAGES).result(WAIT).content == TEXT
+
+
+def test_memory_that_cannot_be_read_ends_the_request_alone(room, monkeypatch):
+    """An error that takes the thread of all requests with it."""
+    readings = iter([0])
+
+    def unreadable(self, asked):
+        if next(readings, None) is None:
+            raise OSError("no such file")
+        return 0, None
+
+    decoder = room.decoder
+    monkeypatch.setattr(Admission, "_judged", unreadable)
+    with pytest.raises(OSError, match="no such file"):
+        decoder.submit(MESSAGES).result(WAIT)
+    monkeypatch.undo()
+    assert decoder.submit(MESSAGES).result(WAIT).content == TEXT
+
+
 def test_whoever_waits_can_leave_and_close_ends_it(room):
     """A cancelled request that keeps its place; a close that waits for memory that never comes."""
     room.for_requests(1.2)

@@ -286,6 +286,7 @@ def test_what_cannot_be_used_is_refused_at_once(decoder):
         lambda: decoder.submit(MESSAGES, temperature=-1),
         lambda: decoder.submit([1] * 600),
         lambda: decoder.submit(MESSAGES, banned_tokens=[10**6]),
+        lambda: decoder.submit(MESSAGES, reference=[[10**6]]),
         lambda: setattr(decoder, "limits", Limits(active=0)),
     ):
         with pytest.raises(InputError):
@@ -326,3 +327,31 @@ def test_broken_is_a_word_of_the_toy(decoder):
     """The toy's template without its broken answer."""
     ids = decoder.encode(MESSAGES, chat_template_kwargs={"broken": True})
     assert decoder.tokenizer.decode(ids[-1:]) == BROKEN
+
+
+def test_answers_go_on_while_a_long_prompt_is_encoded(decoder):
+    """Seconds without a token for everybody, whenever somebody pastes a book."""
+    decoder.submit(MESSAGES).result(WAIT)
+    handle = decoder.submit(decoder.encode(MESSAGES))
+    answers = []
+    reader = threading.Thread(target=lambda: answers.append(handle.result(WAIT)))
+    with decoder.tokenizer._lock:  # held as long as a prompt is encoded
+        reader.start()
+        reader.join(WAIT)
+        assert answers and answers[0].text.endswith(TEXT)
+
+
+def test_threads_encode_and_decode_at_once(decoder):
+    """ "Already borrowed" of a fast tokenizer, whose settings an encoding changes."""
+    tokenizer = decoder.tokenizer
+    text = "Hello, world! " * 50
+    ids = tokenizer.encode(text)
+
+    def encode(_):
+        return all(tokenizer.encode(text) == ids for _ in range(50))
+
+    def decode(_):
+        return all(tokenizer.decode(ids) == text for _ in range(50))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all([*pool.map(encode, range(3)), *pool.map(decode, range(3))])

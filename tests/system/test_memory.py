@@ -60,6 +60,17 @@ def test_the_first_version_of_groups(machine):
     assert linux_memory(machine).free == MB - 1
 
 
+def test_files_that_are_not_for_this_process_say_nothing(machine):
+    """A sandbox without these files, or a group that was removed, that ends every request."""
+    (machine / "proc/self/cgroup").write_text("0::/app\n")
+    group(machine, "app", max=MB)
+    (machine / "sys/fs/cgroup/app/memory.current").mkdir()
+    group(machine, "", max="", current="", stat="file 0")
+    assert linux_memory(machine).total == 2 * MB
+    (machine / "proc/meminfo").unlink()
+    assert linux_memory(machine) is None
+
+
 def test_the_device_has_some():
     found = device_memory()
     assert 0 < found.free <= found.total and found.name

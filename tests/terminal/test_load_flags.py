@@ -71,6 +71,19 @@ def test_generate_takes_them(target, capsys):
     assert len(texts) == 2
 
 
+def test_generate_keeps_prompts(target, tmp_path, capsys):
+    """A second run that reads the whole prompt again."""
+    arguments = ["--model", str(target), "--no-drafter", "--stats", "-m", "4"]
+    kept = ["--prompt-cache-dir", str(tmp_path / "kept"), "--prompt-cache-bytes", "1000000"]
+    texts, said = set(), []
+    for more in (kept, kept, ["--prompt-cache-bytes", "0"]):
+        assert generate.main([*arguments, "--prompt", "abcdefgh", *more]) == 0
+        printed = capsys.readouterr()
+        texts.add(printed.out)
+        said.append("kept from before" in printed.err)
+    assert len(texts) == 1 and said == [False, True, False]
+
+
 def test_what_cannot_be_is_refused_at_load(target, tmp_path):
     """An error in the middle of a text, or after gigabytes were read."""
     with pytest.raises(InputError, match="kv_bits: found 7"):
