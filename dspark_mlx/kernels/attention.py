@@ -17,6 +17,7 @@ import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
 from .base import Backend
+from .race import largest
 
 _NAME = scaled_dot_product_attention.__name__
 _KEYS = (1, 40, 333, 1000)
@@ -192,9 +193,12 @@ def attention_taken(kernel: AttentionKernel, heads: Heads) -> bool:
 def attention_forms(network: nn.Module, run: Callable[[], object]) -> set[Heads]:
     """The forms of causal attention that occur while `run` runs the network."""
     found: set[Heads] = set()
-    applied = AppliedAttention(
-        network, lambda q, k, v, scale: q, lambda heads: bool(found.add(heads)), 1 << 62
-    )
+
+    def note(heads: Heads) -> bool:
+        found.add(heads)
+        return False
+
+    applied = AppliedAttention(network, lambda q, k, v, scale: q, note, 1 << 62)
     try:
         run()
     finally:
@@ -213,11 +217,10 @@ def why_attention_wrong(kernel: AttentionKernel, heads: Heads) -> str | None:
         if got.shape != q.shape or got.dtype != q.dtype:
             return f"gives {got.dtype} {list(got.shape)}"
         error, own = (
-            mx.abs(y.astype(mx.float32) - right).max().item()
-            for y in (got, _row_by_row(q, k, v, scale))
+            largest(y.astype(mx.float32) - right) for y in (got, _row_by_row(q, k, v, scale))
         )
         rounding = {mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11, mx.float32: 1e-5}[q.dtype]
-        limit = own + rounding * mx.abs(right).max().item()
+        limit = own + rounding * largest(right)
         if not error <= limit:  # NaN is not
             return f"is off by {error:.3g} where {limit:.3g} is allowed, over {keys} keys"
     return None

@@ -61,16 +61,17 @@ def _why_wrong(kernel: Kernel, module: Any, x: mx.array) -> str | None:
             return "has other bits than one row at a time"
         return None
     right = _in_float32(module, x)
-    largest = _largest(right)
-    error = _largest(got.astype(mx.float32) - right)
-    allowed = _largest(compute(stock, module, x).astype(mx.float32) - right)
-    limit = allowed + _ROUNDING[x.dtype] * largest
+    size = largest(right)
+    error = largest(got.astype(mx.float32) - right)
+    allowed = largest(compute(stock, module, x).astype(mx.float32) - right)
+    limit = allowed + _ROUNDING[x.dtype] * size
     if not error <= limit:  # NaN is not
         return f"is off by {error:.3g} where {limit:.3g} is allowed"
     return None
 
 
-def _largest(x: mx.array) -> float:
+def largest(x: mx.array) -> float:
+    """The largest magnitude."""
     return float(np.array(mx.abs(x).max()))
 
 
