@@ -24,8 +24,8 @@ from ..targets.tap import Target
 from .readings import SHIFTS, Build, Reading, neighbours, own_reading
 
 # A reading is better only by so many nats a token, and by so many standard errors.
-_CLEAR = 0.01
-_ERRORS = 3.0
+_CLEAR = 0.02
+_ERRORS = 2.0
 # Between few texts no standard error can be told; then by so much.
 _FEW = 5
 _CLEAR_OF_FEW = 0.1

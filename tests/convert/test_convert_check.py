@@ -160,8 +160,9 @@ class Planted:
         if self.config.draft_vocab_size:
             ids = np.sort(rng.choice(VOCABULARY, 16, replace=False)).astype(np.int32)
             self.tensors[DRAFT_IDS] = mx.array(ids)
-        # A head's later tokens are told by blocks; of the others a block's first token is clearer.
-        self.texts = self.written(self.config.gamma if method == "mtp" else 1)
+        # What is fed back shows in later tokens of a block; else a block's first token is clearer.
+        chains = self.config.PROPOSES == "chains"
+        self.texts = self.written(self.config.gamma if chains else 1)
 
     def drafter(self, config, tensors):
         target = self.base
