@@ -17,6 +17,7 @@ class RecurrentCache:
 
     CACHE: ClassVar[type] = ArraysCache
     RECURRENT: ClassVar[bool] = True
+    UNREAD: ClassVar[bool] = True
 
     @staticmethod
     def snapshot(cache: Any) -> list[mx.array | None]:

@@ -8,6 +8,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..deepseek_v4.hyper_connections import mean_of_copies
+from ..deepseek_v4.layer import Layer
+
 
 def entering_hidden(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> mx.array:
     """The hidden state `[batch, rows, hidden]` that a call gives to a layer.
@@ -28,13 +31,16 @@ def _one_stream(layer: nn.Module, values: Sequence[Any]) -> mx.array:
 
     Gemma 3n keeps `[streams, batch, rows, hidden]`, one of which is active: the stream that
     attention and the output matrix work on. DeepSeek V4.1 keeps `[batch, rows, streams, hidden]`
-    and hands the weights `[batch, rows, streams]` that mix them for the next layer along.
+    and hands the weights `[batch, rows, streams]` that mix them for the next layer along. DeepSeek
+    V4 has copies `[batch, rows, copies, hidden]`, whose mean its own head reads.
     """
     first: mx.array = values[0]
     if first.ndim != 4:
         return first
     if "altup" in layer:
         return first[layer.altup.config.altup_active_idx]
+    if isinstance(layer, Layer):
+        return mean_of_copies(first)
     mix = values[1] if len(values) > 1 else None
     if isinstance(mix, mx.array) and mix.shape == first.shape[:3]:
         return (mix[..., None] * first.astype(mx.float32)).sum(axis=2).astype(first.dtype)
