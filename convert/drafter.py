@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def convert_drafter(
 def read_as_canonical(source: Path) -> tuple[CanonicalConfig, dict[str, mx.array]]:
     """What the canonical folder of a published drafter would hold; nothing is written.
 
-    Matrices stay packed where the canonical folder can hold them so, and no tensor is read yet.
+    Matrices stay packed where the canonical folder can hold them so.
 
     Args:
         source: see `convert_drafter`.
@@ -126,9 +126,9 @@ def read_as_canonical(source: Path) -> tuple[CanonicalConfig, dict[str, mx.array
     """
     _, config, renamed = _translated(checkpoint_place(source), keep_embeddings=False)
     config = _as_packed(config, renamed, source)
-    found: dict[str, mx.array] = {}
+    matrices, found = config.matrix_shapes().keys(), dict[str, mx.array]()
     for name, tensor in renamed.items():
-        found |= _parts(config, name, tensor, source, keep=True)
+        found |= _parts(config, matrices, name, tensor, source, keep=True)
     return config, found
 
 
@@ -256,9 +256,10 @@ def _write(
 ) -> None:
     """Read, check, quantise and write the tensors, one after the other."""
     writer = ShardWriter(folder)
-    names, hidden = sorted(tensors), not settings.progress
+    names, hidden, keep = sorted(tensors), not settings.progress, not settings.quantize
+    matrices = config.matrix_shapes().keys()
     for name in tqdm(names, desc="Converting", unit="tensor", disable=hidden, leave=False):
-        for key, part in _parts(config, name, tensors.pop(name), source, not settings.quantize):
+        for key, part in _parts(config, matrices, name, tensors.pop(name), source, keep):
             writer.add(key, part)
     writer.close()
     check_headers(config, read_tensors(folder), folder)
@@ -266,13 +267,18 @@ def _write(
 
 
 def _parts(
-    config: CanonicalConfig, name: str, tensor: Tensor, source: Path, keep: bool
+    config: CanonicalConfig,
+    matrices: Collection[str],
+    name: str,
+    tensor: Tensor,
+    source: Path,
+    keep: bool,
 ) -> list[tuple[str, mx.array]]:
     """A tensor as it is stored: itself, or the packed words, scales and biases of a matrix."""
     base = name.removesuffix(".weight")
     keys = (name, f"{base}.scales", f"{base}.biases")
     quantized = None
-    if config.quantization is not None and base in config.matrix_shapes():
+    if config.quantization is not None and base in matrices:
         quantized = config.quantization.of(base)
     if keep and quantized is not None and isinstance(tensor, StoredMatrix):
         parts = list(zip(keys, tensor.packed(), strict=False))

@@ -17,6 +17,7 @@ from ...checkpoint.base_config import CanonicalConfig
 from ...errors import InputError
 from . import (
     canonical,
+    deepseek_v4,
     deepspec_eagle3,
     deepspec_gemma4,
     deepspec_qwen3,
@@ -86,6 +87,7 @@ PACKAGINGS: tuple[Packaging, ...] = (
     dflash2,
     dspine,
     qwen35,
+    deepseek_v4,
     llama_cpp,
     canonical,
 )

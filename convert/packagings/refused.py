@@ -35,7 +35,10 @@ def _prefix(*prefixes: str) -> Matches:
 
 
 REFUSED: tuple[tuple[str, Matches], ...] = (
-    ("DeepSeek-V4 embedded heads (mtp.*)", lambda config, shapes: "dspark_block_size" in config),
+    (
+        "DeepSeek-V4.1's embedded head",
+        lambda config, shapes: config.get("model_type") == "deepseek_v41",
+    ),
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
     *((f"vLLM speculators {kind}", _speculators(kind)) for kind in ("peagle", "xpress", "mtp")),
     ("NVIDIA Nemotron NVFP4", lambda config, shapes: "dspark_bonus_anchor" in config),
@@ -64,7 +67,9 @@ REFUSED: tuple[tuple[str, Matches], ...] = (
     ),
     (
         "DeepSeek plain multi-token prediction",
-        lambda config, shapes: any(name.startswith("mtp.") for name in shapes),
+        lambda config, shapes: (
+            "dspark_block_size" not in config and any(name.startswith("mtp.") for name in shapes)
+        ),
     ),
 )
 

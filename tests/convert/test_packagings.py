@@ -174,7 +174,7 @@ def test_shipped_temperatures_are_kept(tmp_path, name):
 
 
 REFUSED = {
-    "DeepSeek-V4 embedded heads": {"dspark_block_size": 5, "model_type": "deepseek_v4"},
+    "DeepSeek-V4.1's embedded head": {"dspark_block_size": 5, "model_type": "deepseek_v41"},
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
     "speculators peagle": {"speculators_model_type": "peagle"},
     "speculators xpress": {"speculators_model_type": "xpress"},

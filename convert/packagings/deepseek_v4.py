@@ -1,0 +1,107 @@
+"""The DSpark head inside a DeepSeek V4 checkpoint (`mtp.*`), beside the target's own tensors.
+
+The first stage holds the projection of the taps, the last one the reduction, the final norm and the
+heads. `num_nextn_predict_layers` is wrong in the releases: the stages are counted. Copies of the
+target's tables, which some exports repeat in every stage, are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...checkpoint.base_config import CanonicalConfig
+from ...deepseek_v4.config import SCORING
+from ...deepseek_v4.weights import module_name
+from ...drafters.deepseek_v4.config import DeepseekV4Config
+from .source import Shapes, Source
+from .source import adapt as adapt
+
+NAME = "DeepSeek-V4's embedded head"
+MODEL_TYPE = "deepseek_v4"
+PREFIX = "mtp."
+_PROJECTION = "mtp.0.main_proj.weight"
+_STAGE = re.compile(r"mtp\.(\d+)\.(.+)")
+_COPIES = ("emb.", "embed.", "head.")
+_SHARED = re.compile(r"norm\.weight|hc_head_\w+|(markov_head|confidence_head)\..+")
+_RENAMED = {"main_proj.weight": "fc.weight", "main_norm.weight": "hidden_norm.weight"}
+
+
+def is_embedded(config: dict[str, Any]) -> bool:
+    """Whether a target's config.json says that it has such a head."""
+    return config.get("model_type") == MODEL_TYPE and "dspark_block_size" in config
+
+
+def matches(config: dict[str, Any], shapes: Shapes) -> bool:
+    """True for a DeepSeek V4 config with a block size, and the first stage's projection."""
+    return is_embedded(config) and _PROJECTION in shapes
+
+
+def to_drafter_config(
+    config: dict[str, Any], shapes: Shapes, where: Path, *, keep_embeddings: bool
+) -> DeepseekV4Config:
+    """The canonical configuration.
+
+    Raises:
+        InputError: a key is missing, or has a value that is not supported.
+    """
+    source = Source(config, shapes, where, NAME)
+    if (scoring := source.need("scoring_func")) != SCORING:
+        source.refuse("scoring_func", scoring, SCORING)
+    taps = source.need("dspark_target_layer_ids")
+    if not isinstance(taps, list) or any(type(tap) is not int for tap in taps):
+        source.refuse("dspark_target_layer_ids", taps, "a list of layer numbers")
+    stages = {match[1] for name in shapes if (match := _STAGE.fullmatch(name))}
+    hidden = source.whole("hidden_size")
+    return source.finish_as(
+        DeepseekV4Config,
+        hidden_size=hidden,
+        intermediate_size=source.whole("moe_intermediate_size"),
+        num_heads=source.whole("num_attention_heads"),
+        num_kv_heads=1,
+        head_dim=source.whole("head_dim"),
+        rms_norm_eps=source.number("rms_norm_eps"),
+        vocab_size=source.whole("vocab_size"),
+        target_hidden_size=hidden,
+        target_num_layers=source.whole("num_hidden_layers"),
+        taps=tuple(taps),
+        rope_theta=source.number("rope_theta"),
+        rope_dims=source.whole("qk_rope_head_dim"),
+        rope_interleaved=True,
+        values="keys",
+        owns_embedding=False,
+        owns_head=False,
+        num_layers=len(stages),
+        block_size=source.whole("dspark_block_size"),
+        mask_token_id=source.need("dspark_noise_token_id"),
+        head_rank=source.whole("dspark_markov_rank"),
+        window=source.whole("sliding_window"),
+        q_lora_rank=source.whole("q_lora_rank"),
+        o_lora_rank=source.whole("o_lora_rank"),
+        o_groups=source.whole("o_groups"),
+        num_experts=source.whole("n_routed_experts"),
+        num_shared_experts=source.whole("n_shared_experts"),
+        experts_per_token=source.whole("num_experts_per_tok"),
+        routed_scale=source.number("routed_scaling_factor"),
+        swiglu_limit=source.number("swiglu_limit", default=0.0),
+        copies=source.whole("hc_mult"),
+        sinkhorn_iters=source.whole("hc_sinkhorn_iters"),
+        mix_eps=source.number("hc_eps"),
+    )
+
+
+def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
+    """Maps each tensor name to its canonical one; the target's own tensors to None."""
+    return {name: _canonical(name) for name in names}
+
+
+def _canonical(name: str) -> str | None:
+    match = _STAGE.fullmatch(name)
+    if match is None or match[2].startswith(_COPIES):
+        return None
+    stage, own = match.groups()
+    if own in _RENAMED:
+        return _RENAMED[own]
+    return module_name(own if _SHARED.fullmatch(own) else f"layers.{stage}.{own}")
