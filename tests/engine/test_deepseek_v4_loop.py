@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from helpers.deepseek_v4 import FOLDER, read
 from helpers.pairs import tokens_of
 from helpers.slow_cases import some_slow
 
 import dspark_mlx
+from dspark_mlx import generate
+from dspark_mlx.errors import InputError
 
 NEW_TOKENS = 64
 STOP = [1]
@@ -40,3 +44,17 @@ def test_the_head_inside_is_found(decoder):
     """A checkpoint with its head, decoded plainly or with a drafter from elsewhere."""
     assert decoder.drafter_folder == decoder.target_folder == FOLDER
     assert decoder.engine.drafter.config.METHOD == "deepseek_v4"
+
+
+def test_the_command_takes_and_prints_token_ids(capsys):
+    """A checkpoint without a tokenizer, which the command could not run."""
+    trace = TRACES[13]
+    ids = map(str, trace["prompt_ids"])
+    command = ["--model", str(FOLDER), "--prompt-ids", *ids, "--scheduler", "threshold:0.5"]
+    assert generate.main([*command, "--max-tokens", "20", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    expected = trace["output_ids"][len(trace["prompt_ids"]) :][:20]
+    assert report["tokens"] == expected and report["finish_reason"] == "length"
+    assert report["text"] == " ".join(map(str, expected))
+    with pytest.raises(InputError, match="no --stop"):
+        generate.main([*command, "--stop", "end"])
