@@ -12,6 +12,28 @@ import mlx.nn as nn
 from .config import ModelArgs
 
 
+def plainly_balanced(comb: mx.array, *, iters: int, eps: mx.array) -> mx.array:
+    """Sinkhorn's rounds: columns and rows in turn are divided by their sums, columns last.
+
+    Args:
+        comb: positive numbers, `[..., copies, copies]`.
+        iters: how often columns are divided.
+        eps: added to each sum, `[1]`.
+    """
+    comb = comb / (comb.sum(axis=-2, keepdims=True) + eps)
+    for _ in range(iters - 1):
+        comb = comb / (comb.sum(axis=-1, keepdims=True) + eps)
+        comb = comb / (comb.sum(axis=-2, keepdims=True) + eps)
+    return comb
+
+
+try:
+    # mlx-lm's is one launch on Metal; a forward would have thousands of small ones.
+    from mlx_lm.models.deepseek_v41 import _sinkhorn as balanced
+except ImportError:  # another mlx-lm
+    balanced = plainly_balanced
+
+
 class HyperConnection(nn.Module):
     """Mixes the copies for one sublayer."""
 
@@ -19,8 +41,10 @@ class HyperConnection(nn.Module):
         super().__init__()
         self._copies = args.hc_mult
         self._rounds = args.hc_sinkhorn_iters
-        self._eps = args.hc_eps
+        self._eps = mx.array([args.hc_eps])
         self._norm_eps = args.rms_norm_eps
+        # The scale of each mix.
+        self._scales = mx.array([0] * args.hc_mult + [1] * args.hc_mult + [2] * args.hc_mult**2)
         mixes = (2 + args.hc_mult) * args.hc_mult
         self.fn = nn.Linear(args.hc_mult * args.hidden_size, mixes, bias=False)
         self.base = mx.zeros((mixes,))
@@ -37,20 +61,11 @@ class HyperConnection(nn.Module):
             copies]`, and those of the copies `[batch, rows, copies, copies]`, both float32.
         """
         n = self._copies
-        mix = _projected(streams, self.fn, self._norm_eps)
-        parts, bases = mx.split(mix, [n, 2 * n], axis=-1), mx.split(self.base, [n, 2 * n])
-        into, out, between = (part * self.scale[i] + bases[i] for i, part in enumerate(parts))
-        into = mx.sigmoid(into) + self._eps
+        mix = _projected(streams, self.fn, self._norm_eps) * self.scale[self._scales] + self.base
+        into, out, between = mx.split(mix, [n, 2 * n], axis=-1)
         comb = mx.softmax(between.reshape(*between.shape[:-1], n, n), axis=-1) + self._eps
-        return _reduced(streams, into), 2 * mx.sigmoid(out), self._balanced(comb)
-
-    def _balanced(self, comb: mx.array) -> mx.array:
-        """Sinkhorn's rounds: rows and columns in turn are divided by their sums, columns last."""
-        comb = comb / (comb.sum(axis=-2, keepdims=True) + self._eps)
-        for _ in range(self._rounds - 1):
-            comb = comb / (comb.sum(axis=-1, keepdims=True) + self._eps)
-            comb = comb / (comb.sum(axis=-2, keepdims=True) + self._eps)
-        return comb
+        comb = balanced(comb, iters=self._rounds, eps=self._eps)
+        return _reduced(streams, mx.sigmoid(into) + self._eps), 2 * mx.sigmoid(out), comb
 
 
 class FinalReduction(nn.Module):

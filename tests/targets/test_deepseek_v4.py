@@ -10,9 +10,10 @@ from mlx.utils import tree_flatten
 
 from dspark_mlx.caches.deepseek_v4 import MOST_TAKEN_BACK
 from dspark_mlx.deepseek_v4.config import ModelArgs
-from dspark_mlx.deepseek_v4.hyper_connections import copies_of
+from dspark_mlx.deepseek_v4.hyper_connections import balanced, copies_of, plainly_balanced
 from dspark_mlx.deepseek_v4.rotary import Rotary
 from dspark_mlx.errors import InputError
+from dspark_mlx.targets.deepseek_v4 import attention, compression
 from dspark_mlx.targets.network import open_network
 from dspark_mlx.targets.tap import Target
 
@@ -174,3 +175,21 @@ def test_rounds_in_a_row_equal_a_prefill(target):
         committed += rows[:keep]
     fresh, _ = target(mx.array(committed), target.new_caches())
     check_close(logits[:keep], fresh[-keep:])
+
+
+def test_rows_in_parts_equal_the_reference(monkeypatch):
+    """A part's rows at the positions of the first one, or without the window before them."""
+    monkeypatch.setattr(attention, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(compression, "_MOST_SCORES", 2 * 16 * 25 * 3)
+    cache = model().make_cache()
+    parts = [TOKENS[:, :60], TOKENS[:, 60:]]
+    check_close(mx.concatenate([model()(part, cache=cache) for part in parts], 1), GOLDEN["logits"])
+
+
+def test_mlx_lms_balance_is_the_same():
+    """A later mlx-lm whose private function does something else."""
+    comb, eps = mx.exp(mx.random.normal((2, 3, 4, 4), key=mx.random.key(0))), mx.array([1e-6])
+    for iters in (1, 20):
+        check_close(
+            balanced(comb, iters=iters, eps=eps), plainly_balanced(comb, iters=iters, eps=eps)
+        )

@@ -9,6 +9,10 @@ from ...deepseek_v4.attention import LatentAttention
 from ...deepseek_v4.config import ModelArgs
 from .compression import OVERLAPPING, Compressor, Indexer, visible_entries
 
+_ROWS_AT_ONCE = 256
+"""Rows whose attention is computed together: each sees a short window only, and a prompt's chunk of
+thousands would hold scores of all of them against all."""
+
 
 class WindowAttention(LatentAttention):
     """A row sees the newest rows of its window only."""
@@ -29,11 +33,17 @@ class WindowAttention(LatentAttention):
         queries = self.queries(low, offset)
         entries, chosen = self._compressed(x, low, cache)
         window = cache.update_window(self.rows(x, offset))
-        if entries is not None and chosen is not None:
-            attended = self._over_chosen(queries, window, entries, chosen)
-        else:
-            attended = self._over_all(queries, window, entries, offset)
-        return self.output(attended, offset)
+        rows, before = x.shape[1], window.shape[1] - x.shape[1]
+        parts = []
+        for start in range(0, rows, _ROWS_AT_ONCE):
+            end = min(start + _ROWS_AT_ONCE, rows)
+            part, oldest = slice(start, end), max(before + start - self._window + 1, 0)
+            some, seen = queries[:, :, part], window[:, oldest : before + end]
+            if entries is not None and chosen is not None:
+                parts.append(self._over_chosen(some, seen, entries, chosen[:, part]))
+            else:
+                parts.append(self._over_all(some, seen, entries, offset + start))
+        return self.output(parts[0] if len(parts) == 1 else mx.concatenate(parts, 2), offset)
 
     def make_cache(self) -> DeepseekV4Cache:
         """An empty cache for this layer."""

@@ -115,10 +115,10 @@ class Indexer(nn.Module):
         self.compressor(x, rows, offset, rotary)
         if rows.entries is None or rows.count <= self._chosen:
             return None
-        heads_at_once = max(_MOST_SCORES // (self._heads * rows.count * x.shape[0]), 1)
+        rows_at_once = max(_MOST_SCORES // (self._heads * rows.count * x.shape[0]), 1)
         parts = []
-        for start in range(0, x.shape[1], heads_at_once):
-            part = slice(start, start + heads_at_once)
+        for start in range(0, x.shape[1], rows_at_once):
+            part = slice(start, start + rows_at_once)
             scores = self.scores(x[:, part], low[:, part], rows.entries, offset + start, rotary)
             parts.append(self._best(scores, offset + start))
         return mx.concatenate(parts, axis=1)
