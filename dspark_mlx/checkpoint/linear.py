@@ -93,6 +93,7 @@ class Matrix:
         if self.scales is None:
             return Matrix(self.weight.astype(dtype))
         exact = self.astype(mx.float32)
+        assert exact.scales is not None
         weight = mx.dequantize(
             exact.weight,
             exact.scales,

@@ -67,8 +67,9 @@ class HashGate(_Gate):
         super().__init__(args)
         self.tid2eid = mx.zeros((args.vocab_size, self._chosen), dtype=mx.int32)
 
-    def __call__(self, x: mx.array, tokens: mx.array) -> tuple[mx.array, mx.array]:
-        """See `ScoreGate`; token ids are int `[batch, rows]`."""
+    def __call__(self, x: mx.array, tokens: mx.array | None) -> tuple[mx.array, mx.array]:
+        """See `ScoreGate`; token ids are int `[batch, rows]`, and must be there."""
+        assert tokens is not None
         experts = self.tid2eid[tokens]
         return experts, self.weights(self.scores(x), experts)
 
