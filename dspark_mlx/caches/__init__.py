@@ -75,6 +75,11 @@ def is_recurrent(cache: object) -> bool:
     return kind is not None and kind.RECURRENT
 
 
+def takes_out_newest_only(caches: Sequence[Any]) -> bool:
+    """Whether one of the caches can take out rows of the newest forward only, and not its first."""
+    return any(CACHES[type(leaf)].NEWEST_ONLY for leaf in leaves(caches))
+
+
 def snapshot(caches: Sequence[Any]) -> list[Any]:
     """What `keep_rows` needs to know from before a forward, leaf by leaf; copies no array."""
     found = leaves(caches)

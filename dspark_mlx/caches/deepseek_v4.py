@@ -186,6 +186,7 @@ class CompressedCache:
 
     CACHE: ClassVar[type] = DeepseekV4Cache
     RECURRENT: ClassVar[bool] = False
+    NEWEST_ONLY: ClassVar[bool] = True
     UNREAD: ClassVar[bool] = True
 
     @staticmethod

@@ -19,6 +19,7 @@ class LayerStateCache:
 
     CACHE: ClassVar[type] = LayerCache
     RECURRENT: ClassVar[bool] = True
+    NEWEST_ONLY: ClassVar[bool] = True
     UNREAD: ClassVar[bool] = True
 
     @staticmethod

@@ -12,6 +12,7 @@ from helpers.slow_cases import some_slow
 import dspark_mlx
 from dspark_mlx import generate
 from dspark_mlx.errors import InputError
+from dspark_mlx.profiling.timing import Session
 
 NEW_TOKENS = 64
 STOP = [1]
@@ -38,6 +39,15 @@ def test_traces_equal_the_reference(decoder, index):
         assert done.scheduled == min(proposed, remaining - 1)
         remaining -= len(done.tokens)
     assert len(rounds) > 1 and (remaining == 0 or rounds[-1].tokens[-1] == STOP[0])
+
+
+def test_its_forwards_can_be_timed(decoder):
+    """A measurement that takes out rows of more than the newest forward, or of a full ring."""
+    session = Session(decoder.engine)
+    session.fill(30, seconds=60.0)
+    for _ in range(2):
+        assert all(run() > 0 for run in session.points([1, 6]).values())
+    assert session.length > 30
 
 
 def test_the_head_inside_is_found(decoder):

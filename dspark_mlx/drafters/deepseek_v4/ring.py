@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+_SLACK = 16
+
 
 class LatentRing:
-    """The rows that every block sees; rows enter when they are verified, and none is taken back.
+    """The rows that every block sees; they enter when they are verified.
 
     Args:
-        window: how many rows are held at most.
+        window: how many rows a block sees at most. A few older ones are held, so that the newest
+            can be taken out.
 
     Attributes:
         window: see above.
@@ -35,8 +38,20 @@ class LatentRing:
         self.offset += skipped + rows.shape[1]
         if self.keys is not None and not skipped:
             rows = mx.concatenate([self.keys, rows], axis=1)
-        self.keys = rows[:, max(rows.shape[1] - self.window, 0) :]
+        self.keys = rows[:, max(rows.shape[1] - self.window - _SLACK, 0) :]
+
+    def trim(self, rows: int) -> None:
+        """Take the last rows out, 16 at most."""
+        assert self.keys is not None and rows <= _SLACK
+        self.keys = self.keys[:, :-rows]
+        self.offset -= rows
+
+    @property
+    def newest(self) -> mx.array | None:
+        """The rows that a block sees, `[1, rows, width]`; None before the first."""
+        return None if self.keys is None else self.keys[:, -self.window :]
 
     def seen(self, block: mx.array) -> mx.array:
-        """The ring's rows and then a block's, `[1, rows, width]`; the ring stays as it is."""
-        return block if self.keys is None else mx.concatenate([self.keys, block], axis=1)
+        """The rows that a block sees and then its own; the ring stays as it is."""
+        newest = self.newest
+        return block if newest is None else mx.concatenate([newest, block], axis=1)
