@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.base_config import FORMAT
-from ..checkpoint.block_floats import GROUP, is_fp4, repacked
+from ..checkpoint.block_floats import GROUP, expected_scale, is_fp4, repacked
 from ..checkpoint.quantization import AFFINE, BYTE_SCALES, check_quantization
 from ..errors import InputError
 
@@ -96,7 +96,7 @@ def grouped(
     if config.get("format") == FORMAT:
         return dict(tensors)
     found: dict[str, mx.array | MlxMatrix] = {}
-    tensors = _without_blocks(tensors, found)
+    tensors = _without_blocks(tensors, found, where)
     packed = {
         name.removesuffix(".scales")
         for name in tensors
@@ -112,7 +112,7 @@ def grouped(
 
 
 def _without_blocks(
-    tensors: Mapping[str, mx.array], found: dict[str, mx.array | MlxMatrix]
+    tensors: Mapping[str, mx.array], found: dict[str, mx.array | MlxMatrix], where: Path
 ) -> dict[str, mx.array]:
     """The tensors but for FP8 and FP4 matrices, which go to `found`; see `block_floats`."""
     rest = dict(tensors)
@@ -122,6 +122,11 @@ def _without_blocks(
         if base == name or weight is None or weight.dtype not in (mx.int8, mx.uint8):
             continue
         scale = rest.pop(name)
+        expected = expected_scale(weight)
+        if scale.dtype != mx.uint8 or scale.shape != expected:
+            shape = f"{scale.dtype} {list(scale.shape)} for {list(weight.shape)}"
+            wanted = f"uint8 {list(expected)}" if expected else "rows of 32 FP8 or FP4 weights"
+            raise InputError(f"{where}: {name}", shape.removeprefix("mlx.core."), wanted)
         del rest[f"{base}.weight"]
         mode = "mxfp4" if is_fp4(weight) else "mxfp8"
         parts = repacked(weight, scale)

@@ -64,5 +64,16 @@ def repacked(weight: mx.array, scale: mx.array) -> tuple[mx.array, mx.array]:
     return words, each[:, : columns // GROUP]
 
 
+def expected_scale(weight: mx.array) -> tuple[int, int] | None:
+    """Shape of the scale that belongs to a stored matrix; None where `repacked` cannot take it."""
+    if weight.ndim != 2 or weight.dtype not in (mx.int8, mx.uint8):
+        return None
+    rows, stored = weight.shape
+    columns = stored * 2 if is_fp4(weight) else stored
+    if columns % GROUP:
+        return None
+    return (rows, columns // GROUP) if is_fp4(weight) else (-(-rows // BLOCK), -(-columns // BLOCK))
+
+
 def _powers(exponents: mx.array) -> mx.array:
     return mx.power(2.0, exponents.astype(mx.float32) - _BIAS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint.block_floats import GROUP, repacked
+from ..checkpoint.block_floats import GROUP, expected_scale, repacked
 from .config import ModelArgs
 
 _NAMES = (
@@ -43,12 +43,20 @@ def as_mlx_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_mlx_scales(tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """The tensors with each FP8 or FP4 matrix repacked; see `block_floats.repacked`."""
+    """The tensors with each FP8 or FP4 matrix repacked; see `block_floats.repacked`.
+
+    Raises:
+        ValueError: a scale does not fit its matrix.
+    """
     found = dict(tensors)
     for name in tensors:
         base = name.removesuffix(".scale")
         if base != name and f"{base}.weight" in tensors:
-            words, scales = repacked(found[f"{base}.weight"], found.pop(name))
+            weight, scale = found[f"{base}.weight"], found.pop(name)
+            if scale.dtype != mx.uint8 or scale.shape != expected_scale(weight):
+                shapes = f"{list(weight.shape)} with a scale of {list(scale.shape)}"
+                raise ValueError(f"{base}: {weight.dtype} {shapes}, which is neither FP8 nor FP4")
+            words, scales = repacked(weight, scale)
             found[f"{base}.weight"], found[f"{base}.scales"] = words, scales
     return found
 

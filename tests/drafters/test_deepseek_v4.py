@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import mlx.core as mx
 import pytest
@@ -13,6 +14,7 @@ from helpers.observed import observed
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.convert.packagings.deepseek_v4 import _canonical
 from dspark_mlx.drafters.assemble import assemble
+from dspark_mlx.errors import InputError
 from dspark_mlx.pairs.stored import read_drafter
 
 GOLDEN = numbers("drafter_golden")
@@ -166,3 +168,28 @@ def test_copies_of_the_targets_tables_are_left_out():
     assert _canonical("mtp.1.emb.tok_emb.weight") is _canonical("mtp.2.head.weight") is None
     assert _canonical("layers.0.attn.wkv.weight") is _canonical("embed.weight") is None
     assert _canonical("mtp.1.hc_ffn_fn") == "layers.1.hc_ffn.fn.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "words"),
+    [
+        (
+            "mtp.1.attn.wkv.scale",
+            lambda t: mx.repeat(t, 2, 0),
+            r"mtp\.1\.attn\.wkv\.scale.*uint8 \[1, 1\]",
+        ),
+        ("mtp.1.ffn.experts.3.w1.scale", lambda t: t[:-1], r"uint8 \[32, 2\]"),
+        ("mtp.2.attn.wo_b.scale", lambda t: None, r"layers\.2\.attn\.wo_b\.weight.*uint8"),
+        ("mtp.0.ffn.gate.bias", lambda t: None, r"no tensor layers\.0\.ffn\.gate\.bias"),
+        ("mtp.2.attn_norm.weight", lambda t: t * mx.nan, "NaN"),
+    ],
+)
+def test_a_damaged_head_is_refused(tmp_path, name, edit, words):
+    """Scales of other blocks, bytes taken for weights, a stage that lacks a part."""
+    shutil.copy(FOLDER / "config.json", tmp_path)
+    tensors = numbers("model")
+    tensors[name] = edit(tensors[name])
+    kept = {n: t for n, t in tensors.items() if t is not None}
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), kept)
+    with pytest.raises(InputError, match=words):
+        read_drafter(tmp_path)

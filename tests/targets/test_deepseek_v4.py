@@ -8,7 +8,7 @@ import pytest
 from helpers.deepseek_v4 import FOLDER, check_close, model, numbers, read
 from mlx.utils import tree_flatten
 
-from dspark_mlx.caches.deepseek_v4 import MOST_TAKEN_BACK
+from dspark_mlx.caches.deepseek_v4 import MOST_TAKEN_BACK, CompressedRows
 from dspark_mlx.deepseek_v4.config import ModelArgs
 from dspark_mlx.deepseek_v4.hyper_connections import balanced, copies_of, plainly_balanced
 from dspark_mlx.deepseek_v4.rotary import Rotary
@@ -193,3 +193,22 @@ def test_mlx_lms_balance_is_the_same():
         check_close(
             balanced(comb, iters=iters, eps=eps), plainly_balanced(comb, iters=iters, eps=eps)
         )
+
+
+@pytest.mark.parametrize("layer", [1, 2], ids=["overlapping", "apart"])
+def test_entries_outgrow_their_room(layer):
+    """Entries lost or moved where the array that holds them grows, with rows taken back before."""
+    attn, rng = model().layers[layer].attn, np.random.default_rng(0)
+    ratio = attn.compressor._ratio
+    x = mx.array(rng.standard_normal((1, 270 * ratio, 64)).astype(np.float32))
+    whole, pieces, offset = CompressedRows(ratio), CompressedRows(ratio), 0
+    attn.compressor(x, whole, 0, attn.rotary)
+    while offset < x.shape[1]:
+        rows = x[:, offset : offset + int(rng.integers(1, 60))]
+        attn.compressor(rows, pieces, offset, attn.rotary)
+        taken = int(rng.integers(0, rows.shape[1]))
+        if taken:
+            pieces.drop(taken)
+        offset += rows.shape[1] - taken
+    assert pieces.count == whole.count == 270
+    check_close(pieces.entries, whole.entries)
