@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.base_config import FORMAT
-from ..checkpoint.block_floats import GROUP, expected_scale, is_fp4, repacked
+from ..checkpoint.block_floats import GROUP, is_fp4, is_repackable, repacked
 from ..checkpoint.quantization import AFFINE, BYTE_SCALES, check_quantization
 from ..errors import InputError
 
@@ -122,11 +122,10 @@ def _without_blocks(
         if base == name or weight is None or weight.dtype not in (mx.int8, mx.uint8):
             continue
         scale = rest.pop(name)
-        expected = expected_scale(weight)
-        if scale.dtype != mx.uint8 or scale.shape != expected:
-            shape = f"{scale.dtype} {list(scale.shape)} for {list(weight.shape)}"
-            wanted = f"uint8 {list(expected)}" if expected else "rows of 32 FP8 or FP4 weights"
-            raise InputError(f"{where}: {name}", shape.removeprefix("mlx.core."), wanted)
+        if not is_repackable(weight, scale):
+            shapes = f"{scale.dtype} {list(scale.shape)} for {weight.dtype} {list(weight.shape)}"
+            wanted = "uint8, one for each 32 weights of FP4 or each block of FP8"
+            raise InputError(f"{where}: {name}", shapes.replace("mlx.core.", ""), wanted)
         del rest[f"{base}.weight"]
         mode = "mxfp4" if is_fp4(weight) else "mxfp8"
         parts = repacked(weight, scale)

@@ -1,8 +1,11 @@
-"""The DSpark head inside a DeepSeek V4 checkpoint (`mtp.*`), beside the target's own tensors.
+"""The DSpark head inside a DeepSeek V4 or V4.1 checkpoint (`mtp.*`), beside the target's tensors.
 
-The first stage holds the projection of the taps, the last one the reduction, the final norm and the
-heads. `num_nextn_predict_layers` is wrong in the releases: the stages are counted. Copies of the
-target's tables, which some exports repeat in every stage, are left out.
+The first stage holds the projection of the taps, the last one the reduction (V4), the final norm
+and the heads. `num_nextn_predict_layers` is wrong in V4's releases: the stages are counted. Copies
+of the target's tables, which some exports repeat in every stage, are left out.
+
+V4 taps the layers that it names, V4.1 the streams that enter them. V4.1 has fewer experts in the
+head than in the target, and router biases for images, which are left out.
 """
 
 from __future__ import annotations
@@ -20,22 +23,26 @@ from .source import Shapes, Source
 from .source import adapt as adapt
 
 NAME = "DeepSeek-V4's embedded head"
-MODEL_TYPE = "deepseek_v4"
-PREFIX = "mtp."
+_V4, _V41 = "deepseek_v4", "deepseek_v41"
 _PROJECTION = "mtp.0.main_proj.weight"
 _STAGE = re.compile(r"mtp\.(\d+)\.(.+)")
 _COPIES = ("emb.", "embed.", "head.")
 _SHARED = re.compile(r"norm\.weight|hc_head_\w+|(markov_head|confidence_head)\..+")
-_RENAMED = {"main_proj.weight": "fc.weight", "main_norm.weight": "hidden_norm.weight"}
+_RENAMED = {
+    "main_proj.weight": "fc.weight",
+    "main_norm.weight": "hidden_norm.weight",
+    "markov_head.embed.weight": "markov_head.markov_w1.weight",
+    "markov_head.head.weight": "markov_head.markov_w2.weight",
+}
 
 
 def is_embedded(config: dict[str, Any]) -> bool:
     """Whether a target's config.json says that it has such a head."""
-    return config.get("model_type") == MODEL_TYPE and "dspark_block_size" in config
+    return config.get("model_type") in (_V4, _V41) and "dspark_block_size" in _values(config)
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
-    """True for a DeepSeek V4 config with a block size, and the first stage's projection."""
+    """True for a DeepSeek config with a block size, and the first stage's projection."""
     return is_embedded(config) and _PROJECTION in shapes
 
 
@@ -47,7 +54,11 @@ def to_drafter_config(
     Raises:
         InputError: a key is missing, or has a value that is not supported.
     """
-    source = Source(config, shapes, where, NAME)
+    source = Source(_values(config), shapes, where, NAME)
+    # V4.1's text_config may have a model_type of its own.
+    late = config["model_type"] == _V41
+    experts = "dspark_n_routed_experts" if late else "n_routed_experts"
+    each = "dspark_num_experts_per_tok" if late else "num_experts_per_tok"
     if (scoring := source.need("scoring_func")) != SCORING:
         source.refuse("scoring_func", scoring, SCORING)
     taps = source.need("dspark_target_layer_ids")
@@ -66,7 +77,7 @@ def to_drafter_config(
         vocab_size=source.whole("vocab_size"),
         target_hidden_size=hidden,
         target_num_layers=source.whole("num_hidden_layers"),
-        taps=tuple(taps),
+        taps=tuple(tap - late for tap in taps),
         rope_theta=source.number("rope_theta"),
         rope_dims=source.whole("qk_rope_head_dim"),
         rope_interleaved=True,
@@ -81,14 +92,17 @@ def to_drafter_config(
         q_lora_rank=source.whole("q_lora_rank"),
         o_lora_rank=source.whole("o_lora_rank"),
         o_groups=source.whole("o_groups"),
-        num_experts=source.whole("n_routed_experts"),
+        num_experts=source.whole(experts),
         num_shared_experts=source.whole("n_shared_experts"),
-        experts_per_token=source.whole("num_experts_per_tok"),
+        experts_per_token=source.whole(each),
         routed_scale=source.number("routed_scaling_factor"),
         swiglu_limit=source.number("swiglu_limit", default=0.0),
         copies=source.whole("hc_mult"),
         sinkhorn_iters=source.whole("hc_sinkhorn_iters"),
         mix_eps=source.number("hc_eps"),
+        late_mixing=late,
+        query_norm=not late,
+        gate_temperature=source.number("gate_temp", default=1.0),
     )
 
 
@@ -97,9 +111,15 @@ def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | Non
     return {name: _canonical(name) for name in names}
 
 
+def _values(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the text model's own part of it, which V4.1 has apart."""
+    text = config.get("text_config")
+    return {"n_shared_experts": 1, **config, **(text if isinstance(text, dict) else {})}
+
+
 def _canonical(name: str) -> str | None:
     match = _STAGE.fullmatch(name)
-    if match is None or match[2].startswith(_COPIES):
+    if match is None or match[2].startswith(_COPIES) or match[2].endswith(".bias_vl"):
         return None
     stage, own = match.groups()
     if own in _RENAMED:

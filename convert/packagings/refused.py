@@ -35,10 +35,6 @@ def _prefix(*prefixes: str) -> Matches:
 
 
 REFUSED: tuple[tuple[str, Matches], ...] = (
-    (
-        "DeepSeek-V4.1's embedded head",
-        lambda config, shapes: config.get("model_type") == "deepseek_v41",
-    ),
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
     *((f"vLLM speculators {kind}", _speculators(kind)) for kind in ("peagle", "xpress", "mtp")),
     ("NVIDIA Nemotron NVFP4", lambda config, shapes: "dspark_bonus_anchor" in config),
@@ -68,7 +64,8 @@ REFUSED: tuple[tuple[str, Matches], ...] = (
     (
         "DeepSeek plain multi-token prediction",
         lambda config, shapes: (
-            "dspark_block_size" not in config and any(name.startswith("mtp.") for name in shapes)
+            any(name.startswith("mtp.") for name in shapes)
+            and "mtp.0.main_proj.weight" not in shapes
         ),
     ),
 )

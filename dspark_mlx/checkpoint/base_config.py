@@ -235,7 +235,7 @@ class CanonicalConfig:
             "hidden_size intermediate_size num_heads num_kv_heads head_dim vocab_size "
             "target_hidden_size",
         )
-        self._check_within(where, "rms_norm_eps", 1e-12, 1.0)
+        self._check_within(where, "rms_norm_eps", 1e-20, 1.0)
         self._check_within(where, "rope_theta", 2.0, LARGEST)
         self._check_within(where, "embedding_scale", *_SCALES)
         self._check_within(where, "output_multiplier", *_SCALES)

@@ -1,17 +1,17 @@
 """DeepSeek's storage types: FP8 and FP4 codes with a power of two for each block of weights.
 
-FP8 is E4M3 with a scale byte for each block of 128 x 128 weights, those at the edges cut off. FP4
-is E2M1, two codes a byte, with a scale byte for each 32 weights of a row. A scale byte is an
-exponent (E8M0). Both are what MLX calls mxfp8 and mxfp4, so that a repacked matrix has the same
-values bit for bit.
+FP8 is E4M3 with a scale byte for each block of 128 x 128 weights, or 32 x 32 in V4.1, those at the
+edges cut off. FP4 is E2M1, two codes a byte, with a scale byte for each 32 weights of a row. A
+scale byte is an exponent (E8M0). Both are what MLX calls mxfp8 and mxfp4, so that a repacked matrix
+has the same values bit for bit.
 """
 
 from __future__ import annotations
 
 import mlx.core as mx
 
-BLOCK = 128
-"""Rows and columns of an FP8 block."""
+BLOCKS = (128, 32)
+"""Rows and columns of FP8 blocks, in V4 and in V4.1."""
 
 GROUP = 32
 """Weights that share a scale byte in MLX's modes, and in FP4."""
@@ -30,10 +30,10 @@ def decode_fp8(weight: mx.array, scale: mx.array) -> mx.array:
 
     Args:
         weight: codes, uint8 `[out, in]`.
-        scale: exponents, uint8 `[ceil(out / 128), ceil(in / 128)]`.
+        scale: exponents of the blocks, uint8 `[ceil(out / block), ceil(in / block)]`.
     """
-    rows, columns = weight.shape
-    each = mx.repeat(mx.repeat(scale, BLOCK, axis=0), BLOCK, axis=1)[:rows, :columns]
+    (rows, columns), block = weight.shape, _block_of(weight, scale)
+    each = mx.repeat(mx.repeat(scale, block, axis=0), block, axis=1)[:rows, :columns]
     return mx.from_fp8(weight, mx.float32) * _powers(each)
 
 
@@ -59,20 +59,25 @@ def repacked(weight: mx.array, scale: mx.array) -> tuple[mx.array, mx.array]:
     words = weight.view(mx.uint32)
     if is_fp4(weight):
         return words, scale
-    rows, columns = weight.shape
-    each = mx.repeat(mx.repeat(scale, BLOCK, axis=0)[:rows], BLOCK // GROUP, axis=1)
+    (rows, columns), block = weight.shape, _block_of(weight, scale)
+    each = mx.repeat(mx.repeat(scale, block, axis=0)[:rows], block // GROUP, axis=1)
     return words, each[:, : columns // GROUP]
 
 
-def expected_scale(weight: mx.array) -> tuple[int, int] | None:
-    """Shape of the scale that belongs to a stored matrix; None where `repacked` cannot take it."""
-    if weight.ndim != 2 or weight.dtype not in (mx.int8, mx.uint8):
-        return None
-    rows, stored = weight.shape
-    columns = stored * 2 if is_fp4(weight) else stored
-    if columns % GROUP:
-        return None
-    return (rows, columns // GROUP) if is_fp4(weight) else (-(-rows // BLOCK), -(-columns // BLOCK))
+def is_repackable(weight: mx.array, scale: mx.array) -> bool:
+    """Whether these are a matrix that `repacked` takes, and its scale."""
+    if weight.ndim != 2 or weight.dtype not in (mx.int8, mx.uint8) or scale.dtype != mx.uint8:
+        return False
+    if is_fp4(weight):
+        return scale.shape == (weight.shape[0], weight.shape[1] * 2 // GROUP)
+    return weight.shape[1] % GROUP == 0 and _block_of(weight, scale) > 0
+
+
+def _block_of(weight: mx.array, scale: mx.array) -> int:
+    """Rows and columns of an FP8 matrix's blocks; 0 where the scale is not one of this matrix."""
+    rows, columns = weight.shape
+    fitting = (b for b in BLOCKS if scale.shape == (-(-rows // b), -(-columns // b)))
+    return next(fitting, 0)
 
 
 def _powers(exponents: mx.array) -> mx.array:

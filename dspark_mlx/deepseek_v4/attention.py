@@ -24,6 +24,7 @@ class LatentAttention(nn.Module):
         self._heads = heads
         self._groups = args.o_groups
         self._eps = args.rms_norm_eps
+        self._query_norm = args.query_norm
         self._scale = width**-0.5
         self.wq_a = nn.Linear(hidden, args.q_lora_rank, bias=False)
         self.q_norm = nn.RMSNorm(args.q_lora_rank, args.rms_norm_eps)
@@ -50,7 +51,9 @@ class LatentAttention(nn.Module):
             offset: position of the first row.
         """
         queries = self.wq_b(low).reshape(*low.shape[:2], self._heads, -1).swapaxes(1, 2)
-        return self.rotary(mx.fast.rms_norm(queries, None, self._eps), offset)
+        if self._query_norm:
+            queries = mx.fast.rms_norm(queries, None, self._eps)
+        return self.rotary(queries, offset)
 
     def rows(self, x: mx.array, offset: int) -> mx.array:
         """Rotated latent rows, `[batch, rows, hidden]` to `[batch, rows, width]`.

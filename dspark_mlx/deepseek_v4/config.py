@@ -19,6 +19,10 @@ class ModelArgs(BaseModelArgs):
     any other number for heavily compressed attention (HCA). Entries behind the last layer belong to
     the head's stages.
 
+    V4.1's stages are made of the same layers: without a norm of each head's query (`query_norm`),
+    with the weights of the copies that a sublayer reads from the sublayer before (`late_mixing`),
+    and router logits divided by `gate_temp`.
+
     Raises:
         ValueError: the checkpoint asks for something else than these layers compute.
     """
@@ -54,6 +58,9 @@ class ModelArgs(BaseModelArgs):
     hc_sinkhorn_iters: int = 20
     hc_eps: float = 1e-6
     rms_norm_eps: float = 1e-6
+    gate_temp: float = 1.0
+    query_norm: bool = True
+    late_mixing: bool = False
 
     def __post_init__(self) -> None:
         if self.scoring_func != SCORING or not self.norm_topk_prob:

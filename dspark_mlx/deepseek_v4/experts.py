@@ -47,12 +47,13 @@ class _Gate(nn.Module):
         super().__init__()
         self._chosen = args.num_experts_per_tok
         self._factor = args.routed_scaling_factor
+        self._temperature = args.gate_temp
         self.weight = mx.zeros((args.n_routed_experts, args.hidden_size))
 
     def scores(self, x: mx.array) -> mx.array:
         """Scores of all experts, float32 `[..., experts]`."""
         logits = x.astype(mx.float32) @ self.weight.T.astype(mx.float32)
-        return mx.sqrt(mx.logaddexp(logits, 0.0))
+        return mx.sqrt(mx.logaddexp(logits / self._temperature, 0.0))
 
     def weights(self, scores: mx.array, experts: mx.array) -> mx.array:
         """Weights of the chosen experts, float32 `[..., chosen]`."""

@@ -51,21 +51,22 @@ class HyperConnection(nn.Module):
         self.scale = mx.ones((3,))
 
     def __call__(self, streams: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """The row that the sublayer reads, and what `expand` takes.
+        """What `reduce` and `expand` take, float32.
 
         Args:
             streams: the copies, `[batch, rows, copies, hidden]`.
 
         Returns:
-            The row `[batch, rows, hidden]`, the weights of the sublayer's output `[batch, rows,
-            copies]`, and those of the copies `[batch, rows, copies, copies]`, both float32.
+            Weights of the copies in the row that the sublayer reads `[batch, rows, copies]`,
+            weights of its output in the copies behind it, of the same shape, and those of the
+            copies before it `[batch, rows, copies, copies]`.
         """
         n = self._copies
         mix = _projected(streams, self.fn, self._norm_eps) * self.scale[self._scales] + self.base
         into, out, between = mx.split(mix, [n, 2 * n], axis=-1)
         comb = mx.softmax(between.reshape(*between.shape[:-1], n, n), axis=-1) + self._eps
         comb = balanced(comb, iters=self._rounds, eps=self._eps)
-        return _reduced(streams, mx.sigmoid(into) + self._eps), 2 * mx.sigmoid(out), comb
+        return mx.sigmoid(into) + self._eps, 2 * mx.sigmoid(out), comb
 
 
 class FinalReduction(nn.Module):
@@ -82,7 +83,18 @@ class FinalReduction(nn.Module):
     def __call__(self, streams: mx.array) -> mx.array:
         """The copies `[batch, rows, copies, hidden]` to `[batch, rows, hidden]`."""
         mix = _projected(streams, self.fn, self._norm_eps)
-        return _reduced(streams, mx.sigmoid(mix * self.scale + self.base) + self._eps)
+        return reduce(streams, mx.sigmoid(mix * self.scale + self.base) + self._eps)
+
+
+def reduce(streams: mx.array, weights: mx.array) -> mx.array:
+    """One row of the copies.
+
+    Args:
+        streams: the copies, `[batch, rows, copies, hidden]`.
+        weights: of each, `[batch, rows, copies]`.
+    """
+    reduced = (weights[..., None, :] @ streams.astype(mx.float32)).squeeze(-2)
+    return reduced.astype(streams.dtype)
 
 
 def expand(output: mx.array, streams: mx.array, weights: mx.array, comb: mx.array) -> mx.array:
@@ -112,8 +124,3 @@ def _projected(streams: mx.array, fn: nn.Linear, eps: float) -> mx.array:
     flat = streams.flatten(-2).astype(mx.float32)
     projected: mx.array = fn(mx.fast.rms_norm(flat, None, eps))
     return projected
-
-
-def _reduced(streams: mx.array, weights: mx.array) -> mx.array:
-    reduced = (weights[..., None, :] @ streams.astype(mx.float32)).squeeze(-2)
-    return reduced.astype(streams.dtype)

@@ -10,7 +10,7 @@ import mlx.nn as nn
 from .attention import LatentAttention
 from .config import ModelArgs
 from .experts import Experts
-from .hyper_connections import HyperConnection, expand
+from .hyper_connections import HyperConnection, expand, reduce
 
 
 class Layer(nn.Module):
@@ -36,15 +36,21 @@ class Layer(nn.Module):
         streams: mx.array,
         attend: Callable[[mx.array], mx.array],
         tokens: mx.array | None = None,
-    ) -> mx.array:
-        """The copies behind the layer, `[batch, rows, copies, hidden]`.
+        into: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """The copies behind the layer, `[batch, rows, copies, hidden]`, and V4.1's `into`.
 
         Args:
             streams: the copies before it.
             attend: maps the attention's normed input `[batch, rows, hidden]` to its output.
             tokens: token ids, int `[batch, rows]`; None where no layer is routed by them.
+            into: weights of the copies in the row that attention reads, `[batch, rows, copies]`,
+                which the sublayer before has made in V4.1. None for V4, whose sublayers make their
+                own.
         """
-        x, weights, comb = self.hc_attn(streams)
-        streams = expand(attend(self.attn_norm(x)), streams, weights, comb)
-        x, weights, comb = self.hc_ffn(streams)
-        return expand(self.ffn(self.ffn_norm(x), tokens), streams, weights, comb)
+        own, out, comb = self.hc_attn(streams)
+        x = self.attn_norm(reduce(streams, own if into is None else into))
+        streams = expand(attend(x), streams, out, comb)
+        following, out, comb = self.hc_ffn(streams)
+        x = self.ffn_norm(reduce(streams, following if into is None else own))
+        return expand(self.ffn(x, tokens), streams, out, comb), following

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint.block_floats import GROUP, expected_scale, repacked
+from ..checkpoint.block_floats import GROUP, is_repackable, repacked
 from .config import ModelArgs
 
 _NAMES = (
@@ -53,7 +53,7 @@ def with_mlx_scales(tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
         base = name.removesuffix(".scale")
         if base != name and f"{base}.weight" in tensors:
             weight, scale = found[f"{base}.weight"], found.pop(name)
-            if scale.dtype != mx.uint8 or scale.shape != expected_scale(weight):
+            if not is_repackable(weight, scale):
                 shapes = f"{list(weight.shape)} with a scale of {list(scale.shape)}"
                 raise ValueError(f"{base}: {weight.dtype} {shapes}, which is neither FP8 nor FP4")
             words, scales = repacked(weight, scale)

@@ -30,18 +30,15 @@ def _one_stream(layer: nn.Module, values: Sequence[Any]) -> mx.array:
     """What the next layer's own parts read, of one stream or of several.
 
     Gemma 3n keeps `[streams, batch, rows, hidden]`, one of which is active: the stream that
-    attention and the output matrix work on. DeepSeek V4.1 keeps `[batch, rows, streams, hidden]`
-    and hands the weights `[batch, rows, streams]` that mix them for the next layer along. DeepSeek
-    V4 has copies `[batch, rows, copies, hidden]`, whose mean its own head reads.
+    attention and the output matrix work on. DeepSeek V4 and V4.1 keep `[batch, rows, copies,
+    hidden]`, whose mean their own heads read; V4.1 hands the weights `[batch, rows, copies]` along
+    that mix them for the next layer.
     """
     first: mx.array = values[0]
     if first.ndim != 4:
         return first
     if "altup" in layer:
         return first[layer.altup.config.altup_active_idx]
-    if isinstance(layer, Layer):
-        return mean_of_copies(first)
     mix = values[1] if len(values) > 1 else None
-    if isinstance(mix, mx.array) and mix.shape == first.shape[:3]:
-        return (mix[..., None] * first.astype(mx.float32)).sum(axis=2).astype(first.dtype)
-    return first
+    mixed = isinstance(mix, mx.array) and mix.shape == first.shape[:3]
+    return mean_of_copies(first) if mixed or isinstance(layer, Layer) else first

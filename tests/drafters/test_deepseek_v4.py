@@ -176,9 +176,9 @@ def test_copies_of_the_targets_tables_are_left_out():
         (
             "mtp.1.attn.wkv.scale",
             lambda t: mx.repeat(t, 2, 0),
-            r"mtp\.1\.attn\.wkv\.scale.*uint8 \[1, 1\]",
+            r"wkv\.scale.*uint8 \[2, 1\] for uint8 \[48, 64\]",
         ),
-        ("mtp.1.ffn.experts.3.w1.scale", lambda t: t[:-1], r"uint8 \[32, 2\]"),
+        ("mtp.1.ffn.experts.3.w1.scale", lambda t: t[:-1], r"uint8 \[31, 2\] for int8"),
         ("mtp.2.attn.wo_b.scale", lambda t: None, r"layers\.2\.attn\.wo_b\.weight.*uint8"),
         ("mtp.0.ffn.gate.bias", lambda t: None, r"no tensor layers\.0\.ffn\.gate\.bias"),
         ("mtp.2.attn_norm.weight", lambda t: t * mx.nan, "NaN"),

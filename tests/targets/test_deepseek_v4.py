@@ -10,7 +10,12 @@ from mlx.utils import tree_flatten
 
 from dspark_mlx.caches.deepseek_v4 import MOST_TAKEN_BACK, CompressedRows
 from dspark_mlx.deepseek_v4.config import ModelArgs
-from dspark_mlx.deepseek_v4.hyper_connections import balanced, copies_of, plainly_balanced
+from dspark_mlx.deepseek_v4.hyper_connections import (
+    balanced,
+    copies_of,
+    plainly_balanced,
+    reduce,
+)
 from dspark_mlx.deepseek_v4.rotary import Rotary
 from dspark_mlx.errors import InputError
 from dspark_mlx.targets.deepseek_v4 import attention, compression
@@ -54,7 +59,8 @@ def test_parts_of_a_layer_equal_the_reference():
     """Errors that cancel, or that only larger inputs would show."""
     streams = copies_of(model().embed(TOKENS[:1]), 4)
     for i, layer in enumerate(model().layers):
-        x, weights, comb = layer.hc_attn(streams)
+        into, weights, comb = layer.hc_attn(streams)
+        x = reduce(streams, into)
         cache, normed = layer.attn.make_cache(), layer.attn_norm(x)
         output = layer.attn(normed, cache)
         if i < 3:
@@ -66,7 +72,8 @@ def test_parts_of_a_layer_equal_the_reference():
         if i == 1:
             _check_indexer(layer.attn, normed, cache)
         if i in (0, 1, 2, 4):
-            after = layer.hc_ffn(_after_attention(layer, streams))[0]
+            between = _after_attention(layer, streams)
+            after = reduce(between, layer.hc_ffn(between)[0])
             _check_router(layer.ffn.gate(layer.ffn_norm(after), TOKENS[:1]), i)
         streams = layer(streams, layer.attn.make_cache(), TOKENS[:1])
 

@@ -1,4 +1,4 @@
-"""The canonical configuration of DeepSeek V4's DSpark head, and its tensors' shapes."""
+"""The canonical configuration of DeepSeek V4's and V4.1's DSpark head, and its tensors' shapes."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ class DeepseekV4Config(CanonicalConfig):
         routed_scale: factor of the routed experts' weights.
         swiglu_limit: limit of the experts' activations; 0 for none.
         copies, sinkhorn_iters, mix_eps: of the hyper-connections.
+        late_mixing, query_norm, gate_temperature: what V4.1 does otherwise, see `ModelArgs`. With
+            late mixing the last sublayer's weights reduce the copies at the end, and there is no
+            `hc_head`.
     """
 
     METHOD: ClassVar[str] = "deepseek_v4"
@@ -76,6 +79,9 @@ class DeepseekV4Config(CanonicalConfig):
     copies: int
     sinkhorn_iters: int
     mix_eps: float
+    late_mixing: bool = False
+    query_norm: bool = True
+    gate_temperature: float = 1.0
 
     @property
     def gamma(self) -> int:
@@ -95,7 +101,8 @@ class DeepseekV4Config(CanonicalConfig):
     @property
     def summary(self) -> str:
         """A description of the drafter in a few words."""
-        return f"DeepSeek V4 head, {self.num_layers} stages, block of {self.block_size}"
+        version = "4.1" if self.late_mixing else "4"
+        return f"DeepSeek V{version} head, {self.num_layers} stages, block of {self.block_size}"
 
     @property
     def args(self) -> ModelArgs:
@@ -127,6 +134,9 @@ class DeepseekV4Config(CanonicalConfig):
             hc_sinkhorn_iters=self.sinkhorn_iters,
             hc_eps=self.mix_eps,
             rms_norm_eps=self.rms_norm_eps,
+            gate_temp=self.gate_temperature,
+            query_norm=self.query_norm,
+            late_mixing=self.late_mixing,
         )
 
     def with_window(self, window: int) -> DeepseekV4Config:
@@ -137,10 +147,9 @@ class DeepseekV4Config(CanonicalConfig):
         """See `CanonicalConfig.matrix_shapes`."""
         sizes = HeadSizes(self.head_rank, self.hidden_size, self.vocab_size, self.output_size)
         wide = self.copies * self.hidden_size
-        shapes = {
-            "fc": (self.hidden_size, len(self.taps) * self.target_hidden_size),
-            "hc_head.fn": (self.copies, wide),
-        }
+        shapes = {"fc": (self.hidden_size, len(self.taps) * self.target_hidden_size)}
+        if not self.late_mixing:
+            shapes["hc_head.fn"] = (self.copies, wide)
         for i in range(self.num_layers):
             shapes |= self._stage_matrices(f"layers.{i}", wide)
         shapes |= head_matrices(_HEAD, sizes)
@@ -152,9 +161,9 @@ class DeepseekV4Config(CanonicalConfig):
         shapes: dict[str, tuple[int]] = {
             "hidden_norm.weight": hidden,
             "norm.weight": hidden,
-            "hc_head.base": (self.copies,),
-            "hc_head.scale": (1,),
         }
+        if not self.late_mixing:
+            shapes |= {"hc_head.base": (self.copies,), "hc_head.scale": (1,)}
         for i in range(self.num_layers):
             for part in ("attn", "ffn"):
                 shapes[f"layers.{i}.{part}_norm.weight"] = hidden
@@ -204,6 +213,7 @@ class DeepseekV4Config(CanonicalConfig):
         check_within(where, "block_size", self.block_size, 1, MAX_BLOCK)
         for name, high in (("routed_scale", 1e4), ("swiglu_limit", 1e4), ("mix_eps", 1.0)):
             self._check_within(where, name, 0.0, high)
+        self._check_within(where, "gate_temperature", 1e-4, 1e4)
         super()._check(where)
         if not 0 <= self.mask_token_id < self.vocab_size:
             found = f"mask_token_id {self.mask_token_id}"

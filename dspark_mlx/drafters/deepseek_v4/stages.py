@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from ...deepseek_v4.attention import LatentAttention
 from ...deepseek_v4.config import ModelArgs
-from ...deepseek_v4.hyper_connections import FinalReduction, copies_of
+from ...deepseek_v4.hyper_connections import FinalReduction, copies_of, reduce
 from ...deepseek_v4.layer import Layer
 from .ring import LatentRing
 
@@ -27,7 +27,8 @@ class Stages(nn.Module):
         super().__init__()
         self._args = args
         self.layers = [Layer(args, LatentAttention(args)) for _ in range(args.num_hidden_layers)]
-        self.hc_head = FinalReduction(args)
+        if not args.late_mixing:
+            self.hc_head = FinalReduction(args)
 
     def load(self, weights: dict[str, mx.array]) -> None:
         """Take weights as `deepseek_v4.weights.loadable` gives them; packed ones stay packed.
@@ -69,10 +70,15 @@ class Stages(nn.Module):
             rings: one a stage, which stay as they are.
             x: the block's embeddings, `[rows, hidden]`.
         """
-        streams = copies_of(x[None], self._args.hc_mult)
+        copies, late = self._args.hc_mult, self._args.late_mixing
+        streams = copies_of(x[None], copies)
+        # All copies are equal at first, so that the first one alone is read.
+        into = mx.broadcast_to(mx.arange(copies) == 0, streams.shape[:3]) if late else None
         for layer, ring in zip(self.layers, rings, strict=True):
-            streams = layer.run(streams, partial(_attend, layer.attn, ring))
-        reduced: mx.array = self.hc_head(streams)
+            attend = partial(_attend, layer.attn, ring)
+            streams, following = layer.run(streams, attend, into=into)
+            into = following if late else None
+        reduced: mx.array = self.hc_head(streams) if into is None else reduce(streams, into)
         return reduced.squeeze(0)
 
 

@@ -30,7 +30,8 @@ class TargetLayer(Layer):
 
     def __call__(self, streams: mx.array, cache: DeepseekV4Cache, tokens: mx.array) -> mx.array:
         """The copies behind the layer; see `Layer.run`."""
-        return self.run(streams, lambda x: self.attn(x, cache), tokens)
+        behind, _ = self.run(streams, lambda x: self.attn(x, cache), tokens)
+        return behind
 
 
 class Model(nn.Module):
