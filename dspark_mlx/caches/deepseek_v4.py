@@ -24,16 +24,18 @@ class CompressedRows:
 
     Args:
         ratio: tokens of a window.
+        overlaps: whether a window's entry reads the window before it too.
 
     Attributes:
         first: the window that `values` and `scores` begin with.
         values, scores: raw rows `[batch, rows, width]` from that window's first token on.
-        before: values and scores of the window before that, where windows overlap; None before
-            there is one.
+        before: values and scores of the window before that; None where windows do not overlap, and
+            before there is one.
     """
 
-    def __init__(self, ratio: int) -> None:
+    def __init__(self, ratio: int, overlaps: bool) -> None:
         self.ratio = ratio
+        self.overlaps = overlaps
         self.first = 0
         self.values: mx.array | None = None
         self.scores: mx.array | None = None
@@ -95,12 +97,30 @@ class CompressedRows:
         """Bytes of an entry, a token's part of it."""
         return 0 if self._entries is None else self._entries[:, 0].nbytes // self.ratio
 
+    def bytes_at(self, tokens: int, rows: int, itemsize: int) -> int:
+        """Bytes at so many positions.
+
+        Args:
+            tokens: positions.
+            rows: of the widest forward that stays raw.
+            itemsize: bytes of a number of an entry.
+        """
+        assert self.values is not None and self.scores is not None
+        raw = self.values[:, 0].nbytes + self.scores[:, 0].nbytes
+        count = min(tokens, self.ratio - 1 + rows)
+        if self.overlaps and tokens > self.ratio:
+            count += self.ratio
+        batch, _, width = self.values.shape
+        entry = batch * width // (2 if self.overlaps else 1) * itemsize
+        return count * raw + -(-(tokens // self.ratio) // _STEP) * _STEP * entry
+
     def _forget_closed(self) -> None:
         closed = self.count - self.first
         if not closed or self.values is None or self.scores is None:
             return
         start, end = (closed - 1) * self.ratio, closed * self.ratio
-        self.before = self.values[:, start:end], self.scores[:, start:end]
+        if self.overlaps:
+            self.before = self.values[:, start:end], self.scores[:, start:end]
         self.values, self.scores = self.values[:, end:], self.scores[:, end:]
         self.first += closed
 
@@ -125,8 +145,9 @@ class DeepseekV4Cache:
         self.offset = 0
         self._droppable = 0
         self.window: mx.array | None = None
-        self.compressed = CompressedRows(ratio) if ratio else None
-        self.index = CompressedRows(ratio) if indexed else None
+        # Windows that are chosen among overlap.
+        self.compressed = CompressedRows(ratio, overlaps=indexed) if ratio else None
+        self.index = CompressedRows(ratio, overlaps=True) if indexed else None
 
     def update_window(self, rows: mx.array) -> mx.array:
         """Append a forward's latent rows; these and all that the first of them sees.
@@ -162,6 +183,14 @@ class DeepseekV4Cache:
     def bytes_per_token(self) -> int:
         """Bytes that each further position takes."""
         return sum(part.bytes_per_token for part in self._parts())
+
+    def bytes_at(self, tokens: int, rows: int) -> int:
+        """Bytes at so many positions, see `CacheKind.bytes_at`."""
+        assert self.window is not None
+        rows = rows if rows <= MOST_TAKEN_BACK else 0
+        own = self.window[:, 0].nbytes * min(tokens, self.window_size - 1 + rows)
+        size = self.window.dtype.size
+        return own + sum(part.bytes_at(tokens, rows, size) for part in self._parts())
 
     @property
     def nbytes(self) -> int:
@@ -204,6 +233,11 @@ class CompressedCache:
     def bytes_per_token(cache: Any) -> int:
         """See `CacheKind.bytes_per_token`."""
         return int(cache.bytes_per_token)
+
+    @staticmethod
+    def bytes_at(cache: Any, tokens: int, rows: int) -> int:
+        """See `CacheKind.bytes_at`."""
+        return int(cache.bytes_at(tokens, rows))
 
     @staticmethod
     def arrays(cache: Any) -> list[mx.array]:

@@ -208,7 +208,8 @@ def test_entries_outgrow_their_room(layer):
     attn, rng = model().layers[layer].attn, np.random.default_rng(0)
     ratio = attn.compressor._ratio
     x = mx.array(rng.standard_normal((1, 270 * ratio, 64)).astype(np.float32))
-    whole, pieces, offset = CompressedRows(ratio), CompressedRows(ratio), 0
+    whole, pieces = (CompressedRows(ratio, overlaps=layer == 1) for _ in range(2))
+    offset = 0
     attn.compressor(x, whole, 0, attn.rotary)
     while offset < x.shape[1]:
         rows = x[:, offset : offset + int(rng.integers(1, 60))]

@@ -46,6 +46,11 @@ class LatentRing:
         self.keys = self.keys[:, :-rows]
         self.offset -= rows
 
+    def bytes_at(self, tokens: int, rows: int) -> int:
+        """Bytes that it takes at so many positions; arguments as `CacheKind.bytes_at`."""
+        assert self.keys is not None
+        return self.keys[:, 0].nbytes * min(tokens, self.window + _SLACK)
+
     @property
     def newest(self) -> mx.array | None:
         """The rows that a block sees, `[1, rows, width]`; None before the first."""
