@@ -192,15 +192,6 @@ class DeepseekV4Cache:
         size = self.window.dtype.size
         return own + sum(part.bytes_at(tokens, rows, size) for part in self._parts())
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays, under mlx-lm's name."""
-        return sum(array.nbytes for array in self.arrays())
-
-    def is_trimmable(self) -> bool:
-        """False, as mlx-lm asks it: only the newest forward's rows can be taken out."""
-        return False
-
     def _newest(self) -> mx.array:
         """The rows that the next one sees."""
         assert self.window is not None
