@@ -18,6 +18,7 @@ from ...errors import InputError
 from . import (
     canonical,
     deepseek_v4,
+    deepseek_v4_mtp,
     deepspec_eagle3,
     deepspec_gemma4,
     deepspec_qwen3,
@@ -88,6 +89,7 @@ PACKAGINGS: tuple[Packaging, ...] = (
     dspine,
     qwen35,
     deepseek_v4,
+    deepseek_v4_mtp,
     llama_cpp,
     canonical,
 )

@@ -24,9 +24,11 @@ from .source import adapt as adapt
 
 NAME = "DeepSeek-V4's embedded head"
 _V4, _V41 = "deepseek_v4", "deepseek_v41"
+MODEL_TYPES = (_V4, _V41)
 _PROJECTION = "mtp.0.main_proj.weight"
 _STAGE = re.compile(r"mtp\.(\d+)\.(.+)")
-_COPIES = ("emb.", "embed.", "head.")
+COPIES = ("emb.", "embed.", "head.")
+"""What names of copies of the target's tables begin with, in a stage."""
 _SHARED = re.compile(r"norm\.weight|hc_head_\w+|(markov_head|confidence_head)\..+")
 _RENAMED = {
     "main_proj.weight": "fc.weight",
@@ -38,7 +40,7 @@ _RENAMED = {
 
 def is_embedded(config: dict[str, Any]) -> bool:
     """Whether a target's config.json says that it has such a head."""
-    return config.get("model_type") in (_V4, _V41) and "dspark_block_size" in _values(config)
+    return config.get("model_type") in MODEL_TYPES and "dspark_block_size" in values_of(config)
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
@@ -54,56 +56,67 @@ def to_drafter_config(
     Raises:
         InputError: a key is missing, or has a value that is not supported.
     """
-    source = Source(_values(config), shapes, where, NAME)
+    source = Source(values_of(config), shapes, where, NAME)
     # V4.1's text_config may have a model_type of its own.
     late = config["model_type"] == _V41
-    experts = "dspark_n_routed_experts" if late else "n_routed_experts"
-    each = "dspark_num_experts_per_tok" if late else "num_experts_per_tok"
-    if (scoring := source.need("scoring_func")) != SCORING:
-        source.refuse("scoring_func", scoring, SCORING)
     taps = source.need("dspark_target_layer_ids")
     if not isinstance(taps, list) or any(type(tap) is not int for tap in taps):
         source.refuse("dspark_target_layer_ids", taps, "a list of layer numbers")
     stages = {match[1] for name in shapes if (match := _STAGE.fullmatch(name))}
-    hidden = source.whole("hidden_size")
+    own: dict[str, Any] = {"late_mixing": late, "query_norm": not late}
+    if late:
+        own["num_experts"] = source.whole("dspark_n_routed_experts")
+        own["experts_per_token"] = source.whole("dspark_num_experts_per_tok")
     return source.finish_as(
         DeepseekV4Config,
-        hidden_size=hidden,
-        intermediate_size=source.whole("moe_intermediate_size"),
-        num_heads=source.whole("num_attention_heads"),
-        num_kv_heads=1,
-        head_dim=source.whole("head_dim"),
-        rms_norm_eps=source.number("rms_norm_eps"),
-        vocab_size=source.whole("vocab_size"),
-        target_hidden_size=hidden,
-        target_num_layers=source.whole("num_hidden_layers"),
+        **(layers_of(source) | own),
         taps=tuple(tap - late for tap in taps),
-        rope_theta=source.number("rope_theta"),
-        rope_dims=source.whole("qk_rope_head_dim"),
-        rope_interleaved=True,
-        values="keys",
-        owns_embedding=False,
-        owns_head=False,
         num_layers=len(stages),
         block_size=source.whole("dspark_block_size"),
         mask_token_id=source.need("dspark_noise_token_id"),
         head_rank=source.whole("dspark_markov_rank"),
-        window=source.whole("sliding_window"),
-        q_lora_rank=source.whole("q_lora_rank"),
-        o_lora_rank=source.whole("o_lora_rank"),
-        o_groups=source.whole("o_groups"),
-        num_experts=source.whole(experts),
-        num_shared_experts=source.whole("n_shared_experts"),
-        experts_per_token=source.whole(each),
-        routed_scale=source.number("routed_scaling_factor"),
-        swiglu_limit=source.number("swiglu_limit", default=0.0),
-        copies=source.whole("hc_mult"),
-        sinkhorn_iters=source.whole("hc_sinkhorn_iters"),
-        mix_eps=source.number("hc_eps"),
-        late_mixing=late,
-        query_norm=not late,
-        gate_temperature=source.number("gate_temp", default=1.0),
     )
+
+
+def layers_of(source: Source) -> dict[str, Any]:
+    """The canonical keys of `LayersConfig` but for the number of layers and V4.1's own.
+
+    Raises:
+        InputError: a key is missing, or has a value that is not supported.
+    """
+    if (scoring := source.need("scoring_func")) != SCORING:
+        source.refuse("scoring_func", scoring, SCORING)
+    hidden = source.whole("hidden_size")
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": source.whole("moe_intermediate_size"),
+        "num_heads": source.whole("num_attention_heads"),
+        "num_kv_heads": 1,
+        "head_dim": source.whole("head_dim"),
+        "rms_norm_eps": source.number("rms_norm_eps"),
+        "vocab_size": source.whole("vocab_size"),
+        "target_hidden_size": hidden,
+        "target_num_layers": source.whole("num_hidden_layers"),
+        "rope_theta": source.number("rope_theta"),
+        "rope_dims": source.whole("qk_rope_head_dim"),
+        "rope_interleaved": True,
+        "values": "keys",
+        "owns_embedding": False,
+        "owns_head": False,
+        "window": source.whole("sliding_window"),
+        "q_lora_rank": source.whole("q_lora_rank"),
+        "o_lora_rank": source.whole("o_lora_rank"),
+        "o_groups": source.whole("o_groups"),
+        "num_experts": source.whole("n_routed_experts"),
+        "num_shared_experts": source.whole("n_shared_experts"),
+        "experts_per_token": source.whole("num_experts_per_tok"),
+        "routed_scale": source.number("routed_scaling_factor"),
+        "swiglu_limit": source.number("swiglu_limit", default=0.0),
+        "copies": source.whole("hc_mult"),
+        "sinkhorn_iters": source.whole("hc_sinkhorn_iters"),
+        "mix_eps": source.number("hc_eps"),
+        "gate_temperature": source.number("gate_temp", default=1.0),
+    }
 
 
 def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
@@ -111,7 +124,7 @@ def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | Non
     return {name: _canonical(name) for name in names}
 
 
-def _values(config: dict[str, Any]) -> dict[str, Any]:
+def values_of(config: dict[str, Any]) -> dict[str, Any]:
     """The config with the text model's own part of it, which V4.1 has apart."""
     text = config.get("text_config")
     return {"n_shared_experts": 1, **config, **(text if isinstance(text, dict) else {})}
@@ -119,7 +132,7 @@ def _values(config: dict[str, Any]) -> dict[str, Any]:
 
 def _canonical(name: str) -> str | None:
     match = _STAGE.fullmatch(name)
-    if match is None or match[2].startswith(_COPIES) or match[2].endswith(".bias_vl"):
+    if match is None or match[2].startswith(COPIES) or match[2].endswith(".bias_vl"):
         return None
     stage, own = match.groups()
     if own in _RENAMED:

@@ -64,8 +64,8 @@ REFUSED: tuple[tuple[str, Matches], ...] = (
     (
         "DeepSeek plain multi-token prediction",
         lambda config, shapes: (
-            any(name.startswith("mtp.") for name in shapes)
-            and "mtp.0.main_proj.weight" not in shapes
+            config.get("model_type") not in ("deepseek_v4", "deepseek_v41")
+            and any(name.startswith("mtp.") for name in shapes)
         ),
     ),
 )

@@ -97,7 +97,7 @@ def _drafter_folder(drafter: str | Path) -> tuple[Path, bool]:
     """
     path = checkpoint_place(resolve(drafter))
     config = read_json(path / "config.json") if path.is_dir() else {}
-    if holds_drafter(config):
+    if config.get("model_type") in deepseek_v4.MODEL_TYPES:
         return path, True
     if config.get("format") == FORMAT:
         return path, False

@@ -30,9 +30,9 @@ def _one_stream(layer: nn.Module, values: Sequence[Any]) -> mx.array:
     """What the next layer's own parts read, of one stream or of several.
 
     Gemma 3n keeps `[streams, batch, rows, hidden]`, one of which is active: the stream that
-    attention and the output matrix work on. DeepSeek V4 and V4.1 keep `[batch, rows, copies,
-    hidden]`, whose mean their own heads read; V4.1 hands the weights `[batch, rows, copies]` along
-    that mix them for the next layer.
+    attention and the output matrix work on. DeepSeek V4 and V4.1 keep copies `[batch, rows, copies,
+    hidden]`, which stay apart here, see `of_copies`; V4.1 hands the weights `[batch, rows, copies]`
+    along that mix them for the next layer.
     """
     first: mx.array = values[0]
     if first.ndim != 4:
@@ -41,4 +41,18 @@ def _one_stream(layer: nn.Module, values: Sequence[Any]) -> mx.array:
         return first[layer.altup.config.altup_active_idx]
     mix = values[1] if len(values) > 1 else None
     mixed = isinstance(mix, mx.array) and mix.shape == first.shape[:3]
-    return mean_of_copies(first) if mixed or isinstance(layer, Layer) else first
+    # What is not known here is refused by its width.
+    return first if mixed or isinstance(layer, Layer) else first.flatten(2)
+
+
+def of_copies(hidden: mx.array, whole: bool) -> mx.array:
+    """A recorded hidden state as a tap, `[batch, rows, width]`.
+
+    Args:
+        hidden: `[batch, rows, hidden]`, or copies of it, `[batch, rows, copies, hidden]`.
+        whole: False for the mean over the copies, which DSpark's heads read; True for all of them
+            behind each other.
+    """
+    if hidden.ndim != 4:
+        return hidden
+    return hidden.flatten(-2) if whole else mean_of_copies(hidden)

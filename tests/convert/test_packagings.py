@@ -20,7 +20,7 @@ from helpers.packaged_parts import MASK, VOCAB
 
 from dspark_mlx.calibration.by_temperature import read_calibrations
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.convert.packagings import PACKAGINGS, find_packaging
+from dspark_mlx.convert.packagings import PACKAGINGS, deepseek_v4_mtp, find_packaging
 from dspark_mlx.convert.packagings.source import canonical_name
 from dspark_mlx.convert.published import read_published
 from dspark_mlx.errors import InputError
@@ -77,8 +77,8 @@ def test_every_packaging_has_a_case(tmp_path):
     claimed.add(_packaging(file))
     convert_drafter(tmp_path / "deepspec_qwen3", tmp_path / "canonical", progress=False)
     claimed.add(_packaging(tmp_path / "canonical"))
-    # Its numbers are in tests/drafters/test_deepseek_v4.py.
-    claimed.add(_packaging(DEEPSEEK_V4))
+    # Their numbers are in tests/drafters/test_deepseek_v4.py and test_deepseek_v4_mtp.py.
+    claimed |= {_packaging(DEEPSEEK_V4), deepseek_v4_mtp.NAME}
     assert claimed == {packaging.NAME for packaging in PACKAGINGS}
 
 

@@ -22,7 +22,7 @@ from dspark_mlx.convert.packagings import find_packaging
 from dspark_mlx.drafters.deepseek_v4.ring import LatentRing
 from dspark_mlx.drafters.deepseek_v4.stages import Stages
 from dspark_mlx.pairs.stored import read_drafter
-from dspark_mlx.targets.hidden import leaving_hidden
+from dspark_mlx.targets.hidden import leaving_hidden, of_copies
 
 TEXT: dict[str, Any] = {
     "vocab_size": 96,
@@ -235,5 +235,5 @@ def test_taps_are_means_over_the_copies():
     """Taps of the row that the next layer reads, which the head was not trained with."""
     layer = family("deepseek_v41").layers[0]
     streams = mx.random.normal((1, 5, 4, 64), key=mx.random.key(0))
-    tap = leaving_hidden(layer, (streams, mx.random.uniform(shape=(1, 5, 4))))
-    assert relative(tap, streams.mean(axis=2)) < 1e-6
+    left = leaving_hidden(layer, (streams, mx.random.uniform(shape=(1, 5, 4))))
+    assert relative(of_copies(left, whole=False), streams.mean(axis=2)) < 1e-6

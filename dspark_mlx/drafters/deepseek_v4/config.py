@@ -2,86 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...checkpoint.base_config import MAX_BLOCK, CanonicalConfig
+from ...checkpoint.base_config import MAX_BLOCK
 from ...checkpoint.number_ranges import check_within
-from ...deepseek_v4.config import ModelArgs
 from ...errors import InputError
 from ..heads import head_matrices
 from ..heads.base import HeadSizes
 from ..heads.confidence import confidence_matrices
+from .layers_config import LayersConfig
 
 _HEAD, _CONFIDENCE = "vanilla", "hidden+markov"
-_EXPERT_MATRICES = (("w1", True), ("w2", False), ("w3", True))
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepseekV4Config(CanonicalConfig):
-    """DeepSeek V4's embedded head: layers of the target's own kind, which see a window.
-
-    `intermediate_size` is a routed expert's. A stage's names are those of the target's layers.
+class DeepseekV4Config(LayersConfig):
+    """DeepSeek V4's embedded head.
 
     Attributes:
-        num_layers: stages.
         block_size: rows of a block, the anchor's included, which all give logits.
         mask_token_id: id that fills the rows after the anchor, the release's noise token.
         head_rank: rank of the Markov head's embedding.
-        window: how many committed rows before the anchor a block sees.
-        q_lora_rank, o_lora_rank, o_groups: low-rank sizes of queries and output.
-        num_experts, num_shared_experts, experts_per_token: of a stage.
-        routed_scale: factor of the routed experts' weights.
-        swiglu_limit: limit of the experts' activations; 0 for none.
-        copies, sinkhorn_iters, mix_eps: of the hyper-connections.
-        late_mixing, query_norm, gate_temperature: what V4.1 does otherwise, see `ModelArgs`. With
-            late mixing the last sublayer's weights reduce the copies at the end, and there is no
-            `hc_head`.
     """
 
     METHOD: ClassVar[str] = "deepseek_v4"
-    EXAMPLE: ClassVar[dict[str, Any]] = {
-        "num_layers": 1,
+    EXAMPLE: ClassVar[dict[str, Any]] = LayersConfig.LAYERS_EXAMPLE | {
         "block_size": 4,
         "mask_token_id": 0,
         "head_rank": 8,
-        "window": 6,
-        "q_lora_rank": 16,
-        "o_lora_rank": 16,
-        "o_groups": 2,
-        "num_experts": 2,
-        "num_shared_experts": 1,
-        "experts_per_token": 1,
-        "routed_scale": 1.5,
-        "swiglu_limit": 10.0,
-        "copies": 2,
-        "sinkhorn_iters": 2,
-        "mix_eps": 1e-6,
-        "rope_dims": 8,
-        "rope_interleaved": True,
-        "values": "keys",
     }
 
-    num_layers: int
     block_size: int
     mask_token_id: int
     head_rank: int
-    window: int
-    q_lora_rank: int
-    o_lora_rank: int
-    o_groups: int
-    num_experts: int
-    num_shared_experts: int
-    experts_per_token: int
-    routed_scale: float
-    swiglu_limit: float
-    copies: int
-    sinkhorn_iters: int
-    mix_eps: float
-    late_mixing: bool = False
-    query_norm: bool = True
-    gate_temperature: float = 1.0
 
     @property
     def gamma(self) -> int:
@@ -94,139 +49,28 @@ class DeepseekV4Config(CanonicalConfig):
         return True
 
     @property
-    def depth(self) -> int:
-        """See `CanonicalConfig.depth`."""
-        return self.num_layers
-
-    @property
     def summary(self) -> str:
         """A description of the drafter in a few words."""
         version = "4.1" if self.late_mixing else "4"
         return f"DeepSeek V{version} head, {self.num_layers} stages, block of {self.block_size}"
 
-    @property
-    def args(self) -> ModelArgs:
-        """The sizes of the stages, as the target's layers take them."""
-        return ModelArgs(
-            model_type=self.METHOD,
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_layers,
-            num_attention_heads=self.num_heads,
-            head_dim=self.head_dim,
-            qk_rope_head_dim=self.rope_dims,
-            q_lora_rank=self.q_lora_rank,
-            o_lora_rank=self.o_lora_rank,
-            o_groups=self.o_groups,
-            moe_intermediate_size=self.intermediate_size,
-            n_routed_experts=self.num_experts,
-            n_shared_experts=self.num_shared_experts,
-            num_experts_per_tok=self.experts_per_token,
-            sliding_window=self.window,
-            compress_ratios=[0] * self.num_layers,
-            index_n_heads=0,
-            index_head_dim=0,
-            index_topk=0,
-            rope_theta=self.rope_theta,
-            routed_scaling_factor=self.routed_scale,
-            swiglu_limit=self.swiglu_limit,
-            hc_mult=self.copies,
-            hc_sinkhorn_iters=self.sinkhorn_iters,
-            hc_eps=self.mix_eps,
-            rms_norm_eps=self.rms_norm_eps,
-            gate_temp=self.gate_temperature,
-            query_norm=self.query_norm,
-            late_mixing=self.late_mixing,
-        )
-
-    def with_window(self, window: int) -> DeepseekV4Config:
-        """See `CanonicalConfig.with_window`."""
-        return replace(self, window=min(self.window, window))
-
-    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+    def matrix_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `CanonicalConfig.matrix_shapes`."""
         sizes = HeadSizes(self.head_rank, self.hidden_size, self.vocab_size, self.output_size)
-        wide = self.copies * self.hidden_size
-        shapes = {"fc": (self.hidden_size, len(self.taps) * self.target_hidden_size)}
-        if not self.late_mixing:
-            shapes["hc_head.fn"] = (self.copies, wide)
-        for i in range(self.num_layers):
-            shapes |= self._stage_matrices(f"layers.{i}", wide)
-        shapes |= head_matrices(_HEAD, sizes)
-        return shapes | confidence_matrices(_CONFIDENCE, sizes)
+        fc = (self.hidden_size, len(self.taps) * self.target_hidden_size)
+        heads = head_matrices(_HEAD, sizes) | confidence_matrices(_CONFIDENCE, sizes)
+        return {"fc": fc} | super().matrix_shapes() | heads
 
-    def vector_shapes(self) -> dict[str, tuple[int]]:
+    def vector_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `CanonicalConfig.vector_shapes`."""
-        hidden, mixes = (self.hidden_size,), ((2 + self.copies) * self.copies,)
-        shapes: dict[str, tuple[int]] = {
-            "hidden_norm.weight": hidden,
-            "norm.weight": hidden,
-        }
-        if not self.late_mixing:
-            shapes |= {"hc_head.base": (self.copies,), "hc_head.scale": (1,)}
-        for i in range(self.num_layers):
-            for part in ("attn", "ffn"):
-                shapes[f"layers.{i}.{part}_norm.weight"] = hidden
-                shapes[f"layers.{i}.hc_{part}.base"] = mixes
-                shapes[f"layers.{i}.hc_{part}.scale"] = (3,)
-            shapes[f"layers.{i}.attn.q_norm.weight"] = (self.q_lora_rank,)
-            shapes[f"layers.{i}.attn.kv_norm.weight"] = (self.head_dim,)
-            shapes[f"layers.{i}.attn.attn_sink"] = (self.num_heads,)
-            shapes[f"layers.{i}.ffn.gate.bias"] = (self.num_experts,)
-        return shapes
-
-    def alternatives(self) -> dict[str, tuple[Any, ...]]:
-        """See `CanonicalConfig.alternatives`; a release leaves nothing open."""
-        return {}
-
-    def _stage_matrices(self, stage: str, wide: int) -> dict[str, tuple[int, int]]:
-        hidden, heads = self.hidden_size, self.num_heads * self.head_dim
-        low = self.o_groups * self.o_lora_rank
-        mixes, shared = (2 + self.copies) * self.copies, self.num_shared_experts
-        shapes = {
-            f"{stage}.hc_attn.fn": (mixes, wide),
-            f"{stage}.hc_ffn.fn": (mixes, wide),
-            f"{stage}.attn.wq_a": (self.q_lora_rank, hidden),
-            f"{stage}.attn.wq_b": (heads, self.q_lora_rank),
-            f"{stage}.attn.wkv": (self.head_dim, hidden),
-            f"{stage}.attn.wo_a": (low, heads // self.o_groups),
-            f"{stage}.attn.wo_b": (hidden, low),
-            f"{stage}.ffn.gate": (self.num_experts, hidden),
-        }
-        for name, up in (("gate_proj", True), ("up_proj", True), ("down_proj", False)):
-            width = self.intermediate_size * shared
-            shape = (width, hidden) if up else (hidden, width)
-            shapes[f"{stage}.ffn.shared_experts.{name}"] = shape
-        for expert in range(self.num_experts):
-            for name, up in _EXPERT_MATRICES:
-                width = self.intermediate_size
-                shape = (width, hidden) if up else (hidden, width)
-                shapes[f"{stage}.ffn.experts.{expert}.{name}"] = shape
-        return shapes
+        hidden = (self.hidden_size,)
+        norms = {"hidden_norm.weight": hidden, "norm.weight": hidden}
+        return norms | super().vector_shapes()
 
     def _check(self, where: Path | str) -> None:
-        self._check_positive(
-            where,
-            "num_layers head_rank window q_lora_rank o_lora_rank o_groups num_experts "
-            "num_shared_experts experts_per_token copies sinkhorn_iters rope_dims",
-        )
+        self._check_positive(where, "head_rank")
         check_within(where, "block_size", self.block_size, 1, MAX_BLOCK)
-        for name, high in (("routed_scale", 1e4), ("swiglu_limit", 1e4), ("mix_eps", 1.0)):
-            self._check_within(where, name, 0.0, high)
-        self._check_within(where, "gate_temperature", 1e-4, 1e4)
         super()._check(where)
         if not 0 <= self.mask_token_id < self.vocab_size:
             found = f"mask_token_id {self.mask_token_id}"
             raise InputError(where, found, f"an id of the vocabulary, below {self.vocab_size}")
-        if self.num_heads % self.o_groups:
-            found = f"num_heads {self.num_heads} with o_groups {self.o_groups}"
-            raise InputError(where, found, "a whole number of heads in a group")
-        if self.experts_per_token > self.num_experts:
-            found = f"{self.experts_per_token} experts a token of {self.num_experts}"
-            raise InputError(where, found, "no more than there are")
-        fixed = {"num_kv_heads": 1, "rope_interleaved": True, "values": "keys"}
-        for name, value in fixed.items():
-            if getattr(self, name) != value:
-                raise InputError(where, f"{name} {getattr(self, name)!r}", f"{value!r}")
-        if self.owns_embedding or self.owns_head or self.draft_vocab_size:
-            raise InputError(where, "an embedding or a head of its own", "the target's")

@@ -12,8 +12,6 @@ from ...calibration.by_temperature import Calibrations
 from ...calibration.sts import identity
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import Matrix, arrays_of
-from ...checkpoint.precision import apply_precision
-from ...deepseek_v4.weights import loadable
 from ...sampling import Pick
 from ...types import Draft
 from ..base import DrafterContext, Embed
@@ -25,8 +23,6 @@ from ..vocabulary import DraftOutput
 from .config import DeepseekV4Config
 from .ring import LatentRing
 from .stages import Stages
-
-_OF_STAGES = ("layers.", "hc_head.")
 
 
 @dataclass(frozen=True)
@@ -99,10 +95,7 @@ class DeepseekV4Drafter:
         calibrations: Calibrations | None = None,
     ) -> DeepseekV4Drafter:
         """See `DraftingMethod.load`."""
-        stages = Stages(config.args)
-        own = {n: t for n, t in tensors.tensors.items() if n.startswith(_OF_STAGES)}
-        stages.load(loadable(own, config.args))
-        apply_precision(stages, tensors.dtype if tensors.dequantize else None)
+        stages = Stages.of(config.args, tensors)
         projection = Projection(
             tensors.matrix("fc"), tensors.vector("hidden_norm.weight"), config.rms_norm_eps
         )

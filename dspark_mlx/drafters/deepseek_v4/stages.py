@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...checkpoint.precision import apply_precision
 from ...deepseek_v4.attention import LatentAttention
 from ...deepseek_v4.config import ModelArgs
 from ...deepseek_v4.hyper_connections import FinalReduction, copies_of, reduce
 from ...deepseek_v4.layer import Layer
+from ...deepseek_v4.weights import loadable
+from ..tensors import DrafterTensors
 from .ring import LatentRing
 
 
@@ -29,6 +32,15 @@ class Stages(nn.Module):
         self.layers = [Layer(args, LatentAttention(args)) for _ in range(args.num_hidden_layers)]
         if not args.late_mixing:
             self.hc_head = FinalReduction(args)
+
+    @classmethod
+    def of(cls, args: ModelArgs, tensors: DrafterTensors) -> Self:
+        """The stages with a folder's tensors, in the types of `DrafterTensors`; not evaluated."""
+        stages = cls(args)
+        own = {n: t for n, t in tensors.tensors.items() if n.startswith(("layers.", "hc_head."))}
+        stages.load(loadable(own, args))
+        apply_precision(stages, tensors.dtype if tensors.dequantize else None)
+        return stages
 
     def load(self, weights: dict[str, mx.array]) -> None:
         """Take weights as `deepseek_v4.weights.loadable` gives them; packed ones stay packed.
