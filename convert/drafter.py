@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from ..checkpoint.frequent_tokens import read_ranking, write_ranking
 from ..checkpoint.hub import checkpoint_place
 from ..checkpoint.layout import check_headers, check_values
 from ..checkpoint.quantization import (
-    NEVER_QUANTIZED,
+    AFFINE,
     Quantization,
     check_quantization,
     choose_quantization,
+    stays_plain,
 )
 from ..checkpoint.safetensors import read_tensors
 from ..errors import InputError, one_line
@@ -106,6 +107,35 @@ def convert_drafter(
     settings = Settings(quantize, q_bits, q_group_size, q_exceptions, overwrite, finish, progress)
     source = checkpoint_place(source)
     check_apart(source, destination)
+    raw, config, renamed = _translated(source, keep_embeddings, target_layers)
+    calibrations = _shipped_calibration(raw, config.gamma, source)
+    ranking = read_ranking(source, config.vocab_size) if raw.get("format") == FORMAT else ()
+    return write_drafter(config, renamed, source, destination, settings, calibrations, ranking)
+
+
+def read_as_canonical(source: Path) -> tuple[CanonicalConfig, dict[str, mx.array]]:
+    """What the canonical folder of a published drafter would hold; nothing is written.
+
+    Matrices stay packed where the canonical folder can hold them so.
+
+    Args:
+        source: see `convert_drafter`.
+
+    Raises:
+        InputError: the checkpoint cannot be used.
+    """
+    _, config, renamed = _translated(checkpoint_place(source), keep_embeddings=False)
+    config = _as_packed(config, renamed, source)
+    matrices, found = config.matrix_shapes().keys(), dict[str, mx.array]()
+    for name, tensor in renamed.items():
+        found |= _parts(config, matrices, name, tensor, source, keep=True)
+    return config, found
+
+
+def _translated(
+    source: Path, keep_embeddings: bool, target_layers: int | None = None
+) -> tuple[dict[str, Any], CanonicalConfig, dict[str, Tensor]]:
+    """A drafter's config, the canonical one, and its tensors by their canonical names."""
     raw, tensors = read_published(
         source, lambda config, shapes: refuse_unsupported(config, shapes, source)
     )
@@ -126,10 +156,7 @@ def convert_drafter(
             if isinstance(tensor, mx.array):
                 tensor = packaging.adapt(raw, new, tensor)
             renamed[new] = tensor
-    tensors.clear()
-    calibrations = _shipped_calibration(raw, config.gamma, source)
-    ranking = read_ranking(source, config.vocab_size) if raw.get("format") == FORMAT else ()
-    return write_drafter(config, renamed, source, destination, settings, calibrations, ranking)
+    return raw, config, renamed
 
 
 def write_drafter(
@@ -154,14 +181,11 @@ def write_drafter(
     Raises:
         InputError: a tensor cannot be used, or a setting does not fit; nothing was written.
     """
-    check_headers(config, tensors, source)
-    kept = _kept_quantization(tensors)
+    config = _as_packed(config, tensors, source)
     if settings.quantize:
         asked = (settings.bits, settings.group_size, settings.exceptions)
         chosen = choose_quantization(config.matrix_shapes(), *asked, source)
         config = dataclasses.replace(config, quantization=chosen)
-    elif kept is not None:
-        config = dataclasses.replace(config, quantization=kept)
     with staged_folder(destination, overwrite=settings.overwrite) as folder:
         _write(config, tensors, folder, source, settings)
         if calibrations:
@@ -171,6 +195,15 @@ def write_drafter(
         if settings.finish:
             settings.finish(folder)
     return config
+
+
+def _as_packed(
+    config: CanonicalConfig, tensors: Mapping[str, Tensor], source: Path
+) -> CanonicalConfig:
+    """The configuration with the quantisation that the tensors come with, which are checked."""
+    check_headers(config, tensors, source)
+    kept = _kept_quantization(tensors)
+    return dataclasses.replace(config, quantization=kept) if kept else config
 
 
 def _without_prefixes(tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
@@ -184,29 +217,34 @@ def _without_prefixes(tensors: dict[str, Tensor], where: Path) -> dict[str, Tens
     return named
 
 
-def _kept_quantization(tensors: dict[str, Tensor]) -> Quantization | None:
+def _kept_quantization(tensors: Mapping[str, Tensor]) -> Quantization | None:
     """The quantisation of the matrices that stay packed as in the source; None without any.
 
-    Its bits and group size are those of most matrices; the others are exceptions.
+    Its form is that of most matrices; the others are exceptions.
     """
     forms = {
-        name.removesuffix(".weight"): (tensor.bits, tensor.group_size)
+        name.removesuffix(".weight"): (tensor.bits, tensor.group_size, tensor.mode)
         if isinstance(tensor, StoredMatrix) and tensor.bits
         else None
         for name, tensor in tensors.items()
         if len(tensor.shape) == 2
     }
-    forms |= dict.fromkeys(NEVER_QUANTIZED & forms.keys(), None)
+    forms |= dict.fromkeys(filter(stays_plain, forms), None)
     usual = Counter(form for form in forms.values() if form).most_common(1)
     if not usual:
         return None
-    (bits, group_size), _ = usual[0]
-    exceptions = {
-        name: {"bits": form[0], "group_size": form[1]} if form else None
-        for name, form in forms.items()
-        if form != (bits, group_size)
-    }
-    return Quantization(bits, group_size, exceptions)
+    (whole, _), *_ = usual
+    exceptions = {name: _entry(form) for name, form in forms.items() if form != whole}
+    bits, group_size, mode = whole
+    return Quantization(bits, group_size, exceptions, mode)
+
+
+def _entry(form: tuple[int, int, str] | None) -> dict[str, Any] | None:
+    if form is None:
+        return None
+    bits, group_size, mode = form
+    entry = {"bits": bits, "group_size": group_size}
+    return entry if mode == AFFINE else {**entry, "mode": mode}
 
 
 def _write(
@@ -218,9 +256,10 @@ def _write(
 ) -> None:
     """Read, check, quantise and write the tensors, one after the other."""
     writer = ShardWriter(folder)
-    names, hidden = sorted(tensors), not settings.progress
+    names, hidden, keep = sorted(tensors), not settings.progress, not settings.quantize
+    matrices = config.matrix_shapes().keys()
     for name in tqdm(names, desc="Converting", unit="tensor", disable=hidden, leave=False):
-        for key, part in _parts(config, name, tensors.pop(name), source, not settings.quantize):
+        for key, part in _parts(config, matrices, name, tensors.pop(name), source, keep):
             writer.add(key, part)
     writer.close()
     check_headers(config, read_tensors(folder), folder)
@@ -228,16 +267,21 @@ def _write(
 
 
 def _parts(
-    config: CanonicalConfig, name: str, tensor: Tensor, source: Path, keep: bool
+    config: CanonicalConfig,
+    matrices: Collection[str],
+    name: str,
+    tensor: Tensor,
+    source: Path,
+    keep: bool,
 ) -> list[tuple[str, mx.array]]:
     """A tensor as it is stored: itself, or the packed words, scales and biases of a matrix."""
     base = name.removesuffix(".weight")
     keys = (name, f"{base}.scales", f"{base}.biases")
     quantized = None
-    if config.quantization is not None and base in config.matrix_shapes():
+    if config.quantization is not None and base in matrices:
         quantized = config.quantization.of(base)
     if keep and quantized is not None and isinstance(tensor, StoredMatrix):
-        parts = list(zip(keys, tensor.packed(), strict=True))
+        parts = list(zip(keys, tensor.packed(), strict=False))
         for key, part in parts:
             check_values(config, key, part, source)
         return parts
@@ -247,7 +291,7 @@ def _parts(
         return [(name, values)]
     bits, group_size = quantized
     packed, *scales = mx.quantize(values, group_size=group_size, bits=bits)
-    if isinstance(tensor, StoredMatrix) and tensor.bits:
+    if isinstance(tensor, StoredMatrix) and tensor.bits and tensor.mode == AFFINE:
         # The values were float32 only to be exact; scales get the source's type.
         scales = [part.astype(tensor.scale_type) for part in scales]
     return list(zip(keys, (packed, *scales), strict=True))

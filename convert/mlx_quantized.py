@@ -14,11 +14,12 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.base_config import FORMAT
-from ..checkpoint.quantization import check_quantization
+from ..checkpoint.block_floats import GROUP, is_fp4, is_repackable, repacked
+from ..checkpoint.quantization import AFFINE, BYTE_SCALES, check_quantization
 from ..errors import InputError
 
 # Bits and group sizes of the modes whose scales are bytes (mlx.core.quantize).
-_FLOATING = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
+_FLOATING = {**BYTE_SCALES, "nvfp4": (4, 16)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class MlxMatrix:
     @property
     def dtype(self) -> mx.Dtype:
         """Type of the unpacked values."""
-        return self.scale_type if self.bits else mx.bfloat16
+        return self.scale_type if self.mode == AFFINE else mx.bfloat16
 
     @property
     def scale_type(self) -> mx.Dtype:
@@ -57,13 +58,14 @@ class MlxMatrix:
     @property
     def bits(self) -> int:
         """Bits per weight where the canonical folder can hold the matrix as it is; else 0."""
-        return self.stored_bits if self.mode == "affine" else 0
+        kept = self.mode == AFFINE or self.mode in BYTE_SCALES
+        return self.stored_bits if kept else 0
 
     def values(self) -> mx.array:
         """The unpacked values: float32 for the affine mode, else bfloat16, which is exact."""
         group_size, bits = self.group_size, self.stored_bits
         words, *rest = self.parts
-        if self.mode == "affine":
+        if self.mode == AFFINE:
             scales, biases = (part.astype(mx.float32) for part in rest)
             return mx.dequantize(words, scales, biases, group_size=group_size, bits=bits)
         scales, mode = rest[0], self.mode
@@ -81,6 +83,8 @@ def grouped(
 ) -> dict[str, mx.array | MlxMatrix]:
     """The tensors of a folder, with the parts of each packed matrix joined.
 
+    Matrices in DeepSeek's FP8 and FP4 are packed in MLX's form of the same values.
+
     Args:
         config: content of config.json.
         tensors: the stored tensors by name.
@@ -92,6 +96,7 @@ def grouped(
     if config.get("format") == FORMAT:
         return dict(tensors)
     found: dict[str, mx.array | MlxMatrix] = {}
+    tensors = _without_blocks(tensors, found, where)
     packed = {
         name.removesuffix(".scales")
         for name in tensors
@@ -106,19 +111,42 @@ def grouped(
     return found
 
 
+def _without_blocks(
+    tensors: Mapping[str, mx.array], found: dict[str, mx.array | MlxMatrix], where: Path
+) -> dict[str, mx.array]:
+    """The tensors but for FP8 and FP4 matrices, which go to `found`; see `block_floats`."""
+    rest = dict(tensors)
+    for name in tensors:
+        base = name.removesuffix(".scale")
+        weight = tensors.get(f"{base}.weight")
+        if base == name or weight is None or weight.dtype not in (mx.int8, mx.uint8):
+            continue
+        scale = rest.pop(name)
+        if not is_repackable(weight, scale):
+            shapes = f"{scale.dtype} {list(scale.shape)} for {weight.dtype} {list(weight.shape)}"
+            wanted = "uint8, one for each 32 weights of FP4 or each block of FP8"
+            raise InputError(f"{where}: {name}", shapes.replace("mlx.core.", ""), wanted)
+        del rest[f"{base}.weight"]
+        mode = "mxfp4" if is_fp4(weight) else "mxfp8"
+        parts = repacked(weight, scale)
+        columns = parts[1].shape[1] * GROUP
+        found[f"{base}.weight"] = MlxMatrix(parts, columns, mode, *BYTE_SCALES[mode])
+    return rest
+
+
 def _matrix(
     module: str, config: Mapping[str, Any], tensors: Mapping[str, mx.array], where: Path
 ) -> MlxMatrix:
     mode, bits, group_size = _settings(module, config, where / "config.json")
     kinds = ("weight", "scales", "biases")
     parts = tuple(t for k in kinds if (t := tensors.get(f"{module}.{k}")) is not None)
-    if len(parts) != (3 if mode == "affine" else 2):
+    if len(parts) != (3 if mode == AFFINE else 2):
         found = f"{len(parts) - 1} of scales and biases of {module}"
         raise InputError(where, found, f"those of the mode {mode}")
     words = parts[0]
     columns = words.shape[-1] * 32 // bits
     shape = (*words.shape[:1], columns // group_size)
-    wanted = mx.floating if mode == "affine" else mx.uint8
+    wanted = mx.floating if mode == AFFINE else mx.uint8
     typed = words.dtype == mx.uint32 and all(mx.issubdtype(s.dtype, wanted) for s in parts[1:])
     whole = words.ndim == 2 and columns % group_size == 0 and words.shape[-1] * 32 % bits == 0
     if not (whole and typed and all(part.shape == shape for part in parts[1:])):
@@ -134,8 +162,8 @@ def _settings(module: str, config: Mapping[str, Any], where: Path) -> tuple[str,
     own = whole.get(module, whole) if isinstance(whole, dict) else None
     if not isinstance(own, dict):
         raise InputError(where, f"no quantization for {module}", "its bits, group_size and mode")
-    mode, bits, group_size = own.get("mode", "affine"), own.get("bits"), own.get("group_size")
-    if mode == "affine":
+    mode, bits, group_size = own.get("mode", AFFINE), own.get("bits"), own.get("group_size")
+    if mode == AFFINE:
         check_quantization(f"{where}: {module}", bits, group_size)
         return mode, int(str(bits)), int(str(group_size))
     if not isinstance(mode, str) or mode not in _FLOATING:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 
 from ..checkpoint.number_ranges import check_numbers
+from ..checkpoint.quantization import AFFINE
 from ..checkpoint.safetensors import read_tensors
 from ..system.files import read_json
 from .gguf.blocks import AFFINE_BITS, GROUP_SIZE, read_affine, read_values
@@ -50,6 +51,11 @@ class GgufMatrix:
     def bits(self) -> int:
         """Bits per weight where MLX's affine mode can hold the matrix as it is; else 0."""
         return AFFINE_BITS.get(self.row.type, 0)
+
+    @property
+    def mode(self) -> str:
+        """MLX's name of that quantisation."""
+        return AFFINE
 
     @property
     def scale_type(self) -> mx.Dtype:

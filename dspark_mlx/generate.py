@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from .benchmark.comparison import compare
 from .decoder import Decoder, Prompt
+from .engine.stream import TextStream, stream
 from .errors import InputError
 from .system.process import program
 from .terminal import command, flags
@@ -19,13 +21,17 @@ from .terminal.sampling_flags import (
     add_setting_flag,
     read_json_argument,
 )
+from .text.detokenizer import TokenIds
 from .types import Chunk, Round
+
+# Flags that make no sense for a prompt of token ids.
+_OF_TEXT = ("image", "stop", "system_prompt", "json_schema", "prefill_response")
 
 
 def main(argv: list[str] | None) -> int:
     """Run the command: generate and print; returns the exit status."""
     args = _parser().parse_args(argv)
-    prompt_text = _read_prompt(args.prompt)
+    prompt_text = _read_prompt(args.prompt) if args.prompt_ids is None else ""
     settings = flags.request_settings(args, logprobs=args.logprobs)
     template = flags.template_settings(args, prefill_response=args.prefill_response)
     _check(args)
@@ -35,12 +41,14 @@ def main(argv: list[str] | None) -> int:
         schema = read_json_argument("--json-schema", args.json_schema)
     with flags.load_decoder(args) as decoder:
         settings = flags.with_loaded(settings, decoder, args)
-        ids: list[int] = []
-        prompt = _prompt(decoder, prompt_text, images, args)
-        if images:
-            settings |= template
-        else:
-            prompt = ids = decoder.encode(prompt, **template)
+        ids: list[int] = args.prompt_ids or []
+        prompt: Prompt = ids
+        if not ids:
+            prompt = _prompt(decoder, prompt_text, images, args)
+            if images:
+                settings |= template
+            else:
+                prompt = ids = decoder.encode(prompt, **template)
         if schema is not None:
             settings["logits_processors"] = (decoder.json_schema(schema),)
         return _print_texts(decoder, prompt, ids, settings, args)
@@ -94,8 +102,14 @@ def _parser() -> argparse.ArgumentParser:
         prog=program("generate"),
         description="Generate text with DSpark speculative decoding.",
     )
-    parser.add_argument(
-        "--prompt", "-p", required=True, help="the user's message; - reads standard input"
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", "-p", help="the user's message; - reads standard input")
+    prompt.add_argument(
+        "--prompt-ids",
+        type=int,
+        nargs="+",
+        metavar="ID",
+        help="token ids in place of text, and ids are printed: needs no tokenizer",
     )
     add_image_flag(parser, "the message")
     flags.add_model_flags(parser)
@@ -116,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if args.prompt_ids is not None:
+        for name in _OF_TEXT:
+            if getattr(args, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError("--prompt-ids", f"{flag} beside it", f"no {flag}, which is text")
     if args.samples < 1 or (args.samples > 1 and args.temp == 0):
         expected = "1 or more, and 1 at --temp 0: all are the same"
         raise InputError("--samples", args.samples, expected)
@@ -150,9 +169,12 @@ def _generate(
     """Stream one text to the terminal; Ctrl-C ends the text but not the statistics."""
     painter = DraftPainter(sys.stdout.isatty()) if args.show_drafts else None
     output = GeneratedText()
-    chunks = decoder.stream(
-        prompt, progress=flags.PrefillBar(), on_round=output.rounds.append, **settings
-    )
+    if args.prompt_ids is None:
+        chunks = decoder.stream(
+            prompt, progress=flags.PrefillBar(), on_round=output.rounds.append, **settings
+        )
+    else:
+        chunks = _chunks_of_ids(decoder, args.prompt_ids, settings, output)
     try:
         for chunk in chunks:
             output.chunks.append(chunk)
@@ -168,6 +190,22 @@ def _generate(
     if not args.json:
         print(painter.close() if painter else "", flush=True)
     return output
+
+
+def _chunks_of_ids(
+    decoder: Decoder, ids: list[int], settings: dict[str, Any], output: GeneratedText
+) -> Iterator[Chunk]:
+    """The chunks of an answer to token ids, whose text is token ids."""
+    others = {name: value for name, value in settings.items() if name != "stop"}
+    ends = others.setdefault("stop_tokens", decoder.stop_tokens)
+    rounds = decoder.rounds(ids, progress=flags.PrefillBar(), **others)
+    longest = settings["max_tokens"]
+    if decoder.max_length is not None:
+        longest = min(longest, decoder.max_length - len(ids))
+    text = TextStream(
+        TokenIds(), prompt_tokens=len(ids), max_tokens=longest, stop_tokens=ends, stop=()
+    )
+    return stream(rounds, text, output.rounds.append)
 
 
 def _report(output: GeneratedText) -> dict[str, Any]:

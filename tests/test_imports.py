@@ -20,7 +20,7 @@ LEVELS = (
     "kernels",
     "checkpoint calibration text",
     "sampling",
-    "caches",
+    "caches deepseek_v4",
     "schedulers drafters targets",
     "vision",
     "reuse",

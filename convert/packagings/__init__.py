@@ -17,6 +17,8 @@ from ...checkpoint.base_config import CanonicalConfig
 from ...errors import InputError
 from . import (
     canonical,
+    deepseek_v4,
+    deepseek_v4_mtp,
     deepspec_eagle3,
     deepspec_gemma4,
     deepspec_qwen3,
@@ -86,6 +88,8 @@ PACKAGINGS: tuple[Packaging, ...] = (
     dflash2,
     dspine,
     qwen35,
+    deepseek_v4,
+    deepseek_v4_mtp,
     llama_cpp,
     canonical,
 )

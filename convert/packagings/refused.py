@@ -35,7 +35,6 @@ def _prefix(*prefixes: str) -> Matches:
 
 
 REFUSED: tuple[tuple[str, Matches], ...] = (
-    ("DeepSeek-V4 embedded heads (mtp.*)", lambda config, shapes: "dspark_block_size" in config),
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
     *((f"vLLM speculators {kind}", _speculators(kind)) for kind in ("peagle", "xpress", "mtp")),
     ("NVIDIA Nemotron NVFP4", lambda config, shapes: "dspark_bonus_anchor" in config),
@@ -64,7 +63,10 @@ REFUSED: tuple[tuple[str, Matches], ...] = (
     ),
     (
         "DeepSeek plain multi-token prediction",
-        lambda config, shapes: any(name.startswith("mtp.") for name in shapes),
+        lambda config, shapes: (
+            config.get("model_type") not in ("deepseek_v4", "deepseek_v41")
+            and any(name.startswith("mtp.") for name in shapes)
+        ),
     ),
 )
 

@@ -18,6 +18,7 @@ from mlx_lm.models.cache import CacheList, make_prompt_cache
 from ..errors import InputError
 from .batch import BatchCaches
 from .batch_attention import BatchKVCache
+from .deepseek_v4 import CompressedCache
 from .deepseek_v41 import LayerStateCache
 from .kinds import CacheKind
 from .recurrent import RecurrentCache
@@ -34,6 +35,7 @@ _KINDS: tuple[type[CacheKind], ...] = (
     ChunkedCache,
     RecurrentCache,
     LayerStateCache,
+    CompressedCache,
 )
 CACHES: dict[type, type[CacheKind]] = {kind.CACHE: kind for kind in _KINDS}
 
@@ -71,6 +73,11 @@ def is_recurrent(cache: object) -> bool:
     """Whether a cache's rows have to be computed again where a forward is cut back."""
     kind = CACHES.get(type(cache))
     return kind is not None and kind.RECURRENT
+
+
+def takes_out_newest_only(caches: Sequence[Any]) -> bool:
+    """Whether one of the caches can take out rows of the newest forward only, and not its first."""
+    return any(CACHES[type(leaf)].NEWEST_ONLY for leaf in leaves(caches))
 
 
 def snapshot(caches: Sequence[Any]) -> list[Any]:
@@ -141,6 +148,7 @@ def bytes_at(caches: Sequence[Any], tokens: int, rows: int) -> int:
     return sum(CACHES[type(leaf)].bytes_at(leaf, tokens, rows) for leaf in leaves(caches))
 
 
-def recurrent_arrays(caches: Sequence[Any]) -> list[mx.array]:
+def unread_arrays(caches: Sequence[Any]) -> list[mx.array]:
     """States that the next forward reads and that this one's logits need not have computed."""
-    return cache_arrays([leaf for leaf in leaves(caches) if is_recurrent(leaf)])
+    found = [leaf for leaf in leaves(caches) if (kind := CACHES.get(type(leaf))) and kind.UNREAD]
+    return cache_arrays(found)

@@ -19,6 +19,8 @@ class LayerStateCache:
 
     CACHE: ClassVar[type] = LayerCache
     RECURRENT: ClassVar[bool] = True
+    NEWEST_ONLY: ClassVar[bool] = True
+    UNREAD: ClassVar[bool] = True
 
     @staticmethod
     def snapshot(cache: Any) -> dict[str, Any]:

@@ -14,10 +14,15 @@ class CacheKind(Protocol):
         CACHE: mlx-lm's class.
         RECURRENT: whether dropping rows leaves the state from before the forward, so that the rows
             that stay have to be computed again (see `targets.rollback`).
+        NEWEST_ONLY: whether only rows of the newest forward can be taken out, and not its first.
+        UNREAD: whether it holds arrays that the next forward reads and that this one's logits need
+            not have computed.
     """
 
     CACHE: ClassVar[type]
     RECURRENT: ClassVar[bool]
+    NEWEST_ONLY: ClassVar[bool]
+    UNREAD: ClassVar[bool]
 
     @staticmethod
     def snapshot(cache: Any) -> Any:

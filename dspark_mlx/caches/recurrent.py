@@ -17,6 +17,8 @@ class RecurrentCache:
 
     CACHE: ClassVar[type] = ArraysCache
     RECURRENT: ClassVar[bool] = True
+    NEWEST_ONLY: ClassVar[bool] = True
+    UNREAD: ClassVar[bool] = True
 
     @staticmethod
     def snapshot(cache: Any) -> list[mx.array | None]:

@@ -55,6 +55,7 @@ class RotatingCache(PlainCache):
     """Keys and values of a window's positions."""
 
     CACHE: ClassVar[type] = RotatingKVCache
+    NEWEST_ONLY: ClassVar[bool] = True
 
     @staticmethod
     def drop(cache: Any, rows: int, before: Any) -> None:

@@ -16,6 +16,8 @@ class PlainCache:
 
     CACHE: ClassVar[type] = KVCache
     RECURRENT: ClassVar[bool] = False
+    NEWEST_ONLY: ClassVar[bool] = False
+    UNREAD: ClassVar[bool] = False
 
     @staticmethod
     def snapshot(cache: Any) -> None:

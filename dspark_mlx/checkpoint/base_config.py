@@ -57,6 +57,8 @@ class CanonicalConfig:
         METHOD: the method's name in config.json.
         EXAMPLE: the method's own fields in a small drafter, for measurements and tests.
         PROPOSES: what it drafts in a round, as a model card says it.
+        READS_COPIES: whether it reads all copies of a target's stream that has several, side by
+            side; False for their mean.
         hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim: sizes of a layer.
         rms_norm_eps: epsilon of every norm.
         vocab_size: rows of the target's head.
@@ -92,6 +94,7 @@ class CanonicalConfig:
     METHOD: ClassVar[str]
     EXAMPLE: ClassVar[dict[str, Any]]
     PROPOSES: ClassVar[str] = "blocks"
+    READS_COPIES: ClassVar[bool] = False
 
     hidden_size: int
     intermediate_size: int
@@ -235,7 +238,7 @@ class CanonicalConfig:
             "hidden_size intermediate_size num_heads num_kv_heads head_dim vocab_size "
             "target_hidden_size",
         )
-        self._check_within(where, "rms_norm_eps", 1e-12, 1.0)
+        self._check_within(where, "rms_norm_eps", 1e-20, 1.0)
         self._check_within(where, "rope_theta", 2.0, LARGEST)
         self._check_within(where, "embedding_scale", *_SCALES)
         self._check_within(where, "output_multiplier", *_SCALES)

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError
 from .base_config import CanonicalConfig
 from .number_ranges import all_finite
+from .quantization import AFFINE
 
 Tensors = Mapping[str, mx.array]
 
@@ -39,7 +40,7 @@ DRAFT_IDS = "d2t"
 
 
 def stored_shapes(config: CanonicalConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every stored tensor; a quantised matrix has weight, scales and biases."""
+    """Name and shape of every stored tensor; a quantised matrix has scales, and maybe biases."""
     shapes: dict[str, tuple[int, ...]] = dict(config.vector_shapes())
     if config.draft_vocab_size:
         shapes[DRAFT_IDS] = (config.draft_vocab_size,)
@@ -50,7 +51,9 @@ def stored_shapes(config: CanonicalConfig) -> dict[str, tuple[int, ...]]:
             continue
         bits, group_size = quantized
         shapes[f"{name}.weight"] = (*rows, columns * bits // 32)
-        shapes[f"{name}.scales"] = shapes[f"{name}.biases"] = (*rows, columns // group_size)
+        shapes[f"{name}.scales"] = (*rows, columns // group_size)
+        if _mode(config, name) == AFFINE:
+            shapes[f"{name}.biases"] = shapes[f"{name}.scales"]
     return shapes
 
 
@@ -85,12 +88,27 @@ def check_headers(
         tensor = tensors[name]
         if tensor.shape != shape:
             raise InputError(f"{where}: {name}", f"shape {list(tensor.shape)}", f"{list(shape)}")
-        packed = f"{name.removesuffix('.weight')}.scales" in expected and name.endswith(".weight")
-        wanted = mx.int32 if name == DRAFT_IDS else mx.uint32 if packed else None
+        wanted = _integers(config, name, expected)
         if wanted is not None and tensor.dtype != wanted:
             raise InputError(f"{where}: {name}", f"type {tensor.dtype}", f"{wanted}")
         if wanted is None and not mx.issubdtype(tensor.dtype, mx.floating):
             raise InputError(f"{where}: {name}", f"type {tensor.dtype}", "a floating type")
+
+
+def _mode(config: CanonicalConfig, name: str) -> str:
+    return config.quantization.mode_of(name) if config.quantization else AFFINE
+
+
+def _integers(
+    config: CanonicalConfig, name: str, expected: Mapping[str, tuple[int, ...]]
+) -> mx.Dtype | None:
+    """The type of a tensor of integers; None where it holds floating numbers."""
+    base, _, part = name.rpartition(".")
+    if name == DRAFT_IDS:
+        return mx.int32
+    if part == "weight" and f"{base}.scales" in expected:
+        return mx.uint32
+    return mx.uint8 if part == "scales" and _mode(config, base) != AFFINE else None
 
 
 def check_values(config: CanonicalConfig, name: str, tensor: mx.array, where: Path | str) -> None:

@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 import mlx.core as mx
 
+from .quantization import AFFINE
+
 _ArrayMap: TypeAlias = Callable[[mx.array], mx.array]
 _ArrayJoin: TypeAlias = Callable[[list[mx.array]], mx.array]
 
@@ -21,10 +23,12 @@ class Matrix:
     use the same weights without a copy.
 
     Attributes:
-        weight: the matrix, or the packed integers of MLX's affine quantisation.
-        scales, biases: one number for each group of weights along `in`; None for a plain matrix.
+        weight: the matrix, or the packed integers of MLX's quantisation.
+        scales, biases: one number for each group of weights along `in`; None for a plain matrix,
+            and biases for a mode that has none.
         bits: bits per weight; 0 for a plain matrix.
         group_size: weights that share a scale and a bias; 0 for a plain matrix.
+        mode: MLX's name of the quantisation.
     """
 
     weight: mx.array
@@ -32,6 +36,7 @@ class Matrix:
     biases: mx.array | None = None
     bits: int = 0
     group_size: int = 0
+    mode: str = AFFINE
     _transposed: mx.array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +65,7 @@ class Matrix:
             transpose=True,
             group_size=self.group_size,
             bits=self.bits,
+            mode=self.mode,
         )
 
     def add_to(self, base: mx.array, x: mx.array) -> mx.array:
@@ -79,16 +85,22 @@ class Matrix:
             biases,
             group_size=self.group_size,
             bits=self.bits,
+            mode=self.mode,
         )
 
     def dequantized(self, dtype: mx.Dtype) -> Matrix:
         """A plain matrix of type `dtype` with the same values, dequantised in float32."""
         if self.scales is None:
             return Matrix(self.weight.astype(dtype))
-        scales = self.scales.astype(mx.float32)
-        biases = None if self.biases is None else self.biases.astype(mx.float32)
+        exact = self.astype(mx.float32)
+        assert exact.scales is not None
         weight = mx.dequantize(
-            self.weight, scales, biases, group_size=self.group_size, bits=self.bits
+            exact.weight,
+            exact.scales,
+            exact.biases,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
         )
         return Matrix(weight.astype(dtype))
 
@@ -96,6 +108,8 @@ class Matrix:
         """The matrix with its floating arrays cast: the weights, or the scales and biases."""
         if self.scales is None:
             return Matrix(self.weight.astype(dtype))
+        if self.mode != AFFINE:
+            return self
         biases = None if self.biases is None else self.biases.astype(dtype)
         return self._with(self.weight, self.scales.astype(dtype), biases)
 
@@ -117,7 +131,7 @@ class Matrix:
         return self._with(change(self.weight), scales, biases)
 
     def _with(self, weight: mx.array, scales: mx.array | None, biases: mx.array | None) -> Matrix:
-        return Matrix(weight, scales, biases, self.bits, self.group_size)
+        return Matrix(weight, scales, biases, self.bits, self.group_size, self.mode)
 
     @staticmethod
     def concatenate(parts: Sequence[Matrix]) -> Matrix:
@@ -131,8 +145,8 @@ class Matrix:
 
 
 def alike(parts: Sequence[Matrix]) -> bool:
-    """True when the parts are all plain, or all quantised with the same bits and group size."""
-    return len({(p.bits, p.group_size) for p in parts}) == 1
+    """True when the parts are all plain, or all quantised in the same way."""
+    return len({(p.bits, p.group_size, p.mode) for p in parts}) == 1
 
 
 def arrays_of(value: object) -> list[mx.array]:
@@ -154,5 +168,6 @@ def _join(parts: Sequence[Matrix], join: _ArrayJoin) -> Matrix:
         return Matrix(join([p.weight for p in parts]))
     weight = join([p.weight for p in parts])
     scales = join([p.scales for p in parts if p.scales is not None])
-    biases = join([p.biases for p in parts if p.biases is not None])
-    return Matrix(weight, scales, biases, first.bits, first.group_size)
+    biased = [p.biases for p in parts if p.biases is not None]
+    biases = join(biased) if biased else None
+    return Matrix(weight, scales, biases, first.bits, first.group_size, first.mode)

@@ -1,8 +1,9 @@
-"""How a drafter's stored weights are quantised: MLX's affine mode, with exceptions by tensor."""
+"""How a drafter's stored weights are quantised, as MLX has it, with exceptions by tensor."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,30 +13,42 @@ from ..errors import InputError
 
 QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+AFFINE = "affine"
+BYTE_SCALES = {"mxfp4": (4, 32), "mxfp8": (8, 32)}
+"""Bits and group size of MLX's modes whose scales are exponents, a byte each, without biases."""
 # The confidence is one dot product per token; its 0.1 % of the weights are worth keeping exact.
-NEVER_QUANTIZED = frozenset({"confidence_head.proj"})
+# The numbers that mix copies of a stream and choose experts are few, and errors in them add up.
+_NEVER_QUANTIZED = re.compile(r"confidence_head\.proj|(.*\.)?hc_\w+\.fn|.*\.ffn\.gate")
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """Affine quantisation of the stored weights, as MLX has it.
+    """Quantisation of the stored weights, as MLX has it.
 
     Attributes:
         bits: bits per weight.
-        group_size: weights that share a scale and a bias.
+        group_size: weights that share a scale.
         exceptions: tensors with other settings, by name (without `.weight`): their own
-            `{"bits", "group_size"}`, or None where the tensor is not quantised.
+            `{"bits", "group_size"}`, with "mode" where that is not affine; or None where the tensor
+            is not quantised.
+        mode: "affine", or one of `BYTE_SCALES`.
     """
 
     bits: int
     group_size: int
-    exceptions: dict[str, dict[str, int] | None] = dataclasses.field(default_factory=dict)
+    exceptions: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
+    mode: str = AFFINE
 
     def of(self, name: str) -> tuple[int, int] | None:
         """Bits and group size of the matrix `name` (without `.weight`); None for a plain one."""
-        entry: dict[str, int] | None = {"bits": self.bits, "group_size": self.group_size}
+        entry: dict[str, Any] | None = {"bits": self.bits, "group_size": self.group_size}
         entry = self.exceptions.get(name, entry)
         return None if entry is None else (entry["bits"], entry["group_size"])
+
+    def mode_of(self, name: str) -> str:
+        """The mode of a quantised matrix `name` (without `.weight`)."""
+        entry = self.exceptions.get(name, {"mode": self.mode})
+        return str((entry or {}).get("mode", AFFINE))
 
     def of_tensor(self, name: str, dimensions: int) -> tuple[int, int] | None:
         """Bits and group size of a tensor by its whole name; None where it stays plain.
@@ -54,20 +67,22 @@ def read_quantization(where: Path | str, data: dict[str, Any]) -> Quantization:
     Raises:
         InputError: there are other keys, or bits or a group size that MLX lacks.
     """
-    if set(data) != {"bits", "group_size", "exceptions"}:
-        raise InputError(where, f"quantization {sorted(data)}", "bits, group_size, exceptions")
+    if set(data) - {"mode"} != {"bits", "group_size", "exceptions"}:
+        expected = "bits, group_size, exceptions, and optionally mode"
+        raise InputError(where, f"quantization {sorted(data)}", expected)
     exceptions = data["exceptions"]
     if not isinstance(exceptions, dict):
         raise InputError(where, f"quantization exceptions {exceptions!r}", "an object")
-    check_quantization(where, data["bits"], data["group_size"])
+    mode = data.get("mode", AFFINE)
+    check_quantization(where, data["bits"], data["group_size"], mode)
     for name, entry in exceptions.items():
         if entry is None:
             continue
-        if not isinstance(entry, dict) or set(entry) != {"bits", "group_size"}:
+        if not isinstance(entry, dict) or set(entry) - {"mode"} != {"bits", "group_size"}:
             found = f"quantization exception {name}: {entry!r}"
-            raise InputError(where, found, "null, or an object of bits and group_size")
-        check_quantization(where, entry["bits"], entry["group_size"])
-    return Quantization(data["bits"], data["group_size"], exceptions)
+            raise InputError(where, found, "null, or an object of bits, group_size and mode")
+        check_quantization(where, entry["bits"], entry["group_size"], entry.get("mode", AFFINE))
+    return Quantization(data["bits"], data["group_size"], exceptions, mode)
 
 
 def group_sizes(where: Path | str, rows: Mapping[str, int], asked: int) -> dict[str, int]:
@@ -123,7 +138,9 @@ def choose_quantization(
         if not any(part in name for name in matrices):
             raise InputError("quantisation exception", part, f"part of {', '.join(matrices)}")
     chosen: dict[str, int] = {}
-    for name in matrices.keys() - NEVER_QUANTIZED:
+    for name in matrices:
+        if stays_plain(name):
+            continue
         fitting = [part for part in by_part if part in name]
         own = by_part[max(fitting, key=len)] if fitting else bits
         if own is not None:
@@ -138,12 +155,27 @@ def choose_quantization(
     return Quantization(bits, group_size, exceptions)
 
 
-def check_quantization(where: Path | str, bits: object, group_size: object) -> None:
-    """Refuse bits and group sizes that MLX's affine quantisation lacks.
+def stays_plain(name: str) -> bool:
+    """Whether a matrix (without `.weight`) is never quantised."""
+    return _NEVER_QUANTIZED.fullmatch(name) is not None
+
+
+def check_quantization(
+    where: Path | str, bits: object, group_size: object, mode: object = AFFINE
+) -> None:
+    """Refuse bits and group sizes that MLX's quantisation lacks.
 
     Raises:
-        InputError: `bits` or `group_size` is none of the supported ones.
+        InputError: `mode` is none of the supported ones, or it lacks `bits` or `group_size`.
     """
+    if mode != AFFINE:
+        form = BYTE_SCALES.get(mode) if isinstance(mode, str) else None
+        if form is None:
+            raise InputError(where, f"mode {mode!r}", f"one of {AFFINE}, {', '.join(BYTE_SCALES)}")
+        if (bits, group_size) != form:
+            found = f"{bits!r} bits in groups of {group_size!r}"
+            raise InputError(where, found, f"{mode}'s {form[0]} in groups of {form[1]}")
+        return
     if bits not in QUANTIZED_BITS:
         raise InputError(where, f"{bits} bits", f"one of {QUANTIZED_BITS}")
     if group_size not in GROUP_SIZES:

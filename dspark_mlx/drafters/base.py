@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import mlx.core as mx
+from mlx_lm.models.cache import KVCache
 
 from ..caches.trimmable import PlainCache
 from ..calibration.by_temperature import Calibrations
 from ..checkpoint.base_config import CanonicalConfig
 from ..sampling import Pick
 from ..types import Draft
-from .context_cache import ContextCache
 from .tensors import DrafterTensors
 from .vocabulary import DraftOutput, DraftVocabulary
 
@@ -105,9 +105,9 @@ class DrafterContext:
     def bytes_at(self, tokens: int, rows: int) -> int:
         """Bytes of a context like this at so many positions, see `CacheKind.bytes_at`."""
         return sum(
-            cache.bytes_at(tokens, rows)
-            if isinstance(cache, ContextCache)
-            else PlainCache.bytes_at(cache, tokens, rows)
+            PlainCache.bytes_at(cache, tokens, rows)
+            if isinstance(cache, KVCache)
+            else cache.bytes_at(tokens, rows)
             for cache in self.caches
         )
 

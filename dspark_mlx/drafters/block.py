@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 
 from ..sampling import Pick, greedy, likeliest
 from ..types import Draft
+from .heads.base import SequentialHead, correct
 from .vocabulary import Readout
 
 
@@ -126,3 +127,26 @@ class BlockBuilder:
             )
             for i, own in enumerate(weights)
         ]
+
+
+def fill_block(
+    block: BlockBuilder,
+    head: SequentialHead | None,
+    anchor: mx.array,
+    rows: Iterable[tuple[mx.array, mx.array]],
+) -> list[mx.array]:
+    """Choose the tokens of n blocks slot by slot; returns the head's embeddings, `[n, rank]` each.
+
+    Args:
+        block: takes the tokens.
+        head: corrects the logits; None without one.
+        anchor: the token before each block, int `[n]`.
+        rows: of each slot the base logits `[n, size]` and the backbone's rows `[n, hidden]`.
+    """
+    embeddings, previous, state = [], anchor, None
+    for row, hidden_row in rows:
+        if head is not None:
+            row, embedding, state = correct(head, row, previous, hidden_row, state)
+            embeddings.append(embedding)
+        previous = block.add(row)
+    return embeddings

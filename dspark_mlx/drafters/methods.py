@@ -12,6 +12,8 @@ from typing import Any
 from ..checkpoint.base_config import CanonicalConfig, method_of
 from ..errors import InputError
 from .base import DraftingMethod
+from .deepseek_v4.drafter import DeepseekV4Drafter
+from .deepseek_v4.mtp import DeepseekV4MTPDrafter
 from .dflash2.drafter import DFlash2Drafter
 from .dspark.drafter import DSparkDrafter
 from .dspine.drafter import DSpineDrafter
@@ -24,6 +26,8 @@ _KINDS: tuple[type[DraftingMethod], ...] = (
     DSpineDrafter,
     Eagle3Drafter,
     MTPDrafter,
+    DeepseekV4Drafter,
+    DeepseekV4MTPDrafter,
 )
 METHODS: dict[str, type[DraftingMethod]] = {kind.CONFIG.METHOD: kind for kind in _KINDS}
 

@@ -36,8 +36,10 @@ class DrafterTensors:
         quantized = quantization.of(name) if quantization else None
         stored = Matrix(tensors[f"{name}.weight"])
         if quantized is not None:
-            scales, biases = tensors[f"{name}.scales"], tensors[f"{name}.biases"]
-            stored = Matrix(tensors[f"{name}.weight"], scales, biases, *quantized)
+            assert quantization is not None
+            scales, biases = tensors[f"{name}.scales"], tensors.get(f"{name}.biases")
+            mode = quantization.mode_of(name)
+            stored = Matrix(tensors[f"{name}.weight"], scales, biases, *quantized, mode)
         return stored.dequantized(self.dtype) if self.dequantize else stored.astype(self.dtype)
 
     def vector(self, name: str) -> mx.array:

@@ -16,7 +16,7 @@ from ..engine.state import Engine
 from ..errors import InputError
 from ..pairs import builtin
 from ..pairs.registry import find_pair, find_pairs, names_of
-from ..pairs.stored import StoredDrafter, read_drafter
+from ..pairs.stored import StoredDrafter, holds_drafter, read_drafter
 from ..schedulers.full import FullScheduler
 from ..system.files import read_json
 from ..targets.given import GivenTarget
@@ -28,7 +28,7 @@ from ..targets.tap import Target
 def chosen_drafter(
     model: str | Path | GivenTarget | None, drafter: str | Path | Literal[False] | None
 ) -> StoredDrafter | None:
-    """The drafter that is named, or the published one of a target; None for False.
+    """The drafter that is named, that the target holds, or that is published; None for False.
 
     Raises:
         InputError: the target has no configuration, or the drafter cannot be found or used.
@@ -42,7 +42,8 @@ def chosen_drafter(
         return read_drafter(builtin.DRAFTER)
     if isinstance(model, GivenTarget):
         return _published(model.published or model.name, model.config)
-    return _published(model, read_json(config) if config else {})
+    content = read_json(config) if config else {}
+    return read_drafter(model) if holds_drafter(content) else _published(model, content)
 
 
 def attached(decoder: Decoder, stored: StoredDrafter, draft_vocabulary: Setting) -> Decoder:

@@ -126,7 +126,8 @@ def load(
     if caches.ignored_by(opened.network):
         message = "max_kv_size does nothing: this family of models makes its own caches"
         warnings.warn(f"{opened.folder}: {message}", stacklevel=2)
-    decoder = opened.decoder(tapped(opened, stored.config.taps if stored else ()))
+    reads = (stored.config.taps, stored.config.READS_COPIES) if stored else ((), False)
+    decoder = opened.decoder(tapped(opened, *reads))
     if stored is not None:
         check_pair(stored.config, stored.folder, decoder.engine.target, opened.folder)
         decoder = attached(decoder, stored, draft_vocabulary)
@@ -165,7 +166,7 @@ def add_drafter(
     with shared.turns:
         with shared.untapped():
             logits = probe_logits(shared.model)
-        target = shared.sharing(stored.config.taps, folder)
+        target = shared.sharing(stored.config.taps, folder, stored.config.READS_COPIES)
         check_taps(shared.model, target, logits, folder)
         beside = decoder.with_engine(Engine(target, None, FullScheduler(), kept=kept), None)
         return scheduled(attached(beside, stored, draft_vocabulary), scheduler)
@@ -197,7 +198,8 @@ def load_unpaired(
     # Its calibrations are of its own block, which another configuration may make shorter.
     stored = read_drafter(drafter, calibrated=False)
     opened = open_checked(model, precision)
-    target = tapped(opened, taps(stored.config, len(opened.network.layers)))
+    layers = taps(stored.config, len(opened.network.layers))
+    target = tapped(opened, layers, stored.config.READS_COPIES)
     check_pair(stored.config, stored.folder, target, opened.folder)
     with refusing(opened.folder):
         check_rollback(target, opened.folder)

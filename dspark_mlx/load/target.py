@@ -78,10 +78,10 @@ def open_checked(
     return OpenedTarget(folder, network, config, precision, logits, caches, place)
 
 
-def tapped(opened: OpenedTarget, taps: Sequence[int]) -> Target:
+def tapped(opened: OpenedTarget, taps: Sequence[int], whole_copies: bool = False) -> Target:
     """The target with its layers tapped, and proof that this changes no bit of a logit."""
     with refusing(opened.folder):
-        target = Target(opened.network, taps, opened.folder, opened.caches)
+        target = Target(opened.network, taps, opened.folder, opened.caches, whole_copies)
         check_taps(opened.network, target, opened.logits, opened.folder)
     return target
 

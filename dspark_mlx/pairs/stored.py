@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
-from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.convert.drafter import convert_drafter, read_as_canonical
+from dspark_mlx.convert.packagings import deepseek_v4
 from dspark_mlx.convert.target import convert_target
 
 from ..calibration.by_temperature import Calibrations, read_calibrations
@@ -56,9 +58,12 @@ def read_drafter(drafter: str | Path, calibrated: bool = True) -> StoredDrafter:
     Raises:
         InputError: see `load`.
     """
-    folder = _drafter_folder(drafter)
-    config = read_config(read_json(folder / "config.json"), folder / "config.json")
-    tensors = read_tensors(folder)
+    folder, embedded = _drafter_folder(drafter)
+    if embedded:
+        config, tensors = read_as_canonical(folder)
+    else:
+        config = read_config(read_json(folder / "config.json"), folder / "config.json")
+        tensors = read_tensors(folder)
     check_tensors(config, tensors, folder)
     calibrations = read_calibrations(folder, config.gamma) if calibrated else None
     ranking = read_ranking(folder, config.vocab_size)
@@ -80,11 +85,23 @@ def target_folder(model: str | Path) -> Path:
     return path
 
 
-def _drafter_folder(drafter: str | Path) -> Path:
+def holds_drafter(config: dict[str, Any]) -> bool:
+    """Whether a target's checkpoint has its drafter inside, by the content of its config.json."""
+    return deepseek_v4.is_embedded(config)
+
+
+def _drafter_folder(drafter: str | Path) -> tuple[Path, bool]:
+    """The folder to read, and whether it is a target's with the drafter inside.
+
+    Such a drafter is read where it is: a converted copy would take gigabytes once more.
+    """
     path = checkpoint_place(resolve(drafter))
-    if path.is_dir() and read_json(path / "config.json").get("format") == FORMAT:
-        return path
-    return _converted(path, "drafters", lambda to: convert_drafter(path, to))
+    config = read_json(path / "config.json") if path.is_dir() else {}
+    if config.get("model_type") in deepseek_v4.MODEL_TYPES:
+        return path, True
+    if config.get("format") == FORMAT:
+        return path, False
+    return _converted(path, "drafters", lambda to: convert_drafter(path, to)), False
 
 
 def _identity(file: Path) -> tuple[str, int, int]:

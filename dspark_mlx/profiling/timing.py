@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import KVCache, RotatingKVCache
+from mlx_lm.models.cache import KVCache
 
-from ..caches import cache_arrays, is_recurrent, keep_rows, leaves
+from ..caches import cache_arrays, is_recurrent, keep_rows, leaves, takes_out_newest_only
 from ..engine.state import Engine
 from ..sampling import Position, Sampler, greedy, likeliest
 from ..sampling.make import make_sampler
@@ -85,7 +85,8 @@ class Session:
     """One request's caches, filled to a length and rolled back to it after every forward.
 
     A rotating cache writes a single row over an old one, which nothing can bring back, and cannot
-    drop all rows of a forward; a recurrent state forgets what it was. With such caches every
+    drop all rows of a forward; a recurrent state forgets what it was; entries of compressed windows
+    can be opened again for the newest forward only. With such caches every
     forward's first row stays, as in the decode loop, and the context grows by it. Where states are
     recurrent a verify forward's time includes keeping half of its rows, since they are computed
     again.
@@ -109,9 +110,8 @@ class Session:
         self._caches = engine.target.new_caches()
         self._context = engine.drafter.new_context() if engine.drafter else None
         self._taps: list[mx.array] = []
-        found = leaves(self._caches)
-        self._recurrent = any(is_recurrent(leaf) for leaf in found)
-        self._grows = self._recurrent or any(isinstance(leaf, RotatingKVCache) for leaf in found)
+        self._recurrent = any(is_recurrent(leaf) for leaf in leaves(self._caches))
+        self._grows = takes_out_newest_only(self._caches)
         self.length = 0
 
     def fill(self, length: int, seconds: float) -> int:

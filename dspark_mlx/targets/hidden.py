@@ -8,6 +8,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..deepseek_v4.hyper_connections import mean_of_copies
+from ..deepseek_v4.layer import Layer
+
 
 def entering_hidden(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> mx.array:
     """The hidden state `[batch, rows, hidden]` that a call gives to a layer.
@@ -27,8 +30,9 @@ def _one_stream(layer: nn.Module, values: Sequence[Any]) -> mx.array:
     """What the next layer's own parts read, of one stream or of several.
 
     Gemma 3n keeps `[streams, batch, rows, hidden]`, one of which is active: the stream that
-    attention and the output matrix work on. DeepSeek V4.1 keeps `[batch, rows, streams, hidden]`
-    and hands the weights `[batch, rows, streams]` that mix them for the next layer along.
+    attention and the output matrix work on. DeepSeek V4 and V4.1 keep copies `[batch, rows, copies,
+    hidden]`, which stay apart here, see `of_copies`; V4.1 hands the weights `[batch, rows, copies]`
+    along that mix them for the next layer.
     """
     first: mx.array = values[0]
     if first.ndim != 4:
@@ -36,6 +40,19 @@ def _one_stream(layer: nn.Module, values: Sequence[Any]) -> mx.array:
     if "altup" in layer:
         return first[layer.altup.config.altup_active_idx]
     mix = values[1] if len(values) > 1 else None
-    if isinstance(mix, mx.array) and mix.shape == first.shape[:3]:
-        return (mix[..., None] * first.astype(mx.float32)).sum(axis=2).astype(first.dtype)
-    return first
+    mixed = isinstance(mix, mx.array) and mix.shape == first.shape[:3]
+    # What is not known here is refused by its width.
+    return first if mixed or isinstance(layer, Layer) else first.flatten(2)
+
+
+def of_copies(hidden: mx.array, whole: bool) -> mx.array:
+    """A recorded hidden state as a tap, `[batch, rows, width]`.
+
+    Args:
+        hidden: `[batch, rows, hidden]`, or copies of it, `[batch, rows, copies, hidden]`.
+        whole: False for the mean over the copies, which DSpark's heads read; True for all of them
+            behind each other.
+    """
+    if hidden.ndim != 4:
+        return hidden
+    return hidden.flatten(-2) if whole else mean_of_copies(hidden)

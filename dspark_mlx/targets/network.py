@@ -23,8 +23,11 @@ from ..caches import CacheSettings, new_caches
 from ..checkpoint.number_ranges import all_finite, check_numbers
 from ..checkpoint.safetensors import TensorHeader, tensor_headers
 from ..checkpoint.size_limits import check_sizes
+from ..deepseek_v4.config import ModelArgs
+from ..deepseek_v4.weights import as_mlx_quantization
 from ..errors import InputError
 from ..system.files import read_json
+from .deepseek_v4.model import Model
 from .tap import PROBE, check_logits, probe_logits
 
 # Exceptions of Python, MLX, mlx-lm and transformers for a checkpoint that contradicts itself.
@@ -46,6 +49,9 @@ REFUSALS = (
 _OBJECTS = ("text_config", "quantization", "quantization_config")
 # Names of families that published files have and mlx-lm does not.
 _NAMES = {"lfm2_vl": "lfm2-vl"}
+# Families that mlx-lm has no class for: the model, its arguments, and how config.json would say in
+# MLX's words what its quantization_config says.
+_OWN = {"deepseek_v4": (Model, ModelArgs, as_mlx_quantization)}
 _DRAFTERS = ("fc.weight", "model.fc.weight")
 # mlx-lm reads end tokens and other software's description of quantised weights in these files.
 _BESIDE = ("generation_config.json", "hf_quant_config.json")
@@ -74,8 +80,13 @@ def open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         if not isinstance(config.get(key, {}), dict | None):
             raise InputError(where, f"{key} {config[key]!r}", "an object")
     check_sizes(where, config, headers)
+    own, classes = _OWN.get(str(config.get("model_type"))), {}
+    if own is not None:
+        model_class, arguments, quantization = own
+        config = quantization(config)
+        classes = {"get_model_classes": lambda config: (model_class, arguments)}
     with refusing(folder), _as_mlx_lm_reads(folder, config, headers) as view:
-        model, config = load_model(view, lazy=True)
+        model, config = load_model(view, lazy=True, **classes)
         _check_types(model, headers, folder)
     return model, config
 

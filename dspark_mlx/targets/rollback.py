@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..caches import is_recurrent, keep_rows, keep_rows_each, leaves, recurrent_arrays, snapshot
+from ..caches import is_recurrent, keep_rows, keep_rows_each, leaves, snapshot, unread_arrays
 from ..caches.batch import rows_of_states
 from .mixers import KeptRows, MixerCall, Mixers
 from .turns import Turns
@@ -85,4 +85,4 @@ class Rollback:
 
     def states(self) -> list[mx.array]:
         """Arrays for evaluation before another thread may go on: no logit needs them."""
-        return recurrent_arrays(self._caches) if self._mixers.modules else []
+        return unread_arrays(self._caches)

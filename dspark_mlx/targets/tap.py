@@ -22,7 +22,7 @@ from ..kernels.attention import AppliedAttention, attention_taken
 from ..kernels.guard import Decision
 from ..kernels.linears import Applied
 from ..sampling import finite_rows
-from .hidden import entering_hidden, leaving_hidden
+from .hidden import entering_hidden, leaving_hidden, of_copies
 from .mixers import Mixers
 from .rollback import Rollback
 from .tables import embedding_shape, find_embedding, find_head, is_plain_table
@@ -41,6 +41,7 @@ class Target:
         taps: layers whose output to record, -1 for the embedding output.
         where: names the model in errors.
         cache_settings: how the caches of requests are made.
+        whole_copies: see `hidden.of_copies`.
 
     Attributes:
         where: names the model in errors.
@@ -65,6 +66,7 @@ class Target:
         taps: Iterable[int],
         where: object,
         cache_settings: CacheSettings = DEFAULT_CACHES,
+        whole_copies: bool = False,
     ) -> None:
         self.model = model
         self.where = where
@@ -80,6 +82,7 @@ class Target:
         self.kernels: Decision | None = None
         self._applied: list[Applied | AppliedAttention] = []
         self._taps = tuple(taps)
+        self._whole_copies = whole_copies
         # All targets of one model share this set, the recorded taps and the tapped layers.
         self._every = set(self._taps)
         self._recorded: dict[int, mx.array] = {}
@@ -90,17 +93,18 @@ class Target:
         self._mixers = Mixers(model)
         self._attach(where)
 
-    def sharing(self, taps: Iterable[int], where: object) -> Target:
+    def sharing(self, taps: Iterable[int], where: object, whole_copies: bool = False) -> Target:
         """A target of the same model with other taps; closing either of them closes both.
 
         Args:
-            taps, where: see `Target`.
+            taps, where, whole_copies: see `Target`.
 
         Raises:
             InputError: a tap is not a layer of this model.
         """
         other = copy.copy(self)
         other._taps = tuple(taps)
+        other._whole_copies = whole_copies
         other._check(where)
         with self.turns:
             self.close()
@@ -269,7 +273,7 @@ class Target:
         """This target's taps of the last forward; all recorded arrays are released."""
         if not self._recorded.keys() >= set(self._taps):
             raise self._closed()
-        recorded = [self._recorded[tap] for tap in self._taps]
+        recorded = [of_copies(self._recorded[tap], self._whole_copies) for tap in self._taps]
         self._recorded.clear()
         return recorded
 
@@ -386,7 +390,8 @@ def check_taps(model: nn.Module, target: Target, untapped: mx.array, where: obje
         raise InputError(where, "other logits when its layers are tapped", "equal logits")
     shape = (1, PROBE.size, target.hidden_size)
     for tap, value in zip(target._taps, recorded, strict=True):
-        if value.shape != shape:
+        copies = value.shape[-1] // target.hidden_size if target._whole_copies else 1
+        if value.shape != (*shape[:2], copies * target.hidden_size) or not copies:
             raise InputError(where, f"tap {tap} of shape {list(value.shape)}", f"{list(shape)}")
 
 

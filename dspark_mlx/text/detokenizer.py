@@ -66,3 +66,25 @@ class Detokenizer:
             self._clean = 0
         if len(self._ids) - self._clean >= _CONTEXT:
             self._clean = len(self._ids)
+
+
+class TokenIds:
+    """Shows token ids as numbers, for targets without a tokenizer; used as a `Detokenizer` is."""
+
+    def __init__(self) -> None:
+        self._segment = ""
+        self._any = False
+
+    @property
+    def last_segment(self) -> str:
+        """What was added since this property was last read."""
+        segment, self._segment = self._segment, ""
+        return segment
+
+    def add_token(self, token: int) -> None:
+        """Add one token id."""
+        self._segment += f" {token}" if self._any else str(token)
+        self._any = True
+
+    def finalize(self) -> None:
+        """Nothing is held back."""

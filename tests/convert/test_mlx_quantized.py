@@ -59,12 +59,14 @@ def test_it_is_taken_as_it_is(tmp_path, mode, bits, group_size):
     values = packed(tmp_path / "source", mode, bits, group_size)
     config = convert_drafter(tmp_path / "source", tmp_path / "out", progress=False)
     kept = read_drafter(tmp_path / "out")
-    if mode == "affine":
-        assert config.quantization is not None
+    if mode != "nvfp4":
+        assert config.quantization is not None and config.quantization.mode_of("fc") == mode
         assert (config.quantization.bits, config.quantization.group_size) == (bits, group_size)
         source = read_tensors(tmp_path / "source")
-        for name in ("fc.weight", "fc.scales", "fc.biases"):
+        parts = ("fc.weight", "fc.scales", *(["fc.biases"] if mode == "affine" else []))
+        for name in parts:
             assert mx.array_equal(kept.tensors[name], source[name])
+        assert ("fc.biases" in kept.tensors) == (mode == "affine")
     else:
         assert config.quantization is None
         for name in values.keys() & kept.tensors.keys():

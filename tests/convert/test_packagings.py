@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from helpers.deepseek_v4 import FOLDER as DEEPSEEK_V4
 from helpers.edits import config as edit_config
 from helpers.edits import tensors as edit_tensors
 from helpers.gguf_drafters import write_twins
@@ -19,7 +20,7 @@ from helpers.packaged_parts import MASK, VOCAB
 
 from dspark_mlx.calibration.by_temperature import read_calibrations
 from dspark_mlx.convert.drafter import convert_drafter
-from dspark_mlx.convert.packagings import PACKAGINGS, find_packaging
+from dspark_mlx.convert.packagings import PACKAGINGS, deepseek_v4_mtp, find_packaging
 from dspark_mlx.convert.packagings.source import canonical_name
 from dspark_mlx.convert.published import read_published
 from dspark_mlx.errors import InputError
@@ -76,6 +77,8 @@ def test_every_packaging_has_a_case(tmp_path):
     claimed.add(_packaging(file))
     convert_drafter(tmp_path / "deepspec_qwen3", tmp_path / "canonical", progress=False)
     claimed.add(_packaging(tmp_path / "canonical"))
+    # Their numbers are in tests/drafters/test_deepseek_v4.py and test_deepseek_v4_mtp.py.
+    claimed |= {_packaging(DEEPSEEK_V4), deepseek_v4_mtp.NAME}
     assert claimed == {packaging.NAME for packaging in PACKAGINGS}
 
 
@@ -174,7 +177,6 @@ def test_shipped_temperatures_are_kept(tmp_path, name):
 
 
 REFUSED = {
-    "DeepSeek-V4 embedded heads": {"dspark_block_size": 5, "model_type": "deepseek_v4"},
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
     "speculators peagle": {"speculators_model_type": "peagle"},
     "speculators xpress": {"speculators_model_type": "xpress"},

@@ -11,6 +11,7 @@ from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache, make_promp
 from dspark_mlx.caches.rotating import SinkKVCache
 from dspark_mlx.targets.tap import Target
 
+from .deepseek_v4 import model as deepseek_v4
 from .families import family
 from .tiny_models import tiny
 
@@ -85,6 +86,8 @@ MODELS = {
     "list of states": lambda: Cached(family("mamba2"), make_prompt_cache, listed=True),
     "list of groups": lambda: Cached(family("deepseek_v41"), make_prompt_cache, listed=True),
     "window and groups": lambda: family("deepseek_v41"),
+    "list of compressed windows": lambda: Cached(deepseek_v4(), make_prompt_cache, listed=True),
+    "compressed windows": deepseek_v4,
 }
 """Every kind of cache, alone and in a list."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import mlx.core as mx
@@ -14,9 +14,8 @@ from ...sampling import Pick, greedy
 from ...types import Draft
 from ..base import DrafterContext, Embed
 from ..batch import Wanted
-from ..block import BlockBuilder, EachPick
+from ..block import BlockBuilder, EachPick, fill_block
 from ..heads import load_head
-from ..heads.base import SequentialHead, correct
 from ..heads.confidence import ConfidenceHead, load_confidence
 from ..tensors import DrafterTensors
 from ..vocabulary import DraftOutput, Readout
@@ -80,7 +79,7 @@ class DSparkDrafter(ParallelDrafter):
         base, gamma = readout.logits(hidden), self.config.gamma
         block = BlockBuilder(readout, pick)
         rows = zip(mx.split(base, gamma), mx.split(hidden, gamma), strict=True)
-        embeddings = _fill(block, readout.head, anchor, rows)
+        embeddings = fill_block(block, readout.head, anchor, rows)
         if self._confidence is None:
             return block.draft(base)
         confidence_logits = self._confidence(
@@ -100,32 +99,9 @@ class DSparkDrafter(ParallelDrafter):
         block = BlockBuilder(readout, picks)
         rows = zip(base.swapaxes(0, 1), hidden.swapaxes(0, 1), strict=True)
         anchors = mx.concatenate([each.anchor for each in wanted])
-        embeddings = _fill(block, readout.head, anchors, rows)
+        embeddings = fill_block(block, readout.head, anchors, rows)
         if self._confidence is None:
             return block.drafts(base, picks.weights)
         previous = mx.stack(embeddings, axis=1).reshape(flat.shape[0], -1) if embeddings else None
         logits = self._confidence(flat, previous).reshape(requests, gamma)
         return block.drafts(base, picks.weights, logits, mx.sigmoid(logits / temperatures))
-
-
-def _fill(
-    block: BlockBuilder,
-    head: SequentialHead | None,
-    anchor: mx.array,
-    rows: Iterable[tuple[mx.array, mx.array]],
-) -> list[mx.array]:
-    """Choose the tokens of n blocks slot by slot; returns the head's embeddings, `[n, rank]` each.
-
-    Args:
-        block: takes the tokens.
-        head: corrects the logits; None without one.
-        anchor: the token before each block, int `[n]`.
-        rows: of each slot the base logits `[n, size]` and the backbone's rows `[n, hidden]`.
-    """
-    embeddings, previous, state = [], anchor, None
-    for row, hidden_row in rows:
-        if head is not None:
-            row, embedding, state = correct(head, row, previous, hidden_row, state)
-            embeddings.append(embedding)
-        previous = block.add(row)
-    return embeddings

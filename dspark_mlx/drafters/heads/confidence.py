@@ -65,3 +65,10 @@ def load_confidence(reads: str, tensors: HeadTensors) -> ConfidenceHead | None:
         return None
     weight, bias = tensors.matrix(_PROJ), tensors.vector(f"{_PROJ}.bias")
     return ConfidenceHead(weight, bias, reads_embedding=reads == "hidden+markov")
+
+
+def load_unbiased_confidence(tensors: HeadTensors) -> ConfidenceHead:
+    """The confidence head of a checkpoint that has no bias; it reads rows and embeddings."""
+    weight = tensors.matrix(_PROJ)
+    bias = mx.zeros((1,), dtype=weight.weight.dtype)
+    return ConfidenceHead(weight, bias, reads_embedding=True)

@@ -1,0 +1,1 @@
+"""The DSpark head that DeepSeek V4's checkpoints have inside, as a drafter."""

@@ -1,0 +1,183 @@
+"""The plain prediction layer of the first DeepSeek V4-Flash as a drafter: the next token alone.
+
+A row joins all copies of the target's last stream at position i with the embedding of the token at
+i + 1, and predicts the token at i + 2. Each copy is normed and projected by itself, and the
+projected embedding is added to all of them. The layer sees a window, as those of DSpark's head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import mlx.core as mx
+
+from ...calibration.by_temperature import Calibrations
+from ...checkpoint.base_config import MAX_BLOCK, CanonicalConfig
+from ...checkpoint.linear import Matrix, arrays_of
+from ...checkpoint.number_ranges import check_within
+from ...deepseek_v4.hyper_connections import reduce
+from ..base import Embed
+from ..chain import ChainDrafter
+from ..context_cache import ContextCache
+from ..tensors import DrafterTensors
+from ..vocabulary import DraftOutput
+from .layers_config import LayersConfig
+from .stages import Stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepseekV4MTPConfig(LayersConfig):
+    """DeepSeek V4's plain prediction layer.
+
+    Attributes:
+        steps: tokens proposed per round. The layer was trained for one; for more, its own output
+            takes the place of the target's stream.
+    """
+
+    METHOD: ClassVar[str] = "deepseek_v4_mtp"
+    EXAMPLE: ClassVar[dict[str, Any]] = LayersConfig.LAYERS_EXAMPLE | {"steps": 2}
+    PROPOSES: ClassVar[str] = "chains"
+    READS_COPIES: ClassVar[bool] = True
+
+    steps: int
+
+    @property
+    def gamma(self) -> int:
+        """Tokens proposed per round."""
+        return self.steps
+
+    @property
+    def summary(self) -> str:
+        """A description of the drafter in a few words."""
+        return f"DeepSeek V4's prediction layer, {self.steps} steps"
+
+    def matrix_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `CanonicalConfig.matrix_shapes`."""
+        square = (self.hidden_size, self.hidden_size)
+        return {"e_proj": square, "h_proj": square} | super().matrix_shapes()
+
+    def vector_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `CanonicalConfig.vector_shapes`."""
+        names = ("embedding_norm", "hidden_norm", "norm")
+        return {f"{name}.weight": (self.hidden_size,) for name in names} | super().vector_shapes()
+
+    def _check(self, where: Path | str) -> None:
+        check_within(where, "steps", self.steps, 1, MAX_BLOCK)
+        check_within(where, "num_layers", self.num_layers, 1, 1)
+        super()._check(where)
+
+
+@dataclass(frozen=True)
+class MTPWeights:
+    """The layer's weights beside `Stages`.
+
+    Attributes:
+        embedding, hidden: projections of the embedding and of each copy, `[hidden, hidden]`.
+        embedding_norm, hidden_norm: weights of the norms before these, `[hidden]`.
+        norm: weight of the final norm, `[hidden]`.
+    """
+
+    embedding: Matrix
+    hidden: Matrix
+    embedding_norm: mx.array
+    hidden_norm: mx.array
+    norm: mx.array
+
+
+class DeepseekV4MTPDrafter(ChainDrafter):
+    """The plain prediction layer of DeepSeek V4, see `base.Drafter`.
+
+    Args:
+        config: the canonical configuration.
+        weights: see `MTPWeights`.
+        stages: the layer and the reduction behind it.
+        embed, output, calibrations: see `ChainDrafter`.
+    """
+
+    CONFIG: ClassVar[type[CanonicalConfig]] = DeepseekV4MTPConfig
+
+    def __init__(
+        self,
+        config: DeepseekV4MTPConfig,
+        weights: MTPWeights,
+        stages: Stages,
+        embed: Embed,
+        output: DraftOutput,
+        calibrations: Calibrations | None = None,
+    ) -> None:
+        super().__init__(config, config.window, embed, output, calibrations)
+        self._weights = weights
+        self._reduction = stages.hc_head
+        self._layer = stages.layers[0]
+        self._copies = config.copies
+
+    @classmethod
+    def load(
+        cls,
+        config: DeepseekV4MTPConfig,
+        tensors: DrafterTensors,
+        embed: Embed,
+        output: DraftOutput,
+        calibrations: Calibrations | None = None,
+    ) -> DeepseekV4MTPDrafter:
+        """See `DraftingMethod.load`."""
+        weights = MTPWeights(
+            embedding=tensors.matrix("e_proj"),
+            hidden=tensors.matrix("h_proj"),
+            embedding_norm=tensors.vector("embedding_norm.weight"),
+            hidden_norm=tensors.vector("hidden_norm.weight"),
+            norm=tensors.vector("norm.weight"),
+        )
+        stages = Stages.of(config.args, tensors)
+        mx.eval(arrays_of([weights, stages]))
+        return cls(config, weights, stages, embed, output, calibrations)
+
+    def _features(self, taps: mx.array) -> mx.array:
+        """See `ChainDrafter`; all copies side by side."""
+        return taps.astype(self._weights.norm.dtype)
+
+    def _streams(self, features: mx.array, tokens: mx.array) -> mx.array:
+        """The layer's input, `[1, rows, copies, hidden]`; arguments as for `_step`."""
+        weights, dtype = self._weights, features.dtype
+        copies = self._norm(mx.unflatten(features, -1, (self._copies, -1)), weights.hidden_norm)
+        embedded = self._norm(self._embed(tokens).astype(dtype), weights.embedding_norm)
+        rows, count, hidden = copies.shape
+        projected = weights.hidden(copies.reshape(rows * count, hidden)).reshape(copies.shape)
+        return (projected + weights.embedding(embedded)[:, None])[None]
+
+    def _write(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> None:
+        """See `ChainDrafter`."""
+        streams, layer = self._streams(features, tokens), self._layer
+        into, _, _ = layer.hc_attn(streams)
+        self._latent_rows(cache, layer.attn_norm(reduce(streams, into)))
+
+    def _step(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> mx.array:
+        """See `ChainDrafter`; the output is all copies side by side."""
+        if features.shape[0] > 1:
+            self._write(cache, features[:-1], tokens[:-1])
+        attn, start = self._layer.attn, cache.offset
+
+        def attend(x: mx.array) -> mx.array:
+            queries = attn.queries(attn.low_rank_queries(x), start)
+            seen = self._latent_rows(cache, x)[:, -self._window :]
+            return attn.output(attn.attend(queries, seen, None), start)
+
+        streams, _ = self._layer.run(self._streams(features[-1:], tokens[-1:]), attend)
+        return streams[0].flatten(-2)
+
+    def _latent_rows(self, cache: ContextCache, x: mx.array) -> mx.array:
+        """Append the latent rows of normed inputs; all that are held, `[1, rows, width]`."""
+        rows = self._layer.attn.rows(x, cache.offset)[:, None]
+        # A latent row is key and value.
+        held, _ = cache.update_and_fetch(rows, rows)
+        return held.squeeze(1)
+
+    def _readout_row(self, state: mx.array) -> mx.array:
+        """See `ChainDrafter`."""
+        streams = mx.unflatten(state, -1, (self._copies, -1))[None]
+        return self._norm(self._reduction(streams).squeeze(0), self._weights.norm)
+
+    def _norm(self, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, weight, self.config.rms_norm_eps)
