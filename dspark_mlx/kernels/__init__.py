@@ -10,8 +10,12 @@ from .attention import AttentionKernel
 from .base import Kernel, Product
 from .cuda import few_rows
 from .cuda.few_rows_attention import FewRowsAttention
+from .metal.rows import Rows
+from .metal.tiles import Tiles
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in few_rows.KERNELS}
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel for kernel in (*few_rows.KERNELS, Rows(), Tiles())
+}
 """Every kernel, by its name."""
 
 _ATTENTIONS: tuple[AttentionKernel, ...] = (FewRowsAttention(),)
