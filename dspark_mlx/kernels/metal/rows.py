@@ -11,10 +11,10 @@ version's macOS wheel (tests/metal/test_rows_exact.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -133,7 +133,7 @@ ONE_ROW = {
 
 
 @cache
-def _compiled() -> Callable[..., list[mx.array]]:
+def _compiled() -> Any:
     return mx.fast.metal_kernel(
         name="dspark_rows",
         input_names=["w", "scales", "biases", "x"],
@@ -216,7 +216,7 @@ def one_row_sums(
         np.pad(np.repeat(np.array(a), product.group_size, axis=1), fill).reshape(blocks)[..., 0]
         for a in (scales, biases)
     )
-    total = np.zeros((product.rows, product.outputs, 32), np.float32)
+    total: np.ndarray = np.zeros((product.rows, product.outputs, 32), np.float32)
     step = 4 if product.bits == 4 else 1
     for block in range(blocks[1]):
         sums, dots = np.zeros((product.rows, 32), np.float32), np.zeros_like(total)

@@ -9,9 +9,9 @@ mlx-dspark pack K in this manner too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import mlx.core as mx
 
@@ -108,7 +108,7 @@ for (int e = thread_index_in_threadgroup; e < RT * MT * 64; e += SIMDS * 32) {
 
 
 @cache
-def _compiled() -> Callable[..., list[mx.array]]:
+def _compiled() -> Any:
     return mx.fast.metal_kernel(
         name="dspark_tiles",
         input_names=["w", "scales", "biases", "x"],
