@@ -221,7 +221,8 @@ def one_row_sums(
     for block in range(blocks[1]):
         sums, dots = np.zeros((product.rows, 32), np.float32), np.zeros_like(total)
         for i in range(0, values, step):
-            part, dot = v[:, block, :, i], v[:, None, block, :, i] * q[None, :, block, :, i]
+            part: np.ndarray = v[:, block, :, i]
+            dot: np.ndarray = v[:, None, block, :, i] * q[None, :, block, :, i]
             for j in range(i + 1, i + step):
                 part = part + v[:, block, :, j]
                 dot = dot + v[:, None, block, :, j] * q[None, :, block, :, j]
