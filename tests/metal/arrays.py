@@ -63,6 +63,16 @@ class QuantizedProduct:
     group_size: int = 64
     seed: int = 0
 
+    @classmethod
+    def of(cls, arrays: dict[str, mx.array], bits: int, group_size: int) -> QuantizedProduct:
+        """The product of float32 arrays that are there: x, weight, scales and biases."""
+        outputs, (rows, inputs) = len(arrays["weight"]), arrays["x"].shape
+        return cls(rows, outputs, inputs, bits, "float32", group_size)._with(arrays)
+
+    def _with(self, arrays: dict[str, mx.array]) -> QuantizedProduct:
+        self.__dict__["arrays"] = arrays  # where cached_property keeps it
+        return self
+
     @cached_property
     def arrays(self) -> dict[str, mx.array]:
         """x, weight, scales and biases, as MLX has them."""
@@ -90,10 +100,8 @@ class QuantizedProduct:
 
     def part(self, start: int, stop: int) -> QuantizedProduct:
         """The same product for some of the rows."""
-        part = replace(self, rows=stop - start)
-        # cached_property keeps its value under its own name.
-        part.__dict__["arrays"] = {**self.arrays, "x": self.arrays["x"][start:stop]}
-        return part
+        x = self.arrays["x"][start:stop]
+        return replace(self, rows=stop - start)._with({**self.arrays, "x": x})
 
     def blank(self, rows: int | None = None) -> np.ndarray:
         """An output that is still to be written."""

@@ -41,7 +41,8 @@ def test_rows_have_the_bits_of_one_row_steps(emulator, stock_of, version, dtype,
             order = Order(simd=simd)
             ours = run(emulator, Rows(version), p, fused=fused, order=order)
             apple = qmv(emulator, stock, p, fused=fused, order=order)
-            assert p.error(apple) < TOLERANCE[dtype]
+            # Older versions add four values of x in 16 bits, and are that much less right.
+            assert p.error(apple) < 2 * TOLERANCE[dtype]
             assert differing(ours, apple) == 0, (outputs, inputs, simd)
 
 

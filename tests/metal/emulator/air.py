@@ -33,6 +33,11 @@ LANE = {
     "thread_index_in_quadgroup": 116,
     "quadgroup_index_in_threadgroup": 120,
 }
+SHARED = re.compile(
+    r"^(@[\w.$]+) = internal (?:unnamed_addr )?addrspace\(3\) global (.+?) "
+    r"(?:undef|zeroinitializer)",
+    re.M,
+)
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,7 @@ def host_module(bitcode: bytes, constants: Mapping[int, int]) -> HostModule:
     assert described is not None
     function, arguments = described.groups()
     details = [metadata[ref] for ref in re.findall(r"!\d+", metadata[arguments])]
-    shared = re.findall(
-        r"^(@[\w.$]+) = internal (?:unnamed_addr )?addrspace\(3\) global (\[.*?\]|\w+) undef",
-        text,
-        re.M,
-    )
+    shared = SHARED.findall(text)
     text = _set_constants(_retargeted(text), constants)
     buffers, entry = _entry(function, _parameter_types(text, function), details)
     initialise = _initialise(text, shared)
@@ -153,8 +154,8 @@ def _initialise(text: str, shared: list[tuple[str, str]]) -> list[str]:
     ]
     names = []
     for i, (variable, kind) in enumerate(shared):
-        plain = re.sub(r".*E\d+(?=[A-Za-z])", "", variable)
-        found = re.search(r"([A-Za-z_]\w*)$", plain)
+        # The end of a mangled name: its length, the name, at times a number behind a dot.
+        found = re.search(r"(?:.*E\d+|@)([A-Za-z_]\w*)[.\d]*$", variable)
         assert found is not None
         body += [
             f"  %s{i} = getelementptr {kind}, ptr null, i64 1",
