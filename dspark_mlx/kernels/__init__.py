@@ -13,9 +13,8 @@ from .cuda.few_rows_attention import FewRowsAttention
 from .metal.rows import Rows
 from .metal.tiles import Tiles
 
-KERNELS: dict[str, Kernel] = {
-    kernel.name: kernel for kernel in (*few_rows.KERNELS, Rows(), Tiles())
-}
+_ALL: tuple[Kernel, ...] = (*few_rows.KERNELS, Rows(), Tiles())
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in _ALL}
 """Every kernel, by its name."""
 
 _ATTENTIONS: tuple[AttentionKernel, ...] = (FewRowsAttention(),)

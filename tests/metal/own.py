@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
 from dspark_mlx.kernels.base import Product
+from dspark_mlx.kernels.metal import rows, tiles
+from dspark_mlx.kernels.metal.rows import Rows
+from dspark_mlx.kernels.metal.tiles import Tiles
 
 from .arrays import DTYPES, QuantizedProduct, device, host
 from .emulator.emulator import Emulator
@@ -13,6 +18,14 @@ from .emulator.mlx_source import Source, generated
 from .emulator.program import BY_INDEX, Order
 
 INPUTS = ["w", "scales", "biases", "x"]
+
+
+def launch_of(kernel: Rows | Tiles, p: QuantizedProduct) -> dict[str, Any]:
+    """How the package launches a kernel for a product."""
+    product = product_of(p)
+    if isinstance(kernel, Rows):
+        return rows.launch(product, rows.ONE_ROW[kernel.version])
+    return tiles.launch(product)
 
 
 def product_of(p: QuantizedProduct) -> Product:
@@ -40,7 +53,7 @@ def source_of(kernel, p: QuantizedProduct, body: str | None = None) -> Source:
             output_shapes=[(p.rows, p.outputs)],
             output_dtypes=[DTYPES[p.dtype]],
             verbose=True,
-            **kernel.launch(product_of(p)),
+            **launch_of(kernel, p),
         )
 
     a = p.arrays
@@ -63,7 +76,7 @@ def run(
     h = p.host
     arrays = {"w": h["weight"], "scales": h["scales"], "biases": h["biases"], "x": h["x"]}
     y = p.blank()
-    launch = kernel.launch(product_of(p))
+    launch = launch_of(kernel, p)
     program(
         bound(arrays, y),
         launch["grid"],

@@ -109,8 +109,8 @@ class Qwen3:
     def __call__(self, tokens: list[int], cache: Cache) -> np.ndarray:
         """Logits `[rows, vocabulary]`; the cache has the rows' keys behind its length."""
         w = self.weights.embedding
-        taken = [host(w[name])[tokens] for name in ("weight", "scales", "biases")]
-        x = dequantize(self.emulator, self.stock, *taken, group_size=GROUP)
+        packed, scales, biases = (host(w[name])[tokens] for name in ("weight", "scales", "biases"))
+        x = dequantize(self.emulator, self.stock, packed, scales, biases, GROUP)
         for layer in range(LAYERS):
             x = self._add(x, self._attention(layer, x, cache))
             x = self._add(x, self._mlp(layer, x))
@@ -124,16 +124,20 @@ class Qwen3:
         weights, norms = self.weights.layers[layer], self.weights.norms[layer]
         x = self._norm(x, norms["input"])
         count = len(x)
-        q = self._linear(weights["q_proj"], x).reshape(-1, SIZE)
-        k = self._linear(weights["k_proj"], x).reshape(-1, SIZE)
+        q, k = (
+            rope(self.emulator, self.stock, self._heads(layer, name, x), BASE, cache.length)
+            for name in "qk"
+        )
         v = self._linear(weights["v_proj"], x).reshape(count, KV_HEADS, SIZE)
-        q = self._norm(q, norms["q"]).reshape(count, HEADS, SIZE)
-        k = self._norm(k, norms["k"]).reshape(count, KV_HEADS, SIZE)
-        q, k = (rope(self.emulator, self.stock, a, BASE, cache.length) for a in (q, k))
         cache.write(layer, k, v.transpose(1, 0, 2))
         out = self._attend(q, cache.keys[layer], cache.values[layer], cache.length)
         joined = np.ascontiguousarray(out.transpose(1, 0, 2)).reshape(count, -1)
         return self._linear(weights["o_proj"], joined)
+
+    def _heads(self, layer: int, name: str, x: np.ndarray) -> np.ndarray:
+        """Normed queries or keys, `[rows, heads, size]`."""
+        rows = self._linear(self.weights.layers[layer][f"{name}_proj"], x).reshape(-1, SIZE)
+        return self._norm(rows, self.weights.norms[layer][name]).reshape(len(x), -1, SIZE)
 
     def _attend(self, q, keys, values, before: int) -> np.ndarray:
         """Each row as a step attends: in one call where MLX attends to all alike, or by rows."""

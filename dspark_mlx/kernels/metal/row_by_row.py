@@ -23,9 +23,10 @@ class RowByRow:
         self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, product: Product
     ) -> mx.array:
         """The rows' products, side by side."""
+        flat = x.reshape(product.rows, product.inputs)
         rows = [
             mx.quantized_matmul(
-                x[i : i + 1],
+                flat[i : i + 1],
                 weight,
                 scales,
                 biases,
@@ -35,4 +36,4 @@ class RowByRow:
             )
             for i in range(product.rows)
         ]
-        return mx.concatenate(rows)
+        return mx.concatenate(rows).reshape(*x.shape[:-1], product.outputs)

@@ -27,7 +27,7 @@ SIMDS = 2
 
 SOURCE = """
 constexpr int WORDS = VALUES * BITS / 32;        // packed words of a lane
-const int K = x_shape[1];
+const int K = w_shape[1] * 32 / BITS;
 const int N = w_shape[0];
 const int words_per_row = K * BITS / 32;
 const int groups_per_row = K / GROUP;
@@ -142,6 +142,24 @@ def _compiled() -> Any:
     )
 
 
+@cache
+def launch(product: Product, one_row: OneRow) -> dict[str, Any]:
+    """Template, grid and threadgroup of a product."""
+    groups = -(-product.outputs // (OUTPUTS_A_SIMD * SIMDS))
+    template = [
+        ("T", product.dtype),
+        ("M", product.rows),
+        ("BITS", product.bits),
+        ("GROUP", product.group_size),
+        ("VALUES", one_row.values_a_lane(product)),
+        ("SUM_IN_T", one_row.sum_in_type),
+        ("R", OUTPUTS_A_SIMD),
+        ("SIMDS", SIMDS),
+    ]
+    grid, group = (groups * SIMDS * 32, 1, 1), (SIMDS * 32, 1, 1)
+    return {"template": template, "grid": grid, "threadgroup": group}
+
+
 @dataclass(frozen=True)
 class Rows:
     """The exact kernel for one version of MLX.
@@ -164,32 +182,15 @@ class Rows:
             return f"MLX has a kernel of its own for one row of {product.inputs} columns"
         return beyond_limits(product)
 
-    def launch(self, product: Product) -> dict[str, object]:
-        """Template, grid and threadgroup of a product."""
-        one_row = ONE_ROW[self.version]
-        groups = -(-product.outputs // (OUTPUTS_A_SIMD * SIMDS))
-        template = [
-            ("T", product.dtype),
-            ("M", product.rows),
-            ("BITS", product.bits),
-            ("GROUP", product.group_size),
-            ("VALUES", one_row.values_a_lane(product)),
-            ("SUM_IN_T", one_row.sum_in_type),
-            ("R", OUTPUTS_A_SIMD),
-            ("SIMDS", SIMDS),
-        ]
-        grid, group = (groups * SIMDS * 32, 1, 1), (SIMDS * 32, 1, 1)
-        return {"template": template, "grid": grid, "threadgroup": group}
-
     def __call__(
         self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, product: Product
     ) -> mx.array:
         """The product; see `Kernel`."""
         return _compiled()(
             inputs=[weight, scales, biases, x],
-            output_shapes=[(product.rows, product.outputs)],
+            output_shapes=[(*x.shape[:-1], product.outputs)],
             output_dtypes=[product.dtype],
-            **self.launch(product),
+            **launch(product, ONE_ROW[self.version]),
         )[0]
 
 

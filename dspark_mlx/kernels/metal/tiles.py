@@ -26,7 +26,7 @@ constexpr int MT = (M + 7) / 8;                  // tiles along the rows of x
 constexpr int PER = 32 / BITS;                   // values in a packed word
 constexpr int STEPS = PER / 2;                   // tiles that one word of a lane feeds
 constexpr int SPAN = 4 * PER;                    // values of K that those tiles cover
-const int K = x_shape[1];
+const int K = w_shape[1] * 32 / BITS;
 const int N = w_shape[0];
 const int words_per_row = K * BITS / 32;
 const int groups_per_row = K / GROUP;
@@ -117,6 +117,22 @@ def _compiled() -> Any:
     )
 
 
+@cache
+def launch(product: Product) -> dict[str, Any]:
+    """Template, grid and threadgroup of a product."""
+    groups = -(-product.outputs // (8 * TILES_OF_OUTPUTS))
+    template = [
+        ("T", product.dtype),
+        ("M", product.rows),
+        ("BITS", product.bits),
+        ("GROUP", product.group_size),
+        ("RT", TILES_OF_OUTPUTS),
+        ("SIMDS", SIMDS),
+    ]
+    grid, group = (groups * SIMDS * 32, 1, 1), (SIMDS * 32, 1, 1)
+    return {"template": template, "grid": grid, "threadgroup": group}
+
+
 @dataclass(frozen=True)
 class Tiles:
     """The kernel of matrices."""
@@ -130,27 +146,13 @@ class Tiles:
         """Why this kernel cannot compute a product, in a few words; None if it can."""
         return beyond_limits(product)
 
-    def launch(self, product: Product) -> dict[str, object]:
-        """Template, grid and threadgroup of a product."""
-        groups = -(-product.outputs // (8 * TILES_OF_OUTPUTS))
-        template = [
-            ("T", product.dtype),
-            ("M", product.rows),
-            ("BITS", product.bits),
-            ("GROUP", product.group_size),
-            ("RT", TILES_OF_OUTPUTS),
-            ("SIMDS", SIMDS),
-        ]
-        grid, group = (groups * SIMDS * 32, 1, 1), (SIMDS * 32, 1, 1)
-        return {"template": template, "grid": grid, "threadgroup": group}
-
     def __call__(
         self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, product: Product
     ) -> mx.array:
         """The product; see `Kernel`."""
         return _compiled()(
             inputs=[weight, scales, biases, x],
-            output_shapes=[(product.rows, product.outputs)],
+            output_shapes=[(*x.shape[:-1], product.outputs)],
             output_dtypes=[product.dtype],
-            **self.launch(product),
+            **launch(product),
         )[0]
