@@ -59,7 +59,7 @@ def host_module(bitcode: bytes, constants: Mapping[int, int]) -> HostModule:
     metadata = dict(re.findall(r"^(!\d+) = (?:distinct )?(!\{.*\})$", text, re.M))
     kernel = re.search(r"!air\.kernel = !\{(!\d+)\}", text)
     assert kernel is not None
-    described = re.match(r"!\{ptr @([\w.$]+), !\d+, (!\d+)\}", metadata[kernel.group(1)])
+    described = re.match(r"!\{ptr @([\w.$]+), !\d+, (!\d+)[,}]", metadata[kernel.group(1)])
     assert described is not None
     function, arguments = described.groups()
     details = [metadata[ref] for ref in re.findall(r"!\d+", metadata[arguments])]

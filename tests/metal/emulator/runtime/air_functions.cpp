@@ -9,6 +9,7 @@
 #define AIR(NAME, ID, T, PARAMETERS, VALUE) \
   T ID PARAMETERS asm(NAME);                \
   T ID PARAMETERS { return VALUE; }
+typedef float float4 __attribute__((ext_vector_type(4)));
 #define ONE(NAME, ID, VALUE) AIR(NAME, ID, float, (float x), VALUE)
 #define TWO(NAME, ID, VALUE) AIR(NAME, ID, float, (float x, float y), VALUE)
 
@@ -31,6 +32,11 @@ ONE("air.fast_exp.f32", air_fast_exp, expf(x))
 ONE("air.precise_exp.f32", air_precise_exp, expf(x))
 ONE("air.exp2.f32", air_exp2, exp2f(x))
 ONE("air.fast_exp2.f32", air_fast_exp2, exp2f(x))
+// In which order Apple adds these four is not published.
+AIR("air.dot.v4f32", air_dot4, float, (float4 x, float4 y), x[0] * y[0] + x[1] * y[1] + x[2] * y[2] + x[3] * y[3])
+// Whether all lanes hold the same: a hint, to which "not known" is right.
+AIR("air.is_uniform.i1", air_uniform_bool, bool, (bool), false)
+AIR("air.is_uniform.i32", air_uniform_int, bool, (int32_t), false)
 ONE("air.sqrt.f32", air_sqrt, sqrtf(x))
 ONE("air.rsqrt.f32", air_rsqrt, 1.0f / sqrtf(x))
 ONE("air.fast_rsqrt.f32", air_fast_rsqrt, 1.0f / sqrtf(x))
