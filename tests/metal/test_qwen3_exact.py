@@ -13,7 +13,8 @@ from dspark_mlx.kernels.metal.tiles import Tiles
 from . import qwen3
 from .arrays import differing
 from .own import run
-from .qwen3 import Cache, Qwen3, Weights
+from .qwen3 import HEADS, KV_HEADS, Cache, Qwen3, Weights
+from .stock.attention import attend, plan
 
 pytestmark = pytest.mark.slow
 DRAFT = 4  # tokens a round
@@ -73,6 +74,24 @@ def test_speculative_equals_plain_in_every_bit(emulator, stock, architecture, st
     assert found == tokens and len(set(tokens)) > 3
     assert differing(verified, logits) == 0
     assert max(committed) > 2 and min(committed) < DRAFT + 1
+
+
+def test_attention_that_is_chosen_for_the_whole_block_shows(emulator, stock):
+    """What MLX does where a block crosses 1,024 keys on a Max: two passes for all rows."""
+
+    class Together(Qwen3):
+        def _attend(self, q, keys, values, before):
+            count = q.shape[1]
+            chosen = plan(self.architecture, before + count, HEADS, KV_HEADS, count)
+            return attend(self.emulator, self.stock, chosen, q, keys, values, before + count)
+
+    exact = model_with(emulator, stock, Rows(stock.version))
+    together = Together(emulator, stock, exact.weights, exact.rows)
+    block, start = [7, 1, 2], 1022
+    by_rows = exact(block, Cache(start, CAPACITY))
+    assert differing(together(block, Cache(start, CAPACITY)), by_rows) > 0
+    _, first = plain(exact, start, 1)
+    assert differing(by_rows[:1], first) == 0
 
 
 def test_a_kernel_that_is_not_exact_shows(emulator, stock):
