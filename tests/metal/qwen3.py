@@ -21,7 +21,7 @@ import numpy as np
 from .arrays import QuantizedProduct, host
 from .emulator.emulator import Emulator
 from .stock.attention import attend, plan
-from .stock.quantized import qmv
+from .stock.quantized import one_row_steps
 from .stock.rowwise import argmax, dequantize, elementwise, rms_norm, rope
 from .stock.wheel import StockKernels
 
@@ -164,7 +164,9 @@ class Qwen3:
 
     def _linear(self, matrix: Matrix, x: np.ndarray) -> np.ndarray:
         p = QuantizedProduct.of({**matrix, "x": mx.array(x)}, 4, GROUP)
-        return qmv(self.emulator, self.stock, p, checked=False) if len(x) == 1 else self.rows(p)
+        if len(x) == 1:
+            return one_row_steps(self.emulator, self.stock, p, checked=False)
+        return self.rows(p)
 
     def _norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return rms_norm(self.emulator, self.stock, x, weight, EPS)

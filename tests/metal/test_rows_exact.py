@@ -10,7 +10,7 @@ from dspark_mlx.kernels.metal.tiles import Tiles
 from .arrays import TOLERANCE, QuantizedProduct, differing
 from .emulator.program import Order
 from .own import run
-from .stock.quantized import qmv
+from .stock.quantized import one_row_steps
 from .stock.wheel import VERSIONS
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def test_rows_have_the_bits_of_one_row_steps(emulator, stock_of, version, dtype,
         for simd in range(5):
             order = Order(simd=simd)
             ours = run(emulator, Rows(version), p, fused=fused, order=order)
-            apple = qmv(emulator, stock, p, fused=fused, order=order)
+            apple = one_row_steps(emulator, stock, p, fused=fused, order=order)
             # Older versions add four values of x in 16 bits, and are that much less right.
             assert p.error(apple) < 2 * TOLERANCE[dtype]
             assert differing(ours, apple) == 0, (outputs, inputs, simd)
@@ -50,13 +50,13 @@ def test_rows_have_the_bits_of_one_row_steps(emulator, stock_of, version, dtype,
 def test_any_number_of_rows_is_exact(emulator, stock, m):
     """A number of rows whose registers are used otherwise."""
     p = QuantizedProduct(m, 16, 1024)
-    assert differing(run(emulator, Rows("0.32.4"), p), qmv(emulator, stock, p)) == 0
+    assert differing(run(emulator, Rows("0.32.4"), p), one_row_steps(emulator, stock, p)) == 0
 
 
 def test_versions_differ(emulator, stock_of):
     """One exact kernel for all versions, which there cannot be: 4 bits, 16-bit types."""
     p = QuantizedProduct(4, 64, 1024, 4, "bfloat16")
-    old, new = (qmv(emulator, stock_of(version), p) for version in ("0.32.2", "0.32.4"))
+    old, new = (one_row_steps(emulator, stock_of(version), p) for version in ("0.32.2", "0.32.4"))
     assert differing(old, new) > 0
     assert differing(run(emulator, Rows("0.32.4"), p), old) > 0
 
@@ -65,4 +65,4 @@ def test_tiles_are_not_exact(emulator, stock):
     """The guard trusts what a kernel says of itself."""
     p = QuantizedProduct(4, 64, 1024)
     assert not Tiles.exact and Rows.exact
-    assert differing(run(emulator, Tiles(), p), qmv(emulator, stock, p)) > 0
+    assert differing(run(emulator, Tiles(), p), one_row_steps(emulator, stock, p)) > 0

@@ -55,7 +55,7 @@ class Unit:
 def translated(source: str, function: str, template: tuple[str, ...], preamble: str) -> Unit:
     """The unit that runs a kernel with these template arguments."""
     parameters, names = _signature(source, function)
-    types = dict(zip(names, template, strict=bool(template)))
+    types = dict(zip(names, template, strict=False))  # the last ones may have defaults
     passed: list[str] = []
     buffers: list[Buffer] = []
     for parameter in parameters:
