@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from helpers.slow_cases import some_slow
 
+from dspark_mlx.kernels.linears import Applied, quantized_linears
 from dspark_mlx.kernels.metal import rows, tiles
 from dspark_mlx.kernels.metal.limits import reference
 from dspark_mlx.kernels.metal.rows import ONE_ROW, Rows, one_row_sums
@@ -116,3 +118,31 @@ def test_every_known_version_has_its_own_lanes():
     fits = product_of(QuantizedProduct(2, 13, 512))
     assert ONE_ROW["0.32.4"].values_a_lane(fits) == 16
     assert ONE_ROW["0.32.2"].values_a_lane(fits) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_take_the_place_of_a_networks_products(emulator, name, monkeypatch):
+    """A kernel that is right and cannot be applied: biases, output matrices, leading axes."""
+    module = {"rows": rows, "tiles": tiles}[name]
+    calls = []
+
+    def compiled():
+        calls.append(name)
+        return emulated_metal_kernel(emulator, module.SOURCE)
+
+    monkeypatch.setattr(module, "_compiled", compiled)
+    network = nn.Sequential(nn.Linear(192, 64, bias=True), nn.Linear(64, 192, bias=False))
+    nn.quantize(network, group_size=64, bits=4)
+    x = mx.random.normal((1, 3, 192), key=mx.random.key(0))
+    expected = network(x)
+    kernel = KERNELS[name]
+    able = [
+        linear for linear in quantized_linears(network) if kernel.why_not(linear.product(3)) is None
+    ]
+    applied = Applied(network, {linear: {3: kernel} for linear in able})
+    found = network(x)
+    applied.close()
+    assert len(calls) == len(able) == {"rows": 1, "tiles": 2}[name]
+    assert mx.abs(found - expected).max() < 1e-5 * mx.abs(expected).max()
+    assert mx.array_equal(network(x), expected)
