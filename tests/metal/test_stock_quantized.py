@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from .arrays import TOLERANCE, QuantizedProduct, differing
-from .emulator.program import Order
-from .stock.quantized import one_row_steps, product, qmm, qmv_fast, qmv_wide
+from .emulator.program import EmulationError, Order
+from .stock.quantized import (
+    arguments,
+    one_row_kernel,
+    one_row_steps,
+    product,
+    qmm,
+    qmv_fast,
+    qmv_wide,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -69,3 +77,19 @@ def test_wide_kernel_does_not_depend_on_the_number_of_rows(emulator, stock):
     pairs = (p.part(0, 2), p.part(2, 4))
     halves = np.concatenate([product(emulator, stock, qmv_wide, pair) for pair in pairs])
     assert differing(product(emulator, stock, qmv_wide, p), halves) == 0
+
+
+def test_compiled_kernels_are_checked_too(emulator, stock):
+    """Checks that hold for sources alone: an input that is too short, outputs that two write.
+
+    The second is stock's own: unaligned, `qmv` moves its last tile back and computes some outputs
+    twice, to the same values.
+    """
+    p = QuantizedProduct(1, 77, 320)
+    program = emulator.air(stock.metallib, one_row_kernel(stock.version, p))
+    grid, group = (32, 20, 1), (32, 2, 1)
+    given = arguments(p, p.host["x"], p.blank())
+    with pytest.raises(EmulationError, match="race on y"):
+        program(given, grid, group)
+    with pytest.raises(EmulationError, match="of x, which has 1276 bytes"):
+        program({**given, "x": p.host["x"][:, :-1]}, grid, group)

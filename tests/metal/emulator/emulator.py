@@ -10,7 +10,7 @@ from .air import host_module
 from .metallib import kernels
 from .mlx_source import PREAMBLE, mlx_headers
 from .msl import translated
-from .program import Program
+from .program import Buffer, Program
 from .toolchain import SHIM, Toolchain
 
 # No vector code of the host's, and no fusing but what the kernel's own language allows.
@@ -86,7 +86,7 @@ class Emulator:
             self._programs[key] = self._program(library, unit.buffers, checked)
         return self._programs[key]
 
-    def _program(self, library, buffers, checked) -> Program:
+    def _program(self, library: Path, buffers: list[Buffer], checked: bool) -> Program:
         return Program(library, buffers, self.toolchain.runtime, checked)
 
     @staticmethod

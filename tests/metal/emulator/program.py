@@ -103,7 +103,6 @@ class Program:
         group: Grid,
         order: Order = BY_INDEX,
         offsets: Mapping[str, int] | None = None,
-        preset: bool = False,
     ) -> None:
         """Run the kernel and fill its outputs in place.
 
@@ -114,7 +113,6 @@ class Program:
             grid: threads in all, as `dispatch_threads` takes them.
             group: threads in a threadgroup.
             offsets: bytes by which a buffer lies off a page, by name.
-            preset: outputs have values before, so that the kernel may leave some unwritten.
 
         Raises:
             EmulationError: a check fails. `read` has the bytes read of each buffer otherwise.
@@ -123,10 +121,14 @@ class Program:
         table = (_Buffer * len(held))()
         for i, (array, buffer) in enumerate(zip(held, self.buffers, strict=True)):
             offset = (offsets or {}).get(buffer.name, 0)
-            known = int(preset or not buffer.write)
             name = buffer.name.encode()
             table[i] = _Buffer(
-                array.ctypes.data, array.nbytes, int(buffer.write), known, name, offset
+                array.ctypes.data,
+                array.nbytes,
+                int(buffer.write),
+                int(not buffer.write),
+                name,
+                offset,
             )
         config = _Config(grid, group, order.simd, order.matrix, int(self.checked), order.seed)
         read = (ctypes.c_uint64 * len(held))()

@@ -108,7 +108,7 @@ def product(
     else:
         program = emulator.air(stock.metallib, launch.name, fused=fused)
     y = p.blank()
-    program(_arguments(p, p.host["x"], y), launch.grid, launch.group, order=order)
+    program(arguments(p, p.host["x"], y), launch.grid, launch.group, order=order)
     return y
 
 
@@ -129,7 +129,7 @@ def one_row_steps(
     outputs, simds = (64, 1) if "_quad_" in name else (8, 2)
     grid = (32, -(-p.outputs // outputs) * simds, 1)
     for row, out in zip(p.host["x"], y, strict=True):
-        program(_arguments(p, row[None], out[None]), grid, (32, simds, 1), order=order)
+        program(arguments(p, row[None], out[None]), grid, (32, simds, 1), order=order)
     return y
 
 
@@ -141,7 +141,7 @@ def _types(p: QuantizedProduct) -> tuple[str, str, str]:
     return TYPE_NAMES[p.dtype], str(p.group_size), str(p.bits)
 
 
-def _arguments(p: QuantizedProduct, x: np.ndarray, y: np.ndarray) -> dict[str, object]:
+def arguments(p: QuantizedProduct, x: np.ndarray, y: np.ndarray) -> dict[str, object]:
     """By the names that MLX's kernels have for them."""
     sizes = {"in_vec_size": p.inputs, "out_vec_size": p.outputs, "K": p.inputs, "N": p.outputs}
     h = p.host
