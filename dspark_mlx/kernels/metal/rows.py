@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -170,7 +170,7 @@ class Rows:
 
     version: str = metadata.version("mlx")
     name = "metal-rows"
-    backend: Backend = "metal"
+    backend: ClassVar[Backend] = "metal"
     exact = True
     source = SOURCE
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
@@ -138,7 +138,7 @@ class Tiles:
     """The kernel of matrices."""
 
     name = "metal-tiles"
-    backend: Backend = "metal"
+    backend: ClassVar[Backend] = "metal"
     exact = False
     source = SOURCE
 
