@@ -39,7 +39,9 @@ def test_unaligned_products_are_right(emulator, stock, shape):
     assert p.error(one_row_steps(emulator, stock, p)) < TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("order", [Order(), Order(simd=1, matrix=1), Order(simd=3, matrix=2)])
+@pytest.mark.parametrize(
+    "order", [Order(), Order(simd=1, matrix=1), Order(simd=3, matrix=2), Order(simd=4, matrix=3)]
+)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("choice", [qmv_fast, qmv_wide, qmm])
 def test_source_and_compiled_kernel_agree_in_every_bit(emulator, stock, choice, fused, order):
