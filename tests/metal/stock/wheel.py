@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,11 @@ def stock_kernels(version: str, folder: Path) -> StockKernels:
     """
     home = folder / f"mlx-metal-{version}"
     if not home.exists():
-        partial = folder / f"mlx-metal-{version}.partial"
-        partial.mkdir(parents=True, exist_ok=True)
-        _unpack(_downloaded(version, partial), partial)
-        partial.rename(home)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            unpacked = Path(temporary) / "unpacked"
+            _unpack(_downloaded(version, Path(temporary)), unpacked)
+            unpacked.rename(home)
     return StockKernels(version, home / "mlx/lib/mlx.metallib", home / "mlx/include")
 
 
@@ -60,4 +62,3 @@ def _downloaded(version: str, folder: Path) -> Path:
 def _unpack(wheel: Path, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder, [n for n in archive.namelist() if n.startswith(WANTED)])
-    wheel.unlink()
