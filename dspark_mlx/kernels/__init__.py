@@ -10,10 +10,9 @@ from .attention import AttentionKernel
 from .base import Kernel, Product
 from .cuda import few_rows
 from .cuda.few_rows_attention import FewRowsAttention
-from .metal.rows import Rows
-from .metal.tiles import Tiles
+from .metal import rows, tiles
 
-_ALL: tuple[Kernel, ...] = (*few_rows.KERNELS, Rows(), Tiles())
+_ALL: tuple[Kernel, ...] = (*few_rows.KERNELS, *rows.KERNELS, *tiles.KERNELS)
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in _ALL}
 """Every kernel, by its name."""
 

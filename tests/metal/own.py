@@ -24,8 +24,8 @@ def launch_of(kernel: Rows | Tiles, p: QuantizedProduct) -> dict[str, Any]:
     """How the package launches a kernel for a product."""
     product = product_of(p)
     if isinstance(kernel, Rows):
-        return rows.launch(product, rows.ONE_ROW[kernel.version])
-    return tiles.launch(product)
+        return rows.launch(product, rows.ONE_ROW[kernel.version], kernel.outputs_a_simd)
+    return tiles.launch(product, kernel.tiles_of_outputs)
 
 
 def product_of(p: QuantizedProduct) -> Product:

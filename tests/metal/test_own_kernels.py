@@ -44,6 +44,17 @@ def test_products_are_right(emulator, name, case):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", [Rows("0.32.4", 2), Tiles(1), Tiles(4)], ids=lambda k: k.name)
+def test_variants_are_right(emulator, kernel):
+    """Launches that a race may choose and that no other test runs."""
+    p = QuantizedProduct(11, 77, 320)
+    y = run(emulator, kernel, p)
+    assert p.error(y) < TOLERANCE["float32"]
+    if kernel.exact:
+        assert differing(y, run(emulator, KERNELS["rows"], p)) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("m", range(1, 17))
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_number_of_rows(emulator, name, m):

@@ -22,7 +22,10 @@ import numpy as np
 from ..base import Backend, Product
 from .limits import beyond_limits, unpacked
 
-OUTPUTS_A_SIMD = 4  # R: as many as MLX's kernels have
+OUTPUTS_A_SIMD = (
+    4,
+    2,
+)  # R: more share x, fewer need fewer registers; which is quicker, a race says
 SIMDS = 2
 
 SOURCE = """
@@ -143,9 +146,9 @@ def _compiled() -> Any:
 
 
 @cache
-def launch(product: Product, one_row: OneRow) -> dict[str, Any]:
+def launch(product: Product, one_row: OneRow, outputs_a_simd: int) -> dict[str, Any]:
     """Template, grid and threadgroup of a product."""
-    groups = -(-product.outputs // (OUTPUTS_A_SIMD * SIMDS))
+    groups = -(-product.outputs // (outputs_a_simd * SIMDS))
     template = [
         ("T", product.dtype),
         ("M", product.rows),
@@ -153,7 +156,7 @@ def launch(product: Product, one_row: OneRow) -> dict[str, Any]:
         ("GROUP", product.group_size),
         ("VALUES", one_row.values_a_lane(product)),
         ("SUM_IN_T", one_row.sum_in_type),
-        ("R", OUTPUTS_A_SIMD),
+        ("R", outputs_a_simd),
         ("SIMDS", SIMDS),
     ]
     grid, group = (groups * SIMDS * 32, 1, 1), (SIMDS * 32, 1, 1)
@@ -166,13 +169,19 @@ class Rows:
 
     Attributes:
         version: of the MLX whose one-row steps are repeated.
+        outputs_a_simd: outputs of a SIMD-group, one of `OUTPUTS_A_SIMD`.
     """
 
     version: str = metadata.version("mlx")
-    name = "metal-rows"
+    outputs_a_simd: int = OUTPUTS_A_SIMD[0]
     backend: ClassVar[Backend] = "metal"
     exact = True
     source = SOURCE
+
+    @property
+    def name(self) -> str:
+        """Its name in `KERNELS`, in profiles and in reports."""
+        return f"metal-rows-{self.outputs_a_simd}"
 
     def why_not(self, product: Product) -> str | None:
         """Why this kernel cannot compute a product, in a few words; None if it can."""
@@ -190,8 +199,11 @@ class Rows:
             inputs=[weight, scales, biases, x],
             output_shapes=[(*x.shape[:-1], product.outputs)],
             output_dtypes=[product.dtype],
-            **launch(product, ONE_ROW[self.version]),
+            **launch(product, ONE_ROW[self.version], self.outputs_a_simd),
         )[0]
+
+
+KERNELS = tuple(Rows(outputs_a_simd=outputs) for outputs in OUTPUTS_A_SIMD)
 
 
 def one_row_sums(

@@ -18,8 +18,7 @@ import mlx.core as mx
 from ..base import Backend, Product
 from .limits import beyond_limits
 
-TILES_OF_OUTPUTS = 2  # RT
-SIMDS = 4
+TILES_OF_OUTPUTS = (2, 1, 4)  # RT: more share x, fewer make more threadgroups; a race says
 
 SOURCE = """
 constexpr int MT = (M + 7) / 8;                  // tiles along the rows of x
@@ -118,29 +117,39 @@ def _compiled() -> Any:
 
 
 @cache
-def launch(product: Product) -> dict[str, Any]:
+def launch(product: Product, tiles_of_outputs: int) -> dict[str, Any]:
     """Template, grid and threadgroup of a product."""
-    groups = -(-product.outputs // (8 * TILES_OF_OUTPUTS))
+    simds = 8 // tiles_of_outputs
+    groups = -(-product.outputs // (8 * tiles_of_outputs))
     template = [
         ("T", product.dtype),
         ("M", product.rows),
         ("BITS", product.bits),
         ("GROUP", product.group_size),
-        ("RT", TILES_OF_OUTPUTS),
-        ("SIMDS", SIMDS),
+        ("RT", tiles_of_outputs),
+        ("SIMDS", simds),
     ]
-    grid, group = (groups * SIMDS * 32, 1, 1), (SIMDS * 32, 1, 1)
+    grid, group = (groups * simds * 32, 1, 1), (simds * 32, 1, 1)
     return {"template": template, "grid": grid, "threadgroup": group}
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """The kernel of matrices."""
+    """The kernel of matrices.
 
-    name = "metal-tiles"
+    Attributes:
+        tiles_of_outputs: of a threadgroup, one of `TILES_OF_OUTPUTS`.
+    """
+
+    tiles_of_outputs: int = TILES_OF_OUTPUTS[0]
     backend: ClassVar[Backend] = "metal"
     exact = False
     source = SOURCE
+
+    @property
+    def name(self) -> str:
+        """Its name in `KERNELS`, in profiles and in reports."""
+        return f"metal-tiles-{8 * self.tiles_of_outputs}"
 
     def why_not(self, product: Product) -> str | None:
         """Why this kernel cannot compute a product, in a few words; None if it can."""
@@ -154,5 +163,8 @@ class Tiles:
             inputs=[weight, scales, biases, x],
             output_shapes=[(*x.shape[:-1], product.outputs)],
             output_dtypes=[product.dtype],
-            **launch(product),
+            **launch(product, self.tiles_of_outputs),
         )[0]
+
+
+KERNELS = tuple(Tiles(tiles) for tiles in TILES_OF_OUTPUTS)
