@@ -22,10 +22,8 @@ import numpy as np
 from ..base import Backend, Product
 from .limits import beyond_limits, unpacked
 
-OUTPUTS_A_SIMD = (
-    4,
-    2,
-)  # R: more share x, fewer need fewer registers; which is quicker, a race says
+# R: more share what is read of x, fewer need fewer registers; a race says which is quicker.
+OUTPUTS_A_SIMD = (4, 2)
 SIMDS = 2
 
 SOURCE = """

@@ -18,7 +18,8 @@ import mlx.core as mx
 from ..base import Backend, Product
 from .limits import beyond_limits
 
-TILES_OF_OUTPUTS = (2, 1, 4)  # RT: more share x, fewer make more threadgroups; a race says
+# RT: more share what is read of x, fewer make more threadgroups; a race says which is quicker.
+TILES_OF_OUTPUTS = (2, 1, 4)
 
 SOURCE = """
 constexpr int MT = (M + 7) / 8;                  // tiles along the rows of x
