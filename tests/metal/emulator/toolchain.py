@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -90,8 +91,9 @@ class Toolchain:
         return self.folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}{suffix}"
 
     def _install(self, library: Path, *arguments: str | Path) -> None:
-        # Compiled under another name: a run that is stopped leaves no half library behind.
-        partial = library.with_suffix(".partial")
+        # Under a name of this process: a run that is stopped leaves no half library behind, and two
+        # at once do not meet.
+        partial = library.with_suffix(f".{os.getpid()}.partial")
         run_tool(CLANG, *MACHINE, *arguments, "-o", partial)
         partial.rename(library)
 
