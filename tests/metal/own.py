@@ -15,7 +15,7 @@ from dspark_mlx.kernels.metal.tiles import Tiles
 from .arrays import DTYPES, QuantizedProduct, device, host
 from .emulator.emulator import Emulator
 from .emulator.mlx_source import Source, generated
-from .emulator.program import BY_INDEX, Order
+from .emulator.program import BY_INDEX, Order, Program
 
 INPUTS = ["w", "scales", "biases", "x"]
 
@@ -44,7 +44,7 @@ def bound(arrays: dict[str, np.ndarray], y: np.ndarray) -> dict[str, object]:
     return {**arrays, **shapes, "y": y}
 
 
-def source_of(kernel, p: QuantizedProduct, body: str | None = None) -> Source:
+def source_of(kernel: Rows | Tiles, p: QuantizedProduct, body: str | None = None) -> Source:
     """What Apple's compiler would read for a product; `body` in place of the kernel's own."""
 
     def call(*inputs):
@@ -62,7 +62,7 @@ def source_of(kernel, p: QuantizedProduct, body: str | None = None) -> Source:
 
 def run(
     emulator: Emulator,
-    kernel,
+    kernel: Rows | Tiles,
     p: QuantizedProduct,
     body: str | None = None,
     fused: bool = True,
@@ -70,20 +70,32 @@ def run(
     order: Order = BY_INDEX,
     offsets: dict[str, int] | None = None,
 ) -> np.ndarray:
-    """The product as the kernel computes it."""
+    """The product as the kernel computes it; `body` in place of the kernel's own source."""
     made = source_of(kernel, p, body)
-    program = emulator.msl(made.text, made.function, made.template, fused=fused, checked=checked)
+    program = emulator.msl(made.text, made.function, made.template, fused, checked)
+    return _launched(program, kernel, p, order, offsets)
+
+
+def weights_read(emulator: Emulator, kernel: Rows | Tiles, p: QuantizedProduct) -> int:
+    """Bytes of packed words that the kernel reads."""
+    made = source_of(kernel, p)
+    program = emulator.msl(made.text, made.function, made.template)
+    _launched(program, kernel, p, BY_INDEX, None)
+    return program.read["w"]
+
+
+def _launched(
+    program: Program,
+    kernel: Rows | Tiles,
+    p: QuantizedProduct,
+    order: Order,
+    offsets: dict[str, int] | None,
+) -> np.ndarray:
     h = p.host
     arrays = {"w": h["weight"], "scales": h["scales"], "biases": h["biases"], "x": h["x"]}
     y = p.blank()
     launch = launch_of(kernel, p)
-    program(
-        bound(arrays, y),
-        launch["grid"],
-        launch["threadgroup"],
-        order=order,
-        offsets=offsets,
-    )
+    program(bound(arrays, y), launch["grid"], launch["threadgroup"], order, offsets)
     return y
 
 

@@ -16,7 +16,7 @@ from dspark_mlx.kernels.metal.tiles import Tiles
 
 from .arrays import TOLERANCE, QuantizedProduct, differing
 from .emulator.program import Order
-from .own import emulated_metal_kernel, product_of, run
+from .own import emulated_metal_kernel, product_of, run, weights_read
 
 KERNELS = {"rows": Rows("0.32.4"), "tiles": Tiles()}
 # dtype, bits, group, rows, outputs, inputs: each of every dimension, N and K that no tile divides.
@@ -61,6 +61,14 @@ def test_every_number_of_rows(emulator, name, m):
     """A number of rows that the others hide."""
     p = QuantizedProduct(m, 19, 128 if name == "tiles" else 192)
     assert p.error(run(emulator, KERNELS[name], p)) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("bits", some_slow([4, 8], [4]))
+@pytest.mark.parametrize("name", KERNELS)
+def test_weights_are_read_once(emulator, name, bits):
+    """What these kernels are for: no word of the matrix is loaded for a second row."""
+    p = QuantizedProduct(5, 96, 320, bits)
+    assert weights_read(emulator, KERNELS[name], p) == p.host["weight"].nbytes
 
 
 @pytest.mark.slow
