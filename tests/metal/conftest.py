@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from .emulator.emulator import Emulator
@@ -22,14 +24,18 @@ def emulator(request):
 def stock_of(request):
     """A factory: version to StockKernels; skips where they cannot be had or read."""
 
-    def find(version: str):
-        reason = why_no_air()
-        if reason:
-            pytest.skip(reason)
+    @cache  # without a network, pip takes its time to say so: it is asked once
+    def found_or_reason(version: str):
         try:
             return stock_kernels(version, request.config.cache.mkdir("metal-wheels"))
         except NoWheelError as error:
-            pytest.skip(str(error))
+            return str(error)
+
+    def find(version: str):
+        found = why_no_air() or found_or_reason(version)
+        if isinstance(found, str):
+            pytest.skip(found)
+        return found
 
     return find
 
