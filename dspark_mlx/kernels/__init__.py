@@ -10,8 +10,10 @@ from .attention import AttentionKernel
 from .base import Kernel, Product
 from .cuda import few_rows
 from .cuda.few_rows_attention import FewRowsAttention
+from .metal import rows, tiles
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in few_rows.KERNELS}
+_ALL: tuple[Kernel, ...] = (*few_rows.KERNELS, *rows.KERNELS, *tiles.KERNELS)
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in _ALL}
 """Every kernel, by its name."""
 
 _ATTENTIONS: tuple[AttentionKernel, ...] = (FewRowsAttention(),)

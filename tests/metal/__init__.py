@@ -1,0 +1,1 @@
+"""Metal kernels without a Mac: an emulator, MLX's compiled kernels in it, and ours."""
