@@ -48,7 +48,9 @@ def test_rows_are_padded_to_the_cheapest_width(pair):
     finally:
         model.__class__ = original
     # Three rows are wanted and ten are cheapest; the request's last forwards have less to do.
-    assert widths[2:-3].count(10) == len(widths[2:-3]) > 5
+    # The prompt's last token runs alone; before it the memory that a request needs was measured.
+    of_rounds = widths[widths.index(1) + 1 : -3]
+    assert of_rounds.count(10) == len(of_rounds) > 5
 
 
 def _spying(original, widths):
