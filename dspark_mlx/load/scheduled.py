@@ -37,8 +37,10 @@ def copying(decoder: Decoder) -> Decoder:
     target = decoder.engine.target
     with refusing(decoder.target_folder):
         check_rollback(target, decoder.target_folder)
-    profile = _profile(Pair.of(decoder, alone=True))
-    return decoder.with_engine(Engine(target, None, CopyScheduler(profile), profile), None)
+    pair = Pair.of(decoder, alone=True)
+    profile = _profile(pair)
+    scheduler = CopyScheduler(profile, learned_path(pair.key()))
+    return decoder.with_engine(Engine(target, None, scheduler, profile), None)
 
 
 def _profile(pair: Pair) -> SpeedProfile:

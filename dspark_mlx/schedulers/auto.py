@@ -16,14 +16,20 @@ from . import PairFacts, Scheduler
 from .belief import Belief
 from .copies import WIDEST, CopyChoice
 from .memory import PairMemory
-from .pace import MIN_GAIN, Pace, best_length, best_rate, highest_rate
+from .pace import Pace, best_length, best_rate, highest_rate
 from .proposer import DRAFTER, LOOKUP, Offer, ProposerState
 from .speed_profile import Costs
 
+# The rate with every draft accepted that drafts must reach to pay: to accept 95 % of slots is rare,
+# and makes 6.7 tokens of a round of 8.
+_LEAST_RATE = 1.15
 # A profile that is wrong by less than this could hide that drafts pay.
 _DOUBT = 1.5
 # Plain steps before the costs are looked at again; they change slowly with the context.
 _RECHECK = 32
+# Plain steps that a trial of a round's time may lose, for each plain step before it. The first one
+# loses more than is expected: its draft takes in the prompt and all that came after.
+_TRIAL_SHARE = 0.01
 # Plain steps that are timed, the first and the last apart, where none were for long.
 _TIMED_STEPS = 5
 # Rounds this much faster than plain decoding leave no doubt about it.
@@ -91,6 +97,7 @@ class AutoPolicy:
         self._survival: Sequence[float] = ()
         self._best = 0
         self._evidence = self.belief.evidence
+        self._lost: float | None = None
 
     @property
     def belief(self) -> Belief:
@@ -102,10 +109,11 @@ class AutoPolicy:
         self._context, self._limit, self._best = context, limit, 0
         costs = self._costs = self._times.at(context)
         waited, self._stretch = self._stretch, 0
-        if highest_rate(costs, limit) <= MIN_GAIN:
-            doubtful = highest_rate(costs, limit) * _DOUBT > 1 and not self._times.drafts_are_known
+        if (most := highest_rate(costs, limit)) <= _LEAST_RATE:
+            doubtful = most * _DOUBT > _LEAST_RATE and not self._times.drafts_are_known
             if not (waited and doubtful):
-                return self._wait(_RECHECK, "no accepted length could pay")
+                steps = self._trial_gap(costs) if doubtful else _RECHECK
+                return self._wait(steps, "no accepted length could pay")
             self._reason = "a trial of what a round takes"
         elif self._drafter.pays(costs):
             if not waited and self._times.plain_is_due and self._pace.rate < _CLEAR:
@@ -152,6 +160,7 @@ class AutoPolicy:
         if costs is None:
             return
         self._decide(costs, round_.scheduled)
+        self._lost = 1e3 * round_.seconds / costs.plain - len(round_.tokens)
         # The draft after many other tokens has their features to take in, which takes time too.
         if self._behind <= _RECHECK or not self._times.known(round_.scheduled, self._context):
             self._times.learn(self._context, round_.scheduled, 1e3 * round_.seconds)
@@ -165,6 +174,13 @@ class AutoPolicy:
         if self.belief.evidence > self._evidence:
             self._evidence = self.belief.evidence
             self._memory.remember(self._temperature, self.belief.posterior())
+
+    def _trial_gap(self, costs: Costs) -> int:
+        """Plain steps before a trial of a round's time, by what the last drafted round lost."""
+        lost = self._lost
+        if lost is None:
+            lost = (costs.draft + costs.verify[1]) / costs.plain - 1
+        return max(round(lost / _TRIAL_SHARE), _RECHECK)
 
     def _offer(self, costs: Costs) -> Offer:
         """What a block is expected to be before it is drafted."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from ..calibration.sts import identity
 from ..types import Decision, Round
 from .memory import PairMemory
-from .pace import MIN_GAIN
 from .proposer import LOOKUP, Offer, best_offer
 from .round_times import RoundTimes
 from .speed_profile import Costs, SpeedProfile
@@ -25,6 +24,9 @@ WIDEST = 33
 # What a copy must be expected to gain over a drafter that drafts: the higher of two estimates is
 # too high more often than not, and where there is little to copy, that is the copy's.
 _LEAD = 1.3
+# And over plain steps, whose time is known: where rows are so dear that a copy gains a few percent
+# at best, one that is rejected early loses several steps.
+_LEAD_OVER_PLAIN = 1.15
 
 
 class CopyChoice:
@@ -60,7 +62,7 @@ class CopyChoice:
         if not survival:
             return 0
         costs = self._times.at(context)
-        lead = _LEAD if drafter else MIN_GAIN
+        lead = _LEAD if drafter else _LEAD_OVER_PLAIN
         # Most copies do not pay even if all of it cost as little as its cheapest length.
         if (1.0 + sum(survival)) * costs.plain <= rate * lead * min(costs.verify[1:]):
             return 0

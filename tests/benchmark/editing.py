@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import dspark_mlx
@@ -57,21 +57,26 @@ def sides(decoder: Decoder) -> dict[str, Callable]:
     }
 
 
-def timed(decode: Callable, ids: list[int], **settings) -> tuple[float, list[Round]]:
+def timed(
+    decode: Callable, ids: list[int], clock: Callable[[], float], **settings
+) -> tuple[float, list[Round]]:
     """Seconds a token after the first one, and the rounds."""
     rounds: list[Round] = []
     started = 0.0
     for done in decode(ids, **settings):
-        started = started or perf_counter()
+        started = started or clock()
         rounds.append(done)
-    seconds = perf_counter() - started
+    seconds = clock() - started
     return seconds / (sum(len(done.tokens) for done in rounds) - 1), rounds
 
 
 def measure(
     decoder: Decoder, text: str, turn: int, asked: Sequence[str], repeats: int, settings: dict
 ) -> Row:
-    """Decode a prompt by each side, `repeats` times, in an order that changes."""
+    """Decode a prompt by each side, `repeats` times, in an order that changes.
+
+    `settings` are those of `rounds`, and `clock`, which counts seconds.
+    """
     decoders = sides(decoder)
     ids = decoder.encode([{"role": "user", "content": text}])
     taken: dict[str, list[float]] = {side: [] for side in asked}
@@ -123,6 +128,7 @@ def main() -> None:
     add("--prompts", default=":", metavar="A:B", help="those of each kind from A to before B")
     add("--sides", nargs="+", choices=SIDES, default=SIDES, help="the last one's copies are shown")
     add("--temp", type=float, default=0.0)
+    add("--cpu-time", action="store_true", help="count the CPU's time, where others use it too")
     add("--only", choices=("editing", "others"))
     add(
         "--results", type=Path, help="keep what is measured here; the summary is of all that it has"
@@ -131,7 +137,8 @@ def main() -> None:
     asked = [side for side in SIDES if side in {"drafter", *args.sides}]
     start, _, end = args.prompts.partition(":")
     decoder = dspark_mlx.load(args.model, args.drafter)
-    settings = {"max_tokens": args.max_tokens, "temperature": args.temp}
+    settings: dict[str, Any] = {"max_tokens": args.max_tokens, "temperature": args.temp}
+    settings["clock"] = process_time if args.cpu_time else perf_counter
     if args.temp:
         # Draws by position: all sides write the same text.
         settings |= {"seed": 0, "reproducible": True}

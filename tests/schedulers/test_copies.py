@@ -40,7 +40,7 @@ def test_a_copy_is_chosen_where_it_is_ahead(drafts):
                 for n in range(1, min(limit, len(chances)) + 1)
             ]
 
-        other = max([rate, *speeds(block, 3)]) * 1.3 if drafts else rate * 1.02
+        other = max([rate, *speeds(block, 3)]) * 1.3 if drafts else rate * 1.15
         copies = speeds(survival, 0)
         best = copies.index(max(copies)) + 1 if max(copies) > other else 0
         offer = (lambda _, block=block: Offer("drafter", block, 3)) if drafts else None
