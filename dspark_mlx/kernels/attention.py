@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
 from .base import Backend
-from .race import largest
+from .race import ROUNDING, largest
 
 _NAME = scaled_dot_product_attention.__name__
 _KEYS = (1, 40, 333, 1000)
@@ -216,11 +216,9 @@ def why_attention_wrong(kernel: AttentionKernel, heads: Heads) -> str | None:
         got = kernel(q, k, v, scale)
         if got.shape != q.shape or got.dtype != q.dtype:
             return f"gives {got.dtype} {list(got.shape)}"
-        error, own = (
-            largest(y.astype(mx.float32) - right) for y in (got, _row_by_row(q, k, v, scale))
-        )
-        rounding = {mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11, mx.float32: 1e-5}[q.dtype]
-        limit = own + rounding * largest(right)
+        error = largest(got.astype(mx.float32) - right)
+        own = largest(_row_by_row(q, k, v, scale).astype(mx.float32) - right)
+        limit = own + ROUNDING[q.dtype] * largest(right)
         if not error <= limit:  # NaN is not
             return f"is off by {error:.3g} where {limit:.3g} is allowed, over {keys} keys"
     return None

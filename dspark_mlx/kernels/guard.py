@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ..progress import ProgressCallback
 from .attention import (
@@ -29,23 +28,17 @@ from .attention import (
     why_attention_wrong,
 )
 from .base import Backend, Kernel, Product
+from .forwards import Forward, Forwards
 from .linears import Applied, Call, Linear, quantized_linears, stock
-from .race import medians, timed_products, why_wrong
+from .race import timed_products, why_wrong
 from .store import STOCK, Verdict, VerdictStore, Where
 from .trial import Trial, attempt, try_kernels
 
-Forward: TypeAlias = Callable[[int], mx.array]
-"""Runs the network over so many new rows; gives their logits, which are the same every time."""
 Chosen: TypeAlias = dict[Linear, dict[int, Kernel]]
 """For each shape the kernels by number of rows."""
 
 ROWS = (2, 4, 8, 16)
 """Numbers of rows that are raced; those between them follow the next larger one."""
-
-_FORWARD_TURNS = 15
-
-# Parts of the logits' spread by which forwards of other roundings differ.
-_AGREE = {mx.bfloat16: 0.05, mx.float16: 0.02, mx.float32: 1e-3}
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ class Guard:
 
     Args:
         network: the network; nothing of it has changed when a method has returned.
-        forward: see `Forward`.
+        forward: see `forwards.Forward`.
         kernels: the candidates.
         where: the device, its system and MLX's version.
         store: what was found before.
@@ -123,6 +116,7 @@ class Guard:
     ) -> None:
         self._network, self._forward, self._kernels = network, forward, kernels
         self._where, self._store, self._trial, self._clock = where, store, trial, clock
+        self._forwards = Forwards(network, forward, clock)
         self._progress, self._attentions = progress, attentions
         self._linears = quantized_linears(network)
         self._modules = {
@@ -277,7 +271,7 @@ class Guard:
             takes = partial(attention_taken, kernel)
             return AppliedAttention(self._network, kernel, takes, kernel.max_keys)
 
-        return self._raced_forwards(rows, chosen, kernel.name, apply)
+        return self._forwards.race(rows, chosen, kernel.name, apply)
 
     def _whole(self, rows: int, kernels: Mapping[Linear, Mapping[int, Kernel]]) -> Verdict:
         counts = {linear: len(modules) for linear, modules in self._linears.items()}
@@ -285,54 +279,8 @@ class Guard:
         key = self._where.whole_key(rows, counts, taking_part)
         known = self._store.get(key)
         if known is None:
-            known = self._whole_race(rows, kernels)
+            known = self._forwards.race(
+                rows, {}, "kernels", lambda: Applied(self._network, kernels)
+            )
             self._store.put(key, known)
         return known
-
-    def _whole_race(self, rows: int, kernels: Mapping[Linear, Mapping[int, Kernel]]) -> Verdict:
-        return self._raced_forwards(rows, {}, "kernels", lambda: Applied(self._network, kernels))
-
-    def _raced_forwards(
-        self, rows: int, beside: Chosen, name: str, apply: Callable[[], Applied | AppliedAttention]
-    ) -> Verdict:
-        """Whole forwards with and without what `apply` applies, beside kernels that are in use."""
-
-        def forward(*applied: Applied | AppliedAttention) -> mx.array:
-            try:
-                logits = self._forward(rows)
-                mx.eval(logits)
-                return logits
-            finally:
-                for each in applied:
-                    each.close()
-
-        def compare() -> str | None:
-            own = forward(Applied(self._network, beside))
-            return _disagreement(own, forward(Applied(self._network, beside), apply()))
-
-        reason = attempt(compare)
-        if reason is not None:
-            return Verdict(STOCK, reason, {}, {})
-
-        def timed(*makers: Callable[[], Applied | AppliedAttention]) -> float:
-            applied = [Applied(self._network, beside), *(make() for make in makers)]
-            started = self._clock()
-            forward(*applied)
-            return self._clock() - started
-
-        times, wins = medians({STOCK: timed, name: partial(timed, apply)}, _FORWARD_TURNS)
-        gain = f"a whole forward reaches {times[STOCK] / times[name]:.2f}x MLX's speed"
-        if wins[name]:
-            return Verdict(name, gain, times, {})
-        return Verdict(STOCK, f"{gain}, which is too little", times, {})
-
-
-def _disagreement(own: mx.array, got: mx.array) -> str | None:
-    """Why two forwards' logits are not those of one network; None where they are."""
-    a, b = own.astype(mx.float32), got.astype(mx.float32)
-    spread = float(np.array(mx.sqrt(mx.var(a))))
-    error = float(np.array(mx.sqrt(mx.mean(mx.square(a - b)))))
-    limit = _AGREE[own.dtype] * spread
-    if not error <= limit:  # NaN is not
-        return f"a whole forward's logits differ by {error:.3g} where {limit:.3g} is allowed"
-    return None

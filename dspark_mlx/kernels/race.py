@@ -26,8 +26,8 @@ TURNS = 7
 _SHORTEST, _LONGEST = 8, 24
 _PIECE = 4
 
-# One rounding of the result, as a part of its largest value; of float32 many, which its sums make.
-_ROUNDING = {mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11, mx.float32: 1e-5}
+ROUNDING = {mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11, mx.float32: 1e-5}
+"""One rounding of a result, as a part of its largest value; of float32 many, those of sums."""
 
 
 def why_wrong(kernel: Kernel, modules: Sequence[Any], xs: Sequence[mx.array]) -> str | None:
@@ -61,17 +61,16 @@ def _why_wrong(kernel: Kernel, module: Any, x: mx.array) -> str | None:
             return "has other bits than one row at a time"
         return None
     right = _in_float32(module, x)
-    size = largest(right)
     error = largest(got.astype(mx.float32) - right)
     allowed = largest(compute(stock, module, x).astype(mx.float32) - right)
-    limit = allowed + _ROUNDING[x.dtype] * size
+    limit = allowed + ROUNDING[x.dtype] * largest(right)
     if not error <= limit:  # NaN is not
         return f"is off by {error:.3g} where {limit:.3g} is allowed"
     return None
 
 
 def largest(x: mx.array) -> float:
-    """The largest magnitude."""
+    """The largest magnitude in an array."""
     return float(np.array(mx.abs(x).max()))
 
 

@@ -89,7 +89,7 @@ def _plain(task: Product | Heads) -> dict[str, Any]:
 
 def _task(about: Mapping[str, Any]) -> Product | Heads:
     kind = Heads if "heads" in about else Product
-    return kind(**dict(about) | {"dtype": getattr(mx, about["dtype"])})
+    return kind(**{**about, "dtype": getattr(mx, about["dtype"])})
 
 
 def run_trial(kernel: Any, task: Product | Heads) -> str:

@@ -10,6 +10,7 @@ import mlx.nn as nn
 import pytest
 from kernels.fakes import CLOCK, KERNELS, Fake
 
+from dspark_mlx.kernels.forwards import AGREE
 from dspark_mlx.kernels.guard import Decision, Guard, raced_rows
 from dspark_mlx.kernels.linears import Applied, quantized_linears
 from dspark_mlx.kernels.store import STOCK, VerdictStore, Where
@@ -160,9 +161,7 @@ def test_a_whole_forward_overrules_what_wins_alone():
 
 def test_a_whole_forward_that_differs_overrules(monkeypatch: pytest.MonkeyPatch):
     """Errors that pass on every matrix and add up in the model."""
-    monkeypatch.setitem(
-        __import__("dspark_mlx.kernels.guard", fromlist=["_AGREE"])._AGREE, mx.float32, 1e-9
-    )
+    monkeypatch.setitem(AGREE, mx.float32, 1e-9)
     decision, _ = decide("drifts")
     assert decision.chosen == {} and "logits differ" in decision.forwards[2].reason
 
