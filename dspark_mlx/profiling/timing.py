@@ -49,8 +49,8 @@ def take_turns(
 ) -> Times:
     """Seconds of every point, one value from each pass over all points.
 
-    The first pass warms up and does not count, unless it alone takes longer than `seconds` or ends
-    after `until`, and compiling was a small part of its time.
+    The first pass warms up and does not count, unless it ends after `until`: a device may compile
+    in it, for seconds, what later rounds run at once.
 
     Args:
         points: the points, which run in their order.
@@ -60,11 +60,10 @@ def take_turns(
         least: passes to make even if they take longer than `seconds`.
         until: time of `perf_counter` after which no further pass begins, however few were made.
     """
-    started = perf_counter()
     first = {point: run() for point, run in points.items()}
-    passes = int(perf_counter() > min(started + seconds, until) and not _compiled(points, first))
+    started = perf_counter()
+    passes = int(started > until)
     times = {point: [taken] * passes for point, taken in first.items()}
-    started = started if passes else perf_counter()
     while passes < repeats and perf_counter() < (
         until if passes < least else min(started + seconds, until)
     ):
@@ -73,12 +72,6 @@ def take_turns(
         passes += 1
         measured(passes)
     return times
-
-
-def _compiled(points: Mapping[Point, Timed], first: Mapping[Point, float]) -> bool:
-    """Whether the first pass mostly compiled: its quickest point is far quicker a second time."""
-    quickest = min(first, key=first.__getitem__)
-    return points[quickest]() < first[quickest] / 2
 
 
 class Session:

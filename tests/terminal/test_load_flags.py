@@ -96,11 +96,15 @@ def test_a_profile_is_for_its_caches(target, monkeypatch):
     """A profile of unquantised caches that schedules quantised ones."""
     keys = []
     monkeypatch.setattr(
-        "dspark_mlx.profiling.store.fingerprint", lambda *parts: keys.append(parts[-2])
+        "dspark_mlx.profiling.store.fingerprint", lambda *parts: keys.append(parts[-3])
     )
     for bits in (None, 4):
         decoder = dspark_mlx.load(target, drafter=False, kv_bits=bits, kv_group_size=32)
-        drafter = type("Drafter", (), {"vocabulary_size": 4, "config": argparse.Namespace(gamma=3)})
+        drafter = type(
+            "Drafter",
+            (),
+            {"vocabulary_size": 4, "config": argparse.Namespace(gamma=3, attended=())},
+        )
         engine = type("Engine", (), {"target": decoder.engine.target, "drafter": drafter})
         Pair(engine, target, target, "float32").key()
     expected = {"kv_bits": 4, "kv_group_size": 32, "quantized_kv_start": 5000}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.numpy_drafter import _backbone, _markov_bias, _plan, load
+from helpers.numpy_drafter import _backbone, _markov_bias, _normed, _plan, load
 from helpers.pairs import golden
 
 from dspark_mlx.checkpoint.safetensors import read_tensors
@@ -93,7 +93,8 @@ class Case:
             )
             x = self.embed[ids].astype(np.float64) * self.plan.embed_scale
             context = self.taps[text, :anchor].astype(np.float64)
-            hidden = _backbone(self.plan, t, x, context)[self.plan.first :]
+            _, rows = _backbone(self.plan, t, x, context, ids[0])
+            hidden = _normed(self.plan, t, rows)[self.plan.first :]
             state = np.zeros(self.config.head_rank)
             for k in range(SUPERVISED[text][block]):
                 at = text, block, k
