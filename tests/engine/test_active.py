@@ -301,10 +301,10 @@ def test_requests_pause_leave_and_fail(target):
 
     for step in range(120):
         if len(active) < 6 and step < 100:
-            i = int(rng.integers(9))
+            i = 8 if rng.random() < 0.3 else int(rng.integers(8))
             given = arguments(engine, i)
             if i == 8:
-                sampling = Sampling(temperature=1.0, logits_processors=[broken])
+                sampling = Sampling(temperature=1.0, seed=step, logits_processors=[broken])
                 given["sampler"] = make_sampler(sampling, target.vocab_size)
                 given["max_tokens"] = 60
             request = active.add(PROMPTS[i % 8], **given)
