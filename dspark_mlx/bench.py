@@ -170,7 +170,7 @@ def _synthetic(args: argparse.Namespace) -> None:
     shape = SHAPES[args.synthetic]
 
     def prepare(target: Target) -> None:
-        if not args.no_kernels:
+        if args.kernels is not False:
             apply_kernels(target, GAMMA + 1)
 
     sizes = max(args.max_tokens, 2), max(args.repeats, 1)

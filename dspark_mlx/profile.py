@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
 def _pair(args: argparse.Namespace) -> Pair:
     # Other schedulers could find or measure a profile themselves while the pair is loaded.
     args.scheduler = "full"
+    # What kernels can do here is part of what is measured.
+    args.kernels = args.kernels is not False
     decoder = flags.load_decoder(args, advises=not args.forget)
     return Pair.of(decoder)
 

@@ -62,7 +62,7 @@ def load(
     max_kv_size: int | None = None,
     prompt_cache_bytes: int | None = None,
     prompt_cache_dir: str | Path | None = None,
-    kernels: bool = True,
+    kernels: bool = False,
 ) -> Decoder:
     """Load a target with its drafter.
 
@@ -94,7 +94,7 @@ def load(
         prompt_cache_dir: folder in which they outlive the process; None for memory alone.
         kernels: whether this package's own kernels for products of few rows are used where they
             have won here, see `kernels.guard`; the first load of a pair on a GPU races them, which
-            takes seconds. `Decoder.close` gives the network back as it was.
+            can take minutes. `Decoder.close` gives the network back as it was.
 
     Raises:
         InputError: a file, a pair or a setting cannot be used; raised before any generation.

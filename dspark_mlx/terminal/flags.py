@@ -76,10 +76,11 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
         "that it was made with); the output is the same",
     )
     parser.add_argument(
-        "--no-kernels",
-        action="store_true",
-        help="compute every product by MLX's own kernels (default: by this package's where they "
-        "have proven right and quicker on this device)",
+        "--kernels",
+        action=argparse.BooleanOptionalAction,
+        help="whether this package's own kernels compute what they have proven right and quicker "
+        "for on this device; the first load races them, up to minutes (default: only profile and "
+        "bench --synthetic do)",
     )
     for name in CACHE_SETTINGS:
         add_setting_flag(parser, name)
@@ -189,7 +190,7 @@ def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
         **{name: getattr(args, name) for name in CACHE_SETTINGS},
         prompt_cache_bytes=getattr(args, "prompt_cache_bytes", 0),
         prompt_cache_dir=getattr(args, "prompt_cache_dir", None),
-        kernels=not args.no_kernels,
+        kernels=bool(args.kernels),
     )
     if advises:
         advise(decoder)
