@@ -8,22 +8,20 @@ are removed after the draft: the rows of committed tokens are written from the t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import mlx.core as mx
 
 from ..calibration.by_temperature import Calibrations
-from ..calibration.sts import identity
 from ..checkpoint.base_config import CanonicalConfig
 from ..sampling import Pick
 from ..types import Draft
 from .base import DrafterContext, Embed, Pending
 from .block import BlockBuilder
 from .context_cache import ContextCache
+from .contexts import RequestContexts
 from .vocabulary import DraftOutput
 
 
-class ChainDrafter:
+class ChainDrafter(RequestContexts[CanonicalConfig]):
     """A drafter with one attention layer that runs once a token, see `base.Drafter`.
 
     The newest feature is joined with the anchor, which may not be known yet. So it stays pending in
@@ -49,11 +47,11 @@ class ChainDrafter:
         output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> None:
-        self._shared = config
+        super().__init__(config, embed, output, calibrations)
         self._window = window
-        self._embed = embed
-        self._output = output
-        self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
+
+    def _new_caches(self) -> list[ContextCache]:
+        return [ContextCache(self._window)]
 
     def _features(self, taps: mx.array) -> mx.array:
         """Features `[rows, hidden]` from concatenated taps `[rows, taps * target_hidden]`."""
@@ -80,32 +78,6 @@ class ChainDrafter:
     def _fed_back(self, state: mx.array, readout_row: mx.array) -> mx.array:
         """What takes the next feature's place: a row's output, or what is read out of it."""
         return state
-
-    @property
-    def config(self) -> CanonicalConfig:
-        """See `Drafter.config`."""
-        return self._shared
-
-    @property
-    def vocabulary_size(self) -> int:
-        """See `Drafter.vocabulary_size`."""
-        return self._output.size or self.config.output_size
-
-    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
-        """See `Drafter.new_context`."""
-        temperatures = mx.array(self.calibrations.at(temperature).temperatures)
-        caches = [ContextCache(self._window)]
-        return DrafterContext(caches, temperatures, self._output.vocabulary(prompt))
-
-    def extend(
-        self,
-        context: DrafterContext,
-        taps: Sequence[mx.array],
-        tokens: mx.array,
-        rows: int | None = None,
-    ) -> None:
-        """See `Drafter.extend`."""
-        context.add(taps, tokens, rows)
 
     def flush(self, context: DrafterContext) -> None:
         """See `Drafter.flush`; the newest row stays pending, since its next token is not known."""

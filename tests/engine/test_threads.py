@@ -178,7 +178,7 @@ def test_a_draft_that_nothing_verifies():
         lambda: load(TARGET, golden("vanilla"), EverySecond(), draft_vocabulary=200)
     )
     drafter = decoder.engine.drafter
-    drafter._confidence, drafter._shared = None, replace(drafter.config, confidence="none")
+    drafter._confidence, drafter._config = None, replace(drafter.config, confidence="none")
     want = run(decoder.plain(), range(80, 120), 20)
     assert step_by_step(decoder, range(80, 120), 20) == want
 

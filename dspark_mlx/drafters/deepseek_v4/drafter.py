@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import mlx.core as mx
 
 from ...calibration.by_temperature import Calibrations
-from ...calibration.sts import identity
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import Matrix, arrays_of
 from ...sampling import Pick
 from ...types import Draft
 from ..base import DrafterContext, Embed
 from ..block import BlockBuilder, fill_block
+from ..contexts import RequestContexts
 from ..heads import load_head
 from ..heads.confidence import ConfidenceHead, load_unbiased_confidence
 from ..tensors import DrafterTensors
@@ -44,7 +43,7 @@ class Projection:
         return mx.fast.rms_norm(self.fc(features.astype(self.norm.dtype)), self.norm, self.eps)
 
 
-class DeepseekV4Drafter:
+class DeepseekV4Drafter(RequestContexts[DeepseekV4Config]):
     """The head that a DeepSeek V4 checkpoint has inside, see `base.Drafter`.
 
     It shares its target's embedding and output matrix. Its confidence head reads the rows before
@@ -74,14 +73,11 @@ class DeepseekV4Drafter:
         output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> None:
-        self.config = config
+        super().__init__(config, embed, output, calibrations)
         self._projection = projection
         self._stages = stages
         self._norm = norm
         self._confidence = confidence
-        self._embed = embed
-        self._output = output
-        self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
         self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
         mx.eval(self._masks)
 
@@ -113,26 +109,8 @@ class DeepseekV4Drafter:
             calibrations,
         )
 
-    @property
-    def vocabulary_size(self) -> int:
-        """See `Drafter.vocabulary_size`."""
-        return self._output.size or self.config.output_size
-
-    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
-        """See `Drafter.new_context`."""
-        rings = [LatentRing(self.config.window) for _ in range(self.config.num_layers)]
-        temperatures = mx.array(self.calibrations.at(temperature).temperatures)
-        return DrafterContext(rings, temperatures, self._output.vocabulary(prompt))
-
-    def extend(
-        self,
-        context: DrafterContext,
-        taps: Sequence[mx.array],
-        tokens: mx.array,
-        rows: int | None = None,
-    ) -> None:
-        """See `Drafter.extend`."""
-        context.add(taps, tokens, rows)
+    def _new_caches(self) -> list[LatentRing]:
+        return [LatentRing(self.config.window) for _ in range(self.config.num_layers)]
 
     def flush(self, context: DrafterContext) -> None:
         """See `Drafter.flush`."""

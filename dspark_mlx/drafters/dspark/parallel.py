@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 
 from ...calibration.by_temperature import Calibrations
-from ...calibration.sts import identity
 from ...sampling import Pick
 from ...types import Draft
 from ..base import DrafterContext, Embed
 from ..batch import Wanted
 from ..context_cache import BatchContextCache, ContextCache, joined
+from ..contexts import RequestContexts
 from ..vocabulary import DraftOutput, Readout
 from .backbone import Backbone, Ragged
 from .batch import DSparkBatch
 from .config import BlockConfig
 
 
-class ParallelDrafter:
+class ParallelDrafter(RequestContexts[BlockConfig]):
     """A drafter whose backbone reads a block at once, see `base.Drafter`.
 
     A method's drafter chooses the block's tokens from the backbone's rows: `choose`, `choose_each`.
@@ -40,18 +40,10 @@ class ParallelDrafter:
         output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> None:
-        self._config = config
+        super().__init__(config, embed, output, calibrations)
         self._backbone = backbone
-        self._embed = embed
-        self._output = output
-        self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
         self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
         mx.eval(self._masks)
-
-    @property
-    def config(self) -> BlockConfig:
-        """See `Drafter.config`."""
-        return self._config
 
     def choose(
         self,
@@ -83,28 +75,9 @@ class ParallelDrafter:
         """
         raise NotImplementedError
 
-    @property
-    def vocabulary_size(self) -> int:
-        """See `Drafter.vocabulary_size`."""
-        return self._output.size or self.config.output_size
-
-    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
-        """See `Drafter.new_context`."""
+    def _new_caches(self) -> list[ContextCache]:
         layers = range(self.config.num_layers)
-        caches = [ContextCache(self.config.attention_of(i).window) for i in layers]
-        calibration = self.calibrations.at(temperature)
-        temperatures = mx.array(calibration.temperatures)
-        return DrafterContext(caches, temperatures, self._output.vocabulary(prompt))
-
-    def extend(
-        self,
-        context: DrafterContext,
-        taps: Sequence[mx.array],
-        tokens: mx.array,
-        rows: int | None = None,
-    ) -> None:
-        """See `Drafter.extend`."""
-        context.add(taps, tokens, rows)
+        return [ContextCache(self.config.attention_of(i).window) for i in layers]
 
     def flush(self, context: DrafterContext) -> None:
         """See `Drafter.flush`."""
