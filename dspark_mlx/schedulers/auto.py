@@ -41,7 +41,7 @@ class AutoScheduler:
 
     Args:
         memory: what is known of the pair, and what its requests learn.
-        reads_confidence: False for a drafter without a confidence head; policies then learn from
+        has_confidence: False for a drafter without a confidence head; policies then learn from
             accepted counts alone.
     """
 
@@ -53,9 +53,9 @@ class AutoScheduler:
     name = "auto"
     needs_confidence = False
 
-    def __init__(self, memory: PairMemory, reads_confidence: bool = True) -> None:
+    def __init__(self, memory: PairMemory, has_confidence: bool = True) -> None:
         self._memory = memory
-        self._reads_confidence = reads_confidence
+        self._has_confidence = has_confidence
 
     @classmethod
     def make(cls, argument: str, pair: PairFacts) -> Scheduler:
@@ -66,23 +66,27 @@ class AutoScheduler:
 
     def start(self, gamma: int, temperature: float = 0.0) -> AutoPolicy:
         """See `Scheduler.start`."""
-        return AutoPolicy(self._memory, temperature, self._reads_confidence)
+        return AutoPolicy(self._memory, temperature, self._has_confidence)
 
 
 class AutoPolicy:
     """The policy of `AutoScheduler` for one request.
 
     Args:
-        memory, reads_confidence: see `AutoScheduler`.
+        memory, has_confidence: see `AutoScheduler`.
         temperature: the request's sampling temperature.
+
+    Attributes:
+        reads_confidence: see `Policy`; chosen anew for every drafted round.
     """
 
-    def __init__(self, memory: PairMemory, temperature: float, reads_confidence: bool) -> None:
-        self.reads_confidence = reads_confidence
+    def __init__(self, memory: PairMemory, temperature: float, has_confidence: bool) -> None:
+        self.reads_confidence = self._has_confidence = has_confidence
         self.decision: Decision | None = None
         self._memory = memory
         self._temperature = temperature
         self._times = memory.times(temperature)
+        self._waiting = memory.waiting(temperature)
         self._drafter = ProposerState(memory.prior(temperature))
         self._copies = CopyChoice(self._times)
         self._pace = Pace(1.0)
@@ -126,6 +130,7 @@ class AutoPolicy:
         # What rounds have reached lags behind what their outcomes promise, above all at first.
         promised = best_rate(self._drafter.belief.survival(()), costs, limit)
         self._rate = max(self._pace.rate, promised)
+        self.reads_confidence = self._has_confidence and self._waiting.ask()
         return 0
 
     def admit(self, slot: int, seen: Sequence[float]) -> bool:
@@ -163,11 +168,18 @@ class AutoPolicy:
         self._lost = 1e3 * round_.seconds / costs.plain - len(round_.tokens)
         # The draft after many other tokens has their features to take in, which takes time too.
         if self._behind <= _RECHECK or not self._times.known(round_.scheduled, self._context):
-            self._times.learn(self._context, round_.scheduled, 1e3 * round_.seconds)
+            ratio = self._times.learn(self._context, round_.scheduled, 1e3 * round_.seconds)
+            if ratio:
+                self._waiting.time(self.reads_confidence, round_.scheduled, ratio)
         self._plain_steps = self._behind = 0
         self._untimed = False
         steps = (costs.draft + costs.verify[round_.scheduled]) / costs.plain
         self._pace.learn(self._drafter.learn(round_, costs), steps)
+        if self._has_confidence and round_.confidence:
+            worth = self._drafter.worth_of_confidences(
+                round_.confidence, costs, self._rate, self._limit
+            )
+            self._waiting.learn(worth / (self._rate * steps))
 
     def close(self) -> None:
         """See `LearningPolicy.close`."""

@@ -23,7 +23,7 @@ class LaggedScheduler(AutoScheduler):
 
     def start(self, gamma: int, temperature: float = 0.0) -> LaggedPolicy:
         """See `Scheduler.start`."""
-        return LaggedPolicy(self._memory, temperature, reads_confidence=False)
+        return LaggedPolicy(self._memory, temperature, has_confidence=False)
 
 
 class LaggedPolicy(AutoPolicy):

@@ -16,6 +16,7 @@ from ..system.files import check_format, read_json, write_json
 from .belief import Prior
 from .round_times import RoundTimes
 from .speed_profile import SpeedProfile
+from .waiting import Waiting
 
 FORMAT = "dspark_mlx learned schedule"
 FORMAT_VERSION = 1
@@ -59,6 +60,10 @@ class PairMemory:
         """The times of requests at a sampling temperature."""
         return self._times[_kind(temperature)]
 
+    def waiting(self, temperature: float) -> Waiting:
+        """What waiting for confidences gains and costs requests at a sampling temperature."""
+        return self._waiting[_kind(temperature)]
+
     def prior(self, temperature: float) -> Prior:
         """What a new request at a sampling temperature starts from."""
         kept = self._priors.get(_kind(temperature))
@@ -99,6 +104,7 @@ class PairMemory:
 
     def _forget(self, profile: SpeedProfile) -> None:
         self._times = {_GREEDY: RoundTimes(profile), _SAMPLED: RoundTimes(profile.sampled)}
+        self._waiting = {kind: Waiting() for kind in self._times}
         self._priors: dict[str, Prior] = {}
 
     def _read(self, path: Path) -> None:

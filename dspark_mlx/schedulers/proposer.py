@@ -170,6 +170,23 @@ class ProposerState:
         self._loss = steps - expected
         return expected
 
+    def worth_of_confidences(
+        self, confidence: Sequence[float], costs: Costs, rate: float, limit: int
+    ) -> float:
+        """Tokens that a block's confidences were worth for the choice of its verify length.
+
+        Args:
+            confidence: of all its slots.
+            costs: costs at the round's context length.
+            rate: see `best_length`.
+            limit: the most slots that it might verify.
+        """
+        blind, _ = best_length(self.belief.survival(()), costs, rate, 0, limit)
+        survival = self.belief.survival(confidence)
+        _, known = best_length(survival, costs, rate, 0, limit)
+        _, unknown = best_length(survival, costs, rate, blind, blind)
+        return known - unknown
+
     def _add(self, steps: float) -> None:
         """Count plain steps that were gained, or that may be lost; below 0, that were lost."""
         most = _BUDGET + _BUDGET_PER_GAIN * self._gained

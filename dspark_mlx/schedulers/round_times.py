@@ -78,7 +78,7 @@ class RoundTimes:
 
     def learn(
         self, context: int, scheduled: int | None, milliseconds: float, drafted: bool = True
-    ) -> None:
+    ) -> float | None:
         """Count a round.
 
         Args:
@@ -86,9 +86,12 @@ class RoundTimes:
             scheduled: its verified slots; None for a plain step.
             milliseconds: what it took; 0 where that was not measured.
             drafted: False for a round that verified a copy, whose tokens cost no draft.
+
+        Returns:
+            The round's time over the profile's; None where it was not measured.
         """
         if not milliseconds:
-            return
+            return None
         base = self.profile.at(context)
         if scheduled is None:
             width, expected = PLAIN, base.plain
@@ -103,6 +106,7 @@ class RoundTimes:
             self._since_plain = 0 if scheduled is None else self._since_plain + 1
             if len(ratios) <= _FEW or self._learned % _EVERY == 0:
                 self._corrected.clear()
+        return ratio
 
     def known(self, scheduled: int, context: int) -> bool:
         """Whether enough rounds with so many verified slots were learned near a context."""
