@@ -83,6 +83,7 @@ class BatchTimes:
         self._gamma = gamma
         self._batches = {n: row for n, row in profile.batches.items() if n > 1}
         self._ratios: dict[tuple[int, int], deque[float]] = {}
+        self._used: set[tuple[int, int]] = set()
 
     def at(self, requests: int, width: int, context: int) -> float:
         """The time of a round whose forward has so many rows of each request.
@@ -95,9 +96,13 @@ class BatchTimes:
         return self._base(requests, width, context) * self._ratio(requests, width)
 
     def learn(self, requests: int, width: int, context: int, milliseconds: float) -> None:
-        """Count a round; arguments as for `at`."""
-        ratios = self._ratios.setdefault((requests, width), deque(maxlen=_NEWEST))
-        ratios.append(milliseconds / self._base(requests, width, context))
+        """Count a round; arguments as for `at`. The first round of a kind may compile, and does not
+        count."""
+        kind = (requests, width)
+        if kind in self._used:
+            ratios = self._ratios.setdefault(kind, deque(maxlen=_NEWEST))
+            ratios.append(milliseconds / self._base(requests, width, context))
+        self._used.add(kind)
 
     def timed(self, requests: int, plain: bool) -> int:
         """How many rounds of about so many requests were timed, plain ones or of one width."""
@@ -111,7 +116,7 @@ class BatchTimes:
     def _ratio(self, requests: int, width: int) -> float:
         """How much longer rounds take than the profile says, of the rounds that are most alike.
 
-        The first round of a kind may compile, so that others count for more, and of two the lower.
+        Of two ratios the lower counts, since most of what disturbs a time makes it longer.
         """
         alike = [key for key in self._ratios if (key[1] == PLAIN) == (width == PLAIN)]
         if not alike and width != PLAIN:
