@@ -20,6 +20,7 @@ from ..progress import ProgressCallback
 from ..schedulers.copies import WIDEST
 from ..schedulers.speed_profile import SpeedProfile
 from .timing import PLAIN_STEPS, Session, Times, take_turns
+from .whole_rounds import added_by_rounds
 
 CONTEXTS = (64, 512, 2048)
 BATCHES = (2, 4)
@@ -36,6 +37,10 @@ QUICK_SECONDS = 2.0
 _WIDEST_MS = 150.0
 _QUICK_BATCH = 4
 _BLOCK_ALONE = 8
+
+# A plain step of so many milliseconds hides what Python takes; and what rounds need of positions.
+_SLOW_MS = 50.0
+_ROUNDS_ROOM = 1024
 
 _MORE_WIDTHS = 3
 _FILL_SECONDS = 5.0
@@ -103,6 +108,7 @@ def measure_profile(
                     several = take_turns(points, repeats, steps.next_phase(), until=third)
         if perf_counter() < until:
             added = take_turns(session.sampling(), repeats, seconds=0.5, until=until)
+    rounds = _added_by_rounds(engine, times[0], widths[-1] - _MORE_WIDTHS, text, max_length)
     mx.clear_cache()
     verify = tuple(_row(t, "verify", widths, _median) for t in times)
     batches = {n: _row(several, str(n), widths, _median) for n in BATCHES} if several else {}
@@ -118,6 +124,7 @@ def measure_profile(
         batches={1: verify[middle], **batches} if batches else {},
         verify_spread=tuple(_row(t, "verify", widths, _spread) for t in times),
         sampling=_added(added, engine.drafter.config.gamma) if added else (0.0, 0.0, 0.0),
+        rounds=rounds,
     )
 
 
@@ -158,6 +165,7 @@ def quick_profile(
             if engine.drafter and (batches := session.batches((_QUICK_BATCH,), measured)):
                 with engine.target.untapped():
                     several = take_turns(batches, repeats, seconds=QUICK_SECONDS / 4, least=1)
+    rounds = _added_by_rounds(engine, times, block, text, max_length)
     mx.clear_cache()
     widths = sorted({width for what, width in times if what == "verify"})
     batch = _between(several, str(_QUICK_BATCH), measured, _median) if several else ()
@@ -171,8 +179,22 @@ def quick_profile(
         plain=(_median(times["plain", 0]),),
         batches={_QUICK_BATCH: batch} if batch else {},
         verify_spread=(_between(times, "verify", widths, _spread),),
+        rounds=rounds,
         quick=True,
     )
+
+
+def _added_by_rounds(
+    engine: Engine, times: Times, block: int, text: Sequence[int], max_length: int | None
+) -> tuple[float, float]:
+    """See `SpeedProfile.rounds`; zeros where Python's part could not be seen, or has no room."""
+    plain = _median(times["plain", 0])
+    room = max_length or _ROUNDS_ROOM
+    if plain > _SLOW_MS or room < _ROUNDS_ROOM:
+        return 0.0, 0.0
+    draft = _median(times["draft", 0]) if engine.drafter else 0.0
+    prompt = Session(engine, text).prompt(QUICK_CONTEXT)
+    return added_by_rounds(engine, prompt, plain, draft + _median(times["verify", block]))
 
 
 def _added(times: Times, gamma: int) -> tuple[float, float, float]:

@@ -130,6 +130,10 @@ class Session:
                 break
         return self.length
 
+    def prompt(self, length: int) -> list[int]:
+        """The next piece of the text, token ids."""
+        return [int(token) for token in np.array(self._tokens((length,)))]
+
     def points(self, widths: Iterable[int]) -> dict[Point, Timed]:
         """The points that are timed at every context, in their order."""
         points: dict[Point, Timed] = {("plain", 0): self._plain}

@@ -64,6 +64,8 @@ class SpeedProfile:
             shape; 1 where there were too few repeats.
         sampling: times that sampling adds to a draft, to a forward's first row and to each further
             row; zeros when they were not measured.
+        rounds: what a plain step and a drafted round of the decode loop take beyond their forwards;
+            zeros when that was not measured.
         quick: True where only a few widths at one context were measured, and the others are
             interpolated.
     """
@@ -78,6 +80,7 @@ class SpeedProfile:
     batches: Mapping[int, tuple[float, ...]]
     verify_spread: tuple[tuple[float, ...], ...]
     sampling: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rounds: tuple[float, float] = (0.0, 0.0)
     quick: bool = False
     _costs: dict[int, Costs] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -141,7 +144,9 @@ class SpeedProfile:
             row = columns[-1] + np.maximum(slope, 0) * beyond
         else:
             row = np.array([np.interp(context, lengths, column) for column in columns.T])
+        plain_round, drafted_round = self.rounds
         draft, plain, *verify = row.tolist()
+        plain, verify = plain + plain_round, [ms + drafted_round for ms in verify]
         # The cheapest width from each width on; of equally cheap widths the smallest.
         best = [i + int(np.argmin(verify[i:])) for i in range(len(verify))]
         rows = tuple(i + 1 for i in best)
@@ -181,8 +186,10 @@ class SpeedProfile:
         if not isinstance(first, list) or not first:
             raise InputError(f"{where}: verify", _shape(verify), f"{count} lists of times")
         added = _times(values["sampling"], 3, f"{where}: sampling", zero=True)
+        rounds = _times(values["rounds"], 2, f"{where}: rounds", zero=True)
         return cls(
             sampling=(added[0], added[1], added[2]),
+            rounds=(rounds[0], rounds[1]),
             quick=values["quick"],
             name=values["name"],
             key=values["key"],
@@ -234,6 +241,9 @@ def profile_table(profile: SpeedProfile) -> str:
         draft, first, further = profile.sampling
         added = f"a draft {draft:.2f}, a row {first:.2f}, each further row {further:.2f}"
         lines.append(f"sampling adds to {added}")
+    if any(profile.rounds):
+        plain, drafted = profile.rounds
+        lines.append(f"rounds add to a plain step {plain:.2f}, to a drafted round {drafted:.2f}")
     if profile.batches:
         middle = profile.contexts[len(profile.contexts) // 2]
         lines.append(f"several requests at context {middle}")
