@@ -25,8 +25,12 @@ from .speed_profile import Costs
 _LEAST_RATE = 1.15
 # A profile that is wrong by less than this could hide that drafts pay.
 _DOUBT = 1.5
-# Plain steps before the costs are looked at again; they change slowly with the context.
+# Plain steps before the costs are looked at again; they change slowly with the context. Sooner
+# where no plain step was timed yet, since only a profile says then that drafts lose.
 _RECHECK = 32
+_FIRST_LOOK = 8
+# A block's price in plain steps that has changed by this factor is another one.
+_REPRICED = 1.1
 # Plain steps that a trial of a round's time may lose, for each plain step before it. The first one
 # loses more than is expected: its draft takes in the prompt and all that came after.
 _TRIAL_SHARE = 0.01
@@ -93,8 +97,9 @@ class AutoPolicy:
         self._rate = 1.0
         self._context = self._limit = 0
         self._costs: Costs | None = None
-        self._stretch = self._plain_steps = 0
-        self._behind = 0
+        self._stretch = self._plain_steps = self._behind = 0
+        self._due = 0
+        self._price = 0.0
         self._untimed = False
         self._reason = ""
         self._shown: Sequence[float] | None = None
@@ -113,9 +118,12 @@ class AutoPolicy:
         self._context, self._limit, self._best = context, limit, 0
         costs = self._costs = self._times.at(context)
         waited, self._stretch = self._stretch, 0
+        self._due = max(self._due - waited, 0)
+        if waited and self._is_repriced(costs):
+            self._drafter.revalue()
         if (most := highest_rate(costs, limit)) <= _LEAST_RATE:
             doubtful = most * _DOUBT > _LEAST_RATE and not self._times.drafts_are_known
-            if not (waited and doubtful):
+            if self._due or not (waited and doubtful):
                 steps = self._trial_gap(costs) if doubtful else _RECHECK
                 return self._wait(steps, "no accepted length could pay")
             self._reason = "a trial of what a round takes"
@@ -123,10 +131,13 @@ class AutoPolicy:
             if not waited and self._times.plain_is_due and self._pace.rate < _CLEAR:
                 return self._wait(_TIMED_STEPS, "to time plain steps")
             self._reason = self._drafter.reason
-        elif waited:
+        elif waited and not self._due:
             self._reason = "a trial"
         else:
-            return self._wait(self._drafter.gap(), "drafts do not pay")
+            self._due = self._due or self._drafter.gap()
+            look = _RECHECK if self._times.plain_is_known else _FIRST_LOOK
+            return self._wait(min(self._due, look), "drafts do not pay")
+        self._due = 0
         # What rounds have reached lags behind what their outcomes promise, above all at first.
         promised = best_rate(self._drafter.belief.survival(()), costs, limit)
         self._rate = max(self._pace.rate, promised)
@@ -165,6 +176,7 @@ class AutoPolicy:
         if costs is None:
             return
         self._decide(costs, round_.scheduled)
+        self._price = self._block_price(costs)
         self._lost = 1e3 * round_.seconds / costs.plain - len(round_.tokens)
         # The draft after many other tokens has their features to take in, which takes time too.
         if self._behind <= _RECHECK or not self._times.known(round_.scheduled, self._context):
@@ -186,6 +198,15 @@ class AutoPolicy:
         if self.belief.evidence > self._evidence:
             self._evidence = self.belief.evidence
             self._memory.remember(self._temperature, self.belief.posterior())
+
+    def _is_repriced(self, costs: Costs) -> bool:
+        """Whether a block costs something else than when the last one was drafted."""
+        price = self._block_price(costs)
+        return self._price > 0 and not 1 / _REPRICED < price / self._price < _REPRICED
+
+    def _block_price(self, costs: Costs) -> float:
+        """What a whole block takes, in plain steps."""
+        return (costs.draft + costs.verify[self._limit]) / costs.plain
 
     def _trial_gap(self, costs: Costs) -> int:
         """Plain steps before a trial of a round's time, by what the last drafted round lost."""

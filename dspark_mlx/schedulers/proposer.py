@@ -33,10 +33,12 @@ _BUDGET_PER_GAIN = 0.1
 # Judged drafts of earlier requests that leave nothing to be tried at a loss.
 _AMPLE_EVIDENCE = 6
 _MAX_DEBT = 0.5
-_GAPS = (2, 192)
+_GAPS = (2, 128)
 # Plain steps that a round may lose at most, beyond what the request's drafts have gained.
 _STAKE = 3.0
 _STAKE_PER_EVIDENCE = 0.1
+# Part of a round that fewer slots must save.
+_LEAST_SAVED = 0.1
 # Tokens per plain step's time that a trial's length must be able to reach, or it is a sure loss.
 _LEAST_HOPE = 1.6
 
@@ -121,6 +123,11 @@ class ProposerState:
             self._loss = -self._worth
         return self._worth >= 0 or not self.proven or self._balance > self._loss
 
+    def revalue(self) -> None:
+        """Forget what its blocks were worth, and what they have lost: their price was wrong."""
+        self._worth = None
+        self._balance = max(self._balance, 0.0)
+
     def gap(self) -> int:
         """Plain steps before the next trial round, until which its loss can be afforded.
 
@@ -196,14 +203,15 @@ class ProposerState:
         """The most slots, up to `limit`, whose verification the request can afford to lose.
 
         No fewer than could pay if the target accepted all of them: where a second row is dear, a
-        few slots lose with certainty.
+        few slots lose with certainty. And all where leaving some out saves next to nothing.
         """
-        most = (1 + _STAKE + self._gained) * costs.plain - costs.draft
-        while limit > 1 and costs.verify[limit] > most:
-            if _highest(costs, limit - 1) < _LEAST_HOPE:
+        most, length = (1 + _STAKE + self._gained) * costs.plain - costs.draft, limit
+        while length > 1 and costs.verify[length] > most:
+            if _highest(costs, length - 1) < _LEAST_HOPE:
                 break
-            limit -= 1
-        return limit
+            length -= 1
+        saved = costs.verify[limit] - costs.verify[length]
+        return length if saved > _LEAST_SAVED * (costs.draft + costs.verify[limit]) else limit
 
     def _block_worth(self, confidence: Sequence[float], costs: Costs) -> float:
         """Tokens that drafting a block gains over plain steps of the same time."""

@@ -58,6 +58,14 @@ class RoundTimes:
         return self._since_plain >= _PLAIN_EVERY
 
     @property
+    def plain_is_known(self) -> bool:
+        """Whether some plain steps were timed."""
+        with self._lock:
+            return any(
+                width == PLAIN and len(r) >= _LEAST for (width, _), r in self._ratios.items()
+            )
+
+    @property
     def drafts_are_known(self) -> bool:
         """Whether some drafted rounds were timed, of any width."""
         with self._lock:

@@ -19,7 +19,7 @@ _LEAST_BLOCKS = 3
 _LEAST_ROUNDS = 4
 _KEPT_ROUNDS = 15
 # A gain of less than this part of a round is not worth finding out what waiting costs.
-_LEAST_GAIN = 0.01
+_LEAST_GAIN = 0.005
 # One round in so many is of the other sort, so that a cost which has changed is seen.
 _RETRY = 16
 
