@@ -9,7 +9,7 @@ import pytest
 from helpers.slow_cases import some_slow
 
 from dspark_mlx.kernels.linears import Applied, quantized_linears
-from dspark_mlx.kernels.metal import rows, tiles
+from dspark_mlx.kernels.metal import call
 from dspark_mlx.kernels.metal.limits import reference
 from dspark_mlx.kernels.metal.rows import ONE_ROW, Rows, one_row_sums
 from dspark_mlx.kernels.metal.tiles import Tiles
@@ -118,8 +118,9 @@ def test_rows_do_what_the_numpy_reference_does(emulator, bits):
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_call_gives_what_mlx_gives(emulator, name, monkeypatch):
     """The package's own call, answered by the emulator: names, shapes, template, launch."""
-    module = {"rows": rows, "tiles": tiles}[name]
-    monkeypatch.setattr(module, "_compiled", lambda: emulated_metal_kernel(emulator, module.SOURCE))
+    monkeypatch.setattr(
+        call, "_compiled", lambda _, source: emulated_metal_kernel(emulator, source)
+    )
     p = QuantizedProduct(5, 77, 320)
     a = p.arrays
     product = product_of(p)
@@ -143,14 +144,13 @@ def test_every_known_version_has_its_own_lanes():
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_take_the_place_of_a_networks_products(emulator, name, monkeypatch):
     """A kernel that is right and cannot be applied: biases, output matrices, leading axes."""
-    module = {"rows": rows, "tiles": tiles}[name]
     calls = []
 
-    def compiled():
+    def compiled(_, source):
         calls.append(name)
-        return emulated_metal_kernel(emulator, module.SOURCE)
+        return emulated_metal_kernel(emulator, source)
 
-    monkeypatch.setattr(module, "_compiled", compiled)
+    monkeypatch.setattr(call, "_compiled", compiled)
     network = nn.Sequential(nn.Linear(192, 64, bias=True), nn.Linear(64, 192, bias=False))
     nn.quantize(network, group_size=64, bits=4)
     x = mx.random.normal((1, 3, 192), key=mx.random.key(0))

@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..base import Backend, Product
+from .call import call
 from .limits import beyond_limits, unpacked
 
 # R: more share what is read of x, fewer need fewer registers; a race says which is quicker.
@@ -134,16 +135,6 @@ ONE_ROW = {
 
 
 @cache
-def _compiled() -> Any:
-    return mx.fast.metal_kernel(
-        name="dspark_rows",
-        input_names=["w", "scales", "biases", "x"],
-        output_names=["y"],
-        source=SOURCE,
-    )
-
-
-@cache
 def launch(product: Product, one_row: OneRow, outputs_a_simd: int) -> dict[str, Any]:
     """Template, grid and threadgroup of a product."""
     groups = -(-product.outputs // (outputs_a_simd * SIMDS))
@@ -193,12 +184,9 @@ class Rows:
         self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, product: Product
     ) -> mx.array:
         """The product; see `Kernel`."""
-        return _compiled()(
-            inputs=[weight, scales, biases, x],
-            output_shapes=[(*x.shape[:-1], product.outputs)],
-            output_dtypes=[product.dtype],
-            **launch(product, ONE_ROW[self.version], self.outputs_a_simd),
-        )[0]
+        arrays = (weight, scales, biases, x)
+        how = launch(product, ONE_ROW[self.version], self.outputs_a_simd)
+        return call("dspark_rows", SOURCE, how, arrays, product)
 
 
 KERNELS = tuple(Rows(outputs_a_simd=outputs) for outputs in OUTPUTS_A_SIMD)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import mlx.core as mx
 
 from ..base import Backend, Product
+from .call import call
 from .limits import beyond_limits
 
 # RT: more share what is read of x, fewer make more threadgroups; a race says which is quicker.
@@ -108,16 +109,6 @@ for (int e = thread_index_in_threadgroup; e < RT * MT * 64; e += SIMDS * 32) {
 
 
 @cache
-def _compiled() -> Any:
-    return mx.fast.metal_kernel(
-        name="dspark_tiles",
-        input_names=["w", "scales", "biases", "x"],
-        output_names=["y"],
-        source=SOURCE,
-    )
-
-
-@cache
 def launch(product: Product, tiles_of_outputs: int) -> dict[str, Any]:
     """Template, grid and threadgroup of a product."""
     simds = 8 // tiles_of_outputs
@@ -160,12 +151,9 @@ class Tiles:
         self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, product: Product
     ) -> mx.array:
         """The product; see `Kernel`."""
-        return _compiled()(
-            inputs=[weight, scales, biases, x],
-            output_shapes=[(*x.shape[:-1], product.outputs)],
-            output_dtypes=[product.dtype],
-            **launch(product, self.tiles_of_outputs),
-        )[0]
+        arrays = (weight, scales, biases, x)
+        how = launch(product, self.tiles_of_outputs)
+        return call("dspark_tiles", SOURCE, how, arrays, product)
 
 
 KERNELS = tuple(Tiles(tiles) for tiles in TILES_OF_OUTPUTS)
