@@ -30,14 +30,14 @@ PLAIN = 0
 _MIN_GAIN = 1.08
 # Times that are wrong by less than this could hide that drafts pay; rounds to be timed until then.
 _DOUBT = 1.5
-_TRIED = 2
+_TRIED = 3
 # Judged drafts before which a request's are believed to turn out well, by standard deviations.
 _LEAST_EVIDENCE = 3
 _OPTIMISM = 1.3
 # Plain steps before it is looked again whether drafts pay, and before one is tried that does not
 # seem to; the latter doubles with each trial.
 _RECHECK = 16
-_TRIALS = (64, 1024)
+_TRIALS = (32, 1024)
 # Drafts that gain so much leave no doubt about it.
 _CLEAR = 1.5
 # Plain steps that are timed at first, of which the first one is not started ahead.

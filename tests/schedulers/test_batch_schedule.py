@@ -110,8 +110,8 @@ def test_it_parks_where_drafts_lose_and_tries_again():
     made = schedule(profile(row_ms=50.0, base_ms=1.0), mean=0.2)
     requests = candidates(made, 16)
     parked = [made.park(requests) for _ in range(200)]
-    assert parked[:64] == [True] * 64
-    assert 0 < parked.count(False) < 4
+    assert parked[:32] == [True] * 32
+    assert 0 < parked.count(False) < 5
     made = schedule(profile(row_ms=0.01))
     assert not made.park(candidates(made, 16))
 
@@ -166,7 +166,7 @@ def test_drafts_that_seem_to_lose_by_little_are_timed():
         times.learn(8, 2, 64, half)
     assert not made.park(requests), "half the time is far below what was expected"
     made = schedule(profile(row_ms=3.0), mean=0.8)
-    for _ in range(3):
+    for _ in range(4):
         made._times.learn(8, 2, 64, made._times.at(8, 2, 64))
     assert made.park(requests), "they do lose"
 
