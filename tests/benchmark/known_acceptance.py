@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from time import perf_counter
@@ -44,6 +45,9 @@ from dspark_mlx.types import Draft, Round
 # The text's first token; the prompt is those before it, from 3 on.
 FIRST = 67
 PLAIN_TEXTS = 3
+HEADS = {"useless": 0.8, "good": 0.5}
+"""Acceptance of each head's drafts."""
+SIDES = ("full", "auto", "auto, warm")
 
 
 class TextDrafter(KnownDrafter):
@@ -105,13 +109,15 @@ def decode(engine: Engine, tokens: int) -> tuple[float, list[Round]]:
     return seconds, made
 
 
-def measure(shape: Shape, bits: int, tokens: int, count: int) -> None:
-    """Print what every scheduler reaches with both drafters, and the measured profile."""
+def measure(
+    shape: Shape, bits: int, tokens: int, count: int, sides: Sequence[str], heads: Sequence[str]
+) -> None:
+    """Print what the schedulers of `sides` reach with the drafters of `heads`, and the profile."""
     target = counting_target(shape, bits)
     inner = random_drafter(target, shape)
     plain = Engine(target, None, FullScheduler())
-    for acceptance, useless in ((0.8, True), (0.5, False)):
-        drafter = TextDrafter(inner, acceptance, not useless, tokens)
+    for head in heads:
+        drafter = TextDrafter(inner, HEADS[head], head == "good", tokens)
         full = Engine(target, drafter, FullScheduler())
         profile = quick_profile(full, "known acceptance", "")
 
@@ -122,20 +128,20 @@ def measure(shape: Shape, bits: int, tokens: int, count: int) -> None:
         for engine in (plain, full):
             decode(engine, 32)  # compiles
         decode(auto(warm), tokens)  # the request that the warm ones know of
-        seconds: dict[str, list[float]] = {"plain": [], "full": [], "auto": [], "auto, warm": []}
+        seconds: dict[str, list[float]] = {name: [] for name in ("plain", *sides)}
         made: dict[str, list[Round]] = {}
         texts = []
         for number in range(1, count + 1):
             texts.append(drafter.choose(number))
             first = make_scheduler("auto", profile, drafter.calibrations)
             engines = {"full": full, "auto": auto(first), "auto, warm": auto(warm)}
+            turn = [(name, engines[name]) for name in sides]
             if number <= PLAIN_TEXTS:
-                engines["plain"] = plain  # which no draft changes
-            for name, engine in engines.items():
+                turn.append(("plain", plain))  # which no draft changes
+            for name, engine in turn if number % 2 else reversed(turn):
                 spent, made[name] = decode(engine, tokens)
                 seconds[name].append(spent)
-        head = "useless" if useless else "good"
-        print(f"{bits} bits, acceptance {acceptance}, {head} head", flush=True)
+        print(f"{bits} bits, acceptance {HEADS[head]}, {head} head", flush=True)
         report(tokens, seconds, made)
         print(f"  auto/full by replay on this profile: {predicted(texts, profile, drafter):.3f}")
         costs = profile.at(128)
@@ -157,7 +163,7 @@ def report(tokens: int, seconds: dict[str, list[float]], made: dict[str, list[Ro
     rates = {name: (tokens - 1) / statistics.mean(each) for name, each in seconds.items()}
     shown = ", ".join(f"{name} {rate / rates['plain']:.2f}x" for name, rate in rates.items())
     print(f"  plain {rates['plain']:.1f} tokens/s; {shown}")
-    for name in ("auto", "auto, warm"):
+    for name in [side for side in seconds if side.startswith("auto")]:
         ratios = [full / own for own, full in zip(seconds[name], seconds["full"], strict=True)]
         blocks = [done for done in made[name] if done.drafted]
         slots = sum(done.scheduled for done in blocks) / max(len(blocks), 1)
@@ -176,11 +182,20 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="*", default=[16, 8, 4])
     parser.add_argument("--tokens", type=int, default=192)
     parser.add_argument("--texts", type=int, default=8)
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
+    parser.add_argument("--heads", nargs="+", default=tuple(HEADS), choices=tuple(HEADS))
     arguments = parser.parse_args()
     print(mx.default_device(), version("mlx"), flush=True)
     for bits in arguments.bits:
         shape = SHAPES["tiny" if arguments.tiny else "qwen3-4b"]
-        measure(shape, bits, arguments.tokens, arguments.texts)
+        measure(
+            shape,
+            bits,
+            arguments.tokens,
+            arguments.texts,
+            arguments.sides,
+            arguments.heads,
+        )
 
 
 if __name__ == "__main__":
