@@ -31,12 +31,13 @@ _MIN_GAIN = 1.08
 # Times that are wrong by less than this could hide that drafts pay; rounds to be timed until then.
 _DOUBT = 1.5
 _TRIED = 3
-# Judged drafts before which a request's are believed to turn out well, by standard deviations.
-_LEAST_EVIDENCE = 3
+# Standard deviations by which a request's drafts are believed to turn out well, and the judged
+# drafts that halve them: else a few unlucky blocks would park all requests.
 _OPTIMISM = 1.3
+_HALVED_BY = 6.0
 # Plain steps before it is looked again whether drafts pay, and before one is tried that does not
 # seem to; the latter doubles with each trial.
-_RECHECK = 16
+_RECHECK = 8
 _TRIALS = (32, 1024)
 # Drafts that gain so much leave no doubt about it.
 _CLEAR = 1.5
@@ -265,7 +266,7 @@ class BatchSchedule:
     def _gain(self, requests: Sequence[Candidate]) -> float:
         """Tokens per second of drafted rounds over those of plain steps, as far as is known."""
         beliefs = [each.belief for each in requests]
-        hopes = [_OPTIMISM * (belief.evidence < _LEAST_EVIDENCE) for belief in beliefs]
+        hopes = [_OPTIMISM / (1 + belief.evidence / _HALVED_BY) for belief in beliefs]
         parts = zip(requests, beliefs, hopes, strict=True)
         curves = [belief.survival((), hope)[: each.limit] for each, belief, hope in parts]
         context = _context(requests)

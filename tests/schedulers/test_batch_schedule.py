@@ -46,7 +46,7 @@ def schedule(speed: SpeedProfile, mean: float = 0.8) -> BatchSchedule:
 
 
 def candidates(
-    made: BatchSchedule, count: int, deterministic: bool = True, judged: int = 9
+    made: BatchSchedule, count: int, deterministic: bool = True, judged: int = 60
 ) -> list[Candidate]:
     """Requests of which so many drafts were judged, as expected."""
     beliefs = [made.start(POLICY, 0.0) for _ in range(count)]
