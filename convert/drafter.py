@@ -291,7 +291,7 @@ def _parts(
         return [(name, values)]
     bits, group_size = quantized
     packed, *scales = mx.quantize(values, group_size=group_size, bits=bits)
-    if isinstance(tensor, StoredMatrix) and tensor.bits and tensor.mode == AFFINE:
+    if isinstance(tensor, StoredMatrix) and mx.issubdtype(tensor.scale_type, mx.floating):
         # The values were float32 only to be exact; scales get the source's type.
         scales = [part.astype(tensor.scale_type) for part in scales]
     return list(zip(keys, (packed, *scales), strict=True))

@@ -18,9 +18,6 @@ from ..checkpoint.block_floats import GROUP, is_fp4, is_repackable, repacked
 from ..checkpoint.quantization import AFFINE, BYTE_SCALES, check_quantization
 from ..errors import InputError
 
-# Bits and group sizes of the modes whose scales are bytes (mlx.core.quantize).
-_FLOATING = {**BYTE_SCALES, "nvfp4": (4, 16)}
-
 
 @dataclass(frozen=True)
 class MlxMatrix:
@@ -30,14 +27,14 @@ class MlxMatrix:
         parts: packed words (uint32), scales, and for the affine mode biases.
         columns: columns of the unpacked matrix.
         mode: mode of `mlx.core.quantize`.
-        stored_bits: bits per weight.
+        bits: bits per weight.
         group_size: weights that share a scale.
     """
 
     parts: tuple[mx.array, ...]
     columns: int
     mode: str
-    stored_bits: int
+    bits: int
     group_size: int
 
     @property
@@ -55,15 +52,9 @@ class MlxMatrix:
         """Type of the scales."""
         return self.parts[1].dtype
 
-    @property
-    def bits(self) -> int:
-        """Bits per weight where the canonical folder can hold the matrix as it is; else 0."""
-        kept = self.mode == AFFINE or self.mode in BYTE_SCALES
-        return self.stored_bits if kept else 0
-
     def values(self) -> mx.array:
         """The unpacked values: float32 for the affine mode, else bfloat16, which is exact."""
-        group_size, bits = self.group_size, self.stored_bits
+        group_size, bits = self.group_size, self.bits
         words, *rest = self.parts
         if self.mode == AFFINE:
             scales, biases = (part.astype(mx.float32) for part in rest)
@@ -159,16 +150,11 @@ def _matrix(
 def _settings(module: str, config: Mapping[str, Any], where: Path) -> tuple[str, int, int]:
     """Mode, bits and group size of a module."""
     whole = config.get("quantization") or config.get("quantization_config")
-    own = whole.get(module, whole) if isinstance(whole, dict) else None
+    own = whole.get(module, True) if isinstance(whole, dict) else None
+    if own is True:  # as most modules
+        own = whole
     if not isinstance(own, dict):
         raise InputError(where, f"no quantization for {module}", "its bits, group_size and mode")
     mode, bits, group_size = own.get("mode", AFFINE), own.get("bits"), own.get("group_size")
-    if mode == AFFINE:
-        check_quantization(f"{where}: {module}", bits, group_size)
-        return mode, int(str(bits)), int(str(group_size))
-    if not isinstance(mode, str) or mode not in _FLOATING:
-        raise InputError(where, f"mode {mode!r} of {module}", f"affine, {', '.join(_FLOATING)}")
-    if (bits, group_size) != _FLOATING[mode]:
-        found = f"{bits!r} bits in groups of {group_size!r} for {module}"
-        raise InputError(where, found, f"{mode}'s {_FLOATING[mode]}")
-    return mode, *_FLOATING[mode]
+    check_quantization(f"{where}: {module}", bits, group_size, mode)
+    return str(mode), int(str(bits)), int(str(group_size))

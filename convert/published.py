@@ -6,74 +6,21 @@ are read one at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import mlx.core as mx
 
 from ..checkpoint.number_ranges import check_numbers
-from ..checkpoint.quantization import AFFINE
 from ..checkpoint.safetensors import read_tensors
 from ..system.files import read_json
-from .gguf.blocks import AFFINE_BITS, GROUP_SIZE, read_affine, read_values
-from .gguf.header import Judge, TensorInfo, read_header
+from .gguf.blocks import read_values
+from .gguf.header import Judge, read_header
+from .gguf.matrix import SCALE, WEIGHT, GgufMatrix, matrix_factors
 from .mlx_quantized import MlxMatrix, grouped
 
 # llama.cpp leaves this bias out where it is zero.
 _BIAS, _BIASED = "conf_proj.bias", "conf_proj.weight"
-
-
-@dataclass(frozen=True)
-class GgufMatrix:
-    """A matrix of a GGUF file, not read yet.
-
-    Attributes:
-        path: the file.
-        row: the matrix's row in the file's tensor table.
-    """
-
-    path: Path
-    row: TensorInfo
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the unpacked matrix, `[out, in]`."""
-        return self.row.shape
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        """Type of the unpacked values."""
-        plain = {"F16": mx.float16, "BF16": mx.bfloat16, "I32": mx.int32, "I64": mx.int64}
-        return plain.get(self.row.type, mx.float32)
-
-    @property
-    def bits(self) -> int:
-        """Bits per weight where MLX's affine mode can hold the matrix as it is; else 0."""
-        return AFFINE_BITS.get(self.row.type, 0)
-
-    @property
-    def mode(self) -> str:
-        """MLX's name of that quantisation."""
-        return AFFINE
-
-    @property
-    def scale_type(self) -> mx.Dtype:
-        """Type of the scales in MLX's affine mode."""
-        return mx.float16
-
-    @property
-    def group_size(self) -> int:
-        """Weights that share a scale in MLX's affine mode."""
-        return GROUP_SIZE
-
-    def values(self) -> mx.array:
-        """The unpacked values, see `read_values`."""
-        return read_values(self.path, self.row)
-
-    def packed(self) -> tuple[mx.array, mx.array, mx.array]:
-        """Packed words, scales and biases, see `read_affine`."""
-        return read_affine(self.path, self.row)
 
 
 StoredMatrix: TypeAlias = GgufMatrix | MlxMatrix
@@ -97,9 +44,13 @@ def read_published(source: Path, judge: Judge) -> tuple[dict[str, Any], dict[str
         return config, dict(grouped(config, read_tensors(source), source))
     header = read_header(source, judge)
     check_numbers(source, header.metadata)
+    factors = matrix_factors(header)
     tensors: dict[str, Tensor] = {
-        name: GgufMatrix(source, row) if len(row.shape) > 1 else read_values(source, row)
+        name: GgufMatrix(source, row, factors.get(name, 1.0))
+        if len(row.shape) > 1
+        else read_values(source, row)
         for name, row in header.tensors.items()
+        if not (name.endswith(SCALE) and name.removesuffix(SCALE) + WEIGHT in factors)
     }
     if _BIASED in tensors:
         tensors.setdefault(_BIAS, mx.zeros((1,)))

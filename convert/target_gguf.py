@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_lm.utils import save_config
 from tqdm import tqdm
 
-from ..checkpoint.quantization import group_sizes
+from ..checkpoint.quantization import AFFINE, group_sizes
 from .gguf.reader import GgufTarget, check_finite, open_gguf, quantization_entry
 from .gguf.tokenizer import token_ids, write_tokenizer
 from .shards import ShardWriter
@@ -39,11 +39,11 @@ def write_gguf(
         bits, group_size = quantization["bits"], quantization["group_size"]
         groups = group_sizes(source, target.rows, group_size)
         say_plain(source, target.rows, groups)
-        chosen = {path: (bits, size) for path, size in groups.items()}
+        chosen = {path: (bits, size, AFFINE) for path, size in groups.items()}
         config |= quantization_entry(chosen)
         weights = _requantized(target, groups, bits, kind or target.matrix_type)
     else:
-        weights = target.weights()
+        weights = target.weights(decoded=kind or mx.float16)
     writer = ShardWriter(staged)
     with tqdm(total=len(target), desc=source.name, unit="tensor", leave=False) as bar:
         for name, array in weights:

@@ -1,120 +1,129 @@
-"""Reads the data of one GGUF tensor, as values or as the parts of MLX's affine quantisation.
+"""Reads the data of one GGUF tensor, as values or as the parts of MLX's quantisation.
 
-Q4_0, Q4_1 and Q8_0 are affine in groups of 32, so MLX can hold them bit for bit: levels are only
-reordered within their words. The k-quants are not affine in this way and become plain values.
-Source: ggml's block layouts (ggml/src/ggml-common.h).
+Types that one of MLX's modes can hold bit for bit are `PACKED`: their levels are only put into
+MLX's order, and scales stay float16 where that is exact. The others, Q2_K and Q6_K, have groups of
+16 with scales of their own, which MLX's affine mode lacks; they become plain values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
+from ...checkpoint.quantization import AFFINE
+from . import formulas
+from .formulas import Blocks
 from .header import TENSOR_TYPES, TensorInfo
 
-AFFINE_BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
-"""Bits per weight of the types that MLX's affine quantisation can hold."""
-GROUP_SIZE = 32
-"""Weights that share a scale in the types of AFFINE_BITS."""
+PACKED: dict[str, tuple[int, int, str]] = {
+    "Q4_0": (4, 32, AFFINE),
+    "Q4_1": (4, 32, AFFINE),
+    "Q5_0": (5, 32, AFFINE),
+    "Q5_1": (5, 32, AFFINE),
+    "Q8_0": (8, 32, AFFINE),
+    "Q3_K": (8, 128, AFFINE),
+    "Q4_K": (4, 32, AFFINE),
+    "Q5_K": (5, 32, AFFINE),
+    "IQ4_NL": (8, 32, AFFINE),
+    "IQ4_XS": (8, 32, AFFINE),
+    "MXFP4": (4, 32, "mxfp4"),
+    "NVFP4": (4, 16, "nvfp4"),
+}
+"""Bits per weight, group size and mode with which MLX holds a type bit for bit."""
 
-_Array: TypeAlias = NDArray[Any]
 _PLAIN = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "I64": "<i8"}
+DECODED = {"Q2_K": formulas.q2_k, "Q6_K": formulas.q6_k}
+"""Types that become plain values, with the function that decodes their blocks."""
+
+_FLOATING = {"mxfp4": formulas.mxfp4, "nvfp4": formulas.nvfp4}
+_SIZES = {name: (weights, size) for name, weights, size in TENSOR_TYPES.values()}
+# Weights that are taken apart at once: temporary arrays are several times as large.
+_AT_ONCE = 1 << 20
 # Damaged scales give NaN or infinity without a warning here; callers refuse these values.
 _quiet = np.errstate(over="ignore", invalid="ignore")
-_BLOCK_BYTES = {name: size for name, _, size in TENSOR_TYPES.values()}
 
 
 @_quiet
 def read_values(path: Path, row: TensorInfo) -> mx.array:
     """The values of a tensor: plain types as stored, quantised ones as float32.
 
-    The product of a float16 scale and a level is exact in float32; adding the bias rounds once.
+    Where the formula of an affine type adds a bias, the sum is rounded once; all other steps are
+    exact.
     """
-    raw = _raw(path, row)
     if row.type in _PLAIN:
-        return mx.array(raw.view(_PLAIN[row.type]).reshape(row.shape))
+        return mx.array(_raw(path, row).view(_PLAIN[row.type]).reshape(row.shape))
     if row.type == "BF16":
-        return mx.array(raw.view("<u2").reshape(row.shape)).view(mx.bfloat16)
-    blocks = raw.reshape(-1, _BLOCK_BYTES[row.type])
-    if row.type not in AFFINE_BITS:
-        return mx.array(_K_QUANTS[row.type](blocks).reshape(row.shape))
-    levels, scales, biases = _affine(row.type, blocks)
-    return mx.array((levels * scales + biases).reshape(row.shape))
+        return mx.array(_raw(path, row).view("<u2").reshape(row.shape)).view(mx.bfloat16)
+    if row.type in DECODED:
+        return mx.array(_joined(path, row, DECODED[row.type]).reshape(row.shape))
+    bits, group_size, mode = PACKED[row.type]
+    if mode == AFFINE:
+        return mx.array(_joined(path, row, lambda blocks: _affine_values(row.type, blocks)))
+    words, scales = read_packed(path, row)
+    return mx.dequantize(words, scales, None, group_size, bits, mode, dtype=mx.float32)
 
 
 @_quiet
-def read_affine(path: Path, row: TensorInfo) -> tuple[mx.array, mx.array, mx.array]:
-    """Packed words, scales and biases of a tensor whose type is in `AFFINE_BITS`.
+def read_packed(path: Path, row: TensorInfo) -> tuple[mx.array, ...]:
+    """Packed words, scales and for the affine mode biases of a tensor of a type in `PACKED`.
 
     Returns:
-        Words, uint32 `[rows, columns * bits / 32]`; scales and biases, float16
-        `[rows, columns / 32]`. A bias is infinite where float16 cannot hold it.
+        Words, uint32 `[rows, columns * bits / 32]`; scales and biases `[rows, columns / group]`.
+        Those of the affine mode are float16 where that holds each of the tensor's bit for bit, else
+        float32; those of the other modes are bytes.
     """
-    blocks = _raw(path, row).reshape(-1, _BLOCK_BYTES[row.type])
-    levels, scales, biases = _affine(row.type, blocks)
-    if AFFINE_BITS[row.type] == 4:
-        levels = levels[:, ::2] | levels[:, 1::2] << 4
-    rows = row.shape[0]
-    words = np.ascontiguousarray(levels).view("<u4").reshape(rows, -1)
-    scales, biases = (part.astype(np.float16).reshape(rows, -1) for part in (scales, biases))
-    return mx.array(words), mx.array(scales), mx.array(biases)
+    bits, _, mode = PACKED[row.type]
+    split = formulas.AFFINE[row.type] if mode == AFFINE else _FLOATING[mode]
+    chunks: list[tuple[Blocks, ...]] = []
+    for blocks in _chunks(path, row):
+        levels, *numbers = split(blocks)
+        chunks.append((_pack(levels, bits), *numbers))
+    rows = row.shape[:-1]
+    words, *numbers = (np.concatenate(part) for part in zip(*chunks, strict=True))
+    numbers = [part.reshape(*rows, -1) for part in numbers]
+    if mode == AFFINE and all(np.array_equal(_half(part), part) for part in numbers):
+        numbers = [part.astype(np.float16) for part in numbers]
+    return mx.array(words.view("<u4").reshape(*rows, -1)), *map(mx.array, numbers)
 
 
-def _raw(path: Path, row: TensorInfo) -> _Array:
+def _pack(levels: Blocks, bits: int) -> Blocks:
+    """Levels as MLX packs them: bytes of a stream of bits, the lowest first."""
+    if bits == 8:
+        return levels.reshape(-1)
+    # Eight levels fill `bits` whole bytes.
+    eights = levels.reshape(-1, 8).astype("<u8") << np.arange(0, 8 * bits, bits, dtype="<u8")
+    joined = np.bitwise_or.reduce(eights, axis=1)
+    return joined.view("u1").reshape(-1, 8)[:, :bits].reshape(-1)
+
+
+def _half(numbers: Blocks) -> Blocks:
+    """Numbers after rounding to float16."""
+    return numbers.astype(np.float16).astype(np.float32)
+
+
+def _affine_values(kind: str, blocks: Blocks) -> Blocks:
+    levels, scales, biases = formulas.AFFINE[kind](blocks)
+    grouped = levels.reshape(*scales.shape, -1)
+    return grouped * scales[..., None] + biases[..., None]
+
+
+def _joined(path: Path, row: TensorInfo, decode: Callable[[Blocks], Blocks]) -> Blocks:
+    """The values of all blocks, in the tensor's shape."""
+    values = [decode(blocks).reshape(-1) for blocks in _chunks(path, row)]
+    return np.concatenate(values).reshape(row.shape)
+
+
+def _chunks(path: Path, row: TensorInfo) -> Iterator[Blocks]:
+    """The tensor's blocks, a few at a time."""
+    weights, size = _SIZES[row.type]
+    step = _AT_ONCE // weights * size
+    for at in range(0, row.size, step):
+        count = min(step, row.size - at)
+        yield np.fromfile(path, "u1", count, offset=row.start + at).reshape(-1, size)
+
+
+def _raw(path: Path, row: TensorInfo) -> Blocks:
     return np.fromfile(path, "u1", row.size, offset=row.start)
-
-
-def _affine(kind: str, blocks: _Array) -> tuple[_Array, _Array, _Array]:
-    """Levels, uint8 `[blocks, 32]`; scales and biases, float32 `[blocks, 1]`."""
-    scales = _halves(blocks, 0)
-    if kind == "Q8_0":
-        # Signed levels are shifted to start at 0.
-        return blocks[:, 2:] ^ 0x80, scales, -128 * scales
-    codes = blocks[:, -16:]
-    levels = np.concatenate([codes & 15, codes >> 4], axis=1)
-    return levels, scales, _halves(blocks, 2) if kind == "Q4_1" else -8 * scales
-
-
-def _halves(blocks: _Array, at: int) -> _Array:
-    """The float16 at byte `at` of each block, as float32 `[blocks, 1]`."""
-    return blocks[:, at : at + 2].copy().view("<f2").astype(np.float32)
-
-
-def _q2_k(blocks: _Array) -> _Array:
-    """Values of Q2_K: 16 groups of 16, each with a 4-bit scale and minimum, and 2-bit levels."""
-    groups, codes = blocks[:, :16], blocks[:, 16:80].reshape(-1, 2, 1, 32)
-    # A byte holds one level of each of four rows of 32 weights.
-    levels = codes >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
-    scales = _halves(blocks, 80) * (groups & 15)
-    minima = _halves(blocks, 82) * (groups >> 4)
-    return scales[..., None] * levels.reshape(-1, 16, 16) - minima[..., None]
-
-
-def _q4_k(blocks: _Array) -> _Array:
-    """Values of Q4_K: 8 groups of 32, each with a 6-bit scale and minimum, and 4-bit levels."""
-    first, second, third = (blocks[:, at : at + 4] for at in (4, 8, 12))
-    # The low bits of the last four groups are in `third`, their high bits in the top bits of
-    # `first` and `second`.
-    scales = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)
-    minima = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1)
-    codes = blocks[:, 16:].reshape(-1, 4, 1, 32)
-    levels = codes >> np.array([0, 4], np.uint8)[:, None] & 15
-    scales, minima = _halves(blocks, 0) * scales, _halves(blocks, 2) * minima
-    return scales[..., None] * levels.reshape(-1, 8, 32) - minima[..., None]
-
-
-def _q6_k(blocks: _Array) -> _Array:
-    """Values of Q6_K: 16 groups of 16, each with a signed 8-bit scale, and 6-bit levels less 32."""
-    low, high = blocks[:, :128].reshape(-1, 2, 1, 64), blocks[:, 128:192].reshape(-1, 2, 1, 32)
-    fours = (low >> np.array([0, 4], np.uint8)[:, None] & 15).reshape(-1, 2, 4, 32)
-    twos = high >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
-    levels = (fours | twos << 4).astype(np.float32) - 32
-    scales = _halves(blocks, 208) * blocks[:, 192:208].view("i1")
-    return scales[..., None] * levels.reshape(-1, 16, 16)
-
-
-_K_QUANTS = {"Q2_K": _q2_k, "Q4_K": _q4_k, "Q6_K": _q6_k}

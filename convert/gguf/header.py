@@ -26,13 +26,40 @@ TENSOR_TYPES = {
     1: ("F16", 1, 2),
     2: ("Q4_0", 32, 18),
     3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34),
     10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
     12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
+    20: ("IQ4_NL", 32, 18),
+    23: ("IQ4_XS", 256, 136),
     26: ("I32", 1, 4),
     27: ("I64", 1, 8),
     30: ("BF16", 1, 2),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+}
+# Types that are not read, by name for messages: most need code books, or are for ternary targets.
+_UNREAD = {
+    9: "Q8_1",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    24: "I8",
+    25: "I16",
+    28: "F64",
+    29: "IQ1_M",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    41: "Q1_0",
+    42: "Q2_0",
 }
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -186,7 +213,8 @@ def _stored_as(path: Path, name: str, shape: tuple[int, ...], kind: int) -> tupl
     """The name of a tensor's type, and the number of bytes of its data."""
     if kind not in TENSOR_TYPES:
         known = ", ".join(name for name, _, _ in TENSOR_TYPES.values())
-        raise InputError(path, f"ggml type {kind} for {name}", f"one of {known}")
+        title = f"{kind} ({_UNREAD[kind]})" if kind in _UNREAD else kind
+        raise InputError(path, f"ggml type {title} for {name}", f"one of {known}")
     type_name, per_block, block_bytes = TENSOR_TYPES[kind]
     if 0 in shape or shape[-1] % per_block:
         rows = f"non-empty rows of a multiple of {per_block}"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from ...checkpoint.block_floats import are_finite
 from ...checkpoint.number_ranges import all_finite
 from ...errors import InputError
-from .blocks import AFFINE_BITS, GROUP_SIZE, read_affine, read_values
 from .families import (
     ROPE_DIVISORS,
     Expected,
@@ -21,6 +21,7 @@ from .families import (
     target_config,
 )
 from .header import Header, read_header
+from .matrix import SCALE, WEIGHT, GgufMatrix, matrix_factors
 
 
 @dataclass(frozen=True)
@@ -30,40 +31,50 @@ class GgufTarget:
     Attributes:
         header: header of the file.
         config: mlx-lm's config, with "quantization" where a tensor is quantised.
+        factors: see `matrix_factors`.
     """
 
     header: Header
     config: dict[str, Any]
+    factors: dict[str, float]
 
     def __len__(self) -> int:
         return len(expected_tensors(self.config))
 
-    def weights(self, *, dequantize: bool = False) -> Iterator[tuple[str, mx.array]]:
+    def weights(
+        self, *, dequantize: bool = False, decoded: mx.Dtype = mx.float16
+    ) -> Iterator[tuple[str, mx.array]]:
         """The name in mlx-lm and the array of every tensor; a quantised tensor has three arrays.
 
-        Q4_0, Q4_1 and Q8_0 keep their values, in MLX's affine layout (groups of 32); F32, F16 and
-        BF16 stay plain; Q2_K, Q4_K and Q6_K become float16.
+        The types of `PACKED` keep their values, packed in MLX's layout; F32, F16 and BF16 stay
+        plain; Q2_K and Q6_K become values of type `decoded`.
 
         Args:
             dequantize: give all quantised tensors as float32 instead.
+            decoded: see above; float16 rounds what float32 would hold exactly.
 
         Raises:
             InputError: a tensor holds NaN or infinity.
         """
         for name, goal in expected_tensors(self.config).items():
-            row = self.header.tensors[name]
+            matrix = self.matrix(name)
             stem, part = name.rsplit(".", 1)
-            if row.type in AFFINE_BITS and not dequantize:
-                words, scales, biases = read_affine(self.header.path, row)
-                parts = {"weight": words, "scales": scales, "biases": biases}
+            if matrix.bits and not dequantize:
+                parts = dict(zip(("weight", "scales", "biases"), matrix.packed(), strict=False))
             else:
-                values = read_values(self.header.path, row)
-                halved = row.type.endswith("_K") and not dequantize
-                parts = {part: values.astype(mx.float16) if halved else values}
+                values = matrix.values()
+                rounded = matrix.quantized and not dequantize
+                parts = {part: values.astype(decoded) if rounded else values}
             for part, array in parts.items():
+                if array.dtype == mx.uint8 and not are_finite(matrix.mode, array):
+                    raise _not_finite(self.header.path, f"{stem}.{part}")
                 check_finite(self.header.path, f"{stem}.{part}", array)
                 placed = unpermute(array, goal.heads) if goal.heads else array
                 yield f"{goal.path}.{part}", placed
+
+    def matrix(self, name: str) -> GgufMatrix:
+        """A tensor by its name in the file; vectors have the same members as matrices."""
+        return GgufMatrix(self.header.path, self.header.tensors[name], self.factors.get(name, 1.0))
 
     @property
     def rows(self) -> dict[str, int]:
@@ -85,7 +96,11 @@ def check_finite(where: Path, name: str, array: mx.array) -> None:
         InputError: it does; the message has its name.
     """
     if not all_finite(array):
-        raise InputError(where, f"NaN or infinity in {name}", "finite numbers")
+        raise _not_finite(where, name)
+
+
+def _not_finite(where: Path, name: str) -> InputError:
+    return InputError(where, f"NaN or infinity in {name}", "finite numbers")
 
 
 def open_gguf(path: Path) -> GgufTarget:
@@ -98,13 +113,15 @@ def open_gguf(path: Path) -> GgufTarget:
     header = read_header(path, lambda metadata, shapes: _judge(metadata, path))
     config = target_config(header)
     expected = expected_tensors(config)
-    _check_table(header, expected)
+    factors = matrix_factors(header)
+    _check_table(header, expected, factors)
+    target = GgufTarget(header, config, factors)
     stored = {
-        goal.path: (AFFINE_BITS[header.tensors[name].type], GROUP_SIZE)
+        goal.path: (matrix.bits, matrix.group_size, matrix.mode)
         for name, goal in expected.items()
-        if header.tensors[name].type in AFFINE_BITS
+        if (matrix := target.matrix(name)).bits
     }
-    return GgufTarget(header, config | quantization_entry(stored))
+    return GgufTarget(header, config | quantization_entry(stored), factors)
 
 
 def unpermute(rows: mx.array, heads: int) -> mx.array:
@@ -125,8 +142,12 @@ def _judge(metadata: dict[str, Any], path: Path) -> None:
     family_of(metadata, path)
 
 
-def _check_table(header: Header, expected: dict[str, Expected]) -> None:
-    ignored = {ROPE_DIVISORS} if header.metadata["general.architecture"] == "llama" else set()
+def _check_table(
+    header: Header, expected: dict[str, Expected], factors: Mapping[str, float]
+) -> None:
+    ignored = {name.removesuffix(WEIGHT) + SCALE for name in factors}
+    if header.metadata["general.architecture"] == "llama":
+        ignored.add(ROPE_DIVISORS)
     found = header.tensors.keys() - ignored
     if found != expected.keys():
         missing, extra = sorted(expected.keys() - found), sorted(found - expected.keys())
@@ -141,19 +162,19 @@ def _check_table(header: Header, expected: dict[str, Expected]) -> None:
             raise InputError(header.path, f"{name} {row.type} {row.shape}", f"{kind} {goal.shape}")
 
 
-def quantization_entry(chosen: dict[str, tuple[int, int]]) -> dict[str, Any]:
+def quantization_entry(chosen: dict[str, tuple[int, int, str]]) -> dict[str, Any]:
     """The entry "quantization" of a config: the settings of most tensors, and each that differs.
 
     Args:
-        chosen: bits and group size of each quantised tensor, by its path in mlx-lm's model.
+        chosen: bits, group size and mode of each quantised tensor, by its path in mlx-lm's model.
     """
     if not chosen:
         return {}
     usual = Counter(chosen.values()).most_common(1)[0][0]
-    entries = {
-        path: {"group_size": size, "bits": bits, "mode": "affine"}
-        for path, (bits, size) in chosen.items()
-    }
-    differing = {path: entry for path, entry in entries.items() if chosen[path] != usual}
-    whole = {"group_size": usual[1], "bits": usual[0], "mode": "affine"}
-    return {"quantization": {**whole, **differing}}
+    differing = {path: _entry(form) for path, form in chosen.items() if form != usual}
+    return {"quantization": {**_entry(usual), **differing}}
+
+
+def _entry(form: tuple[int, int, str]) -> dict[str, Any]:
+    bits, group_size, mode = form
+    return {"group_size": group_size, "bits": bits, "mode": mode}

@@ -17,6 +17,8 @@ GROUP = 32
 """Weights that share a scale byte in MLX's modes, and in FP4."""
 
 _BIAS = 127
+# With larger ones the largest code, 6 in E2M1 and 448 in E4M3, is more than float32 holds.
+_LARGEST_EXPONENTS = {"mxfp4": 252, "mxfp8": 246}
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -71,6 +73,18 @@ def is_repackable(weight: mx.array, scale: mx.array) -> bool:
     if is_fp4(weight):
         return scale.shape == (weight.shape[0], weight.shape[1] * 2 // GROUP)
     return weight.shape[1] % GROUP == 0 and _block_of(weight, scale) > 0
+
+
+def are_finite(mode: str, scales: mx.array) -> bool:
+    """Whether no scale byte of a matrix is NaN, or makes a weight infinite in float32.
+
+    Args:
+        mode: "mxfp4" or "mxfp8", whose scales are exponents, or "nvfp4", whose scales are E4M3.
+        scales: the bytes, uint8.
+    """
+    if mode in _LARGEST_EXPONENTS:
+        return bool((scales <= _LARGEST_EXPONENTS[mode]).all().item())
+    return bool(((scales & 127) < 127).all().item())
 
 
 def _block_of(weight: mx.array, scale: mx.array) -> int:

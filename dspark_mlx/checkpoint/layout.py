@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from .base_config import CanonicalConfig
+from .block_floats import are_finite
 from .number_ranges import all_finite
 from .quantization import AFFINE
 
@@ -117,9 +118,11 @@ def check_values(config: CanonicalConfig, name: str, tensor: mx.array, where: Pa
     Raises:
         InputError: a value is NaN or infinite, or token ids are repeated or not in the vocabulary.
     """
+    mode = _mode(config, name.removesuffix(".scales"))
+    bytes_ = mode != AFFINE and name.endswith(".scales")
     if name == DRAFT_IDS:
         _check_ids(tensor, config.vocab_size, f"{where}: {name}")
-    elif not all_finite(tensor):
+    elif not (are_finite(mode, tensor) if bytes_ else all_finite(tensor)):
         raise InputError(f"{where}: {name}", "NaN or infinite values", "finite values")
 
 

@@ -14,8 +14,8 @@ from ..errors import InputError
 QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 AFFINE = "affine"
-BYTE_SCALES = {"mxfp4": (4, 32), "mxfp8": (8, 32)}
-"""Bits and group size of MLX's modes whose scales are exponents, a byte each, without biases."""
+BYTE_SCALES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
+"""Bits and group size of MLX's modes whose scales are a byte each, without biases."""
 # The confidence is one dot product per token; its 0.1 % of the weights are worth keeping exact.
 # The numbers that mix copies of a stream and choose experts are few, and errors in them add up.
 _NEVER_QUANTIZED = re.compile(r"confidence_head\.proj|(.*\.)?hc_\w+\.fn|.*\.ffn\.gate")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.gguf_drafters import gguf_name, metadata_of
 from helpers.gguf_fixtures import checkpoint
+from helpers.gguf_scalar import SIZES
 from helpers.gguf_writer import GGUF_NAMES, VOCAB, Raw, metadata, write_gguf
 from helpers.packaged_parts import DEEPSPEC, HEAD_KEYS, backbone
 from safetensors.numpy import save_file
@@ -120,11 +121,12 @@ def drafter_file(folder: Path) -> Path:
     return write_gguf(folder / "drafter.gguf", metadata_of(config, True), tensors)
 
 
-def stored(shape: tuple[int, ...]) -> Raw | tuple[np.ndarray, str]:
-    """A matrix of zeros in Q8_0, or a vector of ones in F32."""
+def stored(shape: tuple[int, ...], kind: str = "Q8_0") -> Raw | tuple[np.ndarray, str]:
+    """A matrix of zeros, or a vector of ones in F32."""
     if len(shape) == 1:
         return np.ones(shape, np.float32), "F32"
-    return Raw(8, bytes(int(np.prod(shape)) // 32 * 34), shape)
+    number, weights, size = SIZES[kind]
+    return Raw(number, bytes(int(np.prod(shape)) // weights * size), shape)
 
 
 @large
@@ -173,18 +175,23 @@ def hugging_face(folder: Path) -> Path:
     return source
 
 
-def gguf(folder: Path) -> Path:
-    """One file of Q8_0 and F32, of 1.2 GB in as many more layers."""
-    layers, tensors = 2 * LAYERS, {}
+def gguf_mixed(folder: Path) -> Path:
+    """One file of Q5_K, Q6_K and F32, of 1.3 GB."""
+    return gguf(folder, 3, "Q5_K", "Q6_K")
+
+
+def gguf(folder: Path, times: int = 2, kind: str = "Q8_0", down: str = "Q8_0") -> Path:
+    """One file of Q8_0 and F32, of 1.2 GB in as many more layers; `down` is mlp.down_proj's."""
+    layers, tensors = times * LAYERS, {}
     for name, shape in target_shapes().items():
         stem, prefix = name.removesuffix(".weight"), ""
         places = [""]
         if stem.startswith("model.layers."):
             layer, stem = stem.removeprefix("model.layers.").split(".", 1)
-            places = [f"blk.{layer}.", f"blk.{int(layer) + LAYERS}."]
+            places = [f"blk.{int(layer) + i * LAYERS}." for i in range(times)]
         for prefix in places:
             key = f"{prefix}{GGUF_NAMES[stem]}.weight"
-            tensors[key] = stored(shape)
+            tensors[key] = stored(shape, down if "down" in name else kind)
     sizes = {"block_count": layers, "embedding_length": HIDDEN, "feed_forward_length": INNER}
     heads = {"attention.head_count": 16, "attention.head_count_kv": 4, "rope.dimension_count": 128}
     changes = {f"llama.{key}": value for key, value in (sizes | heads).items()}
@@ -194,7 +201,7 @@ def gguf(folder: Path) -> Path:
 
 @large
 @pytest.mark.parametrize("kind", ["plain", "q4"])
-@pytest.mark.parametrize("write", [hugging_face, gguf])
+@pytest.mark.parametrize("write", [hugging_face, gguf, gguf_mixed])
 def test_targets_stay_near_a_shard(tmp_path, write, kind):
     """mlx-lm's own writer holds shards of 5 GB, and MLX's GGUF reader holds the file."""
     source = write(tmp_path / "source")

@@ -7,51 +7,83 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from helpers.gguf_scalar import SIZES, decoded, random_blocks
 from helpers.gguf_writer import Raw, dequantize, quantize, write_gguf
 
-from dspark_mlx.convert.gguf.blocks import (
-    AFFINE_BITS,
-    GROUP_SIZE,
-    read_affine,
-    read_values,
-)
+from dspark_mlx.convert.gguf import blocks as blocks_module
+from dspark_mlx.convert.gguf.blocks import DECODED, PACKED, read_packed, read_values
 from dspark_mlx.convert.gguf.header import TENSOR_TYPES, read_header
 
-BY_NAME = {name: (number, *sizes) for number, (name, *sizes) in TENSOR_TYPES.items()}
+BY_NAME = {name: number for number, (name, *_) in TENSOR_TYPES.items()}
+MODES = {"MXFP4": "mxfp4", "NVFP4": "nvfp4"}
 
 
 def written(path: Path, kind: str, data: bytes, shape: tuple[int, ...]):
     """A file with one tensor `x`, and what the header says of it."""
-    write_gguf(path, {"general.architecture": "none"}, {"x": Raw(BY_NAME[kind][0], data, shape)})
+    write_gguf(path, {"general.architecture": "none"}, {"x": Raw(BY_NAME[kind], data, shape)})
     return read_header(path).tensors["x"]
 
 
-def random_blocks(kind: str, rows: int, columns: int) -> bytes:
-    """Any bytes are levels; the scales among them are made numbers."""
-    _, weights, size = BY_NAME[kind]
-    rng = np.random.default_rng(4)
-    blocks = rng.integers(0, 256, (rows * columns // weights, size), dtype=np.uint8)
-    places = {"Q2_K": (80, 82), "Q4_K": (0, 2), "Q6_K": (208,), "Q4_1": (0, 2)}.get(kind, (0,))
-    for at in places:
-        scales = rng.normal(0, 0.01, len(blocks)).astype("<f2")
-        blocks[:, at : at + 2] = scales[:, None].view("u1")
-    return blocks.tobytes()
+def test_every_type_is_tried():
+    """A type that is read, and that no test below has."""
+    quantized = set(PACKED) | set(DECODED)
+    assert quantized == set(SIZES)
+    assert not set(PACKED) & set(DECODED)
+    for kind, (number, weights, size) in SIZES.items():
+        assert TENSOR_TYPES[number] == (kind, weights, size)
 
 
-@pytest.mark.parametrize("kind", AFFINE_BITS)
-def test_affine_types_are_held_bit_for_bit(tmp_path, kind):
-    """A level in another's place, a rounded scale, -128 taken for 128."""
-    shape = (6, 96)
-    data = random_blocks(kind, *shape)
-    row = written(tmp_path / "x.gguf", kind, data, shape)
-    expected = dequantize(data, kind, shape)
-    words, scales, biases = read_affine(tmp_path / "x.gguf", row)
-    assert scales.dtype == biases.dtype == mx.float16
-    scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    form = {"group_size": GROUP_SIZE, "bits": AFFINE_BITS[kind]}
-    assert np.array_equal(np.array(mx.dequantize(words, scales, biases, **form)), expected)
+@pytest.mark.parametrize("at_once", [1 << 20, 512], ids=["whole", "in parts"])
+@pytest.mark.parametrize("kind", SIZES)
+def test_values_are_the_formulas(tmp_path, monkeypatch, kind, at_once):
+    """A level, a high bit or a scale in another's place; a sign; a part read twice."""
+    monkeypatch.setattr(blocks_module, "_AT_ONCE", at_once)
+    shape = (3, 512)
+    blocks = random_blocks(kind, 3 * 512 // SIZES[kind][1])
+    row = written(tmp_path / "x.gguf", kind, blocks.tobytes(), shape)
     values = read_values(tmp_path / "x.gguf", row)
-    assert values.dtype == mx.float32 and np.array_equal(np.array(values), expected)
+    expected = decoded(kind, blocks).reshape(shape)
+    assert values.dtype == mx.float32 and 0.01 < np.abs(expected).mean() < 0.2
+    assert np.array_equal(np.array(values), expected)
+
+
+@pytest.mark.parametrize("at_once", [1 << 20, 512], ids=["whole", "in parts"])
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_types_are_held_bit_for_bit(tmp_path, monkeypatch, kind, at_once):
+    """A product of scales rounded to float16; levels in another order than MLX's; -128 for 128."""
+    monkeypatch.setattr(blocks_module, "_AT_ONCE", at_once)
+    shape = (6, 512)
+    blocks = random_blocks(kind, 6 * 512 // SIZES[kind][1])
+    row = written(tmp_path / "x.gguf", kind, blocks.tobytes(), shape)
+    words, scales, *biases = read_packed(tmp_path / "x.gguf", row)
+    bits, group_size, mode = PACKED[kind]
+    assert mode == MODES.get(kind, "affine")
+    if mode == "affine":
+        # Products of a float16 and a small whole number need float32; the others do not.
+        products = kind.endswith("_K") or kind == "IQ4_XS"
+        assert scales.dtype == biases[0].dtype == (mx.float32 if products else mx.float16)
+        scales, biases = scales.astype(mx.float32), [biases[0].astype(mx.float32)]
+    else:
+        assert scales.dtype == mx.uint8 and not biases
+    form = {"group_size": group_size, "bits": bits, "mode": mode, "dtype": mx.float32}
+    found = np.array(mx.dequantize(words, scales, *biases, **form))
+    assert np.array_equal(found, decoded(kind, blocks).reshape(shape))
+
+
+@pytest.mark.parametrize("kind", ["Q3_K", "Q4_K", "Q5_K", "IQ4_XS"])
+def test_scales_stay_float16_where_that_is_exact(tmp_path, kind):
+    """float32 for a tensor whose products float16 holds."""
+    blocks = random_blocks(kind, 4)
+    at = {"Q3_K": (108,), "IQ4_XS": (0,)}.get(kind, (0, 2))
+    for place in at:  # powers of two: products have the few bits of the whole numbers
+        blocks[:, place : place + 2] = np.array([2.0**-8], "<f2").view("u1")
+    row = written(tmp_path / "x.gguf", kind, blocks.tobytes(), (2, 512))
+    words, scales, biases = read_packed(tmp_path / "x.gguf", row)
+    assert scales.dtype == biases.dtype == mx.float16
+    bits, group_size, _ = PACKED[kind]
+    parts = words, scales.astype(mx.float32), biases.astype(mx.float32)
+    found = np.array(mx.dequantize(*parts, group_size=group_size, bits=bits))
+    assert np.array_equal(found, decoded(kind, blocks).reshape(2, 512))
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "I32", "I64"])
@@ -65,58 +97,6 @@ def test_plain_types_are_read_as_stored(tmp_path, kind):
     assert values.dtype == types.get(kind, mx.int32 if kind == "I32" else mx.int64)
     expected = array.astype(integers) if integers else dequantize(data, kind, shape)
     assert np.array_equal(np.array(values.astype(mx.float32)), expected)
-
-
-def half(block: bytes, at: int) -> np.float32:
-    return np.float32(np.frombuffer(block, "<f2", 1, at)[0])
-
-
-def q2_k(block: bytes) -> list[np.float32]:
-    """Weight by weight, as ggml's formulas have it."""
-    out = []
-    for i in range(256):
-        shift, byte = i % 128 // 32 * 2, i // 128 * 32 + i % 32
-        level = block[16 + byte] >> shift & 3
-        scale, minimum = block[i // 16] & 15, block[i // 16] >> 4
-        out.append(half(block, 80) * scale * level - half(block, 82) * minimum)
-    return out
-
-
-def q4_k(block: bytes) -> list[np.float32]:
-    out, q = [], block[4:16]
-    for i in range(256):
-        j, byte = i // 32, i // 64 * 32 + i % 32
-        level = block[16 + byte] >> 4 if j % 2 else block[16 + byte] & 15
-        if j < 4:
-            scale, minimum = q[j] & 63, q[j + 4] & 63
-        else:
-            scale = q[j + 4] & 15 | (q[j - 4] >> 6) << 4
-            minimum = q[j + 4] >> 4 | (q[j] >> 6) << 4
-        out.append(half(block, 0) * scale * level - half(block, 2) * minimum)
-    return out
-
-
-def q6_k(block: bytes) -> list[np.float32]:
-    out, scales = [], np.frombuffer(block, "i1", 16, 192)
-    for i in range(256):
-        part, quarter, place = i // 128, i % 128 // 32, i % 32
-        low = block[64 * part + 32 * (quarter % 2) + place] >> 4 * (quarter // 2) & 15
-        high = block[128 + 32 * part + place] >> 2 * quarter & 3
-        out.append(half(block, 208) * int(scales[i // 16]) * ((low | high << 4) - 32))
-    return out
-
-
-@pytest.mark.parametrize("kind, decode", [("Q2_K", q2_k), ("Q4_K", q4_k), ("Q6_K", q6_k)])
-def test_k_quants_are_read_exactly(tmp_path, kind, decode):
-    """Every other group with its neighbour's scale, as MLX's reader takes Q4_K."""
-    shape = (2, 512)
-    data = random_blocks(kind, *shape)
-    row = written(tmp_path / "x.gguf", kind, data, shape)
-    size = BY_NAME[kind][2]
-    expected = [decode(data[at : at + size]) for at in range(0, len(data), size)]
-    found = np.array(read_values(tmp_path / "x.gguf", row))
-    assert np.abs(found).max() > 0.1
-    assert np.array_equal(found, np.array(expected, np.float32).reshape(shape))
 
 
 def test_data_of_another_tensor_is_not_read(tmp_path):

@@ -23,8 +23,8 @@ OWN = "layers.0.mlp.up_proj"
 
 def packed(
     folder: Path, mode: str, bits: int, group_size: int, own: dict[str, Any] | None = None
-) -> dict[str, mx.array]:
-    """A golden drafter as mlx-lm packs it; returns the values that its packed matrices stand for.
+) -> None:
+    """A golden drafter as mlx-lm packs it.
 
     Args:
         folder: to write.
@@ -39,7 +39,7 @@ def packed(
         **({OWN: own} if own else {}),
     }
     (folder / "config.json").write_text(json.dumps(config))
-    stored, values = {}, {}
+    stored = {}
     for name, array in read_tensors(folder).items():
         stem = name.removesuffix(".weight")
         if array.ndim != 2 or array.shape[1] % 64 or "confidence" in name:
@@ -48,29 +48,22 @@ def packed(
         form = {**whole, **(own or {})} if stem == OWN else whole
         parts = mx.quantize(array.astype(mx.float32), **form)
         stored |= dict(zip((name, f"{stem}.scales", f"{stem}.biases"), parts, strict=False))
-        values[name] = mx.dequantize(*parts, **form)
     mx.save_safetensors(str(folder / "model.safetensors"), stored)
-    return values
 
 
 @pytest.mark.parametrize(("mode", "bits", "group_size"), MODES)
 def test_it_is_taken_as_it_is(tmp_path, mode, bits, group_size):
     """Affine triples refused as unknown tensors or rounded twice; bytes taken for weights."""
-    values = packed(tmp_path / "source", mode, bits, group_size)
+    packed(tmp_path / "source", mode, bits, group_size)
     config = convert_drafter(tmp_path / "source", tmp_path / "out", progress=False)
     kept = read_drafter(tmp_path / "out")
-    if mode != "nvfp4":
-        assert config.quantization is not None and config.quantization.mode_of("fc") == mode
-        assert (config.quantization.bits, config.quantization.group_size) == (bits, group_size)
-        source = read_tensors(tmp_path / "source")
-        parts = ("fc.weight", "fc.scales", *(["fc.biases"] if mode == "affine" else []))
-        for name in parts:
-            assert mx.array_equal(kept.tensors[name], source[name])
-        assert ("fc.biases" in kept.tensors) == (mode == "affine")
-    else:
-        assert config.quantization is None
-        for name in values.keys() & kept.tensors.keys():
-            assert mx.array_equal(kept.tensors[name].astype(mx.float32), values[name]), name
+    assert config.quantization is not None and config.quantization.mode_of("fc") == mode
+    assert (config.quantization.bits, config.quantization.group_size) == (bits, group_size)
+    source = read_tensors(tmp_path / "source")
+    parts = ("fc.weight", "fc.scales", *(["fc.biases"] if mode == "affine" else []))
+    for name in parts:
+        assert mx.array_equal(kept.tensors[name], source[name])
+    assert ("fc.biases" in kept.tensors) == (mode == "affine")
 
 
 def test_a_module_of_its_own_form(tmp_path):
@@ -80,6 +73,34 @@ def test_a_module_of_its_own_form(tmp_path):
     config = read_config(read_json(tmp_path / "out" / "config.json"), "out")
     assert config.quantization is not None and config.quantization.of("fc") == (4, 64)
     assert config.quantization.of(OWN) == (8, 32)
+
+
+def test_a_module_that_is_as_all(tmp_path):
+    """`true` for a module, as mlx-lm may write it, refused as no quantisation."""
+    packed(tmp_path / "source", "affine", 4, 64)
+    config = read_json(tmp_path / "source" / "config.json")
+    config["quantization"][OWN] = True
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    made = convert_drafter(tmp_path / "source", tmp_path / "out", progress=False)
+    assert made.quantization is not None and made.quantization.of(OWN) == (4, 64)
+
+
+@pytest.mark.parametrize(
+    ("mode", "bits", "group_size", "byte"),
+    [("mxfp4", 4, 32, 255), ("mxfp8", 8, 32, 247), ("nvfp4", 4, 16, 127)],
+)
+def test_scales_that_are_no_numbers_are_refused(tmp_path, mode, bits, group_size, byte):
+    """Bytes of scales taken for whole numbers, which are always finite."""
+    packed(tmp_path / "source", mode, bits, group_size)
+    file = str(tmp_path / "source" / "model.safetensors")
+    tensors = dict(mx.load(file))
+    mx.eval(tensors)
+    scales = tensors["fc.scales"]
+    scales[1, 0] = byte
+    mx.save_safetensors(file, tensors | {"fc.scales": scales})
+    with pytest.raises(InputError, match=r"fc.scales: found NaN or infinite"):
+        convert_drafter(tmp_path / "source", tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_it_is_quantized_anew_where_asked(tmp_path):
