@@ -105,6 +105,8 @@ def _expressible(config: CanonicalConfig, where: Path) -> DSparkConfig:
         "rope_interleaved": not config.rope_interleaved,
         "rope_scaling": config.rope_scaling is None,
         "head_norms": config.head_norms,
+        "noise_width": config.noise_width == 0,
+        "sinks": not config.sinks,
         "gated_queries": not config.gated_queries,
         "values": config.values == "projected",
         "attention_scale": config.attention_scale in (0.0, config.head_dim**-0.5),

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.base_config import FORMAT
-from ..checkpoint.block_floats import GROUP, is_fp4, is_repackable, repacked
+from ..checkpoint.block_floats import GROUP, folded, is_fp4, is_repackable, repacked
 from ..checkpoint.quantization import AFFINE, BYTE_SCALES, check_quantization
 from ..errors import InputError
 
@@ -74,7 +74,8 @@ def grouped(
 ) -> dict[str, mx.array | MlxMatrix]:
     """The tensors of a folder, with the parts of each packed matrix joined.
 
-    Matrices in DeepSeek's FP8 and FP4 are packed in MLX's form of the same values.
+    Matrices in DeepSeek's FP8 and FP4, and in NVIDIA's NVFP4, are packed in MLX's form of the same
+    values; those of NVFP4 are decoded where MLX has none.
 
     Args:
         config: content of config.json.
@@ -88,6 +89,7 @@ def grouped(
         return dict(tensors)
     found: dict[str, mx.array | MlxMatrix] = {}
     tensors = _without_blocks(tensors, found, where)
+    tensors = _without_nvfp4(tensors, found, where)
     packed = {
         name.removesuffix(".scales")
         for name in tensors
@@ -123,6 +125,47 @@ def _without_blocks(
         columns = parts[1].shape[1] * GROUP
         found[f"{base}.weight"] = MlxMatrix(parts, columns, mode, *BYTE_SCALES[mode])
     return rest
+
+
+def _without_nvfp4(
+    tensors: Mapping[str, mx.array], found: dict[str, mx.array | MlxMatrix], where: Path
+) -> dict[str, mx.array]:
+    """The tensors but for NVFP4 matrices as ModelOpt stores them, which go to `found`.
+
+    Such a matrix has a scale of E4M3 for each 16 weights, and a factor, which MLX's mode lacks. It
+    is multiplied into the scales where that is exact; else the values are decoded, as float32.
+
+    Raises:
+        InputError: a matrix' parts do not fit.
+    """
+    rest = dict(tensors)
+    bits, group_size = BYTE_SCALES["nvfp4"]
+    for name in tensors:
+        base = name.removesuffix(".weight_scale_2")
+        if base == name:
+            continue
+        kinds = ("weight", "weight_scale", "weight_scale_2")
+        parts = [part for x in kinds if (part := rest.pop(f"{base}.{x}", None)) is not None]
+        if len(parts) != len(kinds) or not _is_nvfp4(*parts):
+            text = ", ".join(f"{x.dtype} {list(x.shape)}" for x in parts)
+            expected = "codes uint8 [out, in / 2], scales [out, in / 16] and one factor"
+            raise InputError(f"{where}: {base}", text.replace("mlx.core.", ""), expected)
+        weight, scales, factor = parts
+        words, factor = weight.view(mx.uint32), factor.reshape(1)
+        if (exact := folded(scales, factor)) is not None:
+            columns = weight.shape[1] * 2
+            matrix = MlxMatrix((words, exact), columns, "nvfp4", bits, group_size)
+            found[f"{base}.weight"] = matrix
+        else:
+            values = mx.dequantize(words, scales, None, group_size, bits, "nvfp4", dtype=mx.float32)
+            found[f"{base}.weight"] = values * factor
+    return rest
+
+
+def _is_nvfp4(weight: mx.array, scales: mx.array, factor: mx.array) -> bool:
+    whole = weight.ndim == 2 and weight.shape[1] * 2 % 16 == 0 and factor.size == 1
+    typed = weight.dtype == scales.dtype == mx.uint8 and factor.dtype == mx.float32
+    return whole and typed and scales.shape == (weight.shape[0], weight.shape[1] // 8)
 
 
 def _matrix(

@@ -28,6 +28,8 @@ from . import (
     eagle3,
     lfm2,
     llama_cpp,
+    nemotron,
+    prismml,
     qwen35,
     specforge,
     speculators,
@@ -91,6 +93,8 @@ PACKAGINGS: tuple[Packaging, ...] = (
     deepseek_v4,
     deepseek_v4_mtp,
     llama_cpp,
+    nemotron,
+    prismml,
     canonical,
 )
 

@@ -37,12 +37,13 @@ def _prefix(*prefixes: str) -> Matches:
 REFUSED: tuple[tuple[str, Matches], ...] = (
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
     *((f"vLLM speculators {kind}", _speculators(kind)) for kind in ("peagle", "xpress", "mtp")),
-    ("NVIDIA Nemotron NVFP4", lambda config, shapes: "dspark_bonus_anchor" in config),
-    ("NVFP4 weights", _suffix("weight_scale_2")),
-    ("compressed-tensors weights", _suffix("weight_scale", "weight_packed")),
+    ("compressed-tensors or FP8 weights", _suffix("weight_scale", "weight_packed")),
     ("DFlash Laguna", _architecture("DFlashLagunaForCausalLM")),
     ("Muse assistant", lambda config, shapes: "encoder.fc.weight" in shapes),
-    ("PrismML GGUF (dspark)", _gguf("dspark")),
+    (
+        "PrismML's GGUF for DeepSeek-V4 (noise_token_id)",
+        lambda config, shapes: any(key.endswith("dspark.noise_token_id") for key in config),
+    ),
     ("ds4 GGUF (deepseek4-dspark)", _gguf("deepseek4-dspark")),
     ("DeepSeek-V4 GGUF (deepseek4-dflash-draft)", _gguf("deepseek4-dflash-draft")),
     ("ds4 plain multi-token prediction GGUF", _gguf("deepseek4_mtp_support")),
@@ -53,13 +54,15 @@ REFUSED: tuple[tuple[str, Matches], ...] = (
     ),
     (
         "DeepSeek-V4 drafts in llama.cpp's GGUF (hyper-connections)",
-        lambda config, shapes: bool(config.get("dflash.hyper_connection.count")),
-    ),
-    (
-        "DFlash 2 in llama.cpp's GGUF",
         lambda config, shapes: (
-            "dflash.selector_rank" in config or "dflash.conv_kernel_size" in config
+            bool(config.get("dflash.hyper_connection.count"))
+            or any(name.startswith("output_hc_") for name in shapes)
         ),
+    ),
+    ("LiLiCorr in llama.cpp's GGUF", _prefix("lilicorr.")),
+    (
+        "DFlash Laguna in GGUF",
+        lambda config, shapes: config.get("dflash.decoder_arch") == "laguna",
     ),
     (
         "DeepSeek plain multi-token prediction",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from ...checkpoint.base_config import CanonicalConfig
+from ...checkpoint.layer_shapes import SINKS
 from ...checkpoint.number_ranges import LARGEST, check_within
 from ...drafters.dspark.config import DSparkConfig
 from ...errors import InputError
@@ -33,6 +34,8 @@ _DROPPED = (
     "verifier_lm_head.weight",
     "verifier_norm.weight",
 )
+# The last ones are leftovers of quantising activations and caches.
+_DROPPED_ENDS = ("rotary_emb.inv_freq", ".k_scale", ".v_scale", ".input_scale")
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ class Source:
             self.refuse("attention_bias", True, "projections without bias")
         if (act := values.get("hidden_act", "silu")) != "silu":
             self.refuse("hidden_act", act, "'silu'")
+        if values.get(SINKS) and f"layers.0.self_attn.{SINKS}" not in self.shapes:
+            self.refuse(SINKS, values[SINKS], f"tensors layers.N.self_attn.{SINKS}")
         head_dim = self.whole("head_dim", values)
         num_heads = self.whole("num_attention_heads", values)
         if (layers := self.whole("num_hidden_layers", values)) > len(self.shapes):
@@ -181,6 +186,7 @@ class Source:
         queries = self.shapes.get("layers.0.self_attn.q_proj.weight", (0,))[0]
         return {
             "gated_queries": queries == 2 * num_heads * head_dim,
+            "sinks": f"layers.0.self_attn.{SINKS}" in self.shapes,
             "hidden_size": self.whole("hidden_size", values),
             "intermediate_size": self.whole("intermediate_size", values),
             "num_layers": layers,
@@ -275,7 +281,7 @@ def canonical_name(name: str) -> str | None:
     if name.startswith("midlayer."):
         name = f"layers.0.{name.removeprefix('midlayer.')}"
     name = _OLD_NAMES.get(name, name)
-    if name in _DROPPED or name.endswith("rotary_emb.inv_freq"):
+    if name in _DROPPED or name.endswith(_DROPPED_ENDS):
         return None
     # DFlash 2's and DSpine's files name these matrices as if they were vectors.
     return f"{name}.weight" if name.endswith(("_codebook", "transfer_codes")) else name

@@ -65,10 +65,8 @@ def sliding(
         by_row, less: see `read_windows`.
 
     Raises:
-        InputError: the attention has sinks, or `read_windows` refuses the config.
+        InputError: see `read_windows`.
     """
-    if values.get("attention_sink_bias"):
-        source.refuse("attention_sink_bias", True, "attention without sinks")
     if values.get("use_swa"):
         window = source.whole("swa_window_size", values)
         all_sliding = {"layer_types": [SLIDING] * layers, "sliding_window": window}

@@ -77,6 +77,8 @@ class CanonicalConfig:
         rope_scaling: the scaling as mlx-lm's `initialize_rope` takes it ("yarn", "llama3" or
             "proportional"); None for none.
         head_norms: True where each head's queries and keys are normed.
+        sinks: True where each head of a layer has an attention sink: a stored logit that takes part
+            in the softmax, without a value.
         gated_queries: True where the query projection has each head's output gate behind it.
         values: "projected", or "keys" where the unrotated key projection is the value, normed
             without weights.
@@ -115,6 +117,7 @@ class CanonicalConfig:
     rope_interleaved: bool = False
     rope_scaling: dict[str, Any] | None = None
     head_norms: bool = True
+    sinks: bool = False
     gated_queries: bool = False
     values: str = "projected"
     attention_scale: float = 0.0

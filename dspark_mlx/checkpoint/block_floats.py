@@ -75,6 +75,18 @@ def is_repackable(weight: mx.array, scale: mx.array) -> bool:
     return weight.shape[1] % GROUP == 0 and _block_of(weight, scale) > 0
 
 
+def folded(scales: mx.array, factor: mx.array) -> mx.array | None:
+    """E4M3 scales times a factor, uint8; None where E4M3 does not hold each product exactly.
+
+    Args:
+        scales: of groups of 16 weights, uint8.
+        factor: of the whole matrix, float32.
+    """
+    wanted = mx.from_fp8(scales, mx.float32) * factor
+    found = mx.to_fp8(wanted)
+    return found if mx.array_equal(mx.from_fp8(found, mx.float32), wanted).item() else None
+
+
 def are_finite(mode: str, scales: mx.array) -> bool:
     """Whether no scale byte of a matrix is NaN, or makes a weight infinite in float32.
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from .base_config import CanonicalConfig
 
+SINKS = "attention_sink_bias"
+"""Name of the attention sinks of a layer, behind its attention's."""
+
 
 def shared_matrices(config: CanonicalConfig) -> dict[str, tuple[int, int]]:
     """Shapes of the projection of the taps, and of the drafter's own embedding and head."""
@@ -36,7 +39,7 @@ def layer_matrices(config: CanonicalConfig, layer: str, columns: int) -> dict[st
 
 
 def layer_vectors(config: CanonicalConfig, layer: str) -> dict[str, tuple[int]]:
-    """Shapes of the norms of one layer, and of its scalar where it has one."""
+    """Shapes of the norms of one layer, and of its scalar and sinks where it has them."""
     norms = ["input_layernorm", "post_attention_layernorm"]
     if config.sandwich_norms:
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
@@ -46,4 +49,6 @@ def layer_vectors(config: CanonicalConfig, layer: str) -> dict[str, tuple[int]]:
     if config.head_norms:
         shapes[f"{layer}.self_attn.q_norm.weight"] = (config.head_dim,)
         shapes[f"{layer}.self_attn.k_norm.weight"] = (config.head_dim,)
+    if config.sinks:
+        shapes[f"{layer}.self_attn.{SINKS}"] = (config.num_heads,)
     return shapes

@@ -17,8 +17,9 @@ AFFINE = "affine"
 BYTE_SCALES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 """Bits and group size of MLX's modes whose scales are a byte each, without biases."""
 # The confidence is one dot product per token; its 0.1 % of the weights are worth keeping exact.
+# What embeds noise levels is computed once.
 # The numbers that mix copies of a stream and choose experts are few, and errors in them add up.
-_NEVER_QUANTIZED = re.compile(r"confidence_head\.proj|(.*\.)?hc_\w+\.fn|.*\.ffn\.gate")
+_NEVER_QUANTIZED = re.compile(r"confidence_head\.proj|noise\.\w+|(.*\.)?hc_\w+\.fn|.*\.ffn\.gate")
 
 
 @dataclass(frozen=True)

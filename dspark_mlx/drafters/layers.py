@@ -34,6 +34,8 @@ class Layer:
         mlp_out_norm: weight of the norm after the MLP; None without sandwich norms.
         scalar: factor of the layer's output, `[1]`; None for 1.
         attention_convolution, mlp_convolution: convolutions around the sublayers; None without.
+        sinks: logit of each head's attention sink, `[heads]`; None without. A sink takes part in
+            the softmax and has no value.
     """
 
     input_norm: mx.array
@@ -48,6 +50,7 @@ class Layer:
     scalar: mx.array | None = None
     attention_convolution: Convolution | None = None
     mlp_convolution: Convolution | None = None
+    sinks: mx.array | None = None
 
 
 class LayerParts:
@@ -118,11 +121,16 @@ class LayerParts:
         return self._rope(queries.transpose(0, 2, 1, 3), start), gate
 
     def attention(
-        self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None
+        self,
+        layer: Layer,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        mask: mx.array | None,
     ) -> mx.array:
         """Scaled dot-product attention, `[batch, heads, rows, head_dim]`."""
         return mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=self._scale, mask=mask
+            queries, keys, values, scale=self._scale, mask=mask, sinks=layer.sinks
         )
 
     def project(self, layer: Layer, attended: mx.array, gate: mx.array | None) -> mx.array:
@@ -158,7 +166,7 @@ class LayerParts:
                 row attends to everything.
         """
         heads, gate = self.queries(layer, queries, start)
-        return self.project(layer, self.attention(heads, keys, values, mask), gate)
+        return self.project(layer, self.attention(layer, heads, keys, values, mask), gate)
 
     def finish(self, layer: Layer, x: mx.array, attended: mx.array) -> mx.array:
         """The layer's output: residual `x` plus attention, then MLP; all are `[rows, hidden]`."""

@@ -9,6 +9,7 @@ from functools import partial
 import mlx.core as mx
 
 from ..checkpoint.base_config import CanonicalConfig
+from ..checkpoint.layer_shapes import SINKS
 from ..checkpoint.layout import Tensors
 from ..checkpoint.linear import Matrix, alike
 from .layers import Layer
@@ -91,4 +92,5 @@ class DrafterTensors:
             attention_out_norm=after if sandwich else None,
             mlp_out_norm=after_mlp,
             scalar=self.vector(f"{layer}.layer_scalar") if scaled else None,
+            sinks=self.vector(f"{attention}.{SINKS}") if self.config.sinks else None,
         )

@@ -64,12 +64,13 @@ def published_drafter(decoder: Decoder, drafter: str | Path, name: str) -> Initi
         name: the target's, see `target_name`; used where the drafter names none.
 
     Raises:
-        InputError: see `load`; or DSpark's objective does not train a drafter of its method.
+        InputError: see `load`; or DSpark's objective does not train a drafter of its method,
+            or one that embeds noise levels.
     """
     target, folder = decoder.engine.target, decoder.target_folder
     found = read_drafter(drafter, calibrated=False)  # what is trained is calibrated anew
     config, tensors = found.config, found.tensors
-    if not isinstance(config, DSparkConfig):
+    if not isinstance(config, DSparkConfig) or config.noise_width:
         raise InputError(drafter, config.summary, "a DSpark or DFlash drafter")
     check_pair(config, drafter, target, folder)
     stored = DrafterTensors(config, tensors, mx.float32, dequantize=True)

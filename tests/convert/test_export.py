@@ -116,6 +116,8 @@ def test_greedy_temperatures_travel(tmp_path):
 
 
 REFUSED = {
+    "sinks": (config(sinks=True), "sinks True"),
+    "noise levels": (config(noise_width=8), "noise_width 8"),
     "windows": (config(windows=[4, 0]), "windows (4, 0)"),
     "causal": (config(causal=[True, False]), "causal (True, False)"),
     "partial rope": (config(rope_dims=8), "rope_dims 8"),
@@ -150,7 +152,7 @@ def test_what_the_packaging_cannot_say_is_refused(case, tmp_path):
     if case == "eagle3":
         values = read_json(tmp_path / "canonical" / CONFIG)
         names = "num_layers block_size logits_start mask_token_id head head_rank confidence"
-        gone = [*names.split(), "windows", "window_by_row", "causal"]
+        gone = [*names.split(), "windows", "window_by_row", "causal", "noise_width"]
         config(**{k: None for k in gone if k in values}, steps=5)(tmp_path / "canonical")
     edit(tmp_path / "canonical")
     with pytest.raises(InputError) as error:

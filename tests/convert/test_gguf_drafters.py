@@ -6,16 +6,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.edits import config as edit_config
-from helpers.gguf_drafters import gguf_name, kind_of, metadata_of, write_twins
+from helpers.gguf_drafters import gguf_name, kind_of, metadata_of, write_prismml, write_twins
 from helpers.gguf_writer import Raw, dequantize, quantize, write_gguf
 from helpers.packaged_case import Case, close
 from helpers.packaged_parts import HIDDEN, MASK, VOCAB, WINDOW
 from helpers.pairs import TARGET, checkpoint, tokens_of, traces
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import dspark_mlx
 from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.drafters.batch import Wanted
 from dspark_mlx.errors import InputError
+from dspark_mlx.sampling import greedy
 from dspark_mlx.system.files import read_json
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
@@ -32,6 +34,8 @@ SOURCES = {
     },
     "dflash": {},
     "dflash_nested": {},
+    "dflash2": {},
+    "nemotron": {},
 }
 
 
@@ -192,12 +196,17 @@ def test_load_and_convert_take_the_file(tmp_path, cache_home):
 
 
 BY_NAME = {
-    "PrismML GGUF": {"general.architecture": "dspark"},
+    "PrismML's GGUF for DeepSeek-V4": {
+        "general.architecture": "dspark",
+        "dspark.dspark.noise_token_id": 3,
+    },
     "ds4 GGUF": {"general.architecture": "deepseek4-dspark"},
     "deepseek4-dflash-draft": {"general.architecture": "deepseek4-dflash-draft"},
     "multi-token prediction": {"general.architecture": "deepseek4_mtp_support"},
     "hyper-connections": {"dflash.hyper_connection.count": 4},
-    "DFlash 2": {"dflash.selector_rank": 256},
+    "llama.cpp's GGUF": {"tensor": "output_hc_fn.weight"},
+    "LiLiCorr": {"tensor": "lilicorr.token_proj.weight"},
+    "Laguna": {"dflash.decoder_arch": "laguna"},
     "Lucebox": {"tensor": "dflash.dspark.markov.w1"},
     "another exporter": {"tensor": "dspark.blk.0.attn_q.weight"},
 }
@@ -247,7 +256,7 @@ def tensor_edits():
     nan = np.full((HIDDEN,), np.nan, np.float32)
     return [
         ({"output_norm.weight": (nan, "F32")}, "norm.weight: found NaN"),
-        ({"blk.0.attn_sinks.weight": (nan, "F32")}, "attn_sinks"),
+        ({"blk.0.attn_sinks.weight": (nan[:4], "F32")}, "layers.1.self_attn.attention_sink_bias"),
         ({"fc.scale": (nan, "F32")}, "unknown tensors fc.scale"),
         ({"conf_proj.weight": None}, "unknown tensors confidence_head.proj.bias"),
         ({"blk.1.ffn_up.weight": None}, "no tensor layers.1.mlp.up_proj.weight"),
@@ -281,6 +290,69 @@ def test_a_confidence_head_may_have_no_bias(tmp_path):
         case.draft(config).confidence_logits,
         case.expected().confidence_logits - source["confidence_head.proj.bias"],
     )
+
+
+class PrismmlCase(Case):
+    """A drafter for a Bonsai target."""
+
+    def __init__(self, folder, **changes) -> None:
+        super().__init__("deepspec_qwen3", folder)
+        self.file = write_prismml(self.source, folder / "drafter.gguf", **changes)
+
+    def convert(self, **options):
+        return convert_drafter(self.file, self.out, progress=False, **options)
+
+
+def test_prismml_drafts_as_its_formulas(tmp_path):
+    """Noise levels left out, the other way round, or cosines before sines; taps shifted by one."""
+    case = PrismmlCase(tmp_path)
+    config = case.convert(keep_embeddings=True)
+    assert config.noise_width == 40 and config.logits_start == 0
+    expected, draft = case.expected(), case.draft(config)
+    assert draft.tokens.tolist() == expected.tokens
+    assert close(draft.logits, expected.logits) and close(draft.hidden, expected.hidden)
+    assert close(draft.confidence_logits, expected.confidence_logits)
+    # What is tested matters: without the levels it drafts otherwise.
+    stored = load_file(case.source / "model.safetensors")
+    stored["log_snr_fc2.weight"] *= 0
+    save_file(stored, case.source / "model.safetensors")
+    assert not close(draft.hidden, case.expected().hidden)
+
+
+def test_prismml_drafts_in_a_batch(tmp_path):
+    """Levels added to the rows of one request alone."""
+    case = PrismmlCase(tmp_path)
+    config = case.convert()
+    drafter = case.drafter(config)
+    contexts = []
+    for rows in (13, 7):
+        context = drafter.new_context()
+        taps = [mx.array(case.taps[i][:rows].astype(np.float32)) for i in config.taps]
+        drafter.extend(context, taps, mx.zeros((rows,), dtype=mx.int32))
+        contexts.append(context)
+    alone = [drafter.draft(context, mx.array([9]), greedy) for context in contexts]
+    for context in contexts:
+        drafter.flush(context)
+    both = drafter.batch(contexts).draft([Wanted(mx.array([9]), greedy, False)] * 2)
+    for one, other in zip(alone, both, strict=True):
+        assert other is not None and close(one.logits, other.logits)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"target_layers": None}, "no target_layers; expected the PrismML GGUF key"),
+        ({"mask_token_id": None}, "no tokenizer.ggml.mask_token_id"),
+        ({"log_snr_conditioning": True, "block_count": 3}, "no tensor layers.2"),
+        ({"embedding_length": 31}, "hidden_norm.weight: found shape [32]; expected [31]"),
+    ],
+)
+def test_broken_prismml_files_are_named(tmp_path, changes, message):
+    case = PrismmlCase(tmp_path, **changes)
+    with pytest.raises(InputError) as error:
+        case.convert()
+    assert message in str(error.value)
+    assert str(case.file) in str(error.value) and not case.out.exists()
 
 
 def test_a_cut_file_is_refused(tmp_path):

@@ -11,11 +11,12 @@ import pytest
 from helpers.deepseek_v4 import FOLDER as DEEPSEEK_V4
 from helpers.edits import config as edit_config
 from helpers.edits import tensors as edit_tensors
-from helpers.gguf_drafters import write_twins
+from helpers.gguf_drafters import write_prismml, write_twins
 from helpers.packaged import PACKAGED
 from helpers.packaged_case import ANCHOR, Case, close
 from helpers.packaged_eagle3 import EAGLE3
 from helpers.packaged_llama_eagle3 import LLAMA_EAGLE3
+from helpers.packaged_nemotron import NESTED as NEMOTRON
 from helpers.packaged_parts import MASK, VOCAB
 
 from dspark_mlx.calibration.by_temperature import read_calibrations
@@ -75,6 +76,9 @@ def test_every_packaging_has_a_case(tmp_path):
     file = tmp_path / "drafter.gguf"
     write_twins(tmp_path / "deepspec_qwen3", file, "F32")
     claimed.add(_packaging(file))
+    write_prismml(tmp_path / "deepspec_qwen3", file)
+    claimed.add(_packaging(file))
+    PACKAGED["deepspec_qwen3"](tmp_path / "deepspec_qwen3")
     convert_drafter(tmp_path / "deepspec_qwen3", tmp_path / "canonical", progress=False)
     claimed.add(_packaging(tmp_path / "canonical"))
     # Their numbers are in tests/drafters/test_deepseek_v4.py and test_deepseek_v4_mtp.py.
@@ -106,6 +110,8 @@ def traps() -> list:
         ("speculators_dspark", {"sliding_window_non_causal": True}, "causal sliding layers"),
         ("lfm2", {"rope_is_neox_style": True}, "rope pairs"),
         ("dflash_nested", {"is_causal": True}, "causality"),
+        ("nemotron", {"dspark_bonus_anchor": False, "dflash_config": NEMOTRON}, "Nemotron's row"),
+        ("nemotron", {"dflash_config": NEMOTRON | {"causal": False}}, "Nemotron's causality"),
         ("jetspec", {"is_causal": False}, "JetSpec's causality"),
         ("dflash_nested", {"sliding_window": 5}, "window"),
         ("dflash", {"final_logit_softcapping": None}, "softcap and embedding scale"),
@@ -181,7 +187,6 @@ REFUSED = {
     "speculators peagle": {"speculators_model_type": "peagle"},
     "speculators xpress": {"speculators_model_type": "xpress"},
     "speculators mtp": {"speculators_model_type": "mtp"},
-    "Nemotron": {"dspark_bonus_anchor": True},
     "Laguna": {"architectures": ["DFlashLagunaForCausalLM"]},
 }
 

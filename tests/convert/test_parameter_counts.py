@@ -68,7 +68,7 @@ def test_published_totals(name):
 def test_dflash2_total():
     """A kernel or a codebook of another size; published as 3.85 GB of bfloat16 in 81 tensors."""
     sizes = shaped(5120, 17408, 32, 8, 128, 248320, 5, **SHARED).to_dict()
-    own = ("head", "head_rank", "confidence", "format", "format_version", "method")
+    own = ("head", "head_rank", "confidence", "noise_width", "format", "format_version", "method")
     kept = {name: value for name, value in sizes.items() if name not in own}
     selector = {"selector_rank": 256, "selector_top_k": 16}
     block = {"block_size": 8, "logits_start": 1, "conv_kernel_size": 2, "conv_group_size": 16}

@@ -35,7 +35,31 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "attention_conv.kernel_projection": "attn_conv_proj",
+    "mlp_conv.kernel_projection": "ffn_conv_proj",
+    "candidate_selector.hidden_projection": "selector_hidden",
+    "log_snr_fc1": "log_snr_fc1",
+    "log_snr_fc2": "log_snr_fc2",
 }
+# Names without `.weight` on one side.
+WHOLE = {
+    "self_attn.attention_sink_bias": "attn_sinks.weight",
+    "attention_conv.base_kernel": "attn_conv_base",
+    "mlp_conv.base_kernel": "ffn_conv_base",
+    "candidate_selector.predecessor_codebook": "selector_predecessor.weight",
+    "candidate_selector.successor_codebook": "selector_successor.weight",
+}
+# PrismML's names of what belongs to no layer.
+PRISMML = {
+    "fc": "dspark.fc",
+    "enc.output_norm": "dspark.hidden_norm",
+    "markov_w1": "dspark.markov_head_a",
+    "markov_w2": "dspark.markov_head_b",
+    "conf_proj": "dspark.confidence_head",
+    "log_snr_fc1": "dspark.log_snr_fc1",
+    "log_snr_fc2": "dspark.log_snr_fc2",
+}
+_DOUBLED = ("block_size", "mask_token_id", "target_layers", "markov_rank", "log_snr_conditioning")
 
 
 def metadata_of(config: dict[str, Any], dspark: bool) -> dict[str, Any]:
@@ -62,7 +86,14 @@ def metadata_of(config: dict[str, Any], dspark: bool) -> dict[str, Any]:
         "target_layers": [i if speculators else i + 1 for i in taps],
     }
     if dspark:
-        values["sample_from_anchor"] = bool(config.get("sample_from_anchor", not speculators))
+        values["sample_from_anchor"] = bool(keys.get("sample_from_anchor", not speculators))
+    if keys.get("causal"):
+        values["attention.causal"] = True
+    for key in ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k"):
+        if key in keys:
+            values[key] = keys[key]
+    if "output_multiplier" in keys:
+        values["logit_scale"] = keys["output_multiplier"]
     if rope.get("rope_type") == "yarn":
         scaling = {"type": "yarn", "factor": rope["factor"]}
         scaling["original_context_length"] = rope["original_max_position_embeddings"]
@@ -70,11 +101,13 @@ def metadata_of(config: dict[str, Any], dspark: bool) -> dict[str, Any]:
         values |= {f"rope.scaling.{key}": value for key, value in scaling.items()}
     kinds = [kind == "sliding_attention" for kind in backbone["layer_types"]]
     if any(kinds):
-        values["attention.sliding_window"] = backbone["sliding_window"]
+        window = keys.get("swa_window_size", backbone["sliding_window"])
+        values["attention.sliding_window"] = window
         values["attention.sliding_window_pattern"] = kinds
-    if softcap := config.get("final_logit_softcapping"):
+    if softcap := keys.get("final_logit_softcapping"):
         values["final_logit_softcapping"] = softcap
-        values["embedding_scale"] = backbone["hidden_size"] ** 0.5
+        scale = backbone["hidden_size"] ** 0.5
+        values["embedding_scale"] = keys.get("input_embedding_scale", scale)
     return {
         "general.architecture": "dflash",
         **{f"dflash.{key}": value for key, value in values.items()},
@@ -88,16 +121,16 @@ def gguf_name(name: str) -> str:
     """llama.cpp's name of a canonical tensor."""
     if name == "d2t":
         return name
-    stem, _, part = name.rpartition(".")
     prefix = ""
-    if stem.startswith("layers."):
-        _, layer, stem = stem.split(".", 2)
+    if name.startswith("layers."):
+        _, layer, name = name.split(".", 2)
         prefix = f"blk.{layer}."
-    return f"{prefix}{NAMES[stem]}.{part}"
+    stem, _, part = name.rpartition(".")
+    return prefix + (WHOLE.get(name) or f"{NAMES[stem]}.{part}")
 
 
 def kind_of(array: np.ndarray, kind: str) -> str:
-    if array.ndim == 1:
+    if array.ndim != 2:
         return "F32"
     return "F16" if kind.startswith("Q") and array.shape[1] % 32 else kind
 
@@ -126,3 +159,39 @@ def write_twins(folder: Path, file: Path, kind: str, **changes: Any) -> Path:
         metadata[dotted if "." in dotted and "general" in dotted else f"dflash.{dotted}"] = value
     metadata = {key: value for key, value in metadata.items() if value is not None}
     return write_gguf(file, metadata, tensors)
+
+
+def write_prismml(folder: Path, file: Path, **changes: Any) -> Path:
+    """Write `file` as PrismML does (section 11) from a packaged folder, which gets noise levels.
+
+    Args:
+        folder, file: see `write_twins`. changes: metadata; None leaves it out.
+    """
+    config, stored = read_json(folder / "config.json"), load_file(folder / "model.safetensors")
+    rng = np.random.default_rng(12)
+    hidden = stored["norm.weight"].size
+    for name, shape in {
+        "log_snr_fc1.weight": (40, 128),
+        "log_snr_fc1.bias": (40,),
+        "log_snr_fc2.weight": (hidden, 40),
+        "log_snr_fc2.bias": (hidden,),
+    }.items():
+        stored[name] = rng.normal(0, 0.2, shape).astype(np.float32)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors: dict[str, Any] = {}
+    for name, array in stored.items():
+        stem, _, part = gguf_name(name).rpartition(".")
+        array = array[0] if name == "confidence_head.proj.weight" else array
+        tensors[f"{PRISMML.get(stem, stem)}.{part}"] = (array, "F32")
+    values = {key.removeprefix("dflash."): v for key, v in metadata_of(config, True).items()}
+    values["mask_token_id"] = values.pop("tokenizer.ggml.mask_token_id")
+    values["target_layers"] = config["target_layer_ids"]  # not shifted
+    values |= {"log_snr_conditioning": True, "min_log_snr": -9.0, "max_log_snr": 9.0}
+    values |= {"markov_rank": config["markov_rank"], "vocab_size": config["vocab_size"]}
+    del values["sample_from_anchor"]
+    values |= {"general.architecture": "dspark", "tokenizer.ggml.model": "none"} | changes
+    metadata = {}
+    for key, value in values.items():
+        prefix = "dspark.dspark." if key in _DOUBLED or "log_snr" in key else "dspark."
+        metadata[key if key.startswith(("general.", "tokenizer.")) else prefix + key] = value
+    return write_gguf(file, {k: v for k, v in metadata.items() if v is not None}, tensors)

@@ -76,10 +76,15 @@ def _plan(config: Config, tensors: Tensors) -> _Plan:
         taps = [i - 1 for i in config["aux_hidden_state_layer_ids"]]  # input of layer i
         first = 0 if config.get("sample_from_anchor", False) else 1
     else:
-        taps, first = keys["target_layer_ids"], 1 if zlab else 0
+        taps, first = (
+            keys["target_layer_ids"],
+            1 if zlab or config.get("dspark_bonus_anchor") else 0,
+        )
 
     sliding = [kind == "sliding_attention" for kind in backbone["layer_types"]]
     window = backbone.get("sliding_window")
+    if keys.get("use_swa"):  # Nemotron, section 8: all layers
+        sliding, window = [True] * len(sliding), keys["swa_window_size"]
     if speculators:
         non_causal, reach = config.get("sliding_window_non_causal", second), window
         causal = [s and not non_causal for s in sliding]
@@ -183,8 +188,11 @@ def _attention(
     k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)
     scores = np.einsum("qhd,khd->hqk", q, k) * (1.0 if plan.gemma else hd**-0.5)
     scores = np.where(_visible(plan, layer, len(ctx)), scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
+    weights = np.exp(scores)
+    total = weights.sum(axis=-1, keepdims=True)
+    if f"{name}.attention_sink_bias" in t:  # in the denominator alone
+        total = total + np.exp(t[f"{name}.attention_sink_bias"])[:, None, None]
+    weights /= total
     mixed = np.einsum("hqk,khd->qhd", weights, v)
     if gate.shape[-1]:
         mixed = mixed * _sigmoid(gate)
@@ -233,6 +241,19 @@ def _backbone(
     return last, x
 
 
+def _noise(t: Tensors, block: int) -> Any:
+    """Section 11 (d): fc2(silu(fc1(feat))) of each row's level, 1000 first and then 0."""
+    if "log_snr_fc1.weight" not in t:
+        return 0.0
+    rows = []
+    for level in [1000.0] + [0.0] * (block - 1):
+        angles = [level * 10000.0 ** (-i / 64) for i in range(64)]
+        feat = np.array([np.sin(a) for a in angles] + [np.cos(a) for a in angles])
+        inner = t["log_snr_fc1.weight"] @ feat + t["log_snr_fc1.bias"]
+        rows.append(t["log_snr_fc2.weight"] @ (inner * _sigmoid(inner)) + t["log_snr_fc2.bias"])
+    return np.array(rows)
+
+
 def _normed(plan: _Plan, t: Tensors, x: np.ndarray) -> np.ndarray:
     return _rms(x, plan.eps) * (t["norm.weight"] + plan.norm_offset)
 
@@ -279,7 +300,8 @@ def reference(
     features = np.concatenate([taps[i] for i in plan.taps], axis=-1).astype(np.float64)
 
     inputs = [anchor] + [plan.mask_token] * (plan.block - 1)
-    last, rows = _backbone(plan, t, embed[inputs] * plan.embed_scale, features, anchor)
+    x = embed[inputs] * plan.embed_scale + _noise(t, plan.block)
+    last, rows = _backbone(plan, t, x, features, anchor)
     last, hidden = last[plan.first :], _normed(plan, t, rows)[plan.first :]
     base = hidden @ head.T * plan.multiplier
     if plan.softcap:

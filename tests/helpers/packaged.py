@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from helpers.packaged_dflash2 import DFLASH2
+from helpers.packaged_nemotron import nemotron
 from helpers.packaged_parts import (
     BLOCK,
     BLOCK_KEYS,
@@ -222,5 +223,6 @@ PACKAGED: dict[str, Callable[[Path], None]] = {
     "jetspec": lambda f: _dflash(f, 17, nested=False, causal_head=True),
     "ornith": _ornith,
     "mislabelled": lambda f: _deepspec(f, 16, "vanilla", architectures=["DFlashDraftModel"]),
+    "nemotron": nemotron,
     **DFLASH2,
 }

@@ -36,6 +36,8 @@ class Weights:
             value rows.
         layers: the other weights of each layer.
         norm: weight of the final norm, `[hidden]`.
+        added: what is added to the embeddings of a block's rows, `[rows, hidden]`; None for
+            nothing.
     """
 
     fc: Matrix
@@ -43,6 +45,7 @@ class Weights:
     qkv: Matrix
     layers: tuple[Layer, ...]
     norm: mx.array
+    added: mx.array | None = None
 
     @classmethod
     def load(cls, config: BlockConfig, tensors: DrafterTensors) -> Self:
@@ -157,7 +160,7 @@ class Backbone:
         """
         config, parts, rows = self._config, self._parts, x.shape[0]
         eps = config.rms_norm_eps
-        x = parts.embedded(x, self._dtype)
+        x = self._inputs(x)
         start = caches[0].offset + (added[0].shape[0] if added else 0)
         for cache in caches:
             cache.drop_old()
@@ -211,7 +214,7 @@ class Backbone:
             for kind, cache in of_kind.items()
         }
         order, unkept = ragged.order(rows), ragged.unkept(rows)
-        x = parts.embedded(x.reshape(requests * rows, -1), self._dtype)
+        x = self._inputs(x).reshape(requests * rows, -1)
         for i, layer in enumerate(self._weights.layers):
             normed = mx.fast.rms_norm(x, layer.input_norm, eps)
             normed, outward = convolved(layer.attention_convolution, normed)
@@ -225,6 +228,11 @@ class Backbone:
             x = parts.finish(layer, x, outward(attended))
             x = x if after is None else after(i, x)
         return mx.fast.rms_norm(x, self._weights.norm, eps).reshape(requests, rows, -1)
+
+    def _inputs(self, embeddings: mx.array) -> mx.array:
+        """What the first layer reads of a block's embeddings, `[(requests,) rows, hidden]`."""
+        x, added = self._parts.embedded(embeddings, self._dtype), self._weights.added
+        return x if added is None else x + added
 
 
 def _all_layers(stack: Matrix) -> Matrix:

@@ -13,6 +13,9 @@ from ...errors import InputError
 from ..heads import NO_HEAD, head_matrices, head_names, head_vectors
 from ..heads.base import HeadSizes
 from ..heads.confidence import INPUTS, confidence_matrices, confidence_vectors
+from .noise import noise_matrices, noise_vectors
+
+_WIDEST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class DSparkConfig(BlockConfig):
         head: sequential head, a name of `heads.HEADS` or "none".
         head_rank: rank of the sequential head's embedding; 0 without a head.
         confidence: what the confidence head reads, one of `heads.confidence.INPUTS`.
+        noise_width: inner width of the network that embeds each row's noise level, see `noise`; 0
+            without.
     """
 
     METHOD: ClassVar[str] = "dspark"
@@ -146,6 +151,7 @@ class DSparkConfig(BlockConfig):
     head: str
     head_rank: int
     confidence: str
+    noise_width: int = 0
 
     @property
     def has_confidence(self) -> bool:
@@ -166,17 +172,20 @@ class DSparkConfig(BlockConfig):
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
         """See `CanonicalConfig.matrix_shapes`."""
         shapes = super().matrix_shapes() | head_matrices(self.head, self.head_sizes)
+        shapes |= noise_matrices(self.noise_width, self.hidden_size)
         return shapes | confidence_matrices(self.confidence, self.head_sizes)
 
     def vector_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `CanonicalConfig.vector_shapes`."""
         shapes = super().vector_shapes()
         shapes |= head_vectors(self.head, self.head_sizes)
+        shapes |= noise_vectors(self.noise_width, self.hidden_size)
         shapes |= confidence_vectors(self.confidence)
         return shapes
 
     def _check(self, where: Path | str) -> None:
         super()._check(where)
+        check_within(where, "noise_width", self.noise_width, 0, _WIDEST)
         names = head_names()
         if self.head not in names or (self.head == NO_HEAD) != (self.head_rank == 0):
             found = f"head {self.head!r} of rank {self.head_rank}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import mlx.core as mx
@@ -21,6 +22,7 @@ from ..tensors import DrafterTensors
 from ..vocabulary import DraftOutput, Readout
 from .backbone import Backbone, Weights
 from .config import DSparkConfig
+from .noise import noise_rows
 from .parallel import ParallelDrafter
 
 
@@ -61,6 +63,8 @@ class DSparkDrafter(ParallelDrafter):
     ) -> DSparkDrafter:
         """See `DraftingMethod.load`."""
         weights = Weights.load(config, tensors)
+        if config.noise_width:
+            weights = replace(weights, added=noise_rows(tensors, config.block_size))
         confidence = load_confidence(config.confidence, tensors)
         head = load_head(config.head, tensors)
         mx.eval(arrays_of([weights, head, confidence]))

@@ -129,6 +129,7 @@ def _layer_forward(
         context_kv = qkv.slice(config.query_size, qkv.out_features)(context)
         keys, values = parts.keys_values(layer, context_kv, 0)
         attended = parts.attention(
+            layer,
             by_text(heads),
             mx.concatenate([keys, by_text(own_keys)], axis=2),
             mx.concatenate([values, by_text(own_values)], axis=2),
