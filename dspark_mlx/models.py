@@ -31,7 +31,7 @@ def main(argv: list[str] | None) -> int:
             ", ".join(p.targets),
             p.drafter,
             p.packaging,
-            p.licence or "see its card",
+            p.licence or "unknown",
             p.certainty,
             "yes" if here[p.drafter] else "no",
         )

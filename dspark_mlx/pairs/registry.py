@@ -33,7 +33,7 @@ class PublishedPair:
         certainty: "described" where its configuration and tensors are known from code that reads
             them, "reported" where others only name it. What is reported is never chosen or fetched
             without being named.
-        licence: as its card states it; None where it is not recorded.
+        licence: as its card states it; None where it is not known.
         accepted_length: tokens a round on gsm8k, as published by a third party for this drafter;
             None where nobody did.
     """

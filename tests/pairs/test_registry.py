@@ -120,6 +120,18 @@ def test_load_asks_for_the_published_drafter(tmp_path, monkeypatch):
         dspark_mlx.load(TARGET)
 
 
+def test_licences_are_listed(capsys):
+    """A licence that forbids what the user does, and nobody said so."""
+    known = {pair.drafter: pair.licence for pair in published_pairs()}
+    assert known["incoai/GLM-5.3-Flash-DFlash2"] == "CC-BY-NC-ND-4.0"
+    assert known["canada-quant/GLM-5.3-Flash-DFlash2-E"] == "Apache-2.0"
+    assert models.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for drafter, licence in known.items():
+        (line,) = [line for line in lines if drafter in line.split()]
+        assert (licence or "unknown") in line.split()
+
+
 def test_the_command_lists_pairs(capsys, monkeypatch):
     monkeypatch.setattr(models, "on_disk", lambda drafter: drafter == QWEN_8B)
     assert models.main([]) == 0
