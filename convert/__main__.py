@@ -18,9 +18,10 @@ from ..load import load_unpaired, open_target
 from ..progress import progress_bar
 from ..system.process import program
 from ..terminal import command
+from .canonical_folder import Settings
 from .card import origin_of, write_converted_card
 from .check import all_taps, sweep, verdict, written
-from .drafter import Settings, convert_drafter
+from .drafter import convert_drafter
 from .export import DTYPES, export_drafter
 from .mtp import STEPS, convert_mtp
 from .readings import Reading, longest_block

@@ -127,10 +127,32 @@ SIDECARS: dict[str, HeadFormat] = {
 without the target's final norm, so that they read its state before it."""
 
 
-def head_arguments(family: str, config: Mapping[str, Any]) -> Arguments:
+_BY_SPECULATORS = {
+    "input_proj.weight": "fc.weight",
+    "token_layernorm.weight": "embedding_norm.weight",
+    "hidden_layernorm.weight": "hidden_norm.weight",
+    "final_layernorm.weight": "norm.weight",
+}
+SPECULATORS: dict[str, HeadFormat] = {
+    family: replace(form, layers="mtp_layers.", outer={}, inner=_BY_SPECULATORS)
+    for family, form in {
+        "qwen3": HeadFormat(layers="", arguments=_one_layer()),
+        **{name: FORMATS[name] for name in ("qwen3_5", "qwen3_5_moe", "qwen3_next")},
+    }.items()
+}
+"""Formats of heads in vLLM's speculators packaging, by family; they lack that norm too."""
+
+LONE = (*SIDECARS.values(), *SPECULATORS.values())
+"""Formats of heads that were published by themselves."""
+
+
+def head_arguments(family: str, config: Mapping[str, Any], form: HeadFormat) -> Arguments:
     """The arguments of a model that has the head's layers alone, from the target's text config."""
     known = argument_names(family)
-    changes = FORMATS[family].arguments(config)
+    changes = form.arguments(config)
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict):  # older models of mlx-lm have its keys at the top
+        config = {**rope, **config}
     kept = {name: value for name, value in config.items() if name in known}
     kept |= {name: value for name, value in changes.items() if name in known}
     # The tables of the model are never used.

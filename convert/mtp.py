@@ -1,6 +1,7 @@
 """Makes a drafter of a target's own prediction head, read from the target's original checkpoint.
 
-Heads that mlx-vlm has written by themselves are read too, and stay packed as they are.
+Heads that were published by themselves, by mlx-vlm or in vLLM's speculators packaging, are read
+too. Matrices that MLX packed stay as they are.
 
 Only the files that hold the head are read, and of the Hub's downloaded. The family's own conversion
 in mlx-lm joins experts and splits projections; it is applied to a model of the head's layers.
@@ -13,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.utils import MODEL_REMAPPING
@@ -26,24 +28,29 @@ from ..drafters.mtp.block import REFUSALS, block_shapes, build_model
 from ..drafters.mtp.config import BLOCK, MTPConfig
 from ..errors import InputError
 from ..system.files import check_apart, read_json
-from .drafter import Settings, write_drafter
+from .canonical_folder import Settings, write_drafter
 from .heads import (
     COPIES,
     DROPPED,
     FORMATS,
+    LONE,
     SIDECARS,
+    SPECULATORS,
     TARGET_NORMS,
     HeadFormat,
     head_arguments,
 )
 from .mlx_quantized import MlxMatrix, grouped
-from .packagings.source import Source
+from .packagings.source import Source, proposed
 from .published import Tensor
 
 STEPS = 3
 """Tokens a round that heads propose by default."""
 
+_SPECULATORS = "speculators_model_type"
 _FINAL = "target_norm.weight"
+# Experts that are stored as one tensor, and the projections in it.
+_FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _EXPERT = re.compile(r"(.*)\.experts\.(\d+)\.(\w+_proj\.weight)")
 
 
@@ -55,12 +62,14 @@ class _Head:
         source: its text config; without tensors.
         family: see `MTPConfig`.
         form: the family's format.
+        steps: tokens a round that the checkpoint proposes; None where it does not say.
         files: the safetensors files that may hold parts of the head.
     """
 
     source: Source
     family: str
     form: HeadFormat
+    steps: int | None
     files: list[Path]
 
     def wants(self, name: str) -> bool:
@@ -75,7 +84,7 @@ def convert_mtp(
     name: str | Path,
     destination: Path,
     *,
-    steps: int = STEPS,
+    steps: int | None = None,
     keep_embeddings: bool = False,
     settings: Settings | None = None,
 ) -> CanonicalConfig:
@@ -84,7 +93,7 @@ def convert_mtp(
     Args:
         name: the target's original checkpoint, a folder or a Hub id.
         destination: folder to make; it appears whole or not at all.
-        steps: tokens that the head proposes a round.
+        steps: tokens that the head proposes a round; None for the checkpoint's number, or `STEPS`.
         keep_embeddings: whether to keep the head's copies of the target's embedding and head.
         settings: see `Settings`; None for its defaults.
 
@@ -100,10 +109,11 @@ def convert_mtp(
     centered = head.form.zero_centered and not _is_mlx(head.files)
     named = _canonical(head, tensors, centered, keep_embeddings)
     state = "normed"
-    if head.form in SIDECARS.values():
+    if head.form in LONE:
         # Without the target's norm only the state before it can be read.
         named.setdefault(_FINAL, mx.ones((head.source.whole("hidden_size"),)))
         state = "raw"
+    steps = next(count for count in (steps, head.steps, STEPS) if count is not None)
     config = _config(head, steps, state, named, hub_name(name) or head.source.where.name)
     return write_drafter(config, named, head.source.where, destination, settings or Settings())
 
@@ -119,6 +129,8 @@ def _open(name: str | Path) -> _Head:
         raise InputError(name, "no config.json", "a target's original checkpoint")
     raw = read_json(path)
     check_numbers(path, raw)
+    if raw.get(_SPECULATORS) == "mtp":
+        return _open_speculators(raw, path)
     kind = str(raw.get("model_type"))
     family = MODEL_REMAPPING.get(kind, kind).removesuffix("_text")
     if family not in FORMATS and kind not in SIDECARS:
@@ -129,14 +141,43 @@ def _open(name: str | Path) -> _Head:
         raise InputError(path, f"text_config {text!r:.40}", "an object")
     if kind in SIDECARS:
         family = "qwen3_5_moe" if text.get("num_experts") else "qwen3_5"
-    source = Source(text, {}, path.parent, f"{family} target's")
+    source = _checked(text, path, family)
     if text.get("mtp_use_dedicated_embeddings"):
         source.refuse("mtp_use_dedicated_embeddings", True, "a head that shares the embedding")
     form = SIDECARS.get(kind) or FORMATS[family]
+    layers = source.whole("num_hidden_layers")
+    return _Head(source, family, form, None, resolve_some(name, _wanted(form, layers)))
+
+
+def _open_speculators(raw: dict[str, Any], path: Path) -> _Head:
+    """As `_open`, of vLLM's packaging: the target's keys are nested."""
+    outer = Source(raw, {}, path.parent, "vLLM speculators mtp")
+    text = outer.nested("transformer_layer_config")
+    family = str(text.get("model_type")).removesuffix("_text")
+    if family not in SPECULATORS:
+        expected = f"a head for {', '.join(SPECULATORS)}"
+        raise InputError(path, f"model_type {text.get('model_type')!r}", expected)
+    if (count := raw.get("num_nextn_predict_layers", 1)) != 1:
+        outer.refuse("num_nextn_predict_layers", count, "1")
+    form, source = SPECULATORS[family], _checked(text, path, family)
+    wanted = _wanted(form, source.whole("num_hidden_layers"))
+    return _Head(source, family, form, proposed(outer), resolve_some(path.parent, wanted))
+
+
+def _checked(text: dict[str, Any], path: Path, family: str) -> Source:
+    """The text config, with the sizes that every head needs."""
+    source = Source(text, {}, path.parent, f"{family} target's")
     for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size"):
         source.whole(key)
-    layers = source.whole("num_hidden_layers")
-    return _Head(source, family, form, resolve_some(name, _wanted(form, layers)))
+    return source
+
+
+def is_lone_head(place: Path) -> bool:
+    """Whether a folder holds a prediction head that was published by itself."""
+    if not place.is_dir():
+        return False
+    config = read_json(place / "config.json")
+    return config.get("model_type") in SIDECARS or config.get(_SPECULATORS) == "mtp"
 
 
 def _wanted(form: HeadFormat, depth: int) -> Callable[[str], bool]:
@@ -233,13 +274,15 @@ def _canonical(
 def _matrices(head: _Head) -> Collection[str]:
     """Names of the matrices of the head's layers, without `.weight`."""
     with _refusing(head):
-        return block_shapes(head.family, head_arguments(head.family, head.source.config))[0]
+        return block_shapes(
+            head.family, head_arguments(head.family, head.source.config, head.form)
+        )[0]
 
 
 def _converted(head: _Head, layers: Mapping[str, mx.array]) -> dict[str, mx.array]:
     """What mlx-lm's conversion of the family makes of the layers' tensors, by layer and name."""
     prefix = head.form.family_prefix
-    arguments = head_arguments(head.family, head.source.config)
+    arguments = head_arguments(head.family, head.source.config, head.form)
     weights = {f"{prefix}{name}": tensor for name, tensor in layers.items()}
     with _refusing(head):
         made: dict[str, mx.array] = build_model(head.family, arguments).sanitize(weights)
@@ -260,7 +303,12 @@ def _stacked(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
     """Each projection of all experts as one tensor, where the family's conversion joins none."""
     experts: dict[str, dict[int, mx.array]] = {}
     for name in list(tensors):
-        if match := _EXPERT.fullmatch(name):
+        place, _, part = name.rpartition(".experts.")
+        if part in _FUSED:
+            halves = mx.split(tensors.pop(name), len(_FUSED[part]), axis=-2)
+            for own, half in zip(_FUSED[part], halves, strict=True):
+                tensors[f"{place}.switch_mlp.{own}.weight"] = half
+        elif match := _EXPERT.fullmatch(name):
             joined = f"{match[1]}.switch_mlp.{match[3]}"
             experts.setdefault(joined, {})[int(match[2])] = tensors.pop(name)
     stacks = {name: mx.stack([parts[i] for i in sorted(parts)]) for name, parts in experts.items()}
@@ -295,7 +343,7 @@ def _config(
         owns_head="lm_head.weight" in named,
         target=target,
         family=head.family,
-        arguments=head_arguments(head.family, text),
+        arguments=head_arguments(head.family, text, head.form),
         steps=steps,
         state=state,
         feedback="normed",

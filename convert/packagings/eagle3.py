@@ -16,7 +16,7 @@ from ...errors import InputError
 from .reduced import adapt as adapt
 from .reduced import reduced
 from .rope import read_rope
-from .source import FULL, SLIDING, Shapes, Source
+from .source import FULL, SLIDING, Shapes, Source, proposed
 from .source import rename as rename
 
 NAME = "Eagle3"
@@ -70,7 +70,7 @@ def to_drafter_config(
         tap_norms=_tap_norms(source),
         residual="normed" if keys.get("norm_before_residual") else "raw",
         feedback="normed" if keys.get("norm_output") else "raw",
-        steps=_steps(source),
+        steps=proposed(source) or _STEPS,
         target_num_layers=0 if depth is None else source.whole("num_target_layers"),
     )
 
@@ -103,10 +103,3 @@ def _tap_norms(source: Source) -> str:
 def _window(source: Source, values: dict[str, Any]) -> int:
     kinds = source.layer_types(1, values, (FULL, SLIDING))
     return source.whole("sliding_window", values) if kinds == [SLIDING] else 0
-
-
-def _steps(source: Source) -> int:
-    methods = source.nested("speculators_config").get("proposal_methods")
-    first = methods[0] if isinstance(methods, list) and methods else None
-    steps = first.get("speculative_tokens") if isinstance(first, dict) else None
-    return steps if type(steps) is int else _STEPS

@@ -268,6 +268,14 @@ class Source:
         return kind.from_dict(config.to_dict(), self.path)
 
 
+def proposed(source: Source) -> int | None:
+    """The tokens a round that vLLM's packaging says; None where it does not."""
+    methods = source.nested("speculators_config").get("proposal_methods")
+    first = methods[0] if isinstance(methods, list) and methods else None
+    tokens = first.get("speculative_tokens") if isinstance(first, dict) else None
+    return tokens if type(tokens) is int else None
+
+
 def is_named(config: Mapping[str, Any], shapes: Shapes, architecture: str) -> bool:
     """Whether a checkpoint has an architecture's name and a drafter's tensors."""
     return config.get("architectures") == [architecture] and "fc.weight" in shapes

@@ -17,7 +17,7 @@ from .dflash2 import own_keys
 from .reduced import adapt as adapt
 from .reduced import reduced
 from .rope import read_rope
-from .source import Shapes, Source
+from .source import Shapes, Source, proposed
 from .source import rename as rename
 from .windows import read_windows
 
@@ -77,7 +77,4 @@ def _logits_start(source: Source) -> int:
     stated = source.config.get("sample_from_anchor")
     if isinstance(stated, bool):
         return 0 if stated else 1
-    methods = source.nested("speculators_config").get("proposal_methods")
-    first = methods[0] if isinstance(methods, list) and methods else None
-    tokens = first.get("speculative_tokens") if isinstance(first, dict) else None
-    return 0 if tokens == source.need("block_size") else 1
+    return 0 if proposed(source) == source.need("block_size") else 1

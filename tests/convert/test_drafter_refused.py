@@ -197,7 +197,7 @@ def test_an_interrupted_conversion_leaves_nothing(stop, tmp_path, monkeypatch):
     def fail(path, data):
         raise stop
 
-    monkeypatch.setattr("dspark_mlx.convert.drafter.write_json", fail)
+    monkeypatch.setattr("dspark_mlx.convert.canonical_folder.write_json", fail)
     with pytest.raises(type(stop)):
         convert_drafter(source, tmp_path / "out", progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]

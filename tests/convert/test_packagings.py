@@ -186,7 +186,7 @@ REFUSED = {
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
     "speculators peagle": {"speculators_model_type": "peagle"},
     "speculators xpress": {"speculators_model_type": "xpress"},
-    "speculators mtp": {"speculators_model_type": "mtp"},
+    "Gemma 4's assistants": {"model_type": "gemma4_unified_assistant"},
     "Laguna": {"architectures": ["DFlashLagunaForCausalLM"]},
 }
 

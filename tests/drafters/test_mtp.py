@@ -14,13 +14,14 @@ import pytest
 from helpers.numpy_mtp import reference
 from helpers.observed import observed
 from helpers.packaged_case import close
-from helpers.packaged_mtp import DEPTH, HEADS, HIDDEN, VOCAB, Packaged
+from helpers.packaged_mtp import DEPTH, HEADS, HIDDEN, LONE_HEADS, VOCAB, Packaged
 from helpers.pairs import tokens_of
 
 from dspark_mlx.checkpoint.layout import check_tensors
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert import __main__ as command
-from dspark_mlx.convert.drafter import Settings
+from dspark_mlx.convert.canonical_folder import Settings
+from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.convert.mtp import convert_mtp
 from dspark_mlx.drafters.assemble import assemble
 from dspark_mlx.drafters.methods import read_config
@@ -45,7 +46,7 @@ class Case:
 
     def __init__(self, name: str, folder) -> None:
         self.source, self.out = folder / "source", folder / "out"
-        self.packaged = HEADS[name]()
+        self.packaged = (HEADS | LONE_HEADS)[name]()
         self.packaged.write(self.source)
         rng = np.random.default_rng(6)
         self.tokens = rng.integers(0, VOCAB, max(ROUNDS) + 1).tolist()
@@ -135,7 +136,7 @@ def test_its_conventions_are_fields(tmp_path, name, state, feedback, order):
 
 
 def test_every_family_has_a_case():
-    covered = {HEADS[name]().config["model_type"] for name in HEADS}
+    covered = {HEADS[name]().config["model_type"] for name in HEADS} | set(LONE_HEADS)
     assert set(FAMILIES) <= covered
 
 
@@ -323,6 +324,62 @@ def test_a_head_by_itself(tmp_path, packed):
     assert converted.state == "raw" and (converted.quantization is not None) == packed
     found = np.array(case.first(case.drafter(converted)).logits)
     assert np.abs(found - logits).max() < (0.2 if packed else 2e-4)
+
+
+@pytest.mark.parametrize("name", LONE_HEADS)
+def test_vllms_heads_are_drafters_by_themselves(tmp_path, name):
+    """Refused, or read as the target's checkpoint; fused experts left as one tensor; the number of
+    steps not read; a norm of the target's asked for."""
+    case = Case(name, tmp_path)
+    config = convert_drafter(case.source, case.out, progress=False)
+    assert isinstance(config, MTPConfig) and (config.state, config.feedback) == ("raw", "normed")
+    assert config.steps == STEPS and config.taps == (DEPTH - 1,)
+    drafter = case.drafter(config)
+    context = drafter.new_context()
+    case.feed(drafter, context, 0, ROUNDS[0])
+    draft = case.draft(drafter, context, ROUNDS[0])
+    tokens, logits = case.expected(state="raw")
+    assert draft.tokens.tolist() == tokens and close(draft.logits, logits)
+    # Its own matrices can be quantised, as those of other drafters.
+    packed = convert_drafter(
+        case.source, case.out, quantize=True, q_bits=8, q_group_size=32, overwrite=True
+    )
+    assert packed.quantization is not None
+
+
+LONE_BROKEN = {
+    "more steps": (
+        {"speculators_config": {"proposal_methods": [{"speculative_tokens": 5}]}},
+        None,
+    ),
+    "nothing said": ({"speculators_config": None}, None),
+    "two layers": ({"num_nextn_predict_layers": 2}, "num_nextn_predict_layers 2"),
+    "another family": ({"transformer_layer_config": {"model_type": "llama"}}, "a head for qwen3"),
+    "no layer": ({"transformer_layer_config": None}, "model_type None"),
+    "no depth": (
+        {"transformer_layer_config": {"num_hidden_layers": None}},
+        "no num_hidden_layers",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LONE_BROKEN)
+def test_what_vllms_heads_say(tmp_path, what):
+    changes, message = LONE_BROKEN[what]
+    case = Case("qwen3", tmp_path)
+    config = dict(case.packaged.config)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and key == "transformer_layer_config"
+        config[key] = config[key] | value if nested else value
+    config = {key: value for key, value in config.items() if value is not None}
+    (case.source / "config.json").write_text(json.dumps(config))
+    if message is None:
+        steps = convert_drafter(case.source, case.out, progress=False).gamma
+        assert steps == (5 if what == "more steps" else STEPS)
+        return
+    with pytest.raises(InputError, match=message):
+        convert_drafter(case.source, case.out, progress=False)
+    assert not case.out.exists()
 
 
 def test_the_command_writes_it(tmp_path, capsys):

@@ -174,10 +174,10 @@ def reference(
     `tables` are the target's embedding and head.
     """
     raw = json.loads((folder / "config.json").read_text())
-    config = raw.get("text_config", raw)
+    config = raw.get("text_config") or raw.get("transformer_layer_config") or raw
     t = {n: a.astype(np.float64) for n, a in load_file(folder / "model.safetensors").items()}
     own = {n.removeprefix(prefix): a for n, a in t.items() if n.startswith(prefix)}
-    layer = Layer(raw["model_type"], config, own, offset)
+    layer = Layer(raw.get("model_type", config["model_type"]), config, own, offset)
     embed, output = tables
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:

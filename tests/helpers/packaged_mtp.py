@@ -265,3 +265,65 @@ HEADS: dict[str, Callable[[], Packaged]] = {
     "nemotron_h": _nemotron,
     "mimo": _mimo,
 }
+
+
+def _speculators(text: Config, tensors: Tensors, offset: float) -> Packaged:
+    """vLLM's packaging: one layer with the head's tensors in it, and nothing of the target's."""
+    layer = "mtp_layers.0"
+    config: Config = {
+        "architectures": ["MTPDraftModel"],
+        "speculators_model_type": "mtp",
+        "num_nextn_predict_layers": 1,
+        "speculators_config": {"proposal_methods": [{"speculative_tokens": 3}]},
+        "transformer_layer_config": text,
+    }
+    head = {
+        "fc": f"{layer}.input_proj.weight",
+        "embedding_norm": f"{layer}.token_layernorm.weight",
+        "hidden_norm": f"{layer}.hidden_layernorm.weight",
+        "norm": f"{layer}.final_layernorm.weight",
+    }
+    return Packaged(config, tensors, head, f"{layer}.", offset=offset)
+
+
+def _renamed(model_type: str, nested: bool, experts: str) -> Packaged:
+    """A Qwen target's head under vLLM's names."""
+    made = _qwen(model_type, nested, experts)
+    to = "mtp_layers.0."
+    renamed: Tensors = {}
+    for name, array in made.tensors.items():
+        for old, new in {
+            "mtp.fc.": f"{to}input_proj.",
+            "mtp.norm.": f"{to}final_layernorm.",
+            "mtp.pre_fc_norm_hidden.": f"{to}hidden_layernorm.",
+            "mtp.pre_fc_norm_embedding.": f"{to}token_layernorm.",
+            "mtp.layers.0.": to,
+        }.items():
+            if name.startswith(old):
+                renamed[new + name.removeprefix(old)] = array
+    text = made.config.get("text_config", made.config)
+    kind = f"{model_type}_text" if nested else model_type
+    return _speculators(text | {"model_type": kind}, renamed, made.offset)
+
+
+def _qwen3() -> Packaged:
+    """A head that was trained for a target without one."""
+    make, layer = _Maker(47), "mtp_layers.0"
+    make.heads(f"{layer}.self_attn", 16)
+    make.norms(f"{layer}.self_attn", "q_norm", "k_norm", width=16)
+    make.mlp(f"{layer}.mlp")
+    make.norms(layer, "input_layernorm", "post_attention_layernorm")
+    make.norms(layer, "token_layernorm", "hidden_layernorm", "final_layernorm")
+    make.linear(f"{layer}.input_proj", HIDDEN, 2 * HIDDEN)
+    text = SIZES | {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": False}
+    del text["rope_theta"]
+    text["rope_parameters"] = {"rope_theta": 1000.0, "rope_type": "default"}
+    return _speculators(text, make.tensors, 0.0)
+
+
+LONE_HEADS: dict[str, Callable[[], Packaged]] = {
+    "qwen3": _qwen3,
+    "speculators qwen3_5": lambda: _renamed("qwen3_5", True, "none"),
+    "speculators qwen3_5_moe": lambda: _renamed("qwen3_5_moe", True, "fused"),
+    "speculators qwen3_next": lambda: _renamed("qwen3_next", False, "fused"),
+}

@@ -19,6 +19,7 @@ FAMILIES = (
     "glm4_moe_lite",
     "mimo",
     "nemotron_h",
+    "qwen3",
     "qwen3_5",
     "qwen3_5_moe",
     "qwen3_next",
