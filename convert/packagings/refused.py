@@ -42,7 +42,7 @@ def _assistant(config: dict[str, Any], shapes: Shapes) -> bool:
 
 REFUSED: tuple[tuple[str, Matches], ...] = (
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
-    *((f"vLLM speculators {kind}", _speculators(kind)) for kind in ("peagle", "xpress")),
+    ("vLLM speculators xpress", _speculators("xpress")),
     ("Gemma 4's assistants, which read the target's keys and values", _assistant),
     ("compressed-tensors or FP8 weights", _suffix("weight_scale", "weight_packed")),
     ("DFlash Laguna", _architecture("DFlashLagunaForCausalLM")),

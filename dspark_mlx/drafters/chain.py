@@ -88,14 +88,14 @@ class ChainDrafter(RequestContexts[CanonicalConfig]):
         if tokens.size > 1:
             self._write(context.caches[0], self._features(features[:-1]), tokens[1:])
             context.caches[0].drop_old()
-        _keep_newest(context, features, tokens)
+        keep_newest(context, features, tokens)
 
     def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
         """See `Drafter.draft`; the context must hold a committed token's feature."""
         pending = context.take()
         assert pending is not None, "a draft needs the features of a committed token"
         features, tokens = pending
-        _keep_newest(context, features, tokens)
+        keep_newest(context, features, tokens)
         readout = self._output.readout(context.vocabulary)
         cache, gamma = context.caches[0], self.config.gamma
         cache.drop_old()
@@ -112,7 +112,8 @@ class ChainDrafter(RequestContexts[CanonicalConfig]):
         return block.draft()
 
 
-def _keep_newest(context: DrafterContext, features: mx.array, tokens: mx.array) -> None:
+def keep_newest(context: DrafterContext, features: mx.array, tokens: mx.array) -> None:
+    """Leave the newest of a context's rows pending."""
     # A copy: a view would keep the memory of all rows before it.
     newest, token = mx.contiguous(features[-1:]), mx.contiguous(tokens[-1:])
     context.pending = [Pending((newest,), token, 1)]

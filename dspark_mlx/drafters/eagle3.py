@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 
@@ -137,6 +137,18 @@ class Eagle3Weights:
     layer: Layer
     norm: mx.array
 
+    @classmethod
+    def load(cls, config: Eagle3Config, tensors: DrafterTensors) -> Self:
+        """The weights of a canonical folder; not evaluated."""
+        return cls(
+            fc=tensors.matrix("fc"),
+            tap_norms=_tap_norms(config, tensors),
+            feature_norm=tensors.vector("layers.0.hidden_norm.weight"),
+            qkv=tensors.qkv("layers.0"),
+            layer=tensors.layer("layers.0"),
+            norm=tensors.vector("norm.weight"),
+        )
+
 
 class Eagle3Drafter(ChainDrafter):
     """An Eagle3 drafter that uses its target's embedding and head, see `base.Drafter`.
@@ -177,14 +189,7 @@ class Eagle3Drafter(ChainDrafter):
         calibrations: Calibrations | None = None,
     ) -> Eagle3Drafter:
         """See `DraftingMethod.load`."""
-        weights = Eagle3Weights(
-            fc=tensors.matrix("fc"),
-            tap_norms=_tap_norms(config, tensors),
-            feature_norm=tensors.vector("layers.0.hidden_norm.weight"),
-            qkv=tensors.qkv("layers.0"),
-            layer=tensors.layer("layers.0"),
-            norm=tensors.vector("norm.weight"),
-        )
+        weights = Eagle3Weights.load(config, tensors)
         mx.eval(arrays_of(weights))
         return cls(config, weights, tensors.dtype, embed, output, calibrations)
 
@@ -220,10 +225,12 @@ class Eagle3Drafter(ChainDrafter):
             keys, values = (a[..., -window:, :] for a in (keys, values))
         # The last row attends to all of these, so it needs no mask.
         attended = self._parts.attend(layer, queries[-1:], keys, values, cache.offset - 1, None)
-        residual = features[-1:]
-        if self._eagle.residual == "normed":
-            residual = self._norm(residual, self._weights.feature_norm)
-        return self._parts.finish(layer, residual, attended)
+        return self._parts.finish(layer, self._residual(features[-1:]), attended)
+
+    def _residual(self, features: mx.array) -> mx.array:
+        """What is added to the attention's output."""
+        normed = self._eagle.residual == "normed"
+        return self._norm(features, self._weights.feature_norm) if normed else features
 
     def _readout_row(self, state: mx.array) -> mx.array:
         """See `ChainDrafter`."""

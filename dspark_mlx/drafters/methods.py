@@ -19,12 +19,14 @@ from .dspark.drafter import DSparkDrafter
 from .dspine.drafter import DSpineDrafter
 from .eagle3 import Eagle3Drafter
 from .mtp.drafter import MTPDrafter
+from .peagle import PEagleDrafter
 
 _KINDS: tuple[type[DraftingMethod], ...] = (
     DSparkDrafter,
     DFlash2Drafter,
     DSpineDrafter,
     Eagle3Drafter,
+    PEagleDrafter,
     MTPDrafter,
     DeepseekV4Drafter,
     DeepseekV4MTPDrafter,

@@ -184,7 +184,6 @@ def test_shipped_temperatures_are_kept(tmp_path, name):
 
 REFUSED = {
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
-    "speculators peagle": {"speculators_model_type": "peagle"},
     "speculators xpress": {"speculators_model_type": "xpress"},
     "Gemma 4's assistants": {"model_type": "gemma4_unified_assistant"},
     "Laguna": {"architectures": ["DFlashLagunaForCausalLM"]},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from helpers.packaged_parts import DRAFT_VOCAB, HIDDEN, INTER, VOCAB, Tensors, write
 
@@ -111,6 +113,33 @@ def _speculators(folder: Path, seed: int, tensors: dict[str, Any], **keys: Any) 
     }
     write(folder, config | keys, _tensors(seed, "layers.0", **tensors))
 
+
+MASK = 5
+
+
+def _peagle(folder: Path, seed: int, layers: int, tensors: dict[str, Any], **keys: Any) -> None:
+    """P-EAGLE: a learnt feature and mask token; later layers read rows alone."""
+    llama = _LLAMA | {"head_dim": SIZE, "model_type": "llama", "num_hidden_layers": layers}
+    config = {"transformer_layer_config": llama, "mask_token_id": MASK, "norm_output": False}
+    _speculators(folder, seed, tensors, speculators_model_type="peagle", **config | keys)
+    rng = np.random.default_rng(seed + 100)
+    stored: Tensors = dict(load_file(folder / "model.safetensors"))
+    stored["mask_hidden"] = rng.normal(0, 1, (1, 1, stored["fc.weight"].shape[1]))
+    for i in range(1, layers):
+        for name, array in list(stored.items()):
+            inner = name.removeprefix("layers.0.")
+            if inner == name or inner.startswith("hidden_norm"):
+                continue
+            wide = inner.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+            other = rng.permuted(array[:, :HIDDEN] if wide else array, axis=0)
+            stored[f"layers.{i}.{inner}"] = other
+    write(folder, json.loads((folder / "config.json").read_text()), stored)
+
+
+PEAGLE: dict[str, Callable[[Path], None]] = {
+    "one layer": lambda f: _peagle(f, 56, 1, {}),
+    "three layers": lambda f: _peagle(f, 57, 3, {"norms": "each"}, norm_before_residual=True),
+}
 
 LLAMA_EAGLE3: dict[str, Callable[[Path], None]] = {
     "eagle": _eagle,
