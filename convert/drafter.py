@@ -117,6 +117,8 @@ def _translated(
     config = packaging.to_drafter_config(raw, shapes, source, keep_embeddings=keep_embeddings)
     renamed: dict[str, Tensor] = {}
     for old, new in packaging.rename(config, list(tensors)).items():
+        if new in renamed:
+            raise InputError(source, f"{old}, also under another name", f"{new} once")
         if new is not None:
             tensor = tensors[old]
             # Packed matrices need no adapting; they are read when they are written.

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import dspark_mlx
 from dspark_mlx.convert.drafter import convert_drafter
+from dspark_mlx.convert.gguf.header import read_header
 from dspark_mlx.drafters.batch import Wanted
 from dspark_mlx.errors import InputError
 from dspark_mlx.sampling import greedy
@@ -342,13 +343,24 @@ def test_prismml_drafts_in_a_batch(tmp_path):
     "changes, message",
     [
         ({"target_layers": None}, "no target_layers; expected the PrismML GGUF key"),
+        ({"twice": True}, "also under another name"),
         ({"mask_token_id": None}, "no tokenizer.ggml.mask_token_id"),
         ({"log_snr_conditioning": True, "block_count": 3}, "no tensor layers.2"),
         ({"embedding_length": 31}, "hidden_norm.weight: found shape [32]; expected [31]"),
     ],
 )
 def test_broken_prismml_files_are_named(tmp_path, changes, message):
-    case = PrismmlCase(tmp_path, **changes)
+    twice = changes == {"twice": True}
+    case = PrismmlCase(tmp_path, **({} if twice else changes))
+    if twice:  # llama.cpp's name beside PrismML's
+        header = read_header(case.file)
+        raw = case.file.read_bytes()
+        tensors = {
+            name: Raw(0, raw[row.start : row.start + row.size], row.shape)
+            for name, row in header.tensors.items()
+        }
+        tensors["fc.weight"] = tensors["dspark.fc.weight"]
+        write_gguf(case.file, header.metadata, tensors)
     with pytest.raises(InputError) as error:
         case.convert()
     assert message in str(error.value)
