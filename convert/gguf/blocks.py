@@ -62,8 +62,10 @@ def read_values(path: Path, row: TensorInfo) -> mx.array:
     bits, group_size, mode = PACKED[row.type]
     if mode == AFFINE:
         return mx.array(_joined(path, row, lambda blocks: _affine_values(row.type, blocks)))
-    words, scales = read_packed(path, row)
-    return mx.dequantize(words, scales, None, group_size, bits, mode, dtype=mx.float32)
+    # As one matrix: MLX unpacks no vectors.
+    words, scales = (part.reshape(-1, part.shape[-1]) for part in read_packed(path, row))
+    values = mx.dequantize(words, scales, None, group_size, bits, mode, dtype=mx.float32)
+    return values.reshape(row.shape)
 
 
 @_quiet

@@ -83,7 +83,7 @@ def family_of(metadata: dict[str, Any], where: Path) -> Family:
         InputError: the file's architecture is not in FAMILIES.
     """
     name = metadata.get("general.architecture")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         expected = " or ".join(map(repr, FAMILIES))
         raise InputError(where, f"general.architecture {name!r}", f"a target: {expected}")
     return FAMILIES[name]

@@ -45,6 +45,9 @@ def test_values_are_the_formulas(tmp_path, monkeypatch, kind, at_once):
     expected = decoded(kind, blocks).reshape(shape)
     assert values.dtype == mx.float32 and 0.01 < np.abs(expected).mean() < 0.2
     assert np.array_equal(np.array(values), expected)
+    # A vector, which no quantiser makes but a damaged file may have.
+    row = written(tmp_path / "x.gguf", kind, blocks.tobytes(), (3 * 512,))
+    assert np.array_equal(np.array(read_values(tmp_path / "x.gguf", row)), expected.reshape(-1))
 
 
 @pytest.mark.parametrize("at_once", [1 << 20, 512], ids=["whole", "in parts"])

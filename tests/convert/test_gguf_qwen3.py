@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,12 @@ def test_config_and_tokenizer(tmp_path: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(ids[-20:]).count("12") == 0
 
 
-@pytest.mark.parametrize("family", ["qwen3moe", "qwen2", "gemma4", "dflash", None])
-def test_other_families_are_refused_by_name(tmp_path: Path, family: str | None) -> None:
+@pytest.mark.parametrize("family", ["qwen3moe", "qwen2", "gemma4", "dflash", None, ["qwen3"]])
+def test_other_families_are_refused_by_name(tmp_path: Path, family: Any) -> None:
     """A type of tensor named in the place of the family that is not read at all."""
     changes: dict[str, Any] = {"general.architecture": family}
     file = write_gguf(tmp_path / "m.gguf", metadata(**changes), {})
-    pattern = f"general.architecture {family!r}; expected a target: 'llama' or 'qwen3'"
+    pattern = re.escape(f"general.architecture {family!r}; expected a target: 'llama' or 'qwen3'")
     with pytest.raises(InputError, match=pattern):
         convert_target(file, tmp_path / "out")
     assert not (tmp_path / "out").exists()
