@@ -197,6 +197,7 @@ def _files(folder: Path) -> None:
         "plain": [10.0, 11.0],
         "batches": {"2": [12.0 + width for width in range(1, 13)]},
         "verify_spread": [[0.05] * 12] * 2,
+        "rounds": [0.5, 1.0],
         "quick": False,
         "sampling": [0.1, 0.2, 0.01],
     }
