@@ -21,6 +21,7 @@ from ..terminal import command
 from .canonical_folder import Settings
 from .card import origin_of, write_converted_card
 from .check import all_taps, sweep, verdict, written
+from .deepseek_v4.forms import RECIPES
 from .drafter import convert_drafter
 from .export import DTYPES, export_drafter
 from .mtp import STEPS, convert_mtp
@@ -69,7 +70,15 @@ def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) 
         "finish": finish,
     }
     if args.kind == "target":
-        convert_target(args.source, args.to, dtype=args.dtype, **settings)
+        convert_target(
+            args.source,
+            args.to,
+            q_exceptions=_exceptions(args.q_except),
+            recipe=args.quant_predicate,
+            head_only=args.head_only,
+            dtype=args.dtype,
+            **settings,
+        )
         return "done"
     if args.mtp is not None:
         return _converted_head(args, finish)
@@ -116,6 +125,14 @@ def _parser() -> argparse.ArgumentParser:
         add("-q", "--quantize", action="store_true", help="quantise the weights")
         add("--q-bits", type=int, default=4, help="bits per weight: 2, 3, 4, 5, 6, 8 (default: 4)")
         add("--q-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
+        add(
+            "--q-except",
+            action="append",
+            default=[],
+            metavar="NAME=BITS",
+            help="other bits for tensors whose name has NAME in it, or NAME=none; repeatable; of "
+            "targets for DeepSeek V4 only",
+        )
         add("--card", action="store_true", help="write a model card (README.md) into the folder")
         add("--upload-repo", metavar="OWNER/NAME", help="upload it to the Hub, with its model card")
         add("--overwrite", action="store_true", help="replace a folder that is there")
@@ -140,13 +157,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of the weights (default: {DTYPES[0]})")
     add("--overwrite", action="store_true", help="replace a folder that is there")
     drafter.add_argument(
-        "--q-except",
-        action="append",
-        default=[],
-        metavar="NAME=BITS",
-        help="other bits for tensors whose name has NAME in it, or NAME=none; repeatable",
-    )
-    drafter.add_argument(
         "--target-layers",
         type=int,
         metavar="N",
@@ -165,6 +175,16 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-embeddings",
         action="store_true",
         help="keep stored copies of the target's embedding and head instead of sharing them",
+    )
+    target.add_argument(
+        "--quant-predicate",
+        choices=tuple(RECIPES),
+        help="mixed bits by name, for DeepSeek V4: 2 bits for the experts of the target",
+    )
+    target.add_argument(
+        "--head-only",
+        action="store_true",
+        help="leave the target out, and convert the head inside it (DeepSeek V4)",
     )
     target.add_argument(
         "--dtype",

@@ -21,7 +21,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class MlxMatrix:
-    """A matrix that MLX packed.
+    """A matrix, or a stack of them, that MLX packed.
 
     Attributes:
         parts: packed words (uint32), scales, and for the affine mode biases.
@@ -39,8 +39,8 @@ class MlxMatrix:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the unpacked matrix, `[out, in]`."""
-        return (self.parts[0].shape[0], self.columns)
+        """Shape of the unpacked matrix, `[out, in]`, or of the stack."""
+        return (*self.parts[0].shape[:-1], self.columns)
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -179,10 +179,10 @@ def _matrix(
         raise InputError(where, found, f"those of the mode {mode}")
     words = parts[0]
     columns = words.shape[-1] * 32 // bits
-    shape = (*words.shape[:1], columns // group_size)
+    shape = (*words.shape[:-1], columns // group_size)
     wanted = mx.floating if mode == AFFINE else mx.uint8
     typed = words.dtype == mx.uint32 and all(mx.issubdtype(s.dtype, wanted) for s in parts[1:])
-    whole = words.ndim == 2 and columns % group_size == 0 and words.shape[-1] * 32 % bits == 0
+    whole = words.ndim >= 2 and columns % group_size == 0 and words.shape[-1] * 32 % bits == 0
     if not (whole and typed and all(part.shape == shape for part in parts[1:])):
         found = ", ".join(f"{part.dtype} {list(part.shape)}" for part in parts)
         expected = f"{mode} words, scales and biases of {bits} bits in groups of {group_size}"

@@ -8,6 +8,8 @@ from typing import Any
 from mlx_lm.models.base import BaseModelArgs
 
 SCORING = "sqrtsoftplus"
+OVERLAPPING = 4
+"""The ratio of compression whose windows overlap and have an indexer (CSA)."""
 
 
 @dataclass

@@ -68,6 +68,18 @@ def module_name(name: str) -> str:
     return name
 
 
+def expert_name(name: str) -> tuple[int, str] | None:
+    """The number of a released expert's tensor, and the name of the stack that it belongs to.
+
+    None for any other tensor.
+    """
+    match = _EXPERT.fullmatch(name)
+    if match is None:
+        return None
+    prefix, index, part, kind = match.groups()
+    return int(index), f"{prefix}.{_EXPERT_PARTS[part]}.{kind}"
+
+
 def loadable(tensors: Mapping[str, mx.array], args: ModelArgs) -> dict[str, mx.array]:
     """The tensors as the modules hold them; those that are so already stay as they are.
 
@@ -81,10 +93,9 @@ def loadable(tensors: Mapping[str, mx.array], args: ModelArgs) -> dict[str, mx.a
     found: dict[str, mx.array] = {}
     experts: dict[str, dict[int, mx.array]] = {}
     for name, tensor in with_mlx_scales(tensors).items():
-        if match := _EXPERT.fullmatch(name):
-            prefix, index, part, kind = match.groups()
-            stacked = f"{prefix}.{_EXPERT_PARTS[part]}.{kind}"
-            experts.setdefault(stacked, {})[int(index)] = tensor
+        if found_in := expert_name(name):
+            index, stacked = found_in
+            experts.setdefault(stacked, {})[index] = tensor
             continue
         name = module_name(name)
         found[name] = _held(name, tensor, args)

@@ -90,7 +90,7 @@ def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
             cannot be written to, or the block failed because the disk is full.
     """
     final = Path(os.path.realpath(final))
-    _check_free(final, overwrite)
+    check_free(final, overwrite)
     with contextlib.ExitStack() as stack:
         try:
             for parent in reversed([each for each in final.parents if not each.exists()]):
@@ -99,7 +99,7 @@ def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
             held = stack.enter_context(take_turns(final))
             if held:
                 restore(final)
-            _check_free(final, overwrite)
+            check_free(final, overwrite)
             staged = temporary(final)
             staged.mkdir()
         except OSError as error:
@@ -108,7 +108,7 @@ def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         stack.callback(shutil.rmtree, staged, ignore_errors=True)
         stack.push(partial(_report_full_disk, staged, final))
         yield staged
-        _replace(staged, final)
+        replace_with(staged, final)
 
 
 def restore(final: Path) -> None:
@@ -153,7 +153,12 @@ def _clear(folder: Path) -> None:
                 restore(folder / name)
 
 
-def _check_free(final: Path, overwrite: bool) -> None:
+def check_free(final: Path, overwrite: bool) -> None:
+    """Refuse an output that would replace something.
+
+    Raises:
+        InputError: `final` exists and is not an empty folder, unless `overwrite`.
+    """
     if os.path.exists(final) and not overwrite and (not final.is_dir() or any(final.iterdir())):
         raise InputError(
             final, "an existing file or non-empty folder", "a path that is free", "Choose another."
@@ -165,8 +170,9 @@ def temporary(final: Path) -> Path:
     return final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
-def _replace(staged: Path, final: Path) -> None:
-    old = staged.with_suffix(".old")
+def replace_with(staged: Path, final: Path) -> None:
+    """Give a folder its final name, in place of what has that name; the lock of `final` is held."""
+    old = temporary(final).with_suffix(".old")
     if final.exists():
         final.rename(old)
     try:

@@ -6,8 +6,8 @@ import mlx.core as mx
 
 from ...caches.deepseek_v4 import DeepseekV4Cache
 from ...deepseek_v4.attention import LatentAttention
-from ...deepseek_v4.config import ModelArgs
-from .compression import OVERLAPPING, Compressor, Indexer, visible_entries
+from ...deepseek_v4.config import OVERLAPPING, ModelArgs
+from .compression import Compressor, Indexer, visible_entries
 
 _ROWS_AT_ONCE = 256
 """Rows whose attention is computed together: each sees a short window only, and a prompt's chunk of

@@ -9,11 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...caches.deepseek_v4 import CompressedRows
-from ...deepseek_v4.config import ModelArgs
+from ...deepseek_v4.config import OVERLAPPING, ModelArgs
 from ...deepseek_v4.rotary import Rotary
-
-OVERLAPPING = 4
-"""The ratio whose windows overlap and have an indexer (CSA)."""
 
 # Scores of the indexer's heads that are held at once: 256 MB in float32.
 _MOST_SCORES = 1 << 26
