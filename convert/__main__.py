@@ -15,12 +15,19 @@ from ..checkpoint.hub import find_config, resolve
 from ..drafters.base import Drafter
 from ..errors import InputError
 from ..load import load_unpaired, open_target
+from ..numbers import check_whole
 from ..progress import progress_bar
 from ..system.process import program
 from ..terminal import command
 from .canonical_folder import Settings
 from .card import origin_of, write_converted_card
 from .check import all_taps, sweep, verdict, written
+from .deepseek_v4.estimate import (
+    estimated_model,
+    memory_table,
+    published_models,
+    roofline_rows,
+)
 from .deepseek_v4.forms import RECIPES
 from .drafter import convert_drafter
 from .export import DTYPES, export_drafter
@@ -44,6 +51,8 @@ def main(argv: list[str] | None, hub: Hub | None = None) -> int:
         return _check(args)
     if args.kind == "export":
         return _export(args)
+    if args.kind == "estimate":
+        return _estimate(args)
     hub = hub or HfApi()
     if args.upload_repo:
         check_upload(args.upload_repo, hub)
@@ -147,6 +156,20 @@ def _parser() -> argparse.ArgumentParser:
         default=SAMPLE,
         help='JSON lines with "task" and "prompt" (default: eight of four benchmarks)',
     )
+    estimate = kinds.add_parser("estimate", help="memory and least times of DeepSeek V4, predicted")
+    estimate.add_argument(
+        "--from",
+        dest="source",
+        metavar="PATH_OR_HUB_ID",
+        help="a checkpoint, of which config.json alone is read (default: the published sizes)",
+    )
+    estimate.add_argument(
+        "--context",
+        type=int,
+        default=32768,
+        metavar="TOKENS",
+        help="positions of the request (default: 32768)",
+    )
     export = kinds.add_parser("export", help="a converted drafter to DeepSpec's own packaging")
     add = export.add_argument
     add(
@@ -220,6 +243,14 @@ def _check(args: argparse.Namespace) -> int:
     fits, why = verdict(found)
     print(why)
     return 0 if fits else 1
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    """Print what the forms of DeepSeek V4 come to."""
+    check_whole("--context", args.context, 1)
+    models = published_models() if args.source is None else estimated_model(args.source)
+    print(f"{memory_table(models, args.context)}\n\n{roofline_rows(models, args.context)}")
+    return 0
 
 
 def _export(args: argparse.Namespace) -> int:

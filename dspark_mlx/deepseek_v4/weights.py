@@ -80,6 +80,11 @@ def expert_name(name: str) -> tuple[int, str] | None:
     return int(index), f"{prefix}.{_EXPERT_PARTS[part]}.{kind}"
 
 
+def is_exact(name: str) -> bool:
+    """Whether a tensor is held in float32 whatever its stored type is."""
+    return _EXACT.search(name) is not None
+
+
 def loadable(tensors: Mapping[str, mx.array], args: ModelArgs) -> dict[str, mx.array]:
     """The tensors as the modules hold them; those that are so already stay as they are.
 
@@ -113,6 +118,6 @@ def _held(name: str, tensor: mx.array, args: ModelArgs) -> mx.array:
     if ".wo_a." in name and tensor.ndim == 2:
         # A matrix for each group of heads, one behind the other.
         return tensor.reshape(args.o_groups, -1, tensor.shape[-1])
-    if _EXACT.search(name) and mx.issubdtype(tensor.dtype, mx.floating):
+    if is_exact(name) and mx.issubdtype(tensor.dtype, mx.floating):
         return tensor.astype(mx.float32)
     return tensor

@@ -122,7 +122,8 @@ def load(
     stored = chosen_drafter(asked, False if copies else drafter)
     if stored is not None and draft_window is not None:
         stored = replace(stored, config=stored.config.with_window(draft_window))
-    opened = open_checked(asked, precision, caches, adapter)
+    beside = stored.tensors.values() if stored else ()
+    opened = open_checked(asked, precision, caches, adapter, beside)
     if caches.ignored_by(opened.network):
         message = "max_kv_size does nothing: this family of models makes its own caches"
         warnings.warn(f"{opened.folder}: {message}", stacklevel=2)

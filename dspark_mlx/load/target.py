@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..targets.given import GivenTarget
 from ..targets.network import check_quantized, evaluate, first_logits, open_network, refusing
 from ..targets.tap import Target, check_taps
 from ..text.tokenizer import Tokenizer
+from .room import check_room
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,12 @@ def open_checked(
     precision: str,
     caches: CacheSettings = DEFAULT_CACHES,
     adapter: Adapter | None = None,
+    beside: Iterable[mx.array] = (),
 ) -> OpenedTarget:
-    """Load a target, and check that its caches can roll back and its logits are finite."""
+    """Load a target, and check that its caches can roll back and its logits are finite.
+
+    `beside` are tensors that must fit in memory with it, see `check_room`.
+    """
     if isinstance(model, GivenTarget):
         logits = _checked_logits(model.network, model.name, caches)
         about = model.config, precision, logits, caches
@@ -73,6 +78,7 @@ def open_checked(
     if adapter is not None:
         adapter.apply(network)
     apply_precision(network, held_dtype(precision))
+    check_room(network, folder, beside)
     logits = _checked_logits(network, folder, caches)
     place = adapter.folder if adapter else None
     return OpenedTarget(folder, network, config, precision, logits, caches, place)
