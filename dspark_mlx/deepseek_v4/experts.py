@@ -93,6 +93,19 @@ class ScoreGate(_Gate):
         return experts, self.weights(scores, experts)
 
 
+class RoutedExperts(SwitchGLU):
+    """All experts of a layer among which tokens choose."""
+
+    def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
+        """The weighted sum of the chosen experts, float32 `[..., hidden]`.
+
+        Args:
+            x: rows, `[..., hidden]`.
+            experts, weights: see `ScoreGate`, `[..., chosen]`.
+        """
+        return (super().__call__(x, experts) * weights[..., None]).sum(axis=-2)
+
+
 class Experts(nn.Module):
     """The sublayer behind attention.
 
@@ -104,7 +117,7 @@ class Experts(nn.Module):
     def __init__(self, args: ModelArgs, hashed: bool = False) -> None:
         super().__init__()
         self.gate = HashGate(args) if hashed else ScoreGate(args)
-        self.experts = SwitchGLU(
+        self.experts: nn.Module = RoutedExperts(
             args.hidden_size,
             args.moe_intermediate_size,
             args.n_routed_experts,
@@ -115,5 +128,5 @@ class Experts(nn.Module):
     def __call__(self, x: mx.array, tokens: mx.array | None) -> mx.array:
         """`[batch, rows, hidden]` to the same shape; token ids are int `[batch, rows]`."""
         experts, weights = self.gate(x, tokens)
-        routed = (self.experts(x, experts) * weights[..., None]).sum(axis=-2)
+        routed: mx.array = self.experts(x, experts, weights)
         return routed.astype(x.dtype) + self.shared_experts(x)

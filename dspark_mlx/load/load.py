@@ -32,6 +32,7 @@ from ..schedulers.make import check_scheduler
 from ..schedulers.proposer import LOOKUP
 from ..targets.adapter import read_adapter
 from ..targets.compatibility import check_pair
+from ..targets.deepseek_v4.machines import Machines
 from ..targets.given import GivenTarget, given_target
 from ..targets.network import refusing
 from ..targets.self_check import check_rollback
@@ -63,6 +64,7 @@ def load(
     prompt_cache_bytes: int | None = None,
     prompt_cache_dir: str | Path | None = None,
     kernels: bool = False,
+    machines: Machines | None = None,
 ) -> Decoder:
     """Load a target with its drafter.
 
@@ -95,6 +97,8 @@ def load(
         kernels: whether this package's own kernels for products of few rows are used where they
             have won here, see `kernels.guard`; the first load of a pair on a GPU races them, which
             can take minutes. `Decoder.close` gives the network back as it was.
+        machines: of a DeepSeek V4 target, the machines that its experts are spread over, of which
+            this one leads and the others call `load.serve_experts`; None for this one alone.
 
     Raises:
         InputError: a file, a pair or a setting cannot be used; raised before any generation.
@@ -122,8 +126,8 @@ def load(
     stored = chosen_drafter(asked, False if copies else drafter)
     if stored is not None and draft_window is not None:
         stored = replace(stored, config=stored.config.with_window(draft_window))
-    beside = stored.tensors.values() if stored else ()
-    opened = open_checked(asked, precision, caches, adapter, beside)
+    beside = list(stored.tensors.values()) if stored else []
+    opened = open_checked(asked, precision, caches, adapter, beside, machines)
     if caches.ignored_by(opened.network):
         message = "max_kv_size does nothing: this family of models makes its own caches"
         warnings.warn(f"{opened.folder}: {message}", stacklevel=2)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from ..caches import CacheSettings, new_caches
 from ..caches.settings import DEFAULT_CACHES
 from ..checkpoint.linear import arrays_of
-from ..checkpoint.precision import apply_precision, held_dtype
+from ..checkpoint.precision import apply_precision, choose_precision, held_dtype
 from ..decoder import Decoder
 from ..engine.state import Engine
 from ..errors import InputError
@@ -20,6 +21,7 @@ from ..pairs import builtin
 from ..pairs.stored import target_folder
 from ..schedulers.full import FullScheduler
 from ..targets.adapter import Adapter
+from ..targets.deepseek_v4.machines import Machines
 from ..targets.given import GivenTarget
 from ..targets.network import check_quantized, evaluate, first_logits, open_network, refusing
 from ..targets.tap import Target, check_taps
@@ -63,12 +65,15 @@ def open_checked(
     precision: str,
     caches: CacheSettings = DEFAULT_CACHES,
     adapter: Adapter | None = None,
-    beside: Iterable[mx.array] = (),
+    beside: Sequence[mx.array] = (),
+    machines: Machines | None = None,
 ) -> OpenedTarget:
     """Load a target, and check that its caches can roll back and its logits are finite.
 
     `beside` are tensors that must fit in memory with it, see `check_room`.
     """
+    if machines is not None and (isinstance(model, GivenTarget) or adapter is not None):
+        raise InputError("machines", "a given network, or an adapter", "a target's folder alone")
     if isinstance(model, GivenTarget):
         logits = _checked_logits(model.network, model.name, caches)
         about = model.config, precision, logits, caches
@@ -77,11 +82,41 @@ def open_checked(
     network, config = open_network(folder)
     if adapter is not None:
         adapter.apply(network)
+    if machines is not None:
+        own = sum(array.nbytes for array in beside)
+        machines.spread(network, spreading(folder, precision), beside=own)
     apply_precision(network, held_dtype(precision))
     check_room(network, folder, beside)
     logits = _checked_logits(network, folder, caches)
     place = adapter.folder if adapter else None
     return OpenedTarget(folder, network, config, precision, logits, caches, place)
+
+
+def serve_experts(model: str | Path, machines: Machines, precision: str = "auto") -> None:
+    """Hold a part of a target's experts for the machine that leads, until that ends it.
+
+    Args:
+        model, precision: see `load`; the same as the leader's.
+        machines: of which this one does not lead.
+
+    Raises:
+        InputError: the target cannot be loaded or is another one, or a machine was lost.
+    """
+    folder, precision = target_folder(model), choose_precision(precision)
+    network, _ = open_network(folder)
+    machines.spread(network, spreading(folder, precision))
+    apply_precision(network, held_dtype(precision))
+    # Nothing else of the network stays, or is ever read.
+    held = nn.Module()
+    held.experts = [layer.ffn.experts for layer in network.layers]
+    del network
+    check_room(held, folder)
+    machines.serve(held.experts)
+
+
+def spreading(folder: Path, precision: str) -> str:
+    """What must be the same on all machines that share a target's experts."""
+    return f"{(folder / 'config.json').read_text(encoding='utf-8')} {precision}"
 
 
 def tapped(opened: OpenedTarget, taps: Sequence[int], whole_copies: bool = False) -> Target:

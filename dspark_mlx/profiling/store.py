@@ -18,6 +18,7 @@ from ..schedulers.speed_profile import SpeedProfile, read_profile, write_profile
 from ..system.files import DATA, cache_folder, read_json_lines
 from ..system.process import program
 from ..system.system_errors import writing
+from ..targets.deepseek_v4.machines import is_spread
 from ..targets.given import network_digest
 from ..text.tokenizer_files import has_tokenizer
 from .measure import LIMIT, measure_profile, quick_profile
@@ -105,7 +106,9 @@ class Pair:
         drafter = self.engine.drafter
         gamma, size = (drafter.config.gamma, drafter.vocabulary_size) if drafter else (0, 0)
         model, caches = self.engine.target.model, self.engine.target.cache_settings.key()
-        target = network_digest(model) if self.given else self.target
+        # On several machines a forward costs something else.
+        own = self.given or is_spread(model)
+        target = network_digest(model) if own else self.target
         windows = drafter.config.attended if drafter else ()
         drafted = self.drafter, self.precision, gamma, size
         return fingerprint(target, *drafted, caches, self.adapter, windows)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import sys
 from typing import Any, Literal
 
+import mlx.core as mx
 from tqdm import tqdm
 
 from ..caches.settings import CACHE_SETTINGS
@@ -15,7 +17,9 @@ from ..engine.request import Request
 from ..engine.template_settings import TemplateSettings
 from ..errors import InputError
 from ..load import load
+from ..load.target import serve_experts
 from ..schedulers.make import usages
+from ..targets.deepseek_v4.machines import Machines
 from . import blas, cudnn
 from .sampling_flags import (
     add_sampling_flags,
@@ -81,6 +85,11 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
         help="whether this package's own kernels compute what they have proven right and quicker "
         "for on this device; the first load races them, up to minutes (default: only profile and "
         "bench --synthetic do)",
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="spread the experts of a DeepSeek V4 target over the machines that mlx.launch started",
     )
     for name in CACHE_SETTINGS:
         add_setting_flag(parser, name)
@@ -178,6 +187,7 @@ def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
         args: parsed.
         advises: whether to say what makes it slow here; False where nothing is computed.
     """
+    machines = _machines(args) if args.distributed else None
     drafter: str | Literal[False] | None = False if args.no_drafter else args.drafter
     decoder = load(
         args.model,
@@ -191,10 +201,28 @@ def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
         prompt_cache_bytes=getattr(args, "prompt_cache_bytes", 0),
         prompt_cache_dir=getattr(args, "prompt_cache_dir", None),
         kernels=bool(args.kernels),
+        machines=machines,
     )
     if advises:
         advise(decoder)
     return decoder
+
+
+def _machines(args: argparse.Namespace) -> Machines:
+    """The machines of this group; on one that does not lead, its whole work, and the end.
+
+    Raises:
+        InputError: there is no group, or see `serve_experts`.
+        SystemExit: the leader has ended.
+    """
+    machines = Machines(mx.distributed.init())
+    if args.model is None:
+        raise InputError("--distributed", "the built-in target", "--model, a DeepSeek V4 target")
+    if machines.leads:
+        atexit.register(machines.stop)
+        return machines
+    serve_experts(args.model, machines, args.precision)
+    raise SystemExit(0)
 
 
 def advise(decoder: Decoder) -> None:
