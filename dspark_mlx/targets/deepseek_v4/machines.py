@@ -233,5 +233,7 @@ def _part(
     if row.size:
         each = mx.array(experts[row, slot][:, None]), mx.array(weights[row, slot][:, None])
         made = local(mx.array(x[row]).astype(dtype), *each)
-        np.add.at(summed, row, np.array(made.astype(mx.float32)))
+        # Pairs of one row stand together.
+        rows, starts = np.unique(row, return_index=True)
+        summed[rows] = np.add.reduceat(np.array(made.astype(mx.float32)), starts, axis=0)
     return summed
