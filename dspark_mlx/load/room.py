@@ -30,7 +30,9 @@ def check_room(network: nn.Module, folder: Path, beside: Iterable[mx.array] = ()
     target = sum(array.nbytes for _, array in tree_flatten(network.parameters()))
     drafter = sum(array.nbytes for array in beside)
     memory = device_memory()
-    if target + drafter <= memory.free:
+    # What of the drafter was read for its checks is not free any more.
+    unread = max(drafter - mx.get_active_memory(), 0)
+    if target + unread <= memory.free:
         return
     found = f"weights of {shown_bytes(target)}"
     if drafter:
