@@ -32,7 +32,8 @@ def assemble(
 
     Args:
         config: the drafter's configuration; its class decides the drafting method.
-        tensors: all tensors of the folder and no others, see `check_tensors`.
+        tensors: all tensors of the folder and no others, see `check_tensors`; some drafters take
+            theirs out of it, so that they are not in memory twice.
         embed: the target's embedding, token ids `[n]` to `[n, hidden]`; not used when the drafter
             has its own.
         logits: the target's output matrix as a function, hidden rows `[n, hidden]` to

@@ -21,7 +21,8 @@ class DrafterTensors:
 
     Attributes:
         config: the drafter's configuration.
-        tensors: all tensors of the folder and no others, see `check_tensors`.
+        tensors: all tensors of the folder and no others, see `check_tensors`; some drafters empty
+            it.
         dtype: type of the arithmetic.
         dequantize: True makes quantised matrices plain.
     """
@@ -42,6 +43,17 @@ class DrafterTensors:
             mode = quantization.mode_of(name)
             stored = Matrix(tensors[f"{name}.weight"], scales, biases, *quantized, mode)
         return stored.dequantized(self.dtype) if self.dequantize else stored.astype(self.dtype)
+
+    def taken(self, prefixes: tuple[str, ...]) -> dict[str, mx.array]:
+        """The tensors whose names begin so, as stored, which nobody else will ask for.
+
+        A dict loses them: what is stacked or fused of them is not in memory beside them then.
+        """
+        own = {name: t for name, t in self.tensors.items() if name.startswith(prefixes)}
+        if isinstance(self.tensors, dict):
+            for name in own:
+                del self.tensors[name]
+        return own
 
     def vector(self, name: str) -> mx.array:
         """The vector of a name."""

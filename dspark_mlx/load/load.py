@@ -126,7 +126,7 @@ def load(
     stored = chosen_drafter(asked, False if copies else drafter)
     if stored is not None and draft_window is not None:
         stored = replace(stored, config=stored.config.with_window(draft_window))
-    beside = list(stored.tensors.values()) if stored else []
+    beside = sum(array.nbytes for array in stored.tensors.values()) if stored else 0
     opened = open_checked(asked, precision, caches, adapter, beside, machines)
     if caches.ignored_by(opened.network):
         message = "max_kv_size does nothing: this family of models makes its own caches"

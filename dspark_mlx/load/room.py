@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,7 +12,7 @@ from ..errors import InputError, shown_bytes
 from ..system.memory import device_memory
 
 
-def check_room(network: nn.Module, folder: Path, beside: Iterable[mx.array] = ()) -> None:
+def check_room(network: nn.Module, folder: Path, drafter: int = 0) -> None:
     """Refuse a target whose weights, with its drafter's, need more memory than is free.
 
     A machine that swaps would take seconds for what it should take milliseconds for, and would
@@ -22,13 +21,12 @@ def check_room(network: nn.Module, folder: Path, beside: Iterable[mx.array] = ()
     Args:
         network: the target, whose weights are not read yet.
         folder: names it in errors.
-        beside: the drafter's stored tensors.
+        drafter: bytes of the drafter's stored tensors.
 
     Raises:
         InputError: both numbers are in it.
     """
     target = sum(array.nbytes for _, array in tree_flatten(network.parameters()))
-    drafter = sum(array.nbytes for array in beside)
     memory = device_memory()
     # What of the drafter was read for its checks is not free any more.
     unread = max(drafter - mx.get_active_memory(), 0)

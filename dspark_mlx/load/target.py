@@ -65,12 +65,12 @@ def open_checked(
     precision: str,
     caches: CacheSettings = DEFAULT_CACHES,
     adapter: Adapter | None = None,
-    beside: Sequence[mx.array] = (),
+    beside: int = 0,
     machines: Machines | None = None,
 ) -> OpenedTarget:
     """Load a target, and check that its caches can roll back and its logits are finite.
 
-    `beside` are tensors that must fit in memory with it, see `check_room`.
+    `beside` are bytes that must fit in memory with it, see `check_room`.
     """
     if machines is not None and (isinstance(model, GivenTarget) or adapter is not None):
         raise InputError("machines", "a given network, or an adapter", "a target's folder alone")
@@ -83,8 +83,7 @@ def open_checked(
     if adapter is not None:
         adapter.apply(network)
     if machines is not None:
-        own = sum(array.nbytes for array in beside)
-        machines.spread(network, spreading(folder, precision), beside=own)
+        machines.spread(network, spreading(folder, precision), beside)
     apply_precision(network, held_dtype(precision))
     check_room(network, folder, beside)
     logits = _checked_logits(network, folder, caches)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from ...checkpoint.precision import apply_precision
 from ...deepseek_v4.attention import LatentAttention
@@ -35,11 +36,12 @@ class Stages(nn.Module):
 
     @classmethod
     def of(cls, args: ModelArgs, tensors: DrafterTensors) -> Self:
-        """The stages with a folder's tensors, in the types of `DrafterTensors`; not evaluated."""
+        """The stages with a folder's tensors, in the types of `DrafterTensors`."""
         stages = cls(args)
-        own = {n: t for n, t in tensors.tensors.items() if n.startswith(("layers.", "hc_head."))}
-        stages.load(loadable(own, args))
+        stages.load(loadable(tensors.taken(("layers.", "hc_head.")), args))
         apply_precision(stages, tensors.dtype if tensors.dequantize else None)
+        for _, array in tree_flatten(stages.parameters()):
+            mx.eval(array)
         return stages
 
     def load(self, weights: dict[str, mx.array]) -> None:
