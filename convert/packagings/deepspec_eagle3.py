@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...drafters.eagle3 import Eagle3Config
+from ...drafters.eagle3.config import Eagle3Config
 from . import deepspec_gemma4, deepspec_qwen3
 from .source import Shapes, Source, is_named
 from .source import adapt as adapt

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...drafters.dflash2.config import BASE, KERNEL, SUBLAYERS, DFlash2Config
+from ...drafters.convolution import BASE, KERNEL, SUBLAYERS
+from ...drafters.dflash2.config import DFlash2Config
 from ...drafters.dflash2.selector import PREDECESSOR, PROJECTION
 from ...errors import InputError
 from .rope import read_rope

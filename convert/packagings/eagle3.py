@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...drafters.eagle3 import INPUT_NORM, Eagle3Config, tap_norm
+from ...drafters.eagle3.config import INPUT_NORM, Eagle3Config, tap_norm
 from ...drafters.peagle import MASK_FEATURE, PEagleConfig
 from ...errors import InputError
 from . import reduced as reduced_vocabulary

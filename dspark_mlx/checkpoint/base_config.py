@@ -145,6 +145,11 @@ class CanonicalConfig:
         return 0
 
     @property
+    def convolved_rows(self) -> int:
+        """Rows of a block along which its layers are convolved; 0 where they are not."""
+        return 0
+
+    @property
     def summary(self) -> str:
         """A few words that describe the drafter, for messages."""
         raise NotImplementedError

@@ -8,6 +8,8 @@ are removed after the draft: the rows of committed tokens are written from the t
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import mlx.core as mx
 
 from ..calibration.by_temperature import Calibrations
@@ -16,9 +18,56 @@ from ..sampling import Pick
 from ..types import Draft
 from .base import DrafterContext, Embed, Pending
 from .block import BlockBuilder
-from .context_cache import ContextCache
+from .context_cache import ContextCache, TextCache
 from .contexts import RequestContexts
 from .vocabulary import DraftOutput
+
+
+class ChainRows(Protocol):
+    """The arithmetic of a method's rows; its weights need not be evaluated."""
+
+    def features(self, taps: mx.array) -> mx.array:
+        """Features `[..., rows, hidden]` from concatenated taps `[..., rows, taps * hidden]`."""
+        ...
+
+    def write(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> None:
+        """Append committed rows to the cache; arguments as for `newest`."""
+        ...
+
+    def newest(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> mx.array:
+        """Append rows to the cache and return the last row's output, `[1, hidden]`.
+
+        Args:
+            cache: K/V of all rows before.
+            features: features, or what was fed back of the row before, `[rows, hidden]`.
+            tokens: the token after each feature, int `[rows]`.
+        """
+        ...
+
+    def readout_row(self, state: mx.array) -> mx.array:
+        """What the output matrix reads of rows' outputs, both `[..., hidden]`."""
+        ...
+
+    def fed_back(self, state: mx.array, readout_row: mx.array) -> mx.array:
+        """What takes the next feature's place: a row's output, or what is read out of it."""
+        ...
+
+
+class TextRows(ChainRows, Protocol):
+    """Rows that can be computed for whole texts, as training needs them."""
+
+    def outputs(
+        self, cache: TextCache, features: mx.array, tokens: mx.array, mask: mx.array
+    ) -> mx.array:
+        """Append a step of whole texts to the cache; all rows' outputs, `[texts, length, hidden]`.
+
+        Args:
+            cache: K/V of the steps before.
+            features: features, or what was fed back, `[texts, length, hidden]`.
+            tokens: the token after each feature, int `[texts, length]`.
+            mask: what each row attends to, bool `[length, steps * length]`.
+        """
+        ...
 
 
 class ChainDrafter(RequestContexts[CanonicalConfig]):
@@ -28,11 +77,10 @@ class ChainDrafter(RequestContexts[CanonicalConfig]):
     the context, and is in the cache only while a block is drafted. With one attention layer a
     committed row's K/V depends on its feature and token alone, and needs no attention.
 
-    A method's drafter says what a row is: `_features`, `_write`, `_step` and `_readout_row`.
-
     Args:
         config: the canonical configuration.
         window: the newest rows that a row attends to; 0 for all.
+        rows: what the method's rows are.
         embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
         output: turns hidden rows into logits.
         calibrations: expected acceptance, which some schedulers start from; there is no confidence
@@ -43,41 +91,17 @@ class ChainDrafter(RequestContexts[CanonicalConfig]):
         self,
         config: CanonicalConfig,
         window: int,
+        rows: ChainRows,
         embed: Embed,
         output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> None:
         super().__init__(config, embed, output, calibrations)
         self._window = window
+        self._rows = rows
 
     def _new_caches(self) -> list[ContextCache]:
         return [ContextCache(self._window)]
-
-    def _features(self, taps: mx.array) -> mx.array:
-        """Features `[rows, hidden]` from concatenated taps `[rows, taps * target_hidden]`."""
-        raise NotImplementedError
-
-    def _write(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> None:
-        """Append committed rows to the cache; arguments as for `_step`."""
-        raise NotImplementedError
-
-    def _step(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> mx.array:
-        """Append rows to the cache and return the last row's output, `[1, hidden]`.
-
-        Args:
-            cache: K/V of all rows before.
-            features: features, or the output of the row before, `[rows, hidden]`.
-            tokens: the token after each feature, int `[rows]`.
-        """
-        raise NotImplementedError
-
-    def _readout_row(self, state: mx.array) -> mx.array:
-        """What the output matrix reads of a row's output, `[1, hidden]`."""
-        raise NotImplementedError
-
-    def _fed_back(self, state: mx.array, readout_row: mx.array) -> mx.array:
-        """What takes the next feature's place: a row's output, or what is read out of it."""
-        return state
 
     def flush(self, context: DrafterContext) -> None:
         """See `Drafter.flush`; the newest row stays pending, since its next token is not known."""
@@ -86,7 +110,7 @@ class ChainDrafter(RequestContexts[CanonicalConfig]):
             return
         features, tokens = pending
         if tokens.size > 1:
-            self._write(context.caches[0], self._features(features[:-1]), tokens[1:])
+            self._rows.write(context.caches[0], self._rows.features(features[:-1]), tokens[1:])
             context.caches[0].drop_old()
         keep_newest(context, features, tokens)
 
@@ -99,13 +123,14 @@ class ChainDrafter(RequestContexts[CanonicalConfig]):
         readout = self._output.readout(context.vocabulary)
         cache, gamma = context.caches[0], self.config.gamma
         cache.drop_old()
-        state = self._step(cache, self._features(features), mx.concatenate([tokens[1:], anchor]))
+        rows, joined = self._rows, mx.concatenate([tokens[1:], anchor])
+        state = rows.newest(cache, rows.features(features), joined)
         block = BlockBuilder(readout, pick)
-        row = self._readout_row(state)
+        row = rows.readout_row(state)
         block.add(readout.logits(row))
         for _ in range(1, gamma):
-            state = self._step(cache, self._fed_back(state, row), block.tokens[-1])
-            row = self._readout_row(state)
+            state = rows.newest(cache, rows.fed_back(state, row), block.tokens[-1])
+            row = rows.readout_row(state)
             block.add(readout.logits(row))
         # Removes the newest row and the gamma - 1 rows of the block after it.
         context.trim(gamma)

@@ -75,6 +75,25 @@ class ContextCache:
         self.start += old
 
 
+class TextCache:
+    """Keys and values of a chain's steps over whole texts, in training.
+
+    Attributes:
+        offset: position of the first row of every step, which has a row for each position.
+    """
+
+    offset = 0
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[mx.array, mx.array]] = []
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append a step's rows; all steps' keys and values, behind one another."""
+        self._steps.append((keys, values))
+        every_key, every_value = ([step[i] for step in self._steps] for i in range(2))
+        return mx.concatenate(every_key, axis=2), mx.concatenate(every_value, axis=2)
+
+
 class BatchContextCache:
     """One layer's context of several requests.
 

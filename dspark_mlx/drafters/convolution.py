@@ -9,6 +9,12 @@ import mlx.core as mx
 
 from ..checkpoint.linear import Matrix
 
+SUBLAYERS = ("attention_conv", "mlp_conv")
+"""Names of the convolutions around a layer's attention and around its MLP."""
+BASE, KERNEL = "base_kernel", "kernel_projection"
+"""Names of a convolution's tensors."""
+SIDES = 2
+
 
 @dataclass(frozen=True)
 class Convolution:

@@ -13,7 +13,7 @@ from mlx_lm.models.activations import swiglu
 
 from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.linear import Matrix
-from .context_cache import BatchContextCache, ContextCache
+from .context_cache import BatchContextCache, ContextCache, TextCache
 from .convolution import Convolution, convolved
 from .rotary import make_rope
 
@@ -93,7 +93,7 @@ class LayerParts:
         return self._rope(keys.transpose(0, 2, 1, 3), start), values.transpose(0, 2, 1, 3)
 
     def write(
-        self, layer: Layer, cache: ContextCache | BatchContextCache, kv: mx.array
+        self, layer: Layer, cache: ContextCache | BatchContextCache | TextCache, kv: mx.array
     ) -> tuple[mx.array, mx.array]:
         """Append K/V rows `[(batch,) rows, kv features]` to the cache; returns all its K and V."""
         return cache.update_and_fetch(*self.keys_values(layer, kv, cache.offset))

@@ -17,7 +17,7 @@ from .deepseek_v4.mtp import DeepseekV4MTPDrafter
 from .dflash2.drafter import DFlash2Drafter
 from .dspark.drafter import DSparkDrafter
 from .dspine.drafter import DSpineDrafter
-from .eagle3 import Eagle3Drafter
+from .eagle3.drafter import Eagle3Drafter
 from .mtp.drafter import MTPDrafter
 from .peagle import PEagleDrafter
 

@@ -25,7 +25,9 @@ from .base import DrafterContext, Embed
 from .block import BlockBuilder
 from .chain import keep_newest
 from .context_cache import ContextCache
-from .eagle3 import STATES, Eagle3Config, Eagle3Drafter, Eagle3Weights
+from .contexts import RequestContexts
+from .eagle3.config import STATES, Eagle3Config
+from .eagle3.rows import Eagle3Rows
 from .layers import Layer
 from .tensors import DrafterTensors
 from .vocabulary import DraftOutput
@@ -94,15 +96,14 @@ class PEagleConfig(Eagle3Config):
             raise InputError(where, found, f"an id of the vocabulary, below {self.vocab_size}")
 
 
-class PEagleDrafter(Eagle3Drafter):
+class PEagleDrafter(RequestContexts[CanonicalConfig]):
     """A P-EAGLE drafter, see `base.Drafter`.
 
     Args:
         config: the canonical configuration.
-        weights: those of the first layer, and what surrounds the layers.
+        rows: the first layer, and what surrounds the layers.
         later: the other layers: query, key and value rows, and the rest.
         mask_feature: what stands for the taps of rows after the first, `[1, taps * hidden]`.
-        dtype: type of the arithmetic.
         embed, output, calibrations: see `ChainDrafter`.
     """
 
@@ -111,38 +112,37 @@ class PEagleDrafter(Eagle3Drafter):
     def __init__(
         self,
         config: PEagleConfig,
-        weights: Eagle3Weights,
+        rows: Eagle3Rows,
         later: list[tuple[Matrix, Layer]],
         mask_feature: mx.array,
-        dtype: mx.Dtype,
         embed: Embed,
         output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> None:
-        super().__init__(config, weights, dtype, embed, output, calibrations)
+        super().__init__(config, embed, output, calibrations)
+        self._rows = rows
         self._later = later
         masks = config.steps - 1
-        self._mask_features = mx.repeat(self._features(mask_feature), masks, axis=0)
+        self._mask_features = mx.repeat(self._rows.features(mask_feature), masks, axis=0)
         self._mask_tokens = mx.full((masks,), config.mask_token_id, dtype=mx.int32)
         mx.eval(self._mask_features, self._mask_tokens)
 
     @classmethod
     def load(
         cls,
-        config: PEagleConfig,  # type: ignore[override]
+        config: PEagleConfig,
         tensors: DrafterTensors,
         embed: Embed,
         output: DraftOutput,
         calibrations: Calibrations | None = None,
     ) -> PEagleDrafter:
         """See `DraftingMethod.load`."""
-        weights = Eagle3Weights.load(config, tensors)
+        rows = Eagle3Rows.load(config, tensors, embed)
         names = [f"layers.{i}" for i in range(1, config.num_layers)]
         later = [(tensors.qkv(name), tensors.layer(name)) for name in names]
         mask_feature = tensors.vector(MASK_FEATURE)[None]
-        mx.eval(arrays_of([weights, later, mask_feature]))
-        parts = (weights, later, mask_feature, tensors.dtype, embed, output, calibrations)
-        return cls(config, *parts)
+        mx.eval(arrays_of([rows.weights, later, mask_feature]))
+        return cls(config, rows, later, mask_feature, embed, output, calibrations)
 
     def _new_caches(self) -> list[ContextCache]:
         return [ContextCache() for _ in range(1 + len(self._later))]
@@ -154,7 +154,7 @@ class PEagleDrafter(Eagle3Drafter):
             return
         taps, tokens = pending
         if tokens.size > 1:
-            self._forward(context, self._features(taps[:-1]), tokens[1:])
+            self._forward(context, self._rows.features(taps[:-1]), tokens[1:])
         keep_newest(context, taps, tokens)
 
     def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
@@ -164,9 +164,9 @@ class PEagleDrafter(Eagle3Drafter):
         taps, tokens = pending
         keep_newest(context, taps, tokens)
         readout, gamma = self._output.readout(context.vocabulary), self.config.gamma
-        features = mx.concatenate([self._features(taps), self._mask_features])
+        features = mx.concatenate([self._rows.features(taps), self._mask_features])
         following = mx.concatenate([tokens[1:], anchor, self._mask_tokens])
-        rows = self._readout_row(self._forward(context, features, following)[-gamma:])
+        rows = self._rows.readout_row(self._forward(context, features, following)[-gamma:])
         # Removes the newest row and the masked ones.
         context.trim(gamma)
         block = BlockBuilder(readout, pick)
@@ -182,17 +182,17 @@ class PEagleDrafter(Eagle3Drafter):
             features: `[rows, hidden]`.
             tokens: the token after each feature, int `[rows]`.
         """
-        weights, parts, caches = self._weights, self._parts, context.caches
+        first, parts, caches = self._rows, self._rows.parts, context.caches
         start, rows = caches[0].offset, tokens.size
         columns = mx.arange(start + rows)
         mask = None if rows == 1 else columns[None] <= columns[start:, None]
-        layers = [(weights.qkv, weights.layer), *self._later]
+        layers = [(first.weights.qkv, first.weights.layer), *self._later]
         x = features
         for i, (qkv, layer) in enumerate(layers):
-            normed = self._norm(x, layer.input_norm) if i else self._inputs(x, tokens)
+            normed = first.norm(x, layer.input_norm) if i else first.inputs(x, tokens)
             queries, kv = mx.split(qkv(normed), [self.config.query_size], axis=-1)
             keys, values = parts.write(layer, caches[i], kv)
             attended = parts.attend(layer, queries, keys, values, start, mask)
-            residual = x if i else self._residual(x)
+            residual = x if i else first.residual(x)
             x = parts.finish(layer, residual, attended)
         return x

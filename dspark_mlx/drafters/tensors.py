@@ -12,6 +12,7 @@ from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.layer_shapes import SINKS
 from ..checkpoint.layout import Tensors
 from ..checkpoint.linear import Matrix, alike
+from .convolution import BASE, KERNEL, SUBLAYERS, Convolution
 from .layers import Layer
 
 
@@ -93,6 +94,7 @@ class DrafterTensors:
         if sandwich:
             before_mlp = self.vector(f"{layer}.pre_feedforward_layernorm.weight")
             after_mlp = self.vector(f"{layer}.post_feedforward_layernorm.weight")
+        around_attention, around_mlp = (self._convolution(f"{layer}.{n}") for n in SUBLAYERS)
         return Layer(
             input_norm=self.vector(f"{layer}.input_layernorm.weight"),
             query_norm=self.vector(f"{attention}.q_norm.weight") if normed else None,
@@ -105,4 +107,12 @@ class DrafterTensors:
             mlp_out_norm=after_mlp,
             scalar=self.vector(f"{layer}.layer_scalar") if scaled else None,
             sinks=self.vector(f"{attention}.{SINKS}") if self.config.sinks else None,
+            attention_convolution=around_attention,
+            mlp_convolution=around_mlp,
         )
+
+    def _convolution(self, name: str) -> Convolution | None:
+        rows = self.config.convolved_rows
+        if not rows:
+            return None
+        return Convolution(self.vector(f"{name}.{BASE}"), self.matrix(f"{name}.{KERNEL}"), rows)

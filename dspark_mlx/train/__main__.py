@@ -57,7 +57,7 @@ def main(argv: list[str] | None) -> int:
         start = published_drafter(decoder, args.start, name)
     else:
         start = new_drafter(decoder, design, args.seed, name)
-    settings = settings_of(args, start.config.head)
+    settings = settings_of(args, getattr(start.config, "head", None))
     check_memory(start.tensors, settings, decoder.engine.target.vocab_size)
     others = [Store.open(folder) for folder in args.more_conversations]
     store = open_store(decoder, plan, args.conversations or args.to / "conversations")

@@ -9,13 +9,13 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.precision import NAMES as PRECISIONS
-from ..drafters.heads import head_names
+from ..drafters.heads import NO_HEAD, head_names
 from ..errors import InputError
 from ..system.process import program
 from ..terminal import command
 from .data.plan import DataPlan
 from .data.prompt_files import read_prompt_turns
-from .new_drafter import DrafterDesign
+from .new_drafter import DESIGNS, DrafterDesign
 from .settings import TrainingSettings
 from .step.batches import BatchSettings
 from .step.learner import Recipe
@@ -89,10 +89,12 @@ def _add_texts(group: Any) -> None:
 
 def _add_design(group: Any) -> None:
     add = group.add_argument
-    add("--head", choices=head_names(), help="none is DFlash (default: vanilla)")
+    add("--method", choices=tuple(DESIGNS), help="how it drafts (default: dspark)")
+    add("--head", choices=head_names(), help="of dspark; none is DFlash (default: vanilla)")
     add("--layers", type=int, help="of the backbone (default: 3 for a small target, else 5)")
-    add("--rank", type=int, help="of the head (default: 64 for a small target, else 256)")
-    add("--taps", type=int, help="target layers that it reads (default: 5)")
+    add("--rank", type=int, help="of head or selector (default: 64 for a small target, else 256)")
+    add("--intermediate-size", type=int, help="width of its MLPs (default: the target's)")
+    add("--taps", type=int, help="target layers that it reads (default: 5; of eagle3 3)")
     add("--block-size", type=int, help="tokens proposed a round (default: 7)")
     add("--mask-token", type=int, metavar="ID", help="a token that texts do not contain")
 
@@ -124,12 +126,13 @@ def _add_recipe(group: Any) -> None:
     add("--compute", choices=("float32", "bfloat16"), help="(default: bfloat16 on a GPU)")
 
 
-def settings_of(args: argparse.Namespace, head: str) -> TrainingSettings:
+def settings_of(args: argparse.Namespace, head: str | None) -> TrainingSettings:
     """The run's settings.
 
     Args:
         args: parsed.
-        head: the drafter's sequential head, by which the objective is chosen.
+        head: the drafter's sequential head, by which the objective is chosen; None for the
+            default's.
     """
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
     # The peak that suits first weights undoes what a drafter has learnt already.
@@ -137,7 +140,7 @@ def settings_of(args: argparse.Namespace, head: str) -> TrainingSettings:
     if rate is None:
         rate = 1e-4 if args.start else 6e-4
     # DeepSpec trains DFlash drafters by cross-entropy alone.
-    ce, l1 = (1.0, 0.0) if head == "none" else (0.1, 0.9)
+    ce, l1 = (1.0, 0.0) if head == NO_HEAD else (0.1, 0.9)
     return TrainingSettings(
         Recipe(args.steps, rate, accumulate=args.accumulate),
         Objective(
@@ -164,7 +167,16 @@ def design_of(args: argparse.Namespace) -> DrafterDesign:
     Raises:
         InputError: something was, though the drafter is there already.
     """
-    flags = ("head", "layers", "rank", "taps", "block_size", "mask_token")
+    flags = (
+        "method",
+        "head",
+        "layers",
+        "rank",
+        "intermediate_size",
+        "taps",
+        "block_size",
+        "mask_token",
+    )
     chosen = {flag: value for flag in flags if (value := getattr(args, flag)) is not None}
     if args.start and chosen:
         names = ", ".join(f"--{flag.replace('_', '-')}" for flag in chosen)

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..errors import InputError
 from .settings import TrainingSettings
-from .step.network import FROZEN
+from .step.forward import FROZEN
 
 _COPIES = 5
 """Float32 arrays a weight: itself, its gradient, two moments, and the step's copy of it."""

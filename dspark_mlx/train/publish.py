@@ -11,12 +11,12 @@ from typing import Any
 import mlx.core as mx
 
 from ..calibration.by_temperature import write_calibrations
+from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.frequent_tokens import write_ranking
 from ..checkpoint.layout import check_tensors
 from ..checkpoint.model_card import drafter_text, weights_text, write_card
 from ..checkpoint.tensor_writer import write_tensors
 from ..decoder import Decoder
-from ..drafters.dspark.config import DSparkConfig
 from ..errors import InputError
 from ..load import add_drafter
 from ..progress import ProgressCallback
@@ -31,7 +31,21 @@ from ..system.files import write_json
 from ..system.staging import staged_folder
 from .checkpoints import checkpoints_in
 from .data.corpus import Corpus
-from .step.network import FROZEN
+from .step.forward import FROZEN
+
+_SIZES = (
+    "num_layers",
+    "hidden_size",
+    "intermediate_size",
+    "head",
+    "head_rank",
+    "selector_rank",
+    "selector_top_k",
+    "block_size",
+    "steps",
+    "taps",
+)
+"""Fields of a configuration that a model card shows."""
 
 
 def drafter_folder(run: Path) -> Path:
@@ -52,7 +66,7 @@ def drafter_folder(run: Path) -> Path:
 
 def write_drafter(
     folder: Path,
-    config: DSparkConfig,
+    config: CanonicalConfig,
     tensors: dict[str, mx.array],
     dtype: mx.Dtype,
     ranking: tuple[int, ...] = (),
@@ -115,7 +129,7 @@ def prompts_of(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[
 
 
 def write_trained_card(
-    folder: Path, facts: dict[str, Any], config: DSparkConfig, builtin: bool
+    folder: Path, facts: dict[str, Any], config: CanonicalConfig, builtin: bool
 ) -> None:
     """Write README.md, the model card of a trained drafter.
 
@@ -127,9 +141,7 @@ def write_trained_card(
     """
     rows = [f"| {name} | {value} |" for name, value in facts.items()]
     sizes = ", ".join(
-        f"{name} {value}"
-        for name, value in dataclasses.asdict(config).items()
-        if name in ("num_layers", "hidden_size", "head", "head_rank", "block_size", "taps")
+        f"{name} {value}" for name, value in dataclasses.asdict(config).items() if name in _SIZES
     )
     title = f"A drafter for {config.target}"
     table = "\n".join(["| training | |", "|---|---|", *rows])

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..drafters.dspark.config import DSparkConfig
+from ..checkpoint.base_config import CanonicalConfig
 from ..errors import InputError
 from ..targets.tap import Target
 from .checkpoints import Checkpoints, TrainingProgress
@@ -21,9 +21,10 @@ from .log import Entry, TrainingLog
 from .settings import TrainingSettings
 from .step.batches import Batches, split
 from .step.features import readout
+from .step.forward import FROZEN
 from .step.learner import TrainStep
 from .step.metrics import BlockMetrics
-from .step.network import FROZEN, Network
+from .step.network import Network
 
 LOG_EVERY = 10
 _JUDGED = 32
@@ -42,7 +43,7 @@ class InitialDrafter:
         ranking: the target's tokens by frequency, as the drafter brings them; see `rank_tokens`.
     """
 
-    config: DSparkConfig
+    config: CanonicalConfig
     tensors: dict[str, mx.array]
     identity: dict[str, Any]
     cap: float

@@ -6,12 +6,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.quantization import (
     Quantization,
     check_quantization,
     choose_quantization,
 )
-from ..drafters.dspark.config import DSparkConfig
 from ..errors import InputError
 from .step.batches import BatchSettings
 from .step.learner import Recipe
@@ -75,7 +75,7 @@ class TrainingSettings:
         """Rows whose logits over a vocabulary exist at once."""
         return self.chunk or max(_ROWS // vocabulary, 64)
 
-    def quantization(self, config: DSparkConfig) -> Quantization | None:
+    def quantization(self, config: CanonicalConfig) -> Quantization | None:
         """What a drafter is trained to be stored as; None for plain weights."""
         if not self.qat_bits:
             return None

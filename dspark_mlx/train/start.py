@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.fingerprint import weights_digest
 from ..checkpoint.hub import hub_name
 from ..checkpoint.layout import DRAFT_IDS
@@ -17,9 +18,10 @@ from ..errors import InputError
 from ..pairs.stored import read_drafter
 from ..targets.compatibility import check_pair
 from ..targets.tap import Target
-from .new_drafter import DrafterDesign, first_weights, new_config
+from .new_drafter import DrafterDesign, first_weights, needs_mask, new_config
 from .run import InitialDrafter
 from .step.features import logit_cap, spare_token
+from .step.methods import FORWARDS
 
 
 def target_name(model: str | None, folder: Path) -> str:
@@ -46,10 +48,9 @@ def new_drafter(decoder: Decoder, design: DrafterDesign, seed: int, name: str) -
     """
     target, folder = decoder.engine.target, decoder.target_folder
     cap = logit_cap(target, decoder.config, folder)
-    mask = design.mask_token_id
-    if mask is None:
-        mask = spare_token(decoder.tokenizer, target)
-    config = new_config(design, target, decoder.config, name, mask, cap)
+    if design.mask_token_id is None and needs_mask(design):
+        design = dataclasses.replace(design, mask_token_id=spare_token(decoder.tokenizer, target))
+    config = new_config(design, target, decoder.config, name, cap)
     return InitialDrafter(
         config, first_weights(config, seed), {"begun_from": "nothing", "seed": seed}, cap
     )
@@ -64,14 +65,15 @@ def published_drafter(decoder: Decoder, drafter: str | Path, name: str) -> Initi
         name: the target's, see `target_name`; used where the drafter names none.
 
     Raises:
-        InputError: see `load`; or DSpark's objective does not train a drafter of its method,
-            or one that embeds noise levels.
+        InputError: see `load`; or a drafter of a method that is not trained, or one that embeds
+            noise levels.
     """
     target, folder = decoder.engine.target, decoder.target_folder
     found = read_drafter(drafter, calibrated=False)  # what is trained is calibrated anew
     config, tensors = found.config, found.tensors
-    if not isinstance(config, DSparkConfig) or config.noise_width:
-        raise InputError(drafter, config.summary, "a DSpark or DFlash drafter")
+    noisy = isinstance(config, DSparkConfig) and config.noise_width > 0
+    if config.METHOD not in FORWARDS or noisy:
+        raise InputError(drafter, config.summary, f"a drafter of {', '.join(FORWARDS)}")
     check_pair(config, drafter, target, folder)
     stored = DrafterTensors(config, tensors, mx.float32, dequantize=True)
     plain = {name: make() for name, make in stored.plain().items()}
@@ -85,6 +87,6 @@ def published_drafter(decoder: Decoder, drafter: str | Path, name: str) -> Initi
     )
 
 
-def tapped(decoder: Decoder, config: DSparkConfig) -> Target:
+def tapped(decoder: Decoder, config: CanonicalConfig) -> Target:
     """The decoder's target, tapped at the layers that a drafter reads."""
     return Target(decoder.engine.target.model, config.taps, decoder.target_folder)

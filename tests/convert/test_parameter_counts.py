@@ -9,7 +9,7 @@ import pytest
 from dspark_mlx.checkpoint.layout import stored_shapes
 from dspark_mlx.drafters.dflash2.config import DFlash2Config
 from dspark_mlx.drafters.dspark.config import DSparkConfig
-from dspark_mlx.drafters.eagle3 import Eagle3Config
+from dspark_mlx.drafters.eagle3.config import Eagle3Config
 
 
 def shaped(hidden, inner, heads, kv_heads, head_dim, vocab, taps, **others) -> DSparkConfig:

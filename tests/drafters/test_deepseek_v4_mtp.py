@@ -71,7 +71,7 @@ def expected(folder, drafter, copies):
     """Logits behind each row, by the target's layer with a window, over the whole text at once."""
     args = ModelArgs.from_dict(read("config"))
     args = dataclasses.replace(args, compress_ratios=[0] * 8)
-    layer, weights = TargetLayer(args, 3), drafter._weights
+    layer, weights = TargetLayer(args, 3), drafter._rows._weights
     stored = read_drafter(folder).tensors
     own = loadable({n: t for n, t in stored.items() if n.startswith("layers.0.")}, args)
     own = {name.removeprefix("layers.0."): tensor for name, tensor in own.items()}
@@ -85,7 +85,7 @@ def expected(folder, drafter, copies):
     embedded = mx.fast.rms_norm(model().embed(TOKENS[1:]), weights.embedding_norm, 1e-6)
     x = (normed + (embedded @ weights.embedding.weight.T)[:, None])[None]
     behind = layer(x, layer.attn.make_cache(), TOKENS[None, 1:])
-    reduced = drafter._reduction(behind)[0]
+    reduced = drafter._rows._reduction(behind)[0]
     return model().lm_head(mx.fast.rms_norm(reduced, weights.norm, 1e-6))
 
 

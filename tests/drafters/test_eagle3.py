@@ -22,7 +22,8 @@ from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.convert.packagings import PACKAGINGS
 from dspark_mlx.drafters.assemble import assemble
 from dspark_mlx.drafters.dspark.config import DSparkConfig
-from dspark_mlx.drafters.eagle3 import Eagle3Config, Eagle3Drafter
+from dspark_mlx.drafters.eagle3.config import Eagle3Config
+from dspark_mlx.drafters.eagle3.rows import Eagle3Rows
 from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.errors import InputError
 from dspark_mlx.system.files import read_json
@@ -302,34 +303,34 @@ def _feature_first(honest):
 def test_a_wrong_input_is_seen(case, monkeypatch, wrong):
     """Fixtures on which the layer's input does not matter."""
     drafter = case.drafter(case.convert())
-    monkeypatch.setattr(Eagle3Drafter, "_inputs", wrong(Eagle3Drafter._inputs))
+    monkeypatch.setattr(Eagle3Rows, "inputs", wrong(Eagle3Rows.inputs))
     assert not close(case.first(drafter).logits, case.expected(ROUNDS[0]).logits)
 
 
 def test_a_normed_feature_is_seen(case, monkeypatch):
     """As above for what is added to the attention's output: the feature as it came, not normed."""
     drafter = case.drafter(case.convert())
-    honest = Eagle3Drafter._features
+    honest = Eagle3Rows.features
 
     def features(self, taps):
         return mx.fast.rms_norm(honest(self, taps), None, 1e-6)
 
-    monkeypatch.setattr(Eagle3Drafter, "_features", features)
+    monkeypatch.setattr(Eagle3Rows, "features", features)
     assert not close(case.first(drafter).logits, case.expected(ROUNDS[0]).logits)
 
 
 def test_a_normed_state_that_is_fed_back_is_seen(case, monkeypatch):
     """As above for the state: only the slots after the first can tell."""
     drafter = case.drafter(case.convert())
-    honest = Eagle3Drafter._step
+    honest = Eagle3Rows.newest
 
     def step(self, cache, features, tokens):
         if features.shape[0] == 1 and cache.offset >= ROUNDS[0]:
-            eps = self.config.rms_norm_eps
-            features = mx.fast.rms_norm(features, self._weights.norm, eps)
+            eps = self._config.rms_norm_eps
+            features = mx.fast.rms_norm(features, self.weights.norm, eps)
         return honest(self, cache, features, tokens)
 
-    monkeypatch.setattr(Eagle3Drafter, "_step", step)
+    monkeypatch.setattr(Eagle3Rows, "newest", step)
     draft, expected = case.first(drafter), case.expected(ROUNDS[0])
     assert close(draft.logits[0], expected.logits[0])
     assert not close(draft.logits[1], expected.logits[1])

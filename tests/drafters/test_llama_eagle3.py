@@ -19,7 +19,7 @@ from dspark_mlx.checkpoint.layout import check_tensors
 from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.assemble import assemble
-from dspark_mlx.drafters.eagle3 import Eagle3Config
+from dspark_mlx.drafters.eagle3.config import Eagle3Config
 from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.errors import InputError
 from dspark_mlx.system.files import read_json

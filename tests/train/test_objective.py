@@ -16,8 +16,9 @@ from dspark_mlx.checkpoint.safetensors import read_tensors
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
 from dspark_mlx.train.step.features import readout
+from dspark_mlx.train.step.forward import FROZEN, Features, TrainingBatch
 from dspark_mlx.train.step.metrics import BlockMetrics
-from dspark_mlx.train.step.network import FROZEN, Features, Network, TrainingBatch
+from dspark_mlx.train.step.network import Network
 from dspark_mlx.train.step.objective import Objective
 
 LENGTH = 14

@@ -86,32 +86,84 @@ class MTPWeights:
     norm: mx.array
 
 
-class DeepseekV4MTPDrafter(ChainDrafter):
-    """The plain prediction layer of DeepSeek V4, see `base.Drafter`.
+class DeepseekV4MTPRows:
+    """See `chain.ChainRows`.
 
     Args:
         config: the canonical configuration.
         weights: see `MTPWeights`.
         stages: the layer and the reduction behind it.
-        embed, output, calibrations: see `ChainDrafter`.
+        embed: token ids `[n]` to embeddings `[n, hidden]`.
     """
 
-    CONFIG: ClassVar[type[CanonicalConfig]] = DeepseekV4MTPConfig
-
     def __init__(
-        self,
-        config: DeepseekV4MTPConfig,
-        weights: MTPWeights,
-        stages: Stages,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
+        self, config: DeepseekV4MTPConfig, weights: MTPWeights, stages: Stages, embed: Embed
     ) -> None:
-        super().__init__(config, config.window, embed, output, calibrations)
+        self._config = config
         self._weights = weights
+        self._embed = embed
         self._reduction = stages.hc_head
         self._layer = stages.layers[0]
-        self._copies = config.copies
+
+    def features(self, taps: mx.array) -> mx.array:
+        """See `ChainRows`; all copies side by side."""
+        return taps.astype(self._weights.norm.dtype)
+
+    def _streams(self, features: mx.array, tokens: mx.array) -> mx.array:
+        """The layer's input, `[1, rows, copies, hidden]`; arguments as for `newest`."""
+        weights, dtype = self._weights, features.dtype
+        copies = self._norm(
+            mx.unflatten(features, -1, (self._config.copies, -1)), weights.hidden_norm
+        )
+        embedded = self._norm(self._embed(tokens).astype(dtype), weights.embedding_norm)
+        rows, count, hidden = copies.shape
+        projected = weights.hidden(copies.reshape(rows * count, hidden)).reshape(copies.shape)
+        return (projected + weights.embedding(embedded)[:, None])[None]
+
+    def write(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> None:
+        """See `ChainRows`."""
+        streams, layer = self._streams(features, tokens), self._layer
+        into, _, _ = layer.hc_attn(streams)
+        self._latent_rows(cache, layer.attn_norm(reduce(streams, into)))
+
+    def newest(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> mx.array:
+        """See `ChainRows`; the output is all copies side by side."""
+        if features.shape[0] > 1:
+            self.write(cache, features[:-1], tokens[:-1])
+        attn, start = self._layer.attn, cache.offset
+
+        def attend(x: mx.array) -> mx.array:
+            queries = attn.queries(attn.low_rank_queries(x), start)
+            seen = self._latent_rows(cache, x)[:, -self._config.window :]
+            return attn.output(attn.attend(queries, seen, None), start)
+
+        streams, _ = self._layer.run(self._streams(features[-1:], tokens[-1:]), attend)
+        return streams[0].flatten(-2)
+
+    def _latent_rows(self, cache: ContextCache, x: mx.array) -> mx.array:
+        """Append the latent rows of normed inputs; all that are held, `[1, rows, width]`."""
+        rows = self._layer.attn.rows(x, cache.offset)[:, None]
+        # A latent row is key and value.
+        held, _ = cache.update_and_fetch(rows, rows)
+        return held.squeeze(1)
+
+    def readout_row(self, state: mx.array) -> mx.array:
+        """See `ChainRows`."""
+        streams = mx.unflatten(state, -1, (self._config.copies, -1))[None]
+        return self._norm(self._reduction(streams).squeeze(0), self._weights.norm)
+
+    def fed_back(self, state: mx.array, readout_row: mx.array) -> mx.array:
+        """See `ChainRows`."""
+        return state
+
+    def _norm(self, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, weight, self._config.rms_norm_eps)
+
+
+class DeepseekV4MTPDrafter(ChainDrafter):
+    """The plain prediction layer of DeepSeek V4, see `base.Drafter`."""
+
+    CONFIG: ClassVar[type[CanonicalConfig]] = DeepseekV4MTPConfig
 
     @classmethod
     def load(
@@ -132,52 +184,5 @@ class DeepseekV4MTPDrafter(ChainDrafter):
         )
         stages = Stages.of(config.args, tensors)
         mx.eval(arrays_of([weights, stages]))
-        return cls(config, weights, stages, embed, output, calibrations)
-
-    def _features(self, taps: mx.array) -> mx.array:
-        """See `ChainDrafter`; all copies side by side."""
-        return taps.astype(self._weights.norm.dtype)
-
-    def _streams(self, features: mx.array, tokens: mx.array) -> mx.array:
-        """The layer's input, `[1, rows, copies, hidden]`; arguments as for `_step`."""
-        weights, dtype = self._weights, features.dtype
-        copies = self._norm(mx.unflatten(features, -1, (self._copies, -1)), weights.hidden_norm)
-        embedded = self._norm(self._embed(tokens).astype(dtype), weights.embedding_norm)
-        rows, count, hidden = copies.shape
-        projected = weights.hidden(copies.reshape(rows * count, hidden)).reshape(copies.shape)
-        return (projected + weights.embedding(embedded)[:, None])[None]
-
-    def _write(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> None:
-        """See `ChainDrafter`."""
-        streams, layer = self._streams(features, tokens), self._layer
-        into, _, _ = layer.hc_attn(streams)
-        self._latent_rows(cache, layer.attn_norm(reduce(streams, into)))
-
-    def _step(self, cache: ContextCache, features: mx.array, tokens: mx.array) -> mx.array:
-        """See `ChainDrafter`; the output is all copies side by side."""
-        if features.shape[0] > 1:
-            self._write(cache, features[:-1], tokens[:-1])
-        attn, start = self._layer.attn, cache.offset
-
-        def attend(x: mx.array) -> mx.array:
-            queries = attn.queries(attn.low_rank_queries(x), start)
-            seen = self._latent_rows(cache, x)[:, -self._window :]
-            return attn.output(attn.attend(queries, seen, None), start)
-
-        streams, _ = self._layer.run(self._streams(features[-1:], tokens[-1:]), attend)
-        return streams[0].flatten(-2)
-
-    def _latent_rows(self, cache: ContextCache, x: mx.array) -> mx.array:
-        """Append the latent rows of normed inputs; all that are held, `[1, rows, width]`."""
-        rows = self._layer.attn.rows(x, cache.offset)[:, None]
-        # A latent row is key and value.
-        held, _ = cache.update_and_fetch(rows, rows)
-        return held.squeeze(1)
-
-    def _readout_row(self, state: mx.array) -> mx.array:
-        """See `ChainDrafter`."""
-        streams = mx.unflatten(state, -1, (self._copies, -1))[None]
-        return self._norm(self._reduction(streams).squeeze(0), self._weights.norm)
-
-    def _norm(self, x: mx.array, weight: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, weight, self.config.rms_norm_eps)
+        rows = DeepseekV4MTPRows(config, weights, stages, embed)
+        return cls(config, config.window, rows, embed, output, calibrations)

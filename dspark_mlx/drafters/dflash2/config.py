@@ -8,14 +8,9 @@ from typing import Any, ClassVar
 
 from ...checkpoint.number_ranges import check_within
 from ...errors import InputError
+from ..convolution import BASE, KERNEL, SIDES, SUBLAYERS
 from ..dspark.config import BlockConfig
 from .selector import PREDECESSOR, PROJECTION, SUCCESSOR
-
-SUBLAYERS = ("attention_conv", "mlp_conv")
-"""Names of the convolutions around a layer's attention and around its MLP."""
-
-BASE, KERNEL = "base_kernel", "kernel_projection"
-_SIDES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +52,17 @@ class DFlash2Config(BlockConfig):
         """Whether the sublayers are convolved."""
         return self.conv_kernel_size > 0
 
+    @property
+    def convolved_rows(self) -> int:
+        """See `CanonicalConfig.convolved_rows`."""
+        return self.block_size if self.has_convolutions else 0
+
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
         """See `CanonicalConfig.matrix_shapes`."""
         shapes = super().matrix_shapes()
         if self.has_convolutions:
             groups = self.hidden_size // self.conv_group_size
-            rows = _SIDES * self.conv_kernel_size * groups
+            rows = SIDES * self.conv_kernel_size * groups
             for name in self._convolutions():
                 shapes[f"{name}.{KERNEL}"] = (rows, self.hidden_size)
         shapes[PREDECESSOR] = shapes[SUCCESSOR] = (self.vocab_size, self.selector_rank)
@@ -73,7 +73,7 @@ class DFlash2Config(BlockConfig):
         """See `CanonicalConfig.vector_shapes`."""
         shapes = super().vector_shapes()
         if self.has_convolutions:
-            kernel = (_SIDES, self.conv_kernel_size, self.hidden_size)
+            kernel = (SIDES, self.conv_kernel_size, self.hidden_size)
             shapes |= {f"{name}.{BASE}": kernel for name in self._convolutions()}
         return shapes
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import mlx.core as mx
@@ -16,12 +15,11 @@ from ...types import Draft
 from ..base import DrafterContext, Embed
 from ..batch import Wanted
 from ..block import BlockBuilder, EachPick
-from ..convolution import Convolution
 from ..dspark.backbone import Backbone, Weights
 from ..dspark.parallel import ParallelDrafter
 from ..tensors import DrafterTensors
 from ..vocabulary import DraftOutput, Readout
-from .config import BASE, KERNEL, SUBLAYERS, DFlash2Config
+from .config import DFlash2Config
 from .selector import Selector
 
 
@@ -61,7 +59,7 @@ class DFlash2Drafter(ParallelDrafter):
         calibrations: Calibrations | None = None,
     ) -> DFlash2Drafter:
         """See `DraftingMethod.load`."""
-        weights = _convolved(config, Weights.load(config, tensors), tensors)
+        weights = Weights.load(config, tensors)
         selector = Selector.load(config.selector_top_k, tensors)
         mx.eval(arrays_of([weights, selector]))
         backbone = Backbone(config, weights, tensors.dtype)
@@ -89,19 +87,3 @@ class DFlash2Drafter(ParallelDrafter):
         anchors = mx.concatenate([each.anchor for each in wanted])
         self._selector.fill(block, readout, anchors, base, hidden)
         return block.drafts(base, picks.weights)
-
-
-def _convolved(config: DFlash2Config, weights: Weights, tensors: DrafterTensors) -> Weights:
-    """The weights with the convolutions of their layers, if they have any."""
-    if not config.has_convolutions:
-        return weights
-
-    def convolution(name: str) -> Convolution:
-        base, kernel = tensors.vector(f"{name}.{BASE}"), tensors.matrix(f"{name}.{KERNEL}")
-        return Convolution(base, kernel, config.block_size)
-
-    layers = []
-    for i, layer in enumerate(weights.layers):
-        attention, mlp = (convolution(f"layers.{i}.{name}") for name in SUBLAYERS)
-        layers.append(replace(layer, attention_convolution=attention, mlp_convolution=mlp))
-    return replace(weights, layers=tuple(layers))

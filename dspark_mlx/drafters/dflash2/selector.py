@@ -42,6 +42,15 @@ class Selector:
         predecessor, successor = tensors.matrix(PREDECESSOR), tensors.matrix(SUCCESSOR)
         return cls(predecessor, successor, tensors.matrix(PROJECTION), top_k)
 
+    def vector(self, previous: mx.array, hidden: mx.array) -> mx.array:
+        """A[a] * (P h), whose product with the rows of B is added to the logits, `[n, rank]`.
+
+        Args:
+            previous: the token before each slot, int `[n]`.
+            hidden: the slots' rows, `[n, hidden]`.
+        """
+        return self.predecessor.rows(previous) * self.projection(hidden)
+
     def fill(
         self,
         block: BlockBuilder,

@@ -14,6 +14,8 @@ from .block import FAMILIES, REFUSALS, attends_first, block_shapes
 
 BLOCK = "block"
 """Prefix of the tensors of the head's layers."""
+TARGET_NORM = "target_norm"
+"""Name, without `.weight`, of the target's final norm, which is stored but not learnt."""
 
 STATES = ("raw", "normed")
 ORDERS = ("embedding", "hidden")
@@ -90,7 +92,7 @@ class MTPConfig(CanonicalConfig):
     def vector_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `CanonicalConfig.vector_shapes`."""
         _, others = block_shapes(self.family, self.arguments)
-        names = ("embedding_norm", "hidden_norm", "norm", "target_norm")
+        names = ("embedding_norm", "hidden_norm", "norm", TARGET_NORM)
         shapes: dict[str, tuple[int, ...]] = {f"{n}.weight": (self.hidden_size,) for n in names}
         return shapes | {f"{BLOCK}.{name}": shape for name, shape in others.items()}
 

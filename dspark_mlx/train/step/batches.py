@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..data.corpus import Corpus
-from .network import TrainingBatch
+from .forward import TrainingBatch
 
 
 @dataclass(frozen=True)

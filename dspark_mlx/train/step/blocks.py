@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ...drafters.dspark.config import Attention, DSparkConfig
+from ...drafters.convolution import convolved
+from ...drafters.dspark.config import Attention, BlockConfig
 from ...drafters.layers import LayerParts
 from ...drafters.tensors import DrafterTensors
 
@@ -37,7 +38,7 @@ def anchor_mask(kind: Attention, anchors: mx.array, length: int, rows: int) -> m
     """The mask of the blocks' attention to the columns [context, blocks].
 
     Args:
-        kind: attention of the layer, see `DSparkConfig.attention_of`.
+        kind: attention of the layer, see `BlockConfig.attention_of`.
         anchors: positions of the anchors, int32 `[batch, anchors]`.
         length: length of the texts, which is the number of context columns.
         rows: rows of a block.
@@ -65,7 +66,7 @@ def anchor_mask(kind: Attention, anchors: mx.array, length: int, rows: int) -> m
 
 def block_hidden(
     stored: DrafterTensors,
-    config: DSparkConfig,
+    config: BlockConfig,
     blocks: TrainingBlocks,
     *,
     checkpoint: bool = False,
@@ -99,7 +100,7 @@ def block_hidden(
 
 def _layer_forward(
     stored: DrafterTensors,
-    config: DSparkConfig,
+    config: BlockConfig,
     parts: LayerParts,
     name: str,
     anchors: mx.array,
@@ -123,6 +124,7 @@ def _layer_forward(
         own = dataclasses.replace(stored, tensors=tensors)
         layer, qkv = own.layer(name), own.qkv(name)
         normed = mx.fast.rms_norm(x, layer.input_norm, config.rms_norm_eps)
+        normed, outward = convolved(layer.attention_convolution, normed)
         queries, kv = mx.split(qkv(normed), [config.query_size], axis=-1)
         heads, gate = parts.queries(layer, queries, positions)
         own_keys, own_values = parts.keys_values(layer, kv, positions)
@@ -135,8 +137,7 @@ def _layer_forward(
             mx.concatenate([values, by_text(own_values)], axis=2),
             mask,
         )
-        return parts.finish(
-            layer, x, parts.project(layer, by_block(attended), gate).reshape(x.shape)
-        )
+        projected = parts.project(layer, by_block(attended), gate).reshape(x.shape)
+        return parts.finish(layer, x, outward(projected))
 
     return run

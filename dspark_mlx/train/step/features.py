@@ -8,13 +8,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.layout import DRAFT_IDS
 from ...checkpoint.linear import Matrix
 from ...drafters.assemble import capped
-from ...drafters.dspark.config import DSparkConfig
 from ...errors import InputError
 from ...targets.tap import PROBE, Target, probe_logits
-from .network import Features
+from .forward import Features
 from .objective import TrainingReadout
 
 _CLOSE = 2e-2
@@ -55,7 +55,7 @@ def logit_cap(target: Target, config: Mapping[str, Any], where: object) -> float
 
 
 def readout(
-    config: DSparkConfig, frozen: Mapping[str, mx.array], target: Target, cap: float
+    config: CanonicalConfig, frozen: Mapping[str, mx.array], target: Target, cap: float
 ) -> TrainingReadout:
     """The functions from hidden states to logits, for a drafter in training and its target.
 

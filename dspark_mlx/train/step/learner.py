@@ -15,8 +15,9 @@ from ...checkpoint.quantization import Quantization
 from ...errors import InputError
 from ...targets.tap import Target
 from .features import target_features
+from .forward import FROZEN, Features, TrainingBatch
 from .metrics import BlockMetrics
-from .network import FROZEN, Features, Network, TrainingBatch
+from .network import Network
 from .qat import fake_quantized
 
 

@@ -24,12 +24,15 @@ class Objective:
         l1: weight of the L1 distance to the target's distribution; half of it is the probability
             that sampling rejects a draft.
         confidence: weight of the confidence head's cross-entropy to the probability of acceptance.
+        base: weight of both distances for the logits without corrections, where these decide which
+            tokens can be drafted.
         decay: slot k (from 1) has the weight exp(-(k - 1) / decay); 0 gives all slots equal weight.
     """
 
     ce: float = 0.1
     l1: float = 0.9
     confidence: float = 1.0
+    base: float = 0.3
     decay: float = 4.0
 
     def check(self) -> None:
@@ -38,7 +41,7 @@ class Objective:
         Raises:
             InputError: a weight is below 0, or `ce` and `l1` are both 0.
         """
-        for name in ("ce", "l1", "confidence", "decay"):
+        for name in ("ce", "l1", "confidence", "base", "decay"):
             if not getattr(self, name) >= 0:
                 raise InputError(name, getattr(self, name), "a weight of 0 or more")
         if not self.ce + self.l1 > 0:

@@ -1,0 +1,1 @@
+"""Eagle3: one layer that drafts a block token by token from the target's features."""
