@@ -78,19 +78,23 @@ class ContextCache:
 class TextCache:
     """Keys and values of a chain's steps over whole texts, in training.
 
+    Args:
+        steps: those of the steps before.
+
     Attributes:
         offset: position of the first row of every step, which has a row for each position.
+        steps: keys and values of all steps.
     """
 
     offset = 0
 
-    def __init__(self) -> None:
-        self._steps: list[tuple[mx.array, mx.array]] = []
+    def __init__(self, steps: Sequence[tuple[mx.array, mx.array]] = ()) -> None:
+        self.steps = list(steps)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append a step's rows; all steps' keys and values, behind one another."""
-        self._steps.append((keys, values))
-        every_key, every_value = ([step[i] for step in self._steps] for i in range(2))
+        self.steps.append((keys, values))
+        every_key, every_value = ([step[i] for step in self.steps] for i in range(2))
         return mx.concatenate(every_key, axis=2), mx.concatenate(every_value, axis=2)
 
 

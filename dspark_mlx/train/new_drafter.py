@@ -127,13 +127,18 @@ def _check(design: DrafterDesign, target: Target) -> None:
     for option, limit in most.items():
         value = getattr(design, option)
         if value is not None:
-            check_whole(f"--{option.replace('_', '-')}", value, 1, limit)
+            check_whole(_flag(option), value, 1, limit)
     unused = [option for option in _UNUSED[design.method] if getattr(design, option) is not None]
     if unused:
-        names = ", ".join(f"--{option.replace('_', '-')}" for option in unused)
+        names = ", ".join(map(_flag, unused))
         raise InputError("--method", f"{design.method} with {names}", "a method that has these")
     if design.head is not None and design.head not in head_names():
         raise InputError("--head", repr(design.head), f"one of {', '.join(head_names())}")
+
+
+def _flag(option: str) -> str:
+    """The command's flag for a field of a design."""
+    return "--" + option.removesuffix("_id").replace("_", "-")
 
 
 def _blocks(design: DrafterDesign, common: Mapping[str, Any]) -> dict[str, Any]:

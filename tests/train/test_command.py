@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.chat_toys import END, LENGTH, chat_folder
+from helpers.slow_cases import some_slow
 from helpers.tiny_models import config_of, tiny
 from huggingface_hub import metadata_load
 from mlx.utils import tree_flatten
@@ -125,6 +126,25 @@ def test_from_goes_on_with_a_drafter(target, trained, tmp_path, capsys):
     assert 0 < moved < 0.01
 
 
+@pytest.mark.parametrize("method", some_slow(("dflash2", "eagle3", "mtp"), ("eagle3",)))
+def test_the_same_command_trains_other_methods(method, target, trained, tmp_path):
+    """A method that trains, but whose folder cannot be written, loaded or fitted further."""
+    run, further = tmp_path / "run", tmp_path / "further"
+    texts = ["--model", str(target), "--conversations", str(trained / "conversations")]
+    same = [*texts, *TEXTS, *BATCHES, "--steps", "2"]
+    made = ["--method", method, "--block-size", "4", "--intermediate-size", "40"]
+    if method == "dflash2":
+        made += ["--mask-token", "2"]
+    assert main([*same, "--to", str(run), *made]) == 0
+    assert main([*same, "--to", str(further), "--from", str(run / "drafter")]) == 0
+    decoder = dspark_mlx.load(target, further / "drafter", "full", precision="float32")
+    config = decoder.engine.drafter.config
+    assert (config.METHOD, config.gamma, config.intermediate_size) == (method, 4, 40)
+    drafted = [token for r in decoder.rounds([1, 5, 6, 0, 2], 24) for token in r.tokens]
+    plain = [token for r in decoder.plain().rounds([1, 5, 6, 0, 2], 24) for token in r.tokens]
+    assert drafted == plain
+
+
 def test_from_needs_no_calibration(target, trained, tmp_path):
     """A damaged calibration.json that stops a training which would replace it."""
     start = shutil.copytree(trained / "drafter", tmp_path / "start")
@@ -155,6 +175,7 @@ def test_choices_of_a_new_drafter_are_refused_with_from(target, trained, tmp_pat
         (("--learning-rate", "0"), "learning_rate"),
         (("--plot", "run.txt"), "run.txt"),
         (("--taps", "9"), "--taps"),
+        (("--method", "eagle3"), "eagle3 with --layers, --rank, --mask-token;"),
         (("--qat-bits", "7"), "7 bits"),
         (("--qat-bits", "4", "--qat-group-size", "48"), "group size 48"),
     ],

@@ -91,6 +91,38 @@ def test_the_forward_in_training_is_the_drafters(method, own):
     target.close()
 
 
+@pytest.mark.parametrize("method", FORWARDS)
+def test_what_is_computed_again_has_the_same_gradients(method):
+    """Weights that are constants in the backward pass, and are never learnt."""
+    target = toy_target(VOCABULARY)
+    config = example_config(target, method)
+    rng = np.random.default_rng(5)
+    batch = TrainingBatch(
+        mx.array(rng.integers(0, VOCABULARY, (1, LENGTH)).astype(np.int32)),
+        mx.array([ANCHORS]),
+        mx.ones((1, len(ANCHORS), config.gamma), dtype=mx.bool_),
+    )
+    taps = [mx.array(rng.standard_normal((1, LENGTH, HIDDEN)).astype(np.float32))] * len(
+        config.taps
+    )
+
+    def gradients(checkpoint):
+        forward = FORWARDS[method](config, target.embed, checkpoint)
+
+        def loss(tensors):
+            stored = DrafterTensors(config, tensors, mx.float32, dequantize=False)
+            hidden = forward(stored, batch, Features(taps, taps[0])).hidden
+            return mx.sin(hidden).sum()
+
+        return mx.grad(loss)(toy_tensors(config))
+
+    plain, again = gradients(False), gradients(True)
+    for name, value in plain.items():
+        assert mx.allclose(value, again[name], rtol=1e-3, atol=1e-4), name
+    assert mx.abs(plain["fc.weight"]).max().item() > 0
+    target.close()
+
+
 def test_the_mask_of_a_step_is_the_definition():
     """A row that sees the target's features of its own block, or another block's rows."""
     length, steps, window = 7, 3, 4

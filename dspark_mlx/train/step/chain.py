@@ -8,6 +8,9 @@ k - 1 gave at i - 1 with the same token, as the k-th row of the block whose firs
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TypeAlias
 
 import mlx.core as mx
 
@@ -19,8 +22,10 @@ from ...drafters.eagle3.rows import Eagle3Rows
 from ...drafters.mtp.config import MTPConfig
 from ...drafters.mtp.rows import MTPRows
 from ...drafters.tensors import DrafterTensors
-from ...errors import InputError
-from .forward import BlockRows, Features, TrainingBatch
+from .forward import FROZEN, BlockRows, Features, TrainingBatch
+
+_Written: TypeAlias = tuple[mx.array, mx.array]
+_Step: TypeAlias = Callable[[mx.array, list[_Written]], tuple[mx.array, _Written]]
 
 
 def step_mask(length: int, steps: int, window: int = 0) -> mx.array:
@@ -50,34 +55,34 @@ class _Chain:
         load: makes the rows of a drafter's tensors.
         gamma: steps.
         window: see `step_mask`.
-        checkpoint: see `FORWARDS`; it cannot be.
-
-    Raises:
-        InputError: steps were to be computed again.
+        checkpoint: whether to save memory by computing each step again in the backward pass.
     """
 
     def __init__(
         self, load: Callable[[DrafterTensors], TextRows], gamma: int, window: int, checkpoint: bool
     ) -> None:
-        if checkpoint:
-            found = "a drafter that runs once a token"
-            raise InputError("--grad-checkpoint", found, "one of whole blocks")
         self._load = load
         self._gamma = gamma
         self._window = window
+        self._checkpoint = checkpoint
 
     def __call__(
         self, stored: DrafterTensors, batch: TrainingBatch, features: Features
     ) -> BlockRows:
         """See `TrainingForward`."""
-        rows, cache = self._load(stored), TextCache()
-        length = batch.tokens.shape[1]
+        rows, length = self._load(stored), batch.tokens.shape[1]
         # The last position's next token is not there, and no block contains its row.
         tokens = mx.roll(batch.tokens, -1, 1)
-        joined, hidden = rows.features(mx.concatenate(features.taps, axis=-1)), []
+        joined = rows.features(mx.concatenate(features.taps, axis=-1))
+        hidden: list[mx.array] = []
+        written: list[_Written] = []
         for step in range(1, self._gamma + 1):
             mask = step_mask(length, step, self._window)
-            state = rows.outputs(cache, joined, tokens, mask)
+            run: _Step = partial(_run, rows, tokens, mask)
+            if self._checkpoint:
+                run = self._step_again(stored, tokens, mask)
+            state, added = run(joined, written)
+            written.append(added)
             row = rows.readout_row(state)
             # A block's first row is that of the position before its anchor.
             at = mx.clip(batch.anchors + step - 2, 0, length - 1)
@@ -85,6 +90,28 @@ class _Chain:
             joined = mx.roll(rows.fed_back(state, row), 1, 1)
         slots = mx.stack(hidden, axis=2)
         return BlockRows(slots.reshape(-1, *slots.shape[2:]))
+
+    def _step_again(self, stored: DrafterTensors, tokens: mx.array, mask: mx.array) -> _Step:
+        """A step that keeps only its inputs for the backward pass."""
+
+        def run(
+            learnt: dict[str, mx.array], joined: mx.array, written: list[_Written]
+        ) -> tuple[mx.array, _Written]:
+            own = replace(stored, tensors={**stored.tensors, **learnt})
+            return _run(self._load(own), tokens, mask, joined, written)
+
+        # MLX treats arrays in a closure as constants, which get no gradient.
+        learnt = {name: value for name, value in stored.tensors.items() if name not in FROZEN}
+        return partial(mx.checkpoint(run), learnt)
+
+
+def _run(
+    rows: TextRows, tokens: mx.array, mask: mx.array, joined: mx.array, written: list[_Written]
+) -> tuple[mx.array, _Written]:
+    """A step's outputs, and the keys and values that it wrote."""
+    cache = TextCache(written)
+    state = rows.outputs(cache, joined, tokens, mask)
+    return state, cache.steps[-1]
 
 
 class Eagle3Forward(_Chain):
