@@ -15,7 +15,7 @@ from ..system.process import program
 from ..terminal import command
 from .data.plan import DataPlan
 from .data.prompt_files import read_prompt_turns
-from .new_drafter import DESIGNS, DrafterDesign
+from .designs import DESIGNS, DrafterDesign
 from .settings import TrainingSettings
 from .step.batches import BatchSettings
 from .step.learner import Recipe

@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..pairs.stored import read_drafter
 from ..targets.compatibility import check_pair
 from ..targets.tap import Target
-from .new_drafter import DrafterDesign, first_weights, needs_mask, new_config
+from .designs import DrafterDesign
+from .new_drafter import first_weights, needs_mask, new_config
 from .run import InitialDrafter
 from .step.features import logit_cap, spare_token
 from .step.methods import FORWARDS

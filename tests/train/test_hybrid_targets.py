@@ -20,7 +20,8 @@ from dspark_mlx.convert.target import convert_target
 from dspark_mlx.targets.tap import Target
 from dspark_mlx.train.__main__ import main
 from dspark_mlx.train.data.store import Store, load_all
-from dspark_mlx.train.new_drafter import DrafterDesign, new_config
+from dspark_mlx.train.designs import DrafterDesign
+from dspark_mlx.train.new_drafter import new_config
 from dspark_mlx.train.step.features import logit_cap
 
 FLAGS = (
@@ -100,7 +101,9 @@ def test_a_new_drafter_needs_no_size_that_a_hybrid_does_not_have(name):
     target = Target(family(name), (), name)
     try:
         assert logit_cap(target, CONFIGS[name], name) == 0
-        config = new_config(DrafterDesign(taps=2), target, CONFIGS[name], name, 2, 0.0)
+        config = new_config(
+            DrafterDesign(taps=2, mask_token_id=2), target, CONFIGS[name], name, 0.0
+        )
     finally:
         target.close()
     assert (config.hidden_size, config.vocab_size) == (128, 96)

@@ -21,13 +21,8 @@ from dspark_mlx.engine.state import make_engine
 from dspark_mlx.errors import InputError
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.targets.tap import Target
-from dspark_mlx.train.new_drafter import (
-    DESIGNS,
-    DrafterDesign,
-    first_weights,
-    needs_mask,
-    new_config,
-)
+from dspark_mlx.train.designs import DESIGNS, DrafterDesign
+from dspark_mlx.train.new_drafter import first_weights, needs_mask, new_config
 from dspark_mlx.train.run import InitialDrafter, TrainingRun
 from dspark_mlx.train.step.chain import step_mask
 from dspark_mlx.train.step.forward import Features, TrainingBatch

@@ -71,7 +71,7 @@ class _Chain:
     ) -> BlockRows:
         """See `TrainingForward`."""
         rows, length = self._load(stored), batch.tokens.shape[1]
-        # The last position's next token is not there, and no block contains its row.
+        # The last position's next token is not there; no supervised slot is read from its row.
         tokens = mx.roll(batch.tokens, -1, 1)
         joined = rows.features(mx.concatenate(features.taps, axis=-1))
         hidden: list[mx.array] = []

@@ -1,6 +1,6 @@
 """Training forwards by drafting method.
 
-To make a method trainable, add its forward here, and to `new_drafter.DESIGNS` how a new drafter of
+To make a method trainable, add its forward here, and to `designs.DESIGNS` how a new drafter of
 it looks.
 """
 
