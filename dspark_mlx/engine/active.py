@@ -214,7 +214,8 @@ class ActiveRequests:
             self._schedule.changed()
         staying = [i for i, state in enumerate(members) if state in wanted]
         if batch is not None:
-            going = [request.state for request in self._requests if not request.ended]
+            keeps = self._engine.kept is not None
+            going = [each.state for each in self._requests if keeps or not each.ended]
             for i, state in enumerate(members):
                 if state in going and state not in wanted:
                     batch.leave(i)

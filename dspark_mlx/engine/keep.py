@@ -46,4 +46,5 @@ def _keep(group: Solo, reading: Reading) -> None:
     if next_step is not None:
         # It has written a row already.
         commit(group, next_step)
-    reading.end(group.states[0].tokens, group.states[0].anchor_index)
+    (state,) = group.states
+    reading.end(state.tokens, state.anchor_index, state.caches)

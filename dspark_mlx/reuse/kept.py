@@ -12,7 +12,9 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
+from ..caches import leaves
 from ..drafters.base import Drafter, DrafterContext
 from .disk import Disk
 from .parts import Border, Layout, border_of, layout_of, restore, rows_of
@@ -230,13 +232,18 @@ class Reading:
             mx.eval(border.arrays())
             self.borders[length] = border
 
-    def end(self, tokens: Sequence[int], length: int) -> None:
+    def end(self, tokens: Sequence[int], length: int, caches: list[Any]) -> None:
         """Keep what the request has read and written; it must not go on.
 
         Args:
             tokens: of the prompt and the answer.
             length: how many of them the caches and the context hold.
+            caches: the request's, which are others than at first where it was part of a batch.
         """
+        self.caches = caches
+        kinds = KVCache, QuantizedKVCache
+        # Caches of another moment would make later texts wrong, and nothing else would show it.
+        assert caches and all(c.offset == length for c in leaves(caches) if type(c) in kinds)
         if self.drafter is not None and self.context is not None:
             self.drafter.flush(self.context)
         self.note(length, last=True)

@@ -1,0 +1,90 @@
+"""Requests that decode together leave kept prompts that are right for later ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from dspark_mlx.engine.active import ActiveRequests
+from dspark_mlx.engine.state import Engine
+from dspark_mlx.sampling.make import make_sampler
+from dspark_mlx.sampling.settings import Sampling
+from dspark_mlx.types import Round
+
+from .test_hits import EXACT, cold, engine_with, prompt_of, run, tokens_of
+
+LENGTHS = ((9, 12), (20, 7), (14, 25))
+"""Tokens of each request's prompt and answer: they join and leave one after the other."""
+
+
+def together(
+    engine: Engine,
+    prompts: list[list[int]],
+    counts: list[int],
+    late: bool = False,
+    cancelled: int = 0,
+) -> list[list[Round]]:
+    """The rounds of requests that decode together.
+
+    Args:
+        engine: its kept prompts are used.
+        prompts, counts: of each request.
+        late: whether those that have ended are removed a step later than they could be.
+        cancelled: number of steps after which the last request is removed; 0 for never.
+    """
+    active = ActiveRequests(engine)
+    sampler = make_sampler(Sampling(), engine.target.vocab_size)
+    added = [
+        active.add(p, max_tokens=n, stop_tokens=(), sampler=sampler, prefill_step_size=8)
+        for p, n in zip(prompts, counts, strict=True)
+    ]
+    made: dict[object, list[Round]] = {request: [] for request in added}
+    steps = 0
+    while len(active):
+        ended = [request for request in added if request.ended]
+        for request, done in active.step():
+            assert isinstance(done, Round), done
+            made[request].append(done)
+        steps += 1
+        for request in ended if late else [r for r in added if r.ended]:
+            active.remove(request)
+        if steps == cancelled:
+            active.remove(added[-1])
+    return [made[request] for request in added]
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("name", EXACT)
+def test_second_turns_are_those_of_cold_runs(name, late):
+    """Caches of before the batch, kept as those of the whole text."""
+    engine = engine_with(name)
+    prompts = [prompt_of(length, seed=i) for i, (length, _) in enumerate(LENGTHS)]
+    counts = [count for _, count in LENGTHS]
+    for turn in range(2):
+        rounds = together(engine, prompts, counts, late)
+        assert any(done.cached_tokens for one in rounds for done in one) == bool(turn)
+        for prompt, count, one in zip(prompts, counts, rounds, strict=True):
+            assert tokens_of(one) == tokens_of(run(cold(engine), prompt, count))
+            held = len(prompt) + count - 1
+            more = [*prompt, *tokens_of(one), *prompt_of(5, seed=7)]
+            alone = run(engine, more, 10)
+            assert tokens_of(alone) == tokens_of(run(cold(engine), more, 10))
+            assert alone[0].cached_tokens >= held
+        prompts = [
+            [*prompt, *tokens_of(one), *prompt_of(3, seed=8)]
+            for prompt, one in zip(prompts, rounds, strict=True)
+        ]
+    engine.target.close()
+
+
+@pytest.mark.parametrize("name", ["full attention", "delta net and attention", "no drafter"])
+@pytest.mark.parametrize("cancelled", [7, 9])
+def test_what_a_cancelled_request_leaves_is_right(name, cancelled):
+    """A request that is taken out of a batch in the middle of its answer."""
+    engine = engine_with(name)
+    prompts = [prompt_of(length, seed=i) for i, (length, _) in enumerate(LENGTHS)]
+    rounds = together(engine, prompts, [40, 40, 40], cancelled=cancelled)
+    more = [*prompts[-1], *tokens_of(rounds[-1]), *prompt_of(5, seed=7)]
+    alone = run(engine, more, 10)
+    assert tokens_of(alone) == tokens_of(run(cold(engine), more, 10))
+    assert alone[0].cached_tokens >= len(prompts[-1])
+    engine.target.close()
