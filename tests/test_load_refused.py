@@ -42,6 +42,10 @@ def test_stop_tokens_are_checked_before_the_first_round(stop_tokens):
         ({"drafter": True}, "drafter: found True"),
         ({"drafter": None}, "found no drafter; expected a target whose drafter is known"),
         ({"drafter": False, "precision": "int3"}, "precision: found 'int3'"),
+        ({"drafter": 3}, "path: found 3"),
+        ({"drafter": False, "adapter_path": 3}, "adapter_path: found 3"),
+        ({"drafter": False, "prompt_cache_dir": ""}, "prompt_cache_dir: found ''"),
+        ({"drafter": False, "prompt_cache_dir": 3.5}, "prompt_cache_dir: found 3.5"),
     ],
 )
 def test_unusable_arguments_are_named(settings, expected):

@@ -19,6 +19,7 @@ from huggingface_hub import (
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import InputError
+from ..numbers import shown
 from ..system.files import read_json
 from ..system.staging import restored
 from ..system.strict_json import check_text
@@ -170,8 +171,11 @@ def _existing(name: str | Path) -> Path | None:
     """The existing path of that name; None where there is none.
 
     Raises:
-        InputError: the name is empty, is a link to nothing, or may not be read by this user.
+        InputError: the name is no text, is empty, is a link to nothing, or may not be read by this
+            user.
     """
+    if not isinstance(name, str | Path):
+        raise InputError("path", shown(name), "a path, or a Hub id like owner/name")
     check_text("path", str(name))
     if not str(name):
         raise InputError("path", "no name", "a path, or a Hub id like owner/name")

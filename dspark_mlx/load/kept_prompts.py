@@ -17,13 +17,13 @@ from ..targets.given import network_digest
 from ..version import __version__
 
 
-def keeping_prompts(decoder: Decoder, max_bytes: int, folder: str | Path | None) -> Decoder:
+def keeping_prompts(decoder: Decoder, max_bytes: int, folder: Path | None) -> Decoder:
     """The decoder with a store of prompts, if it may take any bytes."""
     if not max_bytes:
         return decoder
     caches = decoder.engine.target.cache_settings
     start = caches.quantized_kv_start if caches.kv_bits else 0
-    disk = None if folder is None else Disk(Path(folder), _prompts_key(decoder))
+    disk = None if folder is None else Disk(folder, _prompts_key(decoder))
     kept = KeptPrompts(max_bytes, start, disk)
     return decoder.with_engine(replace(decoder.engine, kept=kept), decoder.drafter_folder)
 

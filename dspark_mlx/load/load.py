@@ -30,6 +30,7 @@ from ..schedulers.copies import WIDEST
 from ..schedulers.full import FullScheduler
 from ..schedulers.make import check_scheduler
 from ..schedulers.proposer import LOOKUP
+from ..system.files import folder_of
 from ..targets.adapter import read_adapter
 from ..targets.compatibility import check_pair
 from ..targets.deepseek_v4.machines import Machines
@@ -118,6 +119,7 @@ def load(
         check_whole("draft_window", draft_window, 1)
     caches = CacheSettings(kv_bits, kv_group_size, quantized_kv_start, max_kv_size).checked()
     max_bytes = budget(prompt_cache_bytes) if prompt_cache_bytes is not None else None
+    kept_in = None if prompt_cache_dir is None else folder_of("prompt_cache_dir", prompt_cache_dir)
     # A missing or damaged drafter is found before a large target is downloaded and loaded.
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     copies = drafter == LOOKUP
@@ -140,9 +142,7 @@ def load(
         gamma = stored.config.gamma if stored else 0
         apply_kernels(decoder.engine.target, gamma + 1 if gamma else WIDEST)
     decoder = copying(decoder) if copies else scheduled(decoder, scheduler)
-    return keeping_prompts(
-        decoder, budget(None) if max_bytes is None else max_bytes, prompt_cache_dir
-    )
+    return keeping_prompts(decoder, budget(None) if max_bytes is None else max_bytes, kept_in)
 
 
 def add_drafter(

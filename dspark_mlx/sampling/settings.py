@@ -202,8 +202,9 @@ class Sampling:
             InputError: it names the setting, its value and the range.
         """
         check_whole("top_k", self.top_k, 0)
-        for name in ("min_tokens_to_keep", *_CONTEXT_SIZES):
-            check_whole(name, getattr(self, name), 1)
+        check_whole("min_tokens_to_keep", self.min_tokens_to_keep, 1)
+        for name in _CONTEXT_SIZES:
+            check_whole(name, getattr(self, name), 1, _LONGEST)
         for name in ("seed", "logprobs"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 0)
@@ -265,6 +266,7 @@ class Sampling:
 
 with_settings("Attributes", settings_of(Sampling).values())(Sampling)
 
+_LONGEST = (1 << 31) - 1  # of a slice in MLX
 _CONTEXT_SIZES = ("repetition_context_size", "presence_context_size", "frequency_context_size")
 # Far from where sums of float32 overflow.
 _FLOAT32 = (lambda x: abs(x) <= 1e30, "finite, from -1e30 to 1e30")

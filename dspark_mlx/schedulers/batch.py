@@ -31,8 +31,8 @@ _MIN_GAIN = 1.08
 # Times that are wrong by less than this could hide that drafts pay; rounds to be timed until then.
 _DOUBT = 1.5
 _TRIED = 3
-# Standard deviations by which a request's drafts are believed to turn out well, and the judged
-# drafts that halve them: else a few unlucky blocks would park all requests.
+# Standard deviations by which drafts are believed to turn out well, and the judged drafts of all
+# requests that halve them: else a few unlucky blocks would park everybody.
 _OPTIMISM = 1.3
 _HALVED_BY = 6.0
 # Plain steps before it is looked again whether drafts pay, and before one is tried that does not
@@ -266,9 +266,9 @@ class BatchSchedule:
     def _gain(self, requests: Sequence[Candidate]) -> float:
         """Tokens per second of drafted rounds over those of plain steps, as far as is known."""
         beliefs = [each.belief for each in requests]
-        hopes = [_OPTIMISM / (1 + belief.evidence / _HALVED_BY) for belief in beliefs]
-        parts = zip(requests, beliefs, hopes, strict=True)
-        curves = [belief.survival((), hope)[: each.limit] for each, belief, hope in parts]
+        hope = _OPTIMISM / (1 + sum(belief.evidence for belief in beliefs) / _HALVED_BY)
+        parts = zip(requests, beliefs, strict=True)
+        curves = [belief.survival((), hope)[: each.limit] for each, belief in parts]
         context = _context(requests)
         _, rate = self._best(curves, context, everything=True)
         return rate * self._times.at(len(requests), PLAIN, context) / len(requests)

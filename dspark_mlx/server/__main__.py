@@ -28,9 +28,8 @@ def main(argv: list[str] | None) -> int:
     """Run the command: serve until Ctrl-C or SIGTERM; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        import uvicorn
-
         from .app import make_app
+        from .listening import Server, listener
         from .options import Options
     except ImportError as error:
         hint = 'pip install "dspark-mlx-lm[server]"'
@@ -41,6 +40,8 @@ def main(argv: list[str] | None) -> int:
     settings = sampling_settings(args) | {"prefill_step_size": args.prefill_step_size}
     Request.make(args.max_tokens, (), settings)
     variables = _object(args.chat_template_args)
+    # Before a large model is loaded for nothing.
+    socket = listener(args.host, args.port)
     decoder = flags.load_decoder(args)
     settings = with_special_tokens(settings, decoder)
     if args.generation_config:
@@ -59,7 +60,8 @@ def main(argv: list[str] | None) -> int:
         settings=settings,
         template_kwargs=variables,
     )
-    config = uvicorn.Config(
+    server = Server(
+        decoder,
         make_app(decoder, options),
         host=args.host,
         port=args.port,
@@ -70,7 +72,7 @@ def main(argv: list[str] | None) -> int:
         ws="none",
         timeout_graceful_shutdown=args.drain_seconds,
     )
-    uvicorn.Server(config).run()
+    server.run([socket])
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ..serving.handle import Answer
+from ..text.messages import plain_data
 from ..types import ToolCall
 from .events import event
 from .fields import Fields
@@ -21,6 +22,8 @@ class ResponseWriter:
 
     def __init__(self, body: Fields, generation: Generation) -> None:
         metadata = body.object("metadata")
+        # What is given back must be JSON again.
+        echoed = plain_data("metadata", metadata.data if metadata else {})
         self._head: dict[str, Any] = {
             "id": new_id("resp_"),
             "object": "response",
@@ -28,7 +31,7 @@ class ResponseWriter:
             "model": generation.options.name,
             "error": None,
             "instructions": body.get("instructions"),
-            "metadata": metadata.data if metadata else {},
+            "metadata": echoed,
             "parallel_tool_calls": body.flag("parallel_tool_calls", True),
             "previous_response_id": None,
             "store": False,

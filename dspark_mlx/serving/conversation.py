@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
+from ..numbers import shown
 from ..types import Chunk
 
 
@@ -53,6 +54,8 @@ class Conversation:
         before = self._answer() if self._answer is not None else None
         if before is not None:
             before.close()
+        if not isinstance(message, str | Mapping | Sequence):
+            raise InputError("message", shown(message), "a text, a message, or a list of messages")
         if isinstance(message, str):
             new = [{"role": "user", "content": message}]
         else:
@@ -70,7 +73,9 @@ class Conversation:
             for chunk in chunks:
                 read.append(chunk)
                 yield chunk
-        except InputError:
+        except (GeneratorExit, KeyboardInterrupt):  # the answer is left early
+            raise
+        except BaseException:
             read.clear()
             raise
         finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..numbers import shown
 from .locks import take_turns
 from .staging import restore, temporary
 from .strict_json import decode, leaves, parse_json
@@ -38,6 +39,17 @@ def cache_folder() -> Path:
         hint = "Set XDG_CACHE_HOME to a folder that can be written to."
         found = "a user without a home folder"
         raise InputError("cache folder", found, "a home folder", hint) from error
+
+
+def folder_of(where: str, value: object) -> Path:
+    """The path that a caller gave for a folder, which need not exist.
+
+    Raises:
+        InputError: it is no path, or the empty text, which would be the current folder.
+    """
+    if not isinstance(value, str | Path) or not str(value):
+        raise InputError(where, shown(value), "the path of a folder")
+    return Path(value)
 
 
 def check_output(where: str, path: Path) -> None:

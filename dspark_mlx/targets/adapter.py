@@ -13,7 +13,7 @@ from mlx_lm.utils import load_adapters
 from ..checkpoint.safetensors import read_header
 from ..errors import InputError
 from ..numbers import shown
-from ..system.files import read_json
+from ..system.files import folder_of, read_json
 from .network import refusing
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
@@ -63,7 +63,7 @@ def read_adapter(path: str | Path) -> Adapter:
         InputError: there is no such folder, it lacks a file, a file is damaged, or it holds an
             adapter of another tool.
     """
-    folder = Path(path).expanduser()
+    folder = folder_of("adapter_path", path).expanduser()
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
         raise InputError(folder, found, f"an adapter's folder, with {CONFIG} and {WEIGHTS}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,8 @@ def plain_data(where: str, value: Any) -> Any:
         value: the value, in which objects with `model_dump` may stand.
 
     Raises:
-        InputError: a part of it is something else, or half a character; the part is named.
+        InputError: a part of it is something else, half a character, or a number that is not
+            finite; the part is named.
     """
     return _data(where, value, _DEPTH)
 
@@ -97,5 +99,7 @@ def _data(where: str, value: Any, depth: int) -> Any:
         return _data(where, value.model_dump(), depth - 1)
     number = plain(value)
     if isinstance(number, int | float):
+        if not math.isfinite(number):
+            raise InputError(where, shown(number), "finite numbers")
         return int(number) if isinstance(number, int) else float(number)
     raise InputError(where, f"a {type(value).__name__}", "text, numbers, lists and mappings")

@@ -126,7 +126,28 @@ def test_a_conversation_keeps_what_was_read_and_nothing_that_was_refused(decoder
     before = talk.messages
     with pytest.raises(InputError):
         talk.send("hi", temperature=-1.0)
+    with pytest.raises(InputError, match="message: found 3"):
+        talk.send(3)
     assert talk.messages is before
+
+
+def test_an_answer_that_fails_leaves_the_conversation_as_it_was(decoder):
+    """Half an answer of a processor that raised, which the next turn would go on from."""
+    talk = decoder.conversation()
+    list(talk.send("hi", max_tokens=4))
+    before = talk.messages
+
+    start = len(decoder.encode([*before, HI]))
+
+    def breaks(tokens, logits):
+        if tokens.size > start + 6:
+            raise ValueError("broken")
+        return logits
+
+    answer = talk.send("hi", max_tokens=40, logits_processors=[breaks])
+    with pytest.raises(ValueError, match="broken"):
+        list(answer)
+    assert talk.messages == before
 
 
 def test_the_next_message_ends_an_answer_that_was_left(decoder):

@@ -158,3 +158,24 @@ def test_no_body_breaks_the_server(http, request, count):
             assert last == "[DONE]" or "error" not in last or is_refusal(path, 400, last), told
     print(statuses)
     assert statuses[200] > count // 20 and statuses[400] > count // 5
+
+
+@pytest.mark.parametrize(
+    ("path", "own", "named"),
+    [
+        ("/v1/responses", '"metadata": {"a": NaN}', "metadata.a"),
+        ("/v1/responses", '"metadata": {"a": 1e999}', "metadata.a"),
+        ("/v1/responses", '"metadata": {"a": "\\ud800"}', "metadata.a"),
+        ("/v1/responses", '"metadata": {"\\ud800": "a"}', "metadata"),
+        ("/v1/completions", '"frequency_context_size": 1099511627776', "frequency_context_size"),
+        ("/v1/completions", '"repetition_context_size": 2147483648', "repetition_context_size"),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_no_answer_can_hold_is_refused_before_it_is_made(http, path, own, named, stream):
+    """A 500, or a stream without a byte, after the whole answer was computed."""
+    body = json.dumps(BODIES[path] | {"stream": stream})
+    content = f"{body[:-1]}, {own}}}"
+    found = http.post(path, content=content, headers={"content-type": "application/json"})
+    assert found.status_code == 400 and is_refusal(path, 400, found.json()), found.text
+    assert named in found.json()["error"]["message"]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -27,12 +32,26 @@ pytest.importorskip("prometheus_client", reason="the extra server is not install
         (["--api-key-file", "/nowhere/key"], "/nowhere/key"),
         (["--temp", "-1"], "temperature"),
         (["--chat-template-args", "[]"], "--chat-template-args"),
+        (["--host", "nope.invalid", "--api-key-file", "KEY"], "nope.invalid"),
     ],
 )
-def test_what_is_unsafe_or_wrong_is_refused_before_a_model_loads(flags, said):
+def test_what_is_unsafe_or_wrong_is_refused_before_a_model_loads(flags, said, tmp_path):
     """A server open to the network without a key; minutes of loading before an error."""
+    key = tmp_path / "key"
+    key.write_text("secret")
+    flags = [str(key) if flag == "KEY" else flag for flag in flags]
     with pytest.raises(InputError, match=said):
         server.main(["--model", "/nowhere", *flags])
+
+
+def test_a_port_that_is_taken_is_refused_before_a_model_loads():
+    """A model that is loaded for a server which cannot listen."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port}, which cannot"):
+            server.main(["--model", "/nowhere", "--port", str(port)])
 
 
 def test_mlx_lms_flags_are_taken():
@@ -56,35 +75,78 @@ def test_mlx_lms_flags_are_taken():
     assert args.allowed_origins == ["http://a:1", "http://b"] and args.port == 8081
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_and_drains(tmp_path, number):
-    """Ctrl-C that cuts an answer off, a traceback, or a process that stays."""
-    folder = worded_target(tmp_path / "target", max_position_embeddings=256)
+@contextlib.contextmanager
+def started(folder):
+    """A server's process and its address; what it says later is in `stderr`."""
     command = [sys.executable, "-m", "dspark_mlx.server", "--model", str(folder), "--no-drafter"]
     process = subprocess.Popen(
         [*command, "--port", "0"], stderr=subprocess.PIPE, text=True, bufsize=1
     )
     assert process.stderr is not None
     said = ""
-    while "running on" not in said:
-        line = process.stderr.readline()
-        assert line, said
-        said += line
-    address = said.rsplit("running on ", 1)[1].split()[0]
-    body = (
-        b'{"messages": [{"role": "user", "content": "w5 w6"}], "max_tokens": 100, "stream": true}'
-    )
+    try:
+        while "running on" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        yield process, said.rsplit("running on ", 1)[1].split()[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def asked(address: str, tokens: int, stream: bool) -> urllib.request.Request:
+    message = {"role": "user", "content": "w5 w6"}
+    body = {"messages": [message], "max_tokens": tokens, "stream": stream}
     kind = {"content-type": "application/json"}
-    request = urllib.request.Request(f"{address}/v1/chat/completions", body, kind)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        assert answer.readline().startswith(b"data: ")
-        process.send_signal(number)
-        time.sleep(0.05)
-        assert answer.read().endswith(b"data: [DONE]\n\n")
-    rest = process.stderr.read()
-    assert process.wait(30) == (130 if number == signal.SIGINT else -signal.SIGTERM)
+    url = f"{address}/v1/chat/completions"
+    return urllib.request.Request(url, json.dumps(body).encode(), kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_and_drains(tmp_path, number):
+    """Ctrl-C that cuts an answer off, a traceback, or a process that stays."""
+    folder = worded_target(tmp_path / "target", max_position_embeddings=256)
+    with started(folder) as (process, address):
+        with urllib.request.urlopen(asked(address, 100, True), timeout=30) as answer:
+            assert answer.readline().startswith(b"data: ")
+            process.send_signal(number)
+            time.sleep(0.05)
+            assert answer.read().endswith(b"data: [DONE]\n\n")
+        rest = process.stderr.read()
+        assert process.wait(30) == (130 if number == signal.SIGINT else -signal.SIGTERM)
+        assert "Traceback" not in rest
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_answers_and_says_so(tmp_path):
+    """Answers that go on, connections cut without a word, tracebacks."""
+    folder = worded_target(tmp_path / "target", max_position_embeddings=16384)
+    told: list[tuple[int, str]] = []
+
+    def whole(address: str) -> None:
+        try:
+            urllib.request.urlopen(asked(address, 16000, False), timeout=60)
+        except urllib.error.HTTPError as error:
+            told.append((error.code, error.read().decode()))
+
+    with started(folder) as (process, address):
+        waiting = threading.Thread(target=whole, args=(address,))
+        waiting.start()
+        with urllib.request.urlopen(asked(address, 16000, True), timeout=60) as answer:
+            assert answer.readline().startswith(b"data: ")
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.5)
+            last = answer.read()
+        waiting.join(60)
+        rest = process.stderr.read()
+        assert process.wait(30) == 130
     assert "Traceback" not in rest
+    assert b"shutting_down" in last
+    ((code, message),) = told
+    assert code == 503 and "shutting down" in message
 
 
 def test_recommended_settings_yield_to_flags():
