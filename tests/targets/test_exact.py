@@ -272,6 +272,7 @@ def test_an_exact_kernel_stands_in_where_it_is_exact(way):
     for layer in target._layers:
         faulty(layer.mlp.up_proj, lambda y, rows: y * (1 + 2.0**-20) if rows > 1 else y)
     expected = decoded(plain(target))[:2]
+    assert decoded(toy_pair(target, FullScheduler()))[:2] != expected
     kernel = ExactKernel(0.5 if way == "bent" else 0.0)
     make_exact(
         target,
