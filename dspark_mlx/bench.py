@@ -211,6 +211,7 @@ def _report(
         "repeats": args.repeats,
         "draft_vocabulary": args.draft_vocabulary,
         "caches": decoder.engine.target.cache_settings.key(),
+        "exact": decoder.exact,
         "prompts": "shipped" if args.prompts == SAMPLE else "own",
     }
     return make_report(

@@ -122,7 +122,7 @@ def _turn(
         return False
     print(painter.close() if painter else "", flush=True)
     if args.stats and chunk:
-        print(statistics_line(chunk.statistics), file=sys.stderr)
+        print(statistics_line(chunk.statistics, args.exact), file=sys.stderr)
     return chunk is not None
 
 

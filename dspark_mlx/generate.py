@@ -76,7 +76,8 @@ def _print_texts(
         if args.json:
             command.print_json(_report(output))
         elif args.stats and output.chunks:
-            print(statistics_line(output.chunks[-1].statistics), file=sys.stderr)
+            line = statistics_line(output.chunks[-1].statistics, decoder.exact)
+            print(line, file=sys.stderr)
         if args.explain and not args.json:
             lines = [explained(done, i) for i, done in enumerate(output.rounds) if not done.prefill]
             print("\n".join(lines), file=sys.stderr)

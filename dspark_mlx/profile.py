@@ -94,7 +94,7 @@ def _pair(args: argparse.Namespace) -> Pair:
     # Other schedulers could find or measure a profile themselves while the pair is loaded.
     args.scheduler = "full"
     # What kernels can do here is part of what is measured.
-    args.kernels = args.kernels is not False
+    args.kernels = args.kernels is not False and not args.exact
     decoder = flags.load_decoder(args, advises=not args.forget)
     return Pair.of(decoder)
 

@@ -94,6 +94,11 @@ class Decoder(LoadedTarget):
         return self._engine
 
     @property
+    def exact(self) -> bool:
+        """Whether greedy output has the bits of plain decoding, which `load` has been asked for."""
+        return self._engine.target.exact
+
+    @property
     def kept_prompts(self) -> KeptPrompts | None:
         """What is kept of earlier requests' prompts and answers; None where nothing is."""
         return self._engine.kept
@@ -279,14 +284,15 @@ class Decoder(LoadedTarget):
     def close(self, timeout: float = 0.0) -> None:
         """End the thread of `submit`, if there is one, and let go of the files of kept prompts.
 
-        The target's modules are again as they were loaded, without kernels of this package's own;
-        `stream` and `rounds` go on working.
+        The target's modules are again as they were loaded, without kernels of this package's own
+        and not exact; `stream` and `rounds` go on working.
 
         Args:
             timeout: seconds that submitted requests get to end; those that have not are cancelled.
         """
         self._service.close(timeout)
         self._engine.target.drop_kernels()
+        self._engine.target.drop_rows()
         if self._engine.kept is not None:
             self._engine.kept.close()
 

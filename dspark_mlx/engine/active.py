@@ -230,8 +230,9 @@ class ActiveRequests:
             target = self._engine.target
             self._together = runs_in_batches(target)
             if not self._together:
-                message = "requests of this model run one after the other, since it gives other"
-                warnings.warn(f"{target.where}: {message} results in a batch", stacklevel=4)
+                why = "is exact" if target.exact else "gives other results in a batch"
+                message = f"requests of this model run one after the other, since it {why}"
+                warnings.warn(f"{target.where}: {message}", stacklevel=4)
         return self._together
 
 

@@ -93,21 +93,16 @@ class AttentionKernel(Protocol):
 Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
 
 
-class AppliedAttention:
-    """A kernel in the place of a network's attention of few rows, until `close`.
+class ReplacedAttention:
+    """Another function in the place of mlx-lm's in a network's modules, until `close`.
 
     Args:
         network: the network whose modules change.
-        attend: computes attention as a kernel does.
-        takes: whether it computes attention of a form.
-        max_keys: the longest context that it serves.
+        function: called as `mlx_lm.models.base.scaled_dot_product_attention`.
     """
 
-    def __init__(
-        self, network: nn.Module, attend: Attend, takes: Callable[[Heads], bool], max_keys: int
-    ) -> None:
+    def __init__(self, network: nn.Module, function: Callable[..., mx.array]) -> None:
         self._changed: list[tuple[Any, type]] = []
-        function = _replacement(attend, takes, max_keys)
         made: dict[type, type] = {}
         for _, module in network.named_modules():
             original: Any = type(module)
@@ -133,6 +128,22 @@ class AppliedAttention:
         while self._changed:
             module, original = self._changed.pop()
             module.__class__ = original
+
+
+class AppliedAttention(ReplacedAttention):
+    """A kernel in the place of a network's attention of few rows, until `close`.
+
+    Args:
+        network: the network whose modules change.
+        attend: computes attention as a kernel does.
+        takes: whether it computes attention of a form.
+        max_keys: the longest context that it serves.
+    """
+
+    def __init__(
+        self, network: nn.Module, attend: Attend, takes: Callable[[Heads], bool], max_keys: int
+    ) -> None:
+        super().__init__(network, _replacement(attend, takes, max_keys))
 
 
 def _attends(call: Any) -> bool:

@@ -45,11 +45,12 @@ def quantized_linears(network: nn.Module) -> dict[Linear, list[Any]]:
     found: dict[Linear, list[Any]] = {}
     for _, module in network.named_modules():
         if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            found.setdefault(_linear(module), []).append(module)
+            found.setdefault(linear_of(module), []).append(module)
     return found
 
 
-def _linear(module: Any) -> Linear:
+def linear_of(module: Any) -> Linear:
+    """The shape of a module that multiplies by a quantized matrix."""
     outputs, words = module.weight.shape
     inputs = words * 32 // module.bits
     mode = getattr(module, "mode", "affine")
@@ -64,7 +65,7 @@ def stock(x: mx.array, weight: mx.array, scales: mx.array, biases: Any, product:
 
 def compute(call: Call, module: Any, x: mx.array) -> mx.array:
     """A module's product by `call`, without its bias."""
-    product = _linear(module).product(x.size // x.shape[-1])
+    product = linear_of(module).product(x.size // x.shape[-1])
     return call(x, module.weight, module.scales, module.get("biases"), product)
 
 

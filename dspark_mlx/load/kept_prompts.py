@@ -41,6 +41,7 @@ def _prompts_key(decoder: Decoder) -> str:
         "adapter": decoder.adapter_folder and weights_digest(decoder.adapter_folder),
         "precision": decoder.precision,
         "caches": repr(target.cache_settings),
+        "exact": target.exact,
         "mlx_lm": mlx_lm.__version__,
         "dspark_mlx": __version__,
     }

@@ -34,6 +34,7 @@ from ..system.files import folder_of
 from ..targets.adapter import read_adapter
 from ..targets.compatibility import check_pair
 from ..targets.deepseek_v4.machines import Machines
+from ..targets.exact import make_exact
 from ..targets.given import GivenTarget, given_target
 from ..targets.network import refusing
 from ..targets.self_check import check_rollback
@@ -66,6 +67,7 @@ def load(
     prompt_cache_dir: str | Path | None = None,
     kernels: bool = False,
     machines: Machines | None = None,
+    exact: bool = False,
 ) -> Decoder:
     """Load a target with its drafter.
 
@@ -100,14 +102,20 @@ def load(
             can take minutes. `Decoder.close` gives the network back as it was.
         machines: of a DeepSeek V4 target, the machines that its experts are spread over, of which
             this one leads and the others call `load.serve_experts`; None for this one alone.
+        exact: whether greedy output has the bits of plain decoding. Verify forwards compute row by
+            row what MLX computes otherwise for several rows, which costs about a plain step a row
+            where no exact kernel stands in; requests run one at a time. Not beside `kernels`.
 
     Raises:
-        InputError: a file, a pair or a setting cannot be used; raised before any generation.
+        InputError: a file, a pair or a setting cannot be used, or rows of an exact target have
+            other bits than plain steps; raised before any generation.
 
     Warns:
         UserWarning: the target's family ignores `max_kv_size`, or a speed profile was not kept.
     """
     check_scheduler(scheduler)
+    if exact and kernels:
+        raise InputError("exact", "kernels too", "one of both: kernels round otherwise")
     if drafter is True:
         raise InputError("drafter", "True", "a folder, a Hub id, None or False")
     asked = given_target(model) if isinstance(model, tuple) else model
@@ -141,6 +149,10 @@ def load(
     if kernels:
         gamma = stored.config.gamma if stored else 0
         apply_kernels(decoder.engine.target, gamma + 1 if gamma else WIDEST)
+    if exact:
+        gamma = stored.config.gamma if stored else 0
+        with refusing(opened.folder):
+            make_exact(decoder.engine.target, max(gamma + 1, WIDEST))
     decoder = copying(decoder) if copies else scheduled(decoder, scheduler)
     return keeping_prompts(decoder, budget(None) if max_bytes is None else max_bytes, kept_in)
 
@@ -167,6 +179,9 @@ def add_drafter(
     stored = read_drafter(drafter)
     # A drafter for another target is called one, before its taps are not found in this target.
     check_pair(stored.config, stored.folder, shared, folder)
+    if shared.exact and stored.config.gamma >= WIDEST:
+        found = f"blocks of {stored.config.gamma} tokens beside an exact target"
+        raise InputError(stored.folder, found, f"{WIDEST - 1} at most, or load(..., exact=True)")
     kept = decoder.engine.kept and decoder.engine.kept.fresh()
     with shared.turns:
         with shared.untapped():

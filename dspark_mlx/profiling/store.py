@@ -105,13 +105,15 @@ class Pair:
     def _key(self) -> str:
         drafter = self.engine.drafter
         gamma, size = (drafter.config.gamma, drafter.vocabulary_size) if drafter else (0, 0)
-        model, caches = self.engine.target.model, self.engine.target.cache_settings.key()
+        held = self.engine.target
         # On several machines a forward costs something else.
-        own = self.given or is_spread(model)
-        target = network_digest(model) if own else self.target
+        own = self.given or is_spread(held.model)
+        target = network_digest(held.model) if own else self.target
+        # Verify forwards of an exact target cost something else.
+        settings = held.cache_settings.key() | ({"exact": True} if held.exact else {})
         windows = drafter.config.attended if drafter else ()
         drafted = self.drafter, self.precision, gamma, size
-        return fingerprint(target, *drafted, caches, self.adapter, windows)
+        return fingerprint(target, *drafted, settings, self.adapter, windows)
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,15 @@ class Mixers:
         self._remembered: dict[int, Iterator[mx.array]] | None = None
         self._kept = KeptRows(0, 0)
         self._changed: list[tuple[nn.Module, type, type]] = []
+        self.renew()
+
+    def renew(self) -> None:
+        """Take the modules' classes of now for their own; to be called while detached."""
+        self._changed.clear()
         for mixer in self.modules:
             self._changed.append((mixer, type(mixer), self._mixer_class(type(mixer))))
             inner = (part for _, part in mixer.named_modules() if part is not mixer)
-            for part in filter(_is_linear, inner):
+            for part in filter(is_linear, inner):
                 self._changed.append((part, type(part), self._linear_class(type(part))))
 
     def attach(self) -> None:
@@ -200,7 +205,7 @@ class _Unwritten:
         """No mask."""
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
     """Whether each row of its output comes from the same row of its one input, by a matrix."""
     if isinstance(module, nn.Linear | nn.QuantizedLinear):
         return True

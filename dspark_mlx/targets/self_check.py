@@ -59,12 +59,12 @@ def check_rollback(target: Target, where: object) -> None:
     if target.rolls_back:
         return
     with target.untapped():
-        for settings in _ways(target.cache_settings):
+        for settings in cache_ways(target.cache_settings):
             _check(target.model, where, settings)
     target.rolls_back = True
 
 
-def _ways(settings: CacheSettings) -> list[CacheSettings]:
+def cache_ways(settings: CacheSettings) -> list[CacheSettings]:
     """The settings that a request decodes with: before its caches are quantized, and then."""
     # Whether the rows of a limited cache agree depends on the cache alone, not on the model.
     settings = replace(settings, max_kv_size=None)
@@ -156,9 +156,7 @@ class _Forwards:
         """
         caches = self._target.new_caches()[:count]
         self.rows(_BEFORE, caches)
-        for leaf in leaves(caches):
-            if type(leaf) is RotatingKVCache and not leaf.keep and 0 < leaf.offset < leaf.max_size:
-                _fill(leaf)
+        fill_windows(caches)
         return caches
 
     def rows(self, tokens: tuple[int, ...], caches: list[Any]) -> mx.array:
@@ -180,6 +178,13 @@ class _Forwards:
         read = self._read[0].squeeze(0) if len(self._read) == 1 else logits
         self._read.clear()
         return read
+
+
+def fill_windows(caches: list[Any]) -> None:
+    """Fill the windows that hold a few positions, by those."""
+    for leaf in leaves(caches):
+        if type(leaf) is RotatingKVCache and not leaf.keep and 0 < leaf.offset < leaf.max_size:
+            _fill(leaf)
 
 
 def _fill(window: RotatingKVCache) -> None:

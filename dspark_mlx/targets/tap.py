@@ -25,6 +25,7 @@ from ..sampling import finite_rows
 from .hidden import entering_hidden, leaving_hidden, of_copies
 from .mixers import Mixers
 from .rollback import Rollback
+from .row_by_row import RowByRow
 from .tables import embedding_shape, find_embedding, find_head, is_plain_table
 from .turns import Turns
 
@@ -81,6 +82,7 @@ class Target:
         self.batches: bool | None = None
         self.kernels: Decision | None = None
         self._applied: list[Applied | AppliedAttention] = []
+        self._rows: RowByRow | None = None
         self._taps = tuple(taps)
         self._whole_copies = whole_copies
         # All targets of one model share this set, the recorded taps and the tapped layers.
@@ -107,10 +109,7 @@ class Target:
         other._whole_copies = whole_copies
         other._check(where)
         with self.turns:
-            self.close()
-            self._tapped.clear()
-            self._every.update(other._taps)
-            self._attach(where)
+            self._attach_anew(lambda: self._every.update(other._taps))
         return other
 
     def new_caches(self) -> list[Any]:
@@ -153,6 +152,8 @@ class Target:
     ) -> tuple[mx.array, list[mx.array], Rollback]:
         """The same forward, with what cuts it back to the rows that are accepted.
 
+        The rows of an exact target's request have the bits of single ones.
+
         Returns:
             Logits and taps, see `__call__`, and the forward's rollback.
 
@@ -163,13 +164,15 @@ class Target:
             # Before the snapshot: what is rolled back are the caches that the forward writes.
             if tokens.ndim == 1:
                 self.cache_settings.quantize(caches)
-            rollback = Rollback(self._mixers, self.turns, caches, tokens.shape[-1])
-            if tokens.shape[-1] == 1 or not self._mixers.modules:
-                with as_single_rows(caches):
+            width = tokens.shape[-1]
+            rollback = Rollback(self._mixers, self.turns, caches, width)
+            exactly = self._rows.of(width) if self._rows else contextlib.nullcontext()
+            if width == 1 or not self._mixers.modules:
+                with as_single_rows(caches), exactly:
                     return *self(tokens, caches, forward), rollback
             if not self._mixers.attached:
                 raise self._closed()
-            with self._mixers.recording() as calls:
+            with self._mixers.recording() as calls, exactly:
                 logits, taps = self(tokens, caches, forward)
             rollback.calls = calls
         return logits, taps, rollback
@@ -249,6 +252,31 @@ class Target:
                 self._applied.pop().close()
             self.kernels = None
 
+    @property
+    def exact(self) -> bool:
+        """Whether rows of verify forwards have the bits of single rows."""
+        return self._rows is not None and self._rows.attached
+
+    def use_rows(self, rows: RowByRow) -> None:
+        """Run verify forwards of requests row by row where they need it, until `drop_rows`.
+
+        Under all other changes of classes, so that those see one call where the model makes one.
+        """
+        with self.turns:
+            self.drop_rows()
+            self._attach_anew(rows.attach)
+            self._rows = rows
+
+    def drop_rows(self) -> None:
+        """Run verify forwards as the model does again."""
+        with self.turns:
+            if self._rows is None or not self._rows.attached:
+                return
+            if self._mixers.attached:
+                self._attach_anew(self._rows.close)
+            else:
+                self._rows.close()
+
     def close(self) -> None:
         """Remove the taps from the model; requests that still run end with an error."""
         with self.turns:
@@ -301,6 +329,14 @@ class Target:
             tapped = _tapped_part_class(part, i, self._recorded)
             self._tapped.append((part, type(part), tapped))
             part.__class__ = tapped
+
+    def _attach_anew(self, change: Callable[[], None]) -> None:
+        """Make a change to what is attached, or under it."""
+        self.close()
+        self._tapped.clear()
+        change()
+        self._mixers.renew()
+        self._attach(self.where)
 
     def _is_called(self, tap: int) -> bool:
         return callable(self._layers[max(tap, 0)])

@@ -47,10 +47,14 @@ class DraftPainter:
         return _RESET if self._color else "]"
 
 
-def statistics_line(statistics: Statistics) -> str:
+def statistics_line(statistics: Statistics, exact: bool = False) -> str:
     """One line: speeds, accepted length, rounds by proposer, predicted and real time, memory.
 
     The share of the time that cutting caches back took is told from 1 % on.
+
+    Args:
+        statistics: of the request.
+        exact: whether its decoder is.
     """
     s = statistics
     cached = f" ({s.cached_tokens} kept from before)" if s.cached_tokens else ""
@@ -67,6 +71,8 @@ def statistics_line(statistics: Statistics) -> str:
         parts.append(f"rounds by proposer: {by}, {s.rounds - s.blocks} plain")
     if s.rounds:
         parts.append(f"parked {s.parked_share:.0%}")
+    if exact:
+        parts.append("exact")
     if s.predicted_seconds:
         parts.append(f"predicted {s.predicted_seconds:.2f} s, took {s.taken_seconds:.2f} s")
     if s.rollback_share >= 0.01:

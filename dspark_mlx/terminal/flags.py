@@ -91,6 +91,12 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
         action="store_true",
         help="spread the experts of a DeepSeek V4 target over the machines that mlx.launch started",
     )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="let greedy output have the bits of plain decoding: what MLX computes otherwise for "
+        "several rows is computed row by row; refused where that is not enough",
+    )
     for name in CACHE_SETTINGS:
         add_setting_flag(parser, name)
 
@@ -202,6 +208,7 @@ def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
         prompt_cache_dir=getattr(args, "prompt_cache_dir", None),
         kernels=bool(args.kernels),
         machines=machines,
+        exact=args.exact,
     )
     if advises:
         advise(decoder)

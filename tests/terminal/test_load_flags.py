@@ -92,14 +92,36 @@ def test_what_cannot_be_is_refused_at_load(target, tmp_path):
         dspark_mlx.load(worded_target(tmp_path / "narrow"), drafter=False, kv_bits=4)
 
 
+def test_exact_is_what_load_and_generate_are_asked_for(target, capsys):
+    """A flag that ends at `load`, and a decoder that calls itself exact when it is closed."""
+    prompts = ["abcd", "efghijk"]
+    plain = dspark_mlx.load(target, drafter=False)
+    texts = [plain.generate(prompt, 24) for prompt in prompts]
+    with dspark_mlx.load(target, drafter="lookup", exact=True) as decoder:
+        assert decoder.exact and decoder.plain().exact and not plain.exact
+        with pytest.warns(UserWarning, match="one after the other, since it is exact"):
+            assert decoder.generate_batch(prompts, 24) == texts
+    assert not decoder.exact
+    with pytest.raises(InputError, match="exact: found kernels too"):
+        dspark_mlx.load(target, drafter=False, kernels=True, exact=True)
+    arguments = ["--model", str(target), "--no-drafter", "--prompt", "abcd", "--max-tokens", "24"]
+    said = {}
+    for flags in ["--exact"], []:
+        assert generate.main([*arguments, "--stats", *flags]) == 0
+        printed = capsys.readouterr()
+        said[" | exact | " in printed.err] = printed.out
+    assert said[True] == said[False]
+
+
 def test_a_profile_is_for_its_caches(target, monkeypatch):
-    """A profile of unquantised caches that schedules quantised ones."""
+    """A profile of unquantised caches that schedules quantised ones, or an exact target."""
     keys = []
     monkeypatch.setattr(
         "dspark_mlx.profiling.store.fingerprint", lambda *parts: keys.append(parts[-3])
     )
-    for bits in (None, 4):
-        decoder = dspark_mlx.load(target, drafter=False, kv_bits=bits, kv_group_size=32)
+    for bits, exact in ((None, False), (4, False), (None, True)):
+        settings = {"kv_bits": bits, "kv_group_size": 32, "exact": exact}
+        decoder = dspark_mlx.load(target, drafter=False, **settings)
         drafter = type(
             "Drafter",
             (),
@@ -108,4 +130,4 @@ def test_a_profile_is_for_its_caches(target, monkeypatch):
         engine = type("Engine", (), {"target": decoder.engine.target, "drafter": drafter})
         Pair(engine, target, target, "float32").key()
     expected = {"kv_bits": 4, "kv_group_size": 32, "quantized_kv_start": 5000}
-    assert keys == [{}, expected | {"max_kv_size": None}]
+    assert keys == [{}, expected | {"max_kv_size": None}, {"exact": True}]
