@@ -18,10 +18,6 @@ def _architecture(*names: str) -> Matches:
     return matches
 
 
-def _speculators(kind: str) -> Matches:
-    return lambda config, shapes: config.get("speculators_model_type") == kind
-
-
 def _suffix(*suffixes: str) -> Matches:
     return lambda config, shapes: any(name.endswith(suffixes) for name in shapes)
 
@@ -42,7 +38,6 @@ def _assistant(config: dict[str, Any], shapes: Shapes) -> bool:
 
 REFUSED: tuple[tuple[str, Matches], ...] = (
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
-    ("vLLM speculators xpress", _speculators("xpress")),
     ("Gemma 4's assistants, which read the target's keys and values", _assistant),
     ("compressed-tensors or FP8 weights", _suffix("weight_scale", "weight_packed")),
     ("DFlash Laguna", _architecture("DFlashLagunaForCausalLM")),

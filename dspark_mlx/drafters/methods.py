@@ -20,11 +20,13 @@ from .dspine.drafter import DSpineDrafter
 from .eagle3.drafter import Eagle3Drafter
 from .mtp.drafter import MTPDrafter
 from .peagle import PEagleDrafter
+from .xpress.drafter import XPressDrafter
 
 _KINDS: tuple[type[DraftingMethod], ...] = (
     DSparkDrafter,
     DFlash2Drafter,
     DSpineDrafter,
+    XPressDrafter,
     Eagle3Drafter,
     PEagleDrafter,
     MTPDrafter,
