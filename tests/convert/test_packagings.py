@@ -13,6 +13,7 @@ from helpers.edits import config as edit_config
 from helpers.edits import tensors as edit_tensors
 from helpers.gguf_drafters import write_prismml, write_twins
 from helpers.packaged import PACKAGED
+from helpers.packaged_assistant import write_assistant
 from helpers.packaged_case import ANCHOR, Case, close
 from helpers.packaged_eagle3 import EAGLE3
 from helpers.packaged_llama_eagle3 import LLAMA_EAGLE3
@@ -69,6 +70,7 @@ def test_every_packaging_has_a_case(tmp_path):
     """A packaging added to the table, and no test that sees it."""
     sources = PACKAGED | {f"eagle3_{name}": write for name, write in EAGLE3.items()}
     sources |= {f"llama_eagle3_{name}": write for name, write in LLAMA_EAGLE3.items()}
+    sources["gemma4_assistant"] = write_assistant
     claimed: set[str] = set()
     for name, write in sources.items():
         write(tmp_path / name)
@@ -187,7 +189,7 @@ def test_shipped_temperatures_are_kept(tmp_path, name):
 
 REFUSED = {
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
-    "Gemma 4's assistants": {"model_type": "gemma4_unified_assistant"},
+    "Gemma 4's assistants in GGUF": {"general.architecture": "gemma4-assistant"},
     "Laguna": {"architectures": ["DFlashLagunaForCausalLM"]},
 }
 
