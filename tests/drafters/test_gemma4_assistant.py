@@ -31,6 +31,7 @@ from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.assemble import assemble
 from dspark_mlx.drafters.batch import Wanted, context_batch
 from dspark_mlx.drafters.gemma4_assistant.drafter import Gemma4AssistantDrafter
+from dspark_mlx.engine.active import ActiveRequests
 from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError
@@ -39,6 +40,7 @@ from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.targets.tap import Target
+from dspark_mlx.types import Round
 
 ROUNDS = (5, 13)
 TOKENS = mx.array(np.random.default_rng(3).integers(0, VOCAB, ROUNDS[-1] + 1))
@@ -132,6 +134,28 @@ def test_greedy_output_is_plain_decodings_beyond_the_window(case):
         return tokens_of(rounds(Engine(case.target, one, FullScheduler()), [1, 5, 2], **settings))
 
     assert tokens(drafter) == tokens(None)
+
+
+def test_requests_that_share_forwards_decode_as_alone(case):
+    """A batch's caches, and taps of requests whose rows stand at different positions."""
+    engine = Engine(case.target, case.drafter(case.convert()), FullScheduler())
+    prompts = ([1, 5, 2], list(range(3, 15)), [7])
+
+    def settings():
+        sampler = make_sampler(Sampling(), VOCAB)
+        return {"max_tokens": 20, "stop_tokens": (), "sampler": sampler}
+
+    active = ActiveRequests(engine)
+    made = {active.add(prompt, **settings()): [] for prompt in prompts}
+    while len(active):
+        for request, done in active.step():
+            assert isinstance(done, Round), done
+            made[request].append((done.tokens, done.accepted))
+            if request.ended:
+                active.remove(request)
+    for prompt, rounds_ in zip(prompts, made.values(), strict=True):
+        alone = rounds(engine, prompt, **settings())
+        assert rounds_ == [(done.tokens, done.accepted) for done in alone]
 
 
 def test_requests_of_a_batch_draft_as_alone(case):
