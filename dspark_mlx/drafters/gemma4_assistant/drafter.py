@@ -171,6 +171,7 @@ def _read_layers(config: Gemma4AssistantConfig) -> tuple[int, int]:
 
 
 def _check_target(config: Gemma4AssistantConfig, target: TargetLayers) -> None:
+    """Refuse a target whose keys the assistant's queries do not fit, see `load`."""
     row = mx.zeros((1, config.target_hidden_size))
     by_kind = dict(zip((FULL, SLIDING), _read_layers(config), strict=True))
     for layer in config.layers():
