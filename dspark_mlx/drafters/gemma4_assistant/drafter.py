@@ -121,7 +121,8 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
             keys, values = self._target.key_values(layer, entering, cache.offset)
             cache.update_and_fetch(keys.astype(self._dtype), values.astype(self._dtype))
             cache.drop_old()
-        context.state = taps[-1][-1:]
+        # A copy: a view would keep the memory of all rows before it.
+        context.state = mx.contiguous(taps[-1][-1:])
 
     def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
         """See `Drafter.draft`; the context must hold a committed token's feature."""
