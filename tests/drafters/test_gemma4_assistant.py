@@ -39,6 +39,7 @@ from dspark_mlx.sampling import greedy
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
+from dspark_mlx.targets.compatibility import check_pair
 from dspark_mlx.targets.tap import Target
 from dspark_mlx.types import Round
 
@@ -238,6 +239,17 @@ def test_a_target_of_other_heads_is_refused(case):
     with pytest.raises(InputError, match="1 keys of 32 columns in its layer 3"):
         case.drafter(config, other)
     other.close()
+
+
+def test_a_target_of_another_width_is_refused(case):
+    """The assistant's own rows, which are narrower, taken for those of the target's table."""
+    config = case.convert()
+    check_pair(config, "assistant", case.target, "its target")
+    with pytest.raises(InputError, match="hidden size 32"):
+        wider = replace(config, target_hidden_size=32)
+        check_pair(wider, "assistant", case.target, "another target")
+    with pytest.raises(InputError, match="without an embedding and head of its own"):
+        check_pair(replace(config, owns_head=False), "assistant", case.target, "its target")
 
 
 def test_a_layer_without_keys_is_refused():

@@ -85,6 +85,11 @@ class Gemma4AssistantConfig(CanonicalConfig):
         return len(self.arguments["layer_types"])
 
     @property
+    def embedding_size(self) -> int:
+        """See `CanonicalConfig.embedding_size`: the target's table is read as it is."""
+        return self.target_hidden_size
+
+    @property
     def summary(self) -> str:
         """A description of the drafter in a few words."""
         return f"Gemma 4's assistant, {self.depth} layers, {self.steps} steps"
