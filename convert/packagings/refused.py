@@ -18,10 +18,6 @@ def _architecture(*names: str) -> Matches:
     return matches
 
 
-def _speculators(kind: str) -> Matches:
-    return lambda config, shapes: config.get("speculators_model_type") == kind
-
-
 def _suffix(*suffixes: str) -> Matches:
     return lambda config, shapes: any(name.endswith(suffixes) for name in shapes)
 
@@ -34,16 +30,9 @@ def _prefix(*prefixes: str) -> Matches:
     return lambda config, shapes: any(name.startswith(prefixes) for name in shapes)
 
 
-def _assistant(config: dict[str, Any], shapes: Shapes) -> bool:
-    kinds = ("gemma4_assistant", "gemma4_unified_assistant")
-    gguf = config.get("general.architecture") == "gemma4-assistant"
-    return gguf or config.get("model_type") in kinds
-
-
 REFUSED: tuple[tuple[str, Matches], ...] = (
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
-    ("vLLM speculators xpress", _speculators("xpress")),
-    ("Gemma 4's assistants, which read the target's keys and values", _assistant),
+    ("Gemma 4's assistants in GGUF", _gguf("gemma4-assistant")),
     ("compressed-tensors or FP8 weights", _suffix("weight_scale", "weight_packed")),
     ("DFlash Laguna", _architecture("DFlashLagunaForCausalLM")),
     ("Muse assistant", lambda config, shapes: "encoder.fc.weight" in shapes),

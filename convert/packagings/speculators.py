@@ -1,4 +1,4 @@
-"""vLLM's "speculators" packaging: `speculator.dspark`, `.dflash` and `.dflash2`.
+"""vLLM's "speculators" packaging: `speculator.dspark`, `.dflash`, `.dflash2` and `.xpress`.
 
 `transformer_layer_config` holds the backbone's keys. Tap ids are those of the layer that a hidden
 state enters, one more than the layer whose output it is. A reduced vocabulary comes with its own
@@ -13,6 +13,9 @@ from typing import Any
 
 from ...drafters.dflash2.config import DFlash2Config
 from ...drafters.dspark.config import BlockConfig, DSparkConfig
+from ...drafters.xpress.config import XPressConfig
+from ...drafters.xpress.refiner import GATE, JOINT
+from ...errors import InputError
 from .dflash2 import own_keys
 from .reduced import adapt as adapt
 from .reduced import reduced
@@ -22,7 +25,12 @@ from .source import rename as rename
 from .windows import read_windows
 
 NAME = "vLLM speculators"
-_KINDS = ("dspark", "dflash", "dflash2")
+_KINDS: dict[str, type[BlockConfig]] = {
+    "dspark": DSparkConfig,
+    "dflash": DSparkConfig,
+    "dflash2": DFlash2Config,
+    "xpress": XPressConfig,
+}
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:
@@ -43,7 +51,8 @@ def to_drafter_config(
     if config.get("logit_scale") not in (None, 1, 1.0):
         source.refuse("logit_scale", config["logit_scale"], "1")
     backbone = source.shape_of_backbone(values)
-    second = config["speculators_model_type"] == "dflash2"
+    kind = config["speculators_model_type"]
+    second = kind == "dflash2"
     causal = False if config.get("sliding_window_non_causal", second) else None
     if second and config.get("is_causal") is not None:
         causal = bool(config["is_causal"])
@@ -51,10 +60,12 @@ def to_drafter_config(
     vocabulary = reduced(source, backbone["vocab_size"], keep_embeddings)
     if second:
         own = own_keys(source, config, backbone["hidden_size"])
+    elif kind == "xpress":
+        own = {"logits_start": _logits_start(source), **_refiner(source)}
     else:
         own = {"logits_start": _logits_start(source), **source.heads()}
     return source.finish_as(
-        DFlash2Config if second else DSparkConfig,
+        _KINDS[kind],
         **backbone,
         **source.taps(source.need("aux_hidden_state_layer_ids"), shift=-1),
         **own,
@@ -66,6 +77,37 @@ def to_drafter_config(
         block_size=source.need("block_size"),
         mask_token_id=source.need("mask_token_id"),
     )
+
+
+def _refiner(source: Source) -> dict[str, Any]:
+    """The canonical keys of XPress' refiner.
+
+    The number of passes over the block, `num_jacobi_passes`, is not needed: see `Refiner`.
+
+    Raises:
+        InputError: a tensor is missing, a size contradicts the tensors, or the drafter is of a
+            later kind, with DFlash 2's convolutions or selector.
+    """
+    for key, plain in (("xpress_backbone", "dflash"), ("xpress_selector", False)):
+        if source.config.get(key) not in (None, plain):
+            source.refuse(key, source.config[key], repr(plain))
+    sizes = []
+    for name in (JOINT, GATE):
+        shape = source.shapes.get(f"{name}.weight", ())
+        if len(shape) != 2:
+            found = f"{name}.weight {list(shape)}" if shape else f"no {name}.weight"
+            raise InputError(source.where, found, "a matrix of the refiner")
+        sizes.append(shape[0])
+    rank, size = sizes
+    if (ratio := source.config.get("xpress_mlp_ratio")) is not None:
+        ratio = source.whole("xpress_mlp_ratio")
+        if ratio * rank != size:
+            found = f"xpress_mlp_ratio {ratio} with {GATE}.weight of {size} rows"
+            raise InputError(source.where, found, f"{ratio * rank} rows")
+    return {
+        "refiner_rank": source.stated("xpress_rank", source.config, rank),
+        "refiner_size": size,
+    }
 
 
 def _logits_start(source: Source) -> int:

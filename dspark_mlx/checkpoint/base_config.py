@@ -160,6 +160,11 @@ class CanonicalConfig:
         return self.draft_vocab_size or self.vocab_size
 
     @property
+    def embedding_size(self) -> int:
+        """Width of the embeddings that it reads."""
+        return self.hidden_size
+
+    @property
     def query_size(self) -> int:
         """Output features of a layer's query projection, gates included."""
         return self.num_heads * self.head_dim * (2 if self.gated_queries else 1)

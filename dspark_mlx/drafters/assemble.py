@@ -12,7 +12,7 @@ from ..checkpoint.layout import DRAFT_IDS, Tensors
 from ..checkpoint.linear import Matrix, arrays_of
 from .base import Drafter, Embed
 from .methods import METHODS
-from .tensors import DrafterTensors
+from .tensors import DrafterTensors, TargetLayers
 from .vocabulary import CommonTokens, DraftOutput, Readout, Setting, choose_size
 
 
@@ -27,6 +27,7 @@ def assemble(
     draft_vocabulary: Setting = "full",
     calibrations: Calibrations | None = None,
     ranking: Sequence[int] = (),
+    target: TargetLayers | None = None,
 ) -> Drafter:
     """A drafter made of checked tensors; its weights are evaluated.
 
@@ -46,8 +47,9 @@ def assemble(
         calibrations: calibrations of the confidence head; None leaves its confidences uncalibrated.
         ranking: the target's token ids, the most frequent first; empty when the frequencies are
             not known.
+        target: the target's own layers; None is enough for methods that do not use them.
     """
-    stored = DrafterTensors(config, tensors, dtype, dequantize)
+    stored = DrafterTensors(config, tensors, dtype, dequantize, target)
     own = [stored.matrix(n) for n in ("embed_tokens", "lm_head") if f"{n}.weight" in tensors]
     if config.owns_embedding:
         embed = own[0].rows

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import mlx.core as mx
 
 from ..sampling import Pick, greedy, likeliest
 from ..types import Draft
-from .heads.base import SequentialHead, correct
+from .heads.base import Correction, correct
 from .vocabulary import Readout
 
 
@@ -131,9 +132,10 @@ class BlockBuilder:
 
 def fill_block(
     block: BlockBuilder,
-    head: SequentialHead | None,
+    head: Correction | None,
     anchor: mx.array,
     rows: Iterable[tuple[mx.array, mx.array]],
+    state: Any = None,
 ) -> list[mx.array]:
     """Choose the tokens of n blocks slot by slot; returns the head's embeddings, `[n, rank]` each.
 
@@ -142,8 +144,9 @@ def fill_block(
         head: corrects the logits; None without one.
         anchor: the token before each block, int `[n]`.
         rows: of each slot the base logits `[n, size]` and the backbone's rows `[n, hidden]`.
+        state: the head's before the first slot; None where it begins there.
     """
-    embeddings, previous, state = [], anchor, None
+    embeddings, previous = [], anchor
     for row, hidden_row in rows:
         if head is not None:
             row, embedding, state = correct(head, row, previous, hidden_row, state)

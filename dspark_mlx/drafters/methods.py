@@ -18,16 +18,20 @@ from .dflash2.drafter import DFlash2Drafter
 from .dspark.drafter import DSparkDrafter
 from .dspine.drafter import DSpineDrafter
 from .eagle3.drafter import Eagle3Drafter
+from .gemma4_assistant.drafter import Gemma4AssistantDrafter
 from .mtp.drafter import MTPDrafter
 from .peagle import PEagleDrafter
+from .xpress.drafter import XPressDrafter
 
 _KINDS: tuple[type[DraftingMethod], ...] = (
     DSparkDrafter,
     DFlash2Drafter,
     DSpineDrafter,
+    XPressDrafter,
     Eagle3Drafter,
     PEagleDrafter,
     MTPDrafter,
+    Gemma4AssistantDrafter,
     DeepseekV4Drafter,
     DeepseekV4MTPDrafter,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -14,6 +15,24 @@ from ..checkpoint.layout import Tensors
 from ..checkpoint.linear import Matrix, alike
 from .convolution import BASE, KERNEL, SUBLAYERS, Convolution
 from .layers import Layer
+
+
+class TargetLayers(Protocol):
+    """The target's own layers, for drafters that attend as the target does."""
+
+    def key_values(self, layer: int, hidden: mx.array, start: int) -> tuple[mx.array, mx.array]:
+        """Keys and values that a layer makes, each `[1, heads, rows, size]`.
+
+        Args:
+            layer: index of the layer.
+            hidden: what enters it, `[rows, hidden]`.
+            start: position of the first row.
+        """
+        ...
+
+    def final_norm(self, hidden: mx.array) -> mx.array:
+        """The last layer's output `[rows, hidden]` after the model's final norm."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,12 +45,14 @@ class DrafterTensors:
             it.
         dtype: type of the arithmetic.
         dequantize: True makes quantised matrices plain.
+        target: the target's own layers, for methods that use them.
     """
 
     config: CanonicalConfig
     tensors: Tensors
     dtype: mx.Dtype
     dequantize: bool
+    target: TargetLayers | None = None
 
     def matrix(self, name: str) -> Matrix:
         """The matrix of a name without `.weight`."""

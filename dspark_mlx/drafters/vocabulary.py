@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from ..checkpoint.linear import Matrix, arrays_of
 from ..errors import InputError
-from .heads.base import SequentialHead
+from .heads.base import Correction
 
 Setting: TypeAlias = int | Literal["auto", "full"]
 
@@ -38,13 +38,13 @@ class Readout:
 
     Attributes:
         logits: maps hidden rows `[n, hidden]` to base logits `[n, size]`.
-        head: the sequential head over the same `size` columns; None for a DFlash drafter.
+        head: corrects the logits of the same `size` columns; None for a DFlash drafter.
         ids: the token id of each column, int32 `[size]`; None for the whole vocabulary.
         matrix: the output matrix's rows by token id; None where single rows cannot be taken.
     """
 
     logits: Callable[[mx.array], mx.array]
-    head: SequentialHead | None
+    head: Correction | None
     ids: mx.array | None = None
     matrix: Matrix | None = None
 
@@ -109,8 +109,8 @@ class DraftOutput:
     full: Readout
     cut: CommonTokens | None = None
 
-    def with_head(self, head: SequentialHead | None) -> DraftOutput:
-        """The same output with a sequential head."""
+    def with_head(self, head: Correction | None) -> DraftOutput:
+        """The same output with a head that corrects the logits."""
         return replace(self, full=replace(self.full, head=head))
 
     @property

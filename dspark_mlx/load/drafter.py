@@ -72,6 +72,7 @@ def built(
         draft_vocabulary=draft_vocabulary,
         calibrations=stored.calibrations,
         ranking=stored.ranking,
+        target=target,
     )
 
 

@@ -31,7 +31,8 @@ def check_pair(
             found = f"a drafter for a target of {what} {made_for}"
             hint = f"The target is {target_name}."
             raise InputError(drafter, found, f"one for {what} {actual}", hint)
-    shared = not (config.owns_embedding and config.owns_head)
-    if shared and config.hidden_size != target.hidden_size:
+    shared = [] if config.owns_embedding else [config.embedding_size]
+    shared += [] if config.owns_head else [config.hidden_size]
+    if any(size != target.hidden_size for size in shared):
         found = f"hidden size {config.hidden_size} without an embedding and head of its own"
         raise InputError(drafter, found, f"the target's {target.hidden_size}, to share them")

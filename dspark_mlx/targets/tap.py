@@ -23,6 +23,7 @@ from ..kernels.guard import Decision
 from ..kernels.linears import Applied
 from ..sampling import finite_rows
 from .hidden import entering_hidden, leaving_hidden, of_copies
+from .made_keys import made_keys
 from .mixers import Mixers
 from .rollback import Rollback
 from .row_by_row import RowByRow
@@ -184,6 +185,38 @@ class Target:
     def logits(self, hidden: mx.array) -> mx.array:
         """The output matrix without scale or softcap: `[n, hidden]` to `[n, vocabulary]`."""
         return self._embedding.as_linear(hidden) if self._tied else self._head_module(hidden)
+
+    def key_values(self, layer: int, hidden: mx.array, start: int) -> tuple[mx.array, mx.array]:
+        """Keys and values that a layer's attention makes; no attention is evaluated.
+
+        Args:
+            layer: index of the layer.
+            hidden: what enters it, `[rows, hidden]`.
+            start: position of the first row.
+
+        Returns:
+            Keys and values as the layer's cache gets them, each `[1, heads, rows, size]`.
+
+        Raises:
+            InputError: the layer has no attention of its own keys and values.
+        """
+        made = made_keys(self._layers[layer], hidden[None].astype(self.dtype), start)
+        if made is None:
+            found = f"layer {layer} without keys and values of its own"
+            raise InputError(self.where, found, "a layer of attention that makes them")
+        return made
+
+    def final_norm(self, hidden: mx.array) -> mx.array:
+        """The last layer's output `[rows, hidden]` after the model's final norm.
+
+        Raises:
+            InputError: the norm has no name that is known here.
+        """
+        norm = _final_norm(self.model)
+        if norm is None:
+            raise InputError(self.where, "a model without a module `norm`", "a final norm")
+        normed: mx.array = norm(hidden)
+        return normed
 
     def record(self, tokens: mx.array) -> tuple[list[mx.array], mx.array]:
         """Taps of whole texts, and the output matrix's input; no logits are evaluated.
@@ -351,12 +384,16 @@ class Target:
         if following < self.num_layers:
             part = self._layers[following].get("input_layernorm")
         else:
-            norms = (m for n, m in self.model.named_modules() if n.rpartition(".")[2] == "norm")
-            part = next(norms, None)
+            part = _final_norm(self.model)
         if part is None:
             found = f"{type(self._layers[0]).__name__}s, whose parts the model calls itself"
             raise InputError(self.where, found, "layers that are called as a whole, to be tapped")
         return part
+
+
+def _final_norm(model: nn.Module) -> Any:
+    """The model's final norm; None where it has no name that is known here."""
+    return next((m for n, m in model.named_modules() if n.rpartition(".")[2] == "norm"), None)
 
 
 def _tapped_class(

@@ -13,6 +13,7 @@ from helpers.edits import config as edit_config
 from helpers.edits import tensors as edit_tensors
 from helpers.gguf_drafters import write_prismml, write_twins
 from helpers.packaged import PACKAGED
+from helpers.packaged_assistant import write_assistant
 from helpers.packaged_case import ANCHOR, Case, close
 from helpers.packaged_eagle3 import EAGLE3
 from helpers.packaged_llama_eagle3 import LLAMA_EAGLE3
@@ -69,6 +70,7 @@ def test_every_packaging_has_a_case(tmp_path):
     """A packaging added to the table, and no test that sees it."""
     sources = PACKAGED | {f"eagle3_{name}": write for name, write in EAGLE3.items()}
     sources |= {f"llama_eagle3_{name}": write for name, write in LLAMA_EAGLE3.items()}
+    sources["gemma4_assistant"] = write_assistant
     claimed: set[str] = set()
     for name, write in sources.items():
         write(tmp_path / name)
@@ -126,6 +128,9 @@ def traps() -> list:
         ("dflash2_bare", {"output_multiplier": 0.9}, "multiplier and embedding scale"),
         ("dflash2_bare", {"input_embedding_scale": 0.5}, "embedding scale"),
         ("dspine", {"dspine_config": {"top_k": 1}}, "candidates read again"),
+        ("speculators_xpress", {"aux_hidden_state_layer_ids": [0, 2, 4]}, "XPress tap shift"),
+        ("speculators_xpress", {"sample_from_anchor": True}, "XPress anchor's row"),
+        ("speculators_xpress", {"sliding_window_non_causal": True}, "XPress causal layers"),
     ]
 
 
@@ -184,8 +189,7 @@ def test_shipped_temperatures_are_kept(tmp_path, name):
 
 REFUSED = {
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
-    "speculators xpress": {"speculators_model_type": "xpress"},
-    "Gemma 4's assistants": {"model_type": "gemma4_unified_assistant"},
+    "Gemma 4's assistants in GGUF": {"general.architecture": "gemma4-assistant"},
     "Laguna": {"architectures": ["DFlashLagunaForCausalLM"]},
 }
 
@@ -244,6 +248,19 @@ BROKEN = [
     ("dspine", edit_config(layer_types=["sliding_attention"] * 2), "layer_types"),
     ("dflash2_bare", edit_config(use_gemma_norm=True), "use_gemma_norm True"),
     ("dflash2_bare", edit_config(output_multiplier="much"), "output_multiplier 'much'"),
+    ("speculators_xpress", edit_config(xpress_rank=3), "xpress_rank 3; expected 4"),
+    ("speculators_xpress", edit_config(xpress_mlp_ratio=4), "xpress_mlp_ratio 4 with"),
+    ("speculators_xpress", edit_config(xpress_mlp_ratio="2"), "xpress_mlp_ratio '2'"),
+    ("speculators_xpress", edit_config(xpress_backbone="dflash2"), "xpress_backbone 'dflash2'"),
+    ("speculators_xpress", edit_config(xpress_selector=True), "xpress_selector True"),
+    ("speculators_xpress", edit_tensors(refiner_head__in_proj__weight=None), "no refiner_head.in"),
+    ("speculators_xpress", edit_tensors(refiner_head__mix_l=None), "no tensor refiner_head.mix_l"),
+    (
+        "speculators_xpress",
+        edit_tensors(refiner_head__mix_l=lambda t: t[:, 1:, 1:]),
+        "refiner_head.mix_l",
+    ),
+    ("speculators_xpress_reduced", edit_tensors(d2t=None), "no d2t"),
     ("ornith", edit_config(rope_parameters={"rope_theta": 1e4}, partial_rotary_factor=None), "no"),
 ]
 

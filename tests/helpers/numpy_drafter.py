@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from helpers.numpy_dflash2 import convolution, selected
 from helpers.numpy_dspine import injected, read_again
 from helpers.numpy_rope import Rope, rope_of
+from helpers.numpy_xpress import refined
 
 Config = dict[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -285,12 +286,17 @@ def load(folder: Path) -> tuple[Config, Tensors]:
 
 
 def reference(
-    folder: Path, taps: dict[int, np.ndarray], anchor: int, embed: np.ndarray, head: np.ndarray
+    folder: Path,
+    taps: dict[int, np.ndarray],
+    anchor: int,
+    embed: np.ndarray,
+    head: np.ndarray,
+    before: int = 0,
 ) -> Reference:
     """Greedy draft after p committed rows.
 
-    `taps[i]` is out(i) of rows 0..p-1, [p, Ht]; `anchor` is the token at p; `embed` and `head` are
-    the target's [V, H] matrices, used where the file stores none.
+    `taps[i]` is out(i) of rows 0..p-1, [p, Ht]; `anchor` is the token at p and `before` the
+    one at p-1; `embed` and `head` are the target's [V, H] matrices, used where none is stored.
     """
     config, t = load(folder)
     plan = _plan(config, t)
@@ -302,12 +308,14 @@ def reference(
     inputs = [anchor] + [plan.mask_token] * (plan.block - 1)
     x = embed[inputs] * plan.embed_scale + _noise(t, plan.block)
     last, rows = _backbone(plan, t, x, features, anchor)
-    last, hidden = last[plan.first :], _normed(plan, t, rows)[plan.first :]
+    hidden = _normed(plan, t, rows)
     base = hidden @ head.T * plan.multiplier
     if plan.softcap:
         base = plan.softcap * np.tanh(base / plan.softcap)
 
     ids = np.arange(len(head)) + t.get("d2t", 0)  # draft id -> target id
+    base = refined(t, base, hidden, ids, plan.first, [before, anchor])
+    last, hidden, base = last[plan.first :], hidden[plan.first :], base[plan.first :]
     w1 = t.get("markov_head.markov_w1.weight")
     logits = np.full((len(hidden), vocab), -np.inf)
     tokens: list[int] = []

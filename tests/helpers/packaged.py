@@ -37,6 +37,7 @@ from helpers.packaged_parts import (
     tensors_of,
     write,
 )
+from helpers.packaged_xpress import XPRESS
 
 
 def _deepspec(folder: Path, seed: int, kind: str | None, **changes: Any) -> None:
@@ -225,4 +226,5 @@ PACKAGED: dict[str, Callable[[Path], None]] = {
     "mislabelled": lambda f: _deepspec(f, 16, "vanilla", architectures=["DFlashDraftModel"]),
     "nemotron": nemotron,
     **DFLASH2,
+    **XPRESS,
 }

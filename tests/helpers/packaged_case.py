@@ -22,6 +22,7 @@ from helpers.packaged_parts import TAPS, TARGET_DEPTH, VOCAB
 
 ANCHOR = 9
 ROWS = 13
+TOKENS = mx.array(np.random.default_rng(6).integers(0, VOCAB, ROWS))
 
 
 class Case:
@@ -40,7 +41,7 @@ class Case:
         self.taps = {i: rng.normal(0, 1, (ROWS, width)) for i in range(-1, TARGET_DEPTH)}
 
     def expected(self):
-        return reference(self.source, self.taps, ANCHOR, self.embed, self.head)
+        return reference(self.source, self.taps, ANCHOR, self.embed, self.head, int(TOKENS[-1]))
 
     def convert(self, **options) -> BlockConfig:
         config = convert_drafter(self.source, self.out, progress=False, **options)
@@ -53,7 +54,7 @@ class Case:
         context = drafter.new_context()
         for rows in np.array_split(np.arange(ROWS), pieces):
             taps = [mx.array(self.taps[i][rows].astype(np.float32)) for i in config.taps]
-            drafter.extend(context, taps, mx.zeros((len(rows),), dtype=mx.int32))
+            drafter.extend(context, taps, TOKENS[mx.array(rows)])
             if len(rows) % 2:
                 drafter.flush(context)
         return observed(drafter, context, mx.array([ANCHOR]))

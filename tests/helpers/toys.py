@@ -141,6 +141,7 @@ def engine_of(
         target.logits,
         target.dtype,
         dequantize=False,
+        target=target,
     )
     return Engine(target, drafter, scheduler)
 

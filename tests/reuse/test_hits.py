@@ -13,6 +13,7 @@ from helpers.tiny_models import random_tokens, tiny
 from helpers.toys import engine_of, example_config
 
 from dspark_mlx.caches import CacheSettings
+from dspark_mlx.drafters.gemma4_assistant.config import Gemma4AssistantConfig
 from dspark_mlx.drafters.mtp.config import MTPConfig
 from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.state import Engine
@@ -25,6 +26,7 @@ from dspark_mlx.targets.tap import Target
 PLENTY = 1 << 30
 QUANTIZED = CacheSettings(kv_bits=8, kv_group_size=32, quantized_kv_start=0)
 HEAD = MTPConfig.EXAMPLE["arguments"] | {"hidden_size": 64}
+ASSISTANT = Gemma4AssistantConfig.EXAMPLE["arguments"] | {"hidden_size": 64}
 PAIRS: dict[str, Any] = {
     "full attention": (lambda: tiny("llama"), {}),
     "sliding window": (lambda: tiny("gpt_oss"), {}),
@@ -34,11 +36,16 @@ PAIRS: dict[str, Any] = {
     "drafter with a window": (lambda: tiny("llama"), {"window": 4}),
     "eagle3": (lambda: tiny("llama"), {"method": "eagle3", "steps": 3}),
     "mtp": (lambda: tiny("llama"), {"method": "mtp", "arguments": HEAD}),
+    "xpress": (lambda: tiny("llama"), {"method": "xpress"}),
+    "assistant": (
+        lambda: tiny("llama"),
+        {"method": "gemma4_assistant", "arguments": ASSISTANT},
+    ),
     "no drafter": (lambda: tiny("llama"), None),
     "no drafter, recurrent": (lambda: family("qwen3_5"), None),
     "quantized": (lambda: tiny("llama", head_dim=32), {"caches": QUANTIZED}),
 }
-CUTS = ("full attention", "no drafter")
+CUTS = ("full attention", "xpress", "no drafter")
 EXACT = [name for name in PAIRS if name != "quantized"]
 
 

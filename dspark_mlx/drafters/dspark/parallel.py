@@ -10,7 +10,7 @@ from ...calibration.by_temperature import Calibrations
 from ...sampling import Pick
 from ...types import Draft
 from ..base import DrafterContext, Embed
-from ..batch import Wanted
+from ..batch import ContextBatch, Wanted
 from ..context_cache import BatchContextCache, ContextCache, joined
 from ..contexts import RequestContexts
 from ..vocabulary import DraftOutput, Readout
@@ -91,7 +91,7 @@ class ParallelDrafter(RequestContexts[BlockConfig]):
         hidden = rows[self.config.logits_start :]
         return self.choose(context, hidden, self._output.readout(context.vocabulary), anchor, pick)
 
-    def batch(self, contexts: Sequence[DrafterContext]) -> DSparkBatch:
+    def batch(self, contexts: Sequence[DrafterContext]) -> ContextBatch:
         """See `drafters.batch.BatchingDrafter`."""
         for context in contexts:
             self.flush(context)

@@ -42,35 +42,17 @@ class HeadTensors(Protocol):
         ...
 
 
-class SequentialHead(Protocol):
+class Correction(Protocol):
     """Corrects base logits given the token before each slot (paper, section 3.1.2).
 
     Attributes:
-        NAME: the head's name in config.json and for `--head`.
-        w2: matrix `[output, rank]` that maps the head's vector to the correction of the logits. A
-            dataclass copy with fewer rows of w2 is the head over fewer tokens.
+        w2: matrix `[output, rank]` that maps a vector to the correction of the logits. A dataclass
+            copy with fewer rows of w2 is the correction over fewer tokens.
     """
-
-    NAME: ClassVar[str]
 
     @property
     def w2(self) -> Matrix:
-        """The matrix that maps the head's vector to the logits, `[output, rank]`."""
-        ...
-
-    @staticmethod
-    def matrices(sizes: HeadSizes) -> dict[str, tuple[int, int]]:
-        """Maps names without `.weight` to `[out, in]` for the matrices other than W1 and W2."""
-        ...
-
-    @staticmethod
-    def vectors(sizes: HeadSizes) -> dict[str, tuple[int]]:
-        """Maps names to `[length]` for the head's vectors."""
-        ...
-
-    @classmethod
-    def load(cls, tensors: HeadTensors) -> SequentialHead:
-        """The head made of a drafter's tensors."""
+        """The matrix that maps the vector to the logits, `[output, rank]`."""
         ...
 
     def vector(
@@ -90,15 +72,40 @@ class SequentialHead(Protocol):
         ...
 
 
+class SequentialHead(Correction, Protocol):
+    """A correction that DSpark's drafters can have, see `heads.HEADS`.
+
+    Attributes:
+        NAME: the head's name in config.json and for `--head`.
+    """
+
+    NAME: ClassVar[str]
+
+    @staticmethod
+    def matrices(sizes: HeadSizes) -> dict[str, tuple[int, int]]:
+        """Maps names without `.weight` to `[out, in]` for the matrices other than W1 and W2."""
+        ...
+
+    @staticmethod
+    def vectors(sizes: HeadSizes) -> dict[str, tuple[int]]:
+        """Maps names to `[length]` for the head's vectors."""
+        ...
+
+    @classmethod
+    def load(cls, tensors: HeadTensors) -> SequentialHead:
+        """The head made of a drafter's tensors."""
+        ...
+
+
 def correct(
-    head: SequentialHead, base: mx.array, previous: mx.array, hidden: mx.array, state: Any
+    head: Correction, base: mx.array, previous: mx.array, hidden: mx.array, state: Any
 ) -> tuple[mx.array, mx.array, Any]:
     """Correct one slot's logits given the token before it: logits = base + W2 vector.
 
     Args:
-        head: the sequential head.
+        head: gives the vector.
         base: base logits of the slot, `[1, output]`.
-        previous, hidden, state: see `SequentialHead.vector`.
+        previous, hidden, state: see `Correction.vector`.
 
     Returns:
         Corrected logits `[1, output]`, the embedding W1[previous] `[1, rank]`, and the state for

@@ -50,7 +50,7 @@ class GatedHead:
     def vector(
         self, previous: mx.array, hidden: mx.array, state: None
     ) -> tuple[mx.array, mx.array, None]:
-        """See `SequentialHead.vector`; there is no state."""
+        """See `Correction.vector`; there is no state."""
         embedding = self.w1.rows(previous)
         gate = self.gate.add_to(self.gate_bias, mx.concatenate([hidden, embedding], axis=-1))
         return mx.sigmoid(gate) * embedding, embedding, None

@@ -53,7 +53,7 @@ class RNNHead:
     def vector(
         self, previous: mx.array, hidden: mx.array, state: mx.array | None
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """See `SequentialHead.vector`; the state is s, `[n, rank]`."""
+        """See `Correction.vector`; the state is s, `[n, rank]`."""
         embedding = self.w1.rows(previous)
         if state is None:
             state = mx.zeros_like(embedding)

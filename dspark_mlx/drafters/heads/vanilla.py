@@ -43,6 +43,6 @@ class VanillaHead:
     def vector(
         self, previous: mx.array, hidden: mx.array, state: None
     ) -> tuple[mx.array, mx.array, None]:
-        """See `SequentialHead.vector`; the hidden row is not read and there is no state."""
+        """See `Correction.vector`; the hidden row is not read and there is no state."""
         embedding = self.w1.rows(previous)
         return embedding, embedding, None

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -85,7 +85,13 @@ def block_shapes(
 def _shapes(
     family: str, arguments: str
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    layers = build_model(family, json.loads(arguments)).layers
+    return layer_shapes(build_model(family, json.loads(arguments)).layers)
+
+
+def layer_shapes(
+    layers: Sequence[nn.Module],
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """See `block_shapes`, of layers that are there; each name begins with the layer's index."""
     matrices: dict[str, tuple[int, ...]] = {}
     others: dict[str, tuple[int, ...]] = {}
     for i, layer in enumerate(layers):

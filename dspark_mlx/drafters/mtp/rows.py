@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import Matrix
 from ..base import Embed
 from ..context_cache import ContextCache, TextCache
@@ -66,7 +67,11 @@ class MTPRows:
         names = ("embedding_norm", "hidden_norm", "norm", TARGET_NORM)
         norms = {name: tensors.vector(f"{name}.weight") for name in names}
         weights = MTPWeights(fc=tensors.matrix("fc"), **norms)
-        return cls(config, weights, _load_layers(config, tensors), tensors.dtype, embed)
+        model = build_model(config.family, config.arguments)
+        # What mlx-lm keeps in its own type: a router's bias, which decides near-ties.
+        cast = getattr(model, "cast_predicate", lambda name: "e_score_correction_bias" not in name)
+        layers = load_layers(model.layers, config, tensors, cast)
+        return cls(config, weights, layers, tensors.dtype, embed)
 
     def features(self, taps: mx.array) -> mx.array:
         """See `ChainRows`."""
@@ -130,12 +135,19 @@ class MTPRows:
         return x
 
 
-def _load_layers(config: MTPConfig, tensors: DrafterTensors) -> Sequence[nn.Module]:
-    """The layers with a folder's weights, in the types of `DrafterTensors`; not evaluated."""
-    model = build_model(config.family, config.arguments)
-    # What mlx-lm keeps in its own type: a router's bias, which decides near-ties.
-    cast = getattr(model, "cast_predicate", lambda name: "e_score_correction_bias" not in name)
-    layers: Sequence[nn.Module] = model.layers
+def load_layers(
+    layers: Sequence[nn.Module],
+    config: CanonicalConfig,
+    tensors: DrafterTensors,
+    cast: Callable[[str], bool] = lambda name: True,
+) -> Sequence[nn.Module]:
+    """mlx-lm's layers with a folder's weights, in the types of `DrafterTensors`; not evaluated.
+
+    Args:
+        layers: filled in place.
+        config, tensors: the folder's; the tensors of layer N begin with `block.N.`.
+        cast: whether the tensor of a name has the arithmetic's type, or stays in its own.
+    """
     shapes = config.matrix_shapes()
     for i, layer in enumerate(layers):
         prefix = f"{BLOCK}.{i}."

@@ -1,0 +1,161 @@
+"""The canonical configuration of Gemma 4's assistants, and their tensors' shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import mlx.nn as nn
+from mlx_lm.models import gemma4_text
+
+from ...checkpoint.base_config import MAX_BLOCK, CanonicalConfig
+from ...checkpoint.layer_shapes import shared_matrices
+from ...checkpoint.number_ranges import check_within
+from ...errors import InputError
+from ..mtp.block import REFUSALS, layer_shapes
+from ..mtp.config import BLOCK, STATES
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+POST = "post_projection"
+"""Name of the matrix from a row of the assistant to a state of the target."""
+
+# Published assistants have four layers; many more would be a target.
+_MAX_LAYERS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma4AssistantConfig(CanonicalConfig):
+    """An assistant of a Gemma 4 target, run once a token (transformers' gemma4_assistant).
+
+    u = fc(concat[e, g]), h = norm(layers(u)), logits = output(h): e is the scaled embedding of the
+    newest token in the target's table, and g is the target's state at the position before it, or
+    `post_projection(h)` of the token before in a block. The layers have queries alone. They attend
+    to keys and values that two of the target's layers made of committed tokens, and all rows of a
+    block have the anchor's position.
+
+    Attributes:
+        arguments: the arguments of a gemma4_text model with the assistant's layers alone.
+        steps: tokens proposed per round.
+        state: "normed" where g is the target's state after its final norm, "raw" before it.
+        full_layer: the target's layer whose keys and values full-attention layers attend to.
+        sliding_layer: the same for sliding layers.
+        window: how many of the newest positions sliding layers attend to.
+    """
+
+    METHOD: ClassVar[str] = "gemma4_assistant"
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "taps": (-1, 0, 1),
+        "arguments": {
+            "model_type": "gemma4_text",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_kv_shared_layers": 2,
+            "intermediate_size": 32,
+            "num_attention_heads": 2,
+            "head_dim": 16,
+            "global_head_dim": 16,
+            "layer_types": [SLIDING, FULL],
+            "hidden_size_per_layer_input": 0,
+        },
+        "steps": 3,
+        "state": "normed",
+        "full_layer": 1,
+        "sliding_layer": 0,
+        "window": 4,
+    }
+    PROPOSES: ClassVar[str] = "chains"
+
+    arguments: dict[str, Any]
+    steps: int
+    state: str
+    full_layer: int
+    sliding_layer: int
+    window: int
+
+    @property
+    def gamma(self) -> int:
+        """Tokens proposed per round."""
+        return self.steps
+
+    @property
+    def depth(self) -> int:
+        """See `CanonicalConfig.depth`."""
+        return len(self.arguments["layer_types"])
+
+    @property
+    def embedding_size(self) -> int:
+        """See `CanonicalConfig.embedding_size`: the target's table is read as it is."""
+        return self.target_hidden_size
+
+    @property
+    def summary(self) -> str:
+        """A description of the drafter in a few words."""
+        return f"Gemma 4's assistant, {self.depth} layers, {self.steps} steps"
+
+    def layers(self) -> list[nn.Module]:
+        """The assistant's layers, which are mlx-lm's; their random weights are never evaluated.
+
+        Raises:
+            REFUSALS: mlx-lm refuses the arguments.
+        """
+        arguments = gemma4_text.ModelArgs.from_dict(dict(self.arguments))
+        return [gemma4_text.DecoderLayer(arguments, i) for i in range(self.depth)]
+
+    @cached_property
+    def _layer_shapes(self) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+        """See `layer_shapes`."""
+        return layer_shapes(self.layers())
+
+    def matrix_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `CanonicalConfig.matrix_shapes`."""
+        matrices, _ = self._layer_shapes
+        shapes: dict[str, tuple[int, ...]] = dict(shared_matrices(self))
+        shapes["fc"] = (self.hidden_size, 2 * self.target_hidden_size)
+        shapes[POST] = (self.target_hidden_size, self.hidden_size)
+        return shapes | {f"{BLOCK}.{name}": shape for name, shape in matrices.items()}
+
+    def vector_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `CanonicalConfig.vector_shapes`."""
+        _, others = self._layer_shapes
+        shapes: dict[str, tuple[int, ...]] = {"norm.weight": (self.hidden_size,)}
+        return shapes | {f"{BLOCK}.{name}": shape for name, shape in others.items()}
+
+    def alternatives(self) -> dict[str, tuple[Any, ...]]:
+        """See `CanonicalConfig.alternatives`; the layers have no pairing to choose."""
+        return {"state": STATES}
+
+    def _check(self, where: Path | str) -> None:
+        check_within(where, "steps", self.steps, 1, MAX_BLOCK)
+        self._check_positive(where, "window")
+        if self.state not in STATES:
+            raise InputError(where, f"state {self.state!r}", f"one of {', '.join(STATES)}")
+        kinds = self.arguments.get("layer_types")
+        if (
+            not isinstance(kinds, list)
+            or not 0 < len(kinds) <= _MAX_LAYERS
+            or any(kind not in (FULL, SLIDING) for kind in kinds)
+        ):
+            expected = f"1 to {_MAX_LAYERS} entries, each {FULL} or {SLIDING}"
+            raise InputError(where, f"layer_types {kinds!r}", expected)
+        stated = {name: self.arguments.get(name) for name in ("num_hidden_layers", "hidden_size")}
+        wanted = {"num_hidden_layers": len(kinds), "hidden_size": self.hidden_size}
+        shared = self.arguments.get("num_kv_shared_layers")
+        if stated != wanted or shared != len(kinds) or self.arguments.get("enable_moe_block"):
+            found = f"arguments with {stated}, num_kv_shared_layers {shared}"
+            expected = f"{wanted}, and layers without keys, values and experts"
+            raise InputError(where, found, expected)
+        super()._check(where)
+        read = {self.full_layer - 1, self.sliding_layer - 1}
+        if len(self.taps) < 2 or not read <= set(self.taps[:-1]):
+            found = f"taps {list(self.taps)} for layers {self.sliding_layer}, {self.full_layer}"
+            raise InputError(where, found, "what enters these layers, and the last layer's output")
+        if not self.owns_head and self.hidden_size != self.target_hidden_size:
+            found = f"rows of {self.hidden_size} for a head of {self.target_hidden_size} columns"
+            raise InputError(where, found, "a head of its own")
+        try:
+            self.layers()
+        except REFUSALS as error:
+            found = f"arguments that mlx-lm refuses ({type(error).__name__}: {error})"
+            raise InputError(where, found, "those of a gemma4_text model") from error

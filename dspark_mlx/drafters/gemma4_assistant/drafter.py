@@ -1,0 +1,184 @@
+"""The drafter made of a Gemma 4 assistant, see `Gemma4AssistantConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...calibration.by_temperature import Calibrations
+from ...checkpoint.base_config import CanonicalConfig
+from ...checkpoint.linear import Matrix, arrays_of
+from ...errors import InputError
+from ...sampling import Pick
+from ...types import Draft
+from ..base import DrafterContext, Embed
+from ..block import BlockBuilder
+from ..context_cache import ContextCache
+from ..contexts import RequestContexts
+from ..mtp.rows import load_layers
+from ..tensors import DrafterTensors, TargetLayers
+from ..vocabulary import DraftOutput
+from .config import FULL, POST, SLIDING, Gemma4AssistantConfig
+
+
+@dataclass
+class AssistantContext(DrafterContext):
+    """See `DrafterContext`; `caches` hold keys and values of two layers of the target.
+
+    Attributes:
+        state: the target's state at the newest position, `[1, target_hidden]`; None before one.
+    """
+
+    state: mx.array | None = None
+
+    def arrays(self) -> list[mx.array]:
+        """See `DrafterContext.arrays`."""
+        return super().arrays() + ([] if self.state is None else [self.state])
+
+
+class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
+    """A Gemma 4 assistant, see `base.Drafter`.
+
+    The target's keys and values are made again, by the target's own layers, of the taps that enter
+    these layers. So a context is cut back, joined and kept as every drafter's is, whatever becomes
+    of the target's caches: those rotate, or are quantised.
+
+    Args:
+        config: the canonical configuration.
+        fc: projection of an embedding beside a state, `[hidden, 2 * target_hidden]`.
+        post: projection of a row to a state, `[target_hidden, hidden]`.
+        norm: weight of the final norm, `[hidden]`.
+        layers: the assistant's layers, loaded.
+        target: makes keys and values, and norms states.
+        dtype: type of the arithmetic.
+        embed, output, calibrations: see `RequestContexts`.
+    """
+
+    CONFIG: ClassVar[type[CanonicalConfig]] = Gemma4AssistantConfig
+
+    def __init__(
+        self,
+        config: Gemma4AssistantConfig,
+        fc: Matrix,
+        post: Matrix,
+        norm: mx.array,
+        layers: Sequence[nn.Module],
+        target: TargetLayers,
+        dtype: mx.Dtype,
+        embed: Embed,
+        output: DraftOutput,
+        calibrations: Calibrations | None = None,
+    ) -> None:
+        super().__init__(config, embed, output, calibrations)
+        self._fc, self._post, self._norm = fc, post, norm
+        self._layers = layers
+        self._target = target
+        self._dtype = dtype
+
+    @classmethod
+    def load(
+        cls,
+        config: Gemma4AssistantConfig,
+        tensors: DrafterTensors,
+        embed: Embed,
+        output: DraftOutput,
+        calibrations: Calibrations | None = None,
+    ) -> Gemma4AssistantDrafter:
+        """See `DraftingMethod.load`.
+
+        Raises:
+            InputError: the target's layers have no such keys and values as the assistant reads.
+        """
+        assert tensors.target is not None, "an assistant reads its target's layers"
+        _check_target(config, tensors.target)
+        fc, post, norm = tensors.matrix("fc"), tensors.matrix(POST), tensors.vector("norm.weight")
+        layers = load_layers(config.layers(), config, tensors)
+        mx.eval(arrays_of([fc, post, norm]), [layer.parameters() for layer in layers])
+        parts = (fc, post, norm, layers, tensors.target, tensors.dtype)
+        return cls(config, *parts, embed, output, calibrations)
+
+    def _new_caches(self) -> list[ContextCache]:
+        return [ContextCache(), ContextCache(self.config.window)]
+
+    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> AssistantContext:
+        """See `Drafter.new_context`."""
+        new = super().new_context(prompt, temperature)
+        return AssistantContext(new.caches, new.confidence_temperatures, new.vocabulary)
+
+    def flush(self, context: DrafterContext) -> None:
+        """See `Drafter.flush`."""
+        assert isinstance(context, AssistantContext)
+        pending = context.take()
+        if pending is None:
+            return
+        taps = mx.split(pending[0], len(self.config.taps), axis=-1)
+        for cache, layer in zip(context.caches, _read_layers(self.config), strict=True):
+            entering = taps[self.config.taps.index(layer - 1)]
+            keys, values = self._target.key_values(layer, entering, cache.offset)
+            cache.update_and_fetch(keys.astype(self._dtype), values.astype(self._dtype))
+            cache.drop_old()
+        # A copy: a view would keep the memory of all rows before it.
+        context.state = mx.contiguous(taps[-1][-1:])
+
+    def draft(self, context: DrafterContext, anchor: mx.array, pick: Pick) -> Draft:
+        """See `Drafter.draft`; the context must hold a committed token's feature."""
+        self.flush(context)
+        assert isinstance(context, AssistantContext)
+        state, position, token = context.state, context.length, anchor
+        assert state is not None, "a draft needs the features of a committed token"
+        if self.config.state == "normed":
+            state = self._target.final_norm(state)
+        full, sliding = (cache.held.keys_and_values() for cache in context.caches)
+        newest = [array[..., -self.config.window :, :] for array in sliding]
+        attended = {FULL: full, SLIDING: newest}
+        readout = self._output.readout(context.vocabulary)
+        block = BlockBuilder(readout, pick)
+        for _ in range(self.config.steps):
+            row = self._row(token, state, attended, position)
+            token = block.add(readout.logits(row))
+            state = self._post(row)
+        return block.draft()
+
+    def _row(
+        self,
+        token: mx.array,
+        state: mx.array,
+        attended: dict[str, Sequence[mx.array]],
+        position: int,
+    ) -> mx.array:
+        """A step's row after the final norm, `[1, hidden]`.
+
+        Args:
+            token: the token before it, int `[1]`.
+            state: g, `[1, target_hidden]`.
+            attended: keys and values by the kind of the layer, `[1, heads, positions, size]`.
+            position: the anchor's.
+        """
+        embedded = self._embed(token).astype(self._dtype) * self.config.embedding_scale
+        x = self._fc(mx.concatenate([embedded, state.astype(self._dtype)], axis=-1))[None]
+        for layer in self._layers:
+            kv = tuple(attended[layer.layer_type])
+            x, *_ = layer(x, None, None, shared_kv=kv, offset=position)
+        return mx.fast.rms_norm(x[0], self._norm, self.config.rms_norm_eps)
+
+
+def _read_layers(config: Gemma4AssistantConfig) -> tuple[int, int]:
+    """The target's layers whose keys and values the context's two caches hold."""
+    return config.full_layer, config.sliding_layer
+
+
+def _check_target(config: Gemma4AssistantConfig, target: TargetLayers) -> None:
+    """Refuse a target whose keys the assistant's queries do not fit, see `load`."""
+    row = mx.zeros((1, config.target_hidden_size))
+    by_kind = dict(zip((FULL, SLIDING), _read_layers(config), strict=True))
+    for layer in config.layers():
+        index, attention = by_kind[layer.layer_type], layer.self_attn
+        keys, _ = target.key_values(index, row, 0)
+        if keys.shape[-1] != attention.head_dim or attention.n_heads % keys.shape[1]:
+            found = f"{keys.shape[1]} keys of {keys.shape[-1]} columns in its layer {index}"
+            expected = f"{attention.head_dim} columns, and heads that divide {attention.n_heads}"
+            raise InputError(f"the target of {config.summary}", found, expected)

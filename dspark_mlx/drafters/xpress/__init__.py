@@ -1,0 +1,1 @@
+"""XPress: a parallel backbone whose logits a small refiner corrects by the tokens before."""
