@@ -69,17 +69,17 @@ class Conversation:
         self, asked: list[dict[str, Any]], chunks: Iterator[Chunk]
     ) -> Generator[Chunk, None, None]:
         read: list[Chunk] = []
+        counts = False
         try:
             for chunk in chunks:
                 read.append(chunk)
                 yield chunk
-        except (GeneratorExit, KeyboardInterrupt):  # the answer is left early
-            raise
-        except BaseException:
-            read.clear()
+            counts = True
+        except (GeneratorExit, KeyboardInterrupt):
+            counts = True  # it is left early
             raise
         finally:
-            if read:
+            if read and counts:
                 self.messages = [*asked, message_of(read)]
 
 
