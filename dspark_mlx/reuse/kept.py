@@ -249,5 +249,7 @@ class Reading:
         self.note(length, last=True)
         layout = layout_of(self.caches, self.context, length, self.kept.quantized_from)
         rows = rows_of(self.caches, self.context, layout)
+        # Another thread may take them in, and cannot compute what this one has begun.
+        mx.eval(rows)
         held = np.array(tokens[:length], dtype=np.int32)
         self.kept.keep(Ended(layout, held, rows, self.borders))
