@@ -187,7 +187,7 @@ class AutoPolicy:
         self._untimed = False
         steps = (costs.draft + costs.verify[round_.scheduled]) / costs.plain
         self._pace.learn(self._drafter.learn(round_, costs), steps)
-        if self._has_confidence and round_.confidence:
+        if self._has_confidence and round_.confidence and self._waiting.wants_gain():
             worth = self._drafter.worth_of_confidences(
                 round_.confidence, costs, self._rate, self._limit
             )
