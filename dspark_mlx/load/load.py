@@ -146,11 +146,10 @@ def load(
     if stored is not None:
         check_pair(stored.config, stored.folder, decoder.engine.target, opened.folder)
         decoder = attached(decoder, stored, draft_vocabulary)
+    gamma = stored.config.gamma if stored else 0
     if kernels:
-        gamma = stored.config.gamma if stored else 0
         apply_kernels(decoder.engine.target, gamma + 1 if gamma else WIDEST)
     if exact:
-        gamma = stored.config.gamma if stored else 0
         with refusing(opened.folder):
             make_exact(decoder.engine.target, max(gamma + 1, WIDEST))
     decoder = copying(decoder) if copies else scheduled(decoder, scheduler)

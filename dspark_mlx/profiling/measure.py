@@ -108,7 +108,7 @@ def measure_profile(
                     several = take_turns(points, repeats, steps.next_phase(), until=third)
         if perf_counter() < until:
             added = take_turns(session.sampling(), repeats, seconds=0.5, until=until)
-    rounds = _added_by_rounds(engine, times[0], widths[-1] - _MORE_WIDTHS, text, max_length)
+    rounds = _added_by_rounds(engine, session, times[0], widths[-1] - _MORE_WIDTHS, max_length)
     mx.clear_cache()
     verify = tuple(_row(t, "verify", widths, _median) for t in times)
     batches = {n: _row(several, str(n), widths, _median) for n in BATCHES} if several else {}
@@ -165,7 +165,7 @@ def quick_profile(
             if engine.drafter and (batches := session.batches((_QUICK_BATCH,), measured)):
                 with engine.target.untapped():
                     several = take_turns(batches, repeats, seconds=QUICK_SECONDS / 4, least=1)
-    rounds = _added_by_rounds(engine, times, block, text, max_length)
+    rounds = _added_by_rounds(engine, session, times, block, max_length)
     mx.clear_cache()
     widths = sorted({width for what, width in times if what == "verify"})
     batch = _between(several, str(_QUICK_BATCH), measured, _median) if several else ()
@@ -185,7 +185,7 @@ def quick_profile(
 
 
 def _added_by_rounds(
-    engine: Engine, times: Times, block: int, text: Sequence[int], max_length: int | None
+    engine: Engine, session: Session, times: Times, block: int, max_length: int | None
 ) -> tuple[float, float]:
     """See `SpeedProfile.rounds`; zeros where Python's part could not be seen, or has no room."""
     plain = _median(times["plain", 0])
@@ -193,7 +193,7 @@ def _added_by_rounds(
     if plain > _SLOW_MS or room < _ROUNDS_ROOM:
         return 0.0, 0.0
     draft = _median(times["draft", 0]) if engine.drafter else 0.0
-    prompt = Session(engine, text).prompt(QUICK_CONTEXT)
+    prompt = session.prompt(QUICK_CONTEXT)
     return added_by_rounds(engine, prompt, plain, draft + _median(times["verify", block]))
 
 
