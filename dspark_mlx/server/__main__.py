@@ -11,7 +11,7 @@ from ..engine.request import Request
 from ..errors import InputError
 from ..serving.service import Limits
 from ..system.files import read_text
-from ..system.process import program
+from ..system.process import ended_by_interrupt, program
 from ..terminal import command, flags
 from ..terminal.sampling_flags import (
     add_sampling_flags,
@@ -26,7 +26,12 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 def main(argv: list[str] | None) -> int:
     """Run the command: serve until Ctrl-C or SIGTERM; returns the exit status."""
-    args = _parser().parse_args(argv)
+    # Until the server's own handlers of signals stand; starting it leaves nothing behind.
+    with ended_by_interrupt():
+        return _serve(_parser().parse_args(argv))
+
+
+def _serve(args: argparse.Namespace) -> int:
     try:
         from .app import make_app
         from .listening import Server, listener

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -60,11 +63,26 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(app, **settings))
         self._decoder = decoder
         self._signals = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`, whose handlers of signals stand before the event loop begins.
+
+        Otherwise asyncio's own would be there for a moment, which cancels the half-begun start.
+        """
+        with super().capture_signals():
+            super().run(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing more: `run` has done it."""
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`, which does not say where it listens if it was given sockets."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        for each in sockets or () if self.started else ():
+        for each in sockets or () if self.started and not self.should_exit else ():
             host, port = each.getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             _LOG.info("dspark_mlx running on %s (Ctrl-C ends it)", address)
@@ -72,8 +90,10 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See `uvicorn.Server`."""
         self._signals += 1
-        if self._signals == 2 and sig == signal.SIGINT:
-            # Closing waits for a round, and a signal's handler must not.
-            threading.Thread(target=self._decoder.close, daemon=True).start()
+        loop = self._loop
+        if self._signals == 2 and sig == signal.SIGINT and loop and not loop.is_closed():
+            # Not here: closing waits for a round, and what was interrupted may hold a lock.
+            closing = threading.Thread(target=self._decoder.close, daemon=True)
+            loop.call_soon_threadsafe(closing.start)
             return
         super().handle_exit(sig, frame)

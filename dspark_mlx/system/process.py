@@ -12,14 +12,26 @@ import os
 import re
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, the one that shells use."""
 
 
+_AGAIN = 0.05
+"""Seconds after which a KeyboardInterrupt that Python dropped is raised again."""
+
+
 def raise_on_interrupt() -> None:
-    """Make Ctrl-C raise KeyboardInterrupt from here on, as is usual in Python."""
+    """Make Ctrl-C raise KeyboardInterrupt from here on, as is usual in Python.
+
+    Python drops one that is raised in a destructor or in a callback of the garbage collector or of
+    an import; it is then raised again a moment later.
+    """
+    sys.unraisablehook = _raise_again
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -28,6 +40,22 @@ def end_on_interrupt() -> None:
     """Make Ctrl-C end the process at once from here on; where it is ignored, it stays ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
+
+
+@contextlib.contextmanager
+def ended_by_interrupt() -> Iterator[None]:
+    """A block in which Ctrl-C ends the process at once.
+
+    It is for work that leaves nothing behind when it is killed. No library in it can swallow the
+    interrupt, as it can a KeyboardInterrupt.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    end_on_interrupt()
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is _end:
+            signal.signal(signal.SIGINT, before)
 
 
 def program(command: str) -> str:
@@ -47,6 +75,16 @@ def _end(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(OSError):
         os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
+
+
+def _raise_again(dropped: Any) -> None:
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+        return
+    # Not here, where it would be dropped again.
+    again = threading.Timer(_AGAIN, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 def _is_command() -> bool:

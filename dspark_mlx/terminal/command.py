@@ -41,16 +41,20 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[list[str] | None], int]) -> None:
     """Run a command, and end the process with its status."""
-    process.raise_on_interrupt()
     for stream in (sys.stdin, sys.stdout):
         if hasattr(stream, "reconfigure"):
             # Characters that the terminal lacks are printed as "?". Input bytes that are not text
             # become surrogates, which `read_input` refuses with their position.
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
     warnings.showwarning = _show_warning
-    status, message = _outcome(main)
-    # Only now is the exception freed, with the frames that hold the command's progress bars.
-    process.end_on_interrupt()
+    try:
+        process.raise_on_interrupt()
+        status, message = _outcome(main)
+        # Only now is the exception freed, with the frames that hold the command's progress bars.
+        process.end_on_interrupt()
+    except KeyboardInterrupt:  # between two of these lines, or the second one
+        process.end_on_interrupt()
+        status, message = _interrupted()
     if message:
         _say(message)
     for stream in (sys.stdout, sys.stderr):
@@ -87,8 +91,7 @@ def _outcome(main: Callable[[list[str] | None], int]) -> tuple[int, str]:
     except InputError as error:
         return _UNUSABLE, f"error: {error}"
     except KeyboardInterrupt:
-        # A terminal has "^C" on the current line, so the message begins a new one.
-        return INTERRUPTED, "\ninterrupted" if sys.stderr.isatty() else "interrupted"
+        return _interrupted()
     except BrokenPipeError:
         # The reader of a pipe has gone, so nobody would read a message.
         return 1, ""
@@ -100,6 +103,11 @@ def _outcome(main: Callable[[list[str] | None], int]) -> tuple[int, str]:
         return _UNUSABLE, f"error: {InputError('text', error, 'UTF-8')}"
     except MemoryError:
         return _UNUSABLE, f"error: {InputError('memory', 'too little', 'enough for the model')}"
+
+
+def _interrupted() -> tuple[int, str]:
+    # A terminal has "^C" on the current line, so the message begins a new one.
+    return INTERRUPTED, "\ninterrupted" if sys.stderr.isatty() else "interrupted"
 
 
 def _main_status(main: Callable[[list[str] | None], int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -12,8 +13,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
 import pytest
+from helpers import bare
 from helpers.worded import worded_target
 
 from dspark_mlx import InputError
@@ -147,6 +150,75 @@ def test_a_second_ctrl_c_ends_answers_and_says_so(tmp_path):
     assert b"shutting_down" in last
     ((code, message),) = told
     assert code == 503 and "shutting down" in message
+
+
+STARTS = """
+import os, signal, sys
+from contextlib import asynccontextmanager
+from starlette.applications import Starlette
+from dspark_mlx.server import __main__ as command
+from dspark_mlx.server.listening import Server, listener
+from dspark_mlx.terminal.command import run
+
+moment, number = sys.argv.pop(1), getattr(signal, sys.argv.pop(1))
+now = lambda name: name == moment and os.kill(os.getpid(), number)
+
+class Decoder:
+    def close(self):
+        print("closed", flush=True)
+
+@asynccontextmanager
+async def lifespan(app):
+    now("lifespan")
+    yield
+    print("ended", flush=True)
+
+def serve(args):
+    now("load")
+    server = Server(Decoder(), Starlette(lifespan=lifespan), port=0, log_level="error")
+    loop = server.config.get_loop_factory
+    server.config.get_loop_factory = lambda: now("before") or loop()
+    server.run([listener("127.0.0.1", 0)])
+    return 0
+
+command._serve = serve
+run(command.main)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("moment", ["load", "before", "lifespan"])
+def test_a_signal_while_the_server_starts(moment, number):
+    """A server that goes on running, or a cancelled start's traceback."""
+    flags: Any = {"capture_output": True, "text": True, "timeout": 60}
+    flags["preexec_fn"] = bare.listen_to_ctrl_c
+    done = subprocess.run([sys.executable, "-c", STARTS, moment, number], check=False, **flags)
+    assert done.returncode == (130 if number == "SIGINT" else -signal.SIGTERM)
+    assert done.stderr == ("interrupted\n" if number == "SIGINT" else "")
+    assert done.stdout == ("" if moment == "load" else "ended\n")
+
+
+@pytest.mark.slow
+def test_a_signal_at_any_moment_of_the_start(tmp_path):
+    """A Ctrl-C that is lost between the handlers of Python, asyncio and uvicorn."""
+    folder, seeded = worded_target(tmp_path / "target"), random.Random(5)
+    command = [sys.executable, "-X", "importtime", "-m", "dspark_mlx.server"]
+    command += ["--model", str(folder), "--no-drafter", "--port", "0"]
+    for number in (signal.SIGINT, signal.SIGTERM) * 12:
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, preexec_fn=bare.listen_to_ctrl_c
+        )
+        assert process.stderr is not None
+        # Before that Python itself answers.
+        while "dspark_mlx.system.process" not in process.stderr.readline():
+            assert process.poll() is None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(4 * seeded.random())
+        process.send_signal(number)
+        lines = process.communicate(timeout=30)[1].splitlines()
+        said = "\n".join(line for line in lines if not line.startswith("import time:"))
+        assert process.returncode == (130 if number == signal.SIGINT else -number), said
+        assert "Traceback" not in said and "Exception" not in said, said
 
 
 def test_recommended_settings_yield_to_flags():

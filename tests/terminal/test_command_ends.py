@@ -236,3 +236,35 @@ def test_ctrl_c_in_the_work():
     script = "def main(argv):\n    os.kill(os.getpid(), signal.SIGINT)\n    return 0\n"
     done = bare.run(script + RUN)
     assert (done.returncode, done.stderr) == (130, b"interrupted\n")
+
+
+@pytest.mark.parametrize("work", ["pass", "command.process.raise_on_interrupt()"])
+def test_a_ctrl_c_that_python_drops_is_raised_again(work):
+    """A process that goes on behind "Exception ignored in"; a traceback between two handlers."""
+    script = (
+        "import time\n"
+        "class Interrupted:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        f"def main(argv):\n    {work}\n    Interrupted()\n    time.sleep(30)\n    return 0\n"
+    )
+    done = bare.run(script + RUN)
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
+
+
+@pytest.mark.parametrize("moment", ["raise_on_interrupt", "end_on_interrupt"])
+def test_ctrl_c_between_two_handlers(moment):
+    """A traceback of the lines around the command."""
+    script = (
+        "from dspark_mlx.system import process\n"
+        "signal.signal(signal.SIGINT, process._end)\n"
+        f"real = process.{moment}\n"
+        "def interrupted():\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    real()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"process.{moment} = interrupted\n"
+        "main = lambda argv: 0\n"
+    )
+    done = bare.run(script + RUN)
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
