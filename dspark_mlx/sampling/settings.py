@@ -220,7 +220,7 @@ class Sampling:
             found = shown(self.logits_processors)
             raise InputError("logits_processors", found, "a list of functions")
         for processor in self.logits_processors:
-            if not callable(processor) and not hasattr(processor, "start"):
+            if not callable(processor) and not callable(getattr(processor, "start", None)):
                 raise InputError("logits_processors", shown(processor), "functions")
         self._check_bias()
         self._check_contradictions()

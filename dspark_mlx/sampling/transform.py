@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.sample_utils import (
@@ -20,6 +21,8 @@ from mlx_lm.sample_utils import (
     make_sampler as mlx_lm_sampler,
 )
 
+from ..errors import InputError
+from ..numbers import shown
 from .settings import LogitsProcessor, Sampling
 
 
@@ -39,7 +42,11 @@ def make_processors(sampling: Sampling, prompt_tokens: int) -> list[LogitsProces
     )
     for processor in sampling.logits_processors:
         start = getattr(processor, "start", None)
-        processors.append(start(prompt_tokens) if callable(start) else processor)
+        made = start(prompt_tokens) if callable(start) else processor
+        if not callable(made):
+            where = f"logits_processors: start of {_name(processor)}"
+            raise InputError(where, shown(made), "a function")
+        processors.append(made)
     return processors
 
 
@@ -56,6 +63,9 @@ def process(
         logits: `[rows, vocabulary]`.
         prefix: the tokens before row 0's choice, int32 `[n]`; None only without processors.
         block: the tokens that rows 1 and on follow, int32 `[rows - 1 or more]`; None for one row.
+
+    Raises:
+        InputError: a processor returned something else than one row of logits.
     """
     logits = logits.astype(mx.float32)
     if not processors:
@@ -66,9 +76,25 @@ def process(
         tokens = mx.concatenate([prefix, block[:i]]) if i and block is not None else prefix
         row = logits[i : i + 1]
         for processor in processors:
-            row = processor(tokens, row)
+            row = _checked(processor(tokens, row), processor, row)
         rows.append(row.astype(mx.float32))
     return mx.concatenate(rows)
+
+
+def _checked(made: Any, processor: LogitsProcessor, row: mx.array) -> mx.array:
+    if not isinstance(made, mx.array):
+        found = f"{shown(made)} ({type(made).__name__})"
+    elif made.shape != row.shape or not mx.issubdtype(made.dtype, mx.floating):
+        found = f"an mx.array of {str(made.dtype).rpartition('.')[2]} of the shape {made.shape}"
+    else:
+        return made
+    where = f"logits_processors: {_name(processor)}"
+    expected = f"an mx.array of floats of the shape {row.shape}, as it was given"
+    raise InputError(where, f"{found} returned", expected)
+
+
+def _name(processor: object) -> str:
+    return getattr(processor, "__qualname__", None) or type(processor).__qualname__
 
 
 def plain_sampler(sampling: Sampling, vocabulary: int) -> Callable[[mx.array], mx.array]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.reference_settings import no_repeats, reference, softmax
 
+from dspark_mlx.errors import InputError
 from dspark_mlx.sampling import Position
 from dspark_mlx.sampling.chooser import Chooser
 from dspark_mlx.sampling.settings import Sampling
@@ -114,3 +115,58 @@ def test_coins_differ_by_row_and_fall_as_often():
     tossed = np.array(made.draw_xtc(mx.random.split(mx.random.key(1), 4000)))
     assert tossed.shape == (4000, 1)
     assert abs(tossed.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 4000)
+
+
+class Forgetful:
+    """A processor of a class, made new for a request, that forgets to return its logits."""
+
+    def start(self, prompt_tokens):
+        return self
+
+    def __call__(self, tokens, logits):
+        logits[:, 3] = 0.0
+
+
+def listing(tokens, logits):
+    return logits.tolist()
+
+
+def squeezed(tokens, logits):
+    return logits[0]
+
+
+def masking(tokens, logits):
+    return logits > 0
+
+
+@pytest.mark.parametrize(
+    ("processor", "found"),
+    [
+        (Forgetful(), r"Forgetful: found None \(NoneType\) returned"),
+        (listing, r"listing: found \[\[.*\(list\) returned"),
+        (squeezed, r"squeezed: found an mx.array of float32 of the shape \(24,\) returned"),
+        (masking, r"masking: found an mx.array of bool of the shape \(1, 24\) returned"),
+    ],
+    ids=["none", "list", "shape", "dtype"],
+)
+def test_a_processor_that_returns_no_logits_is_named(processor, found):
+    """An AttributeError or a broadcast far from the processor that is to blame."""
+    found = f"^logits_processors: {found}; expected an mx.array of floats of the shape"
+    made = chooser({"logits_processors": (processor,)})
+    position = Position(mx.array(PREFIX), mx.array([0]))
+    with pytest.raises(InputError, match=found):
+        made.target_weights(mx.array(logits(1)), position, None, None)
+
+
+def test_a_processor_whose_start_makes_none():
+    """ "NoneType is not callable", in the middle of a round."""
+
+    class Empty:
+        def start(self, prompt_tokens):
+            return None
+
+    with pytest.raises(InputError, match=r"^logits_processors: start of .*Empty: found None"):
+        chooser({"logits_processors": (Empty(),)})
+    bare = type("Bare", (), {"start": 3})()
+    with pytest.raises(InputError, match=r"^logits_processors: found .*; expected functions"):
+        chooser({"logits_processors": (bare,)})
