@@ -34,6 +34,7 @@ def main(argv: list[str] | None) -> int:
 def _serve(args: argparse.Namespace) -> int:
     try:
         from .app import make_app
+        from .connection import Connection
         from .listening import Server, listener
         from .options import Options
     except ImportError as error:
@@ -74,6 +75,7 @@ def _serve(args: argparse.Namespace) -> int:
         access_log=args.log_level == "DEBUG",
         proxy_headers=False,
         server_header=False,
+        http=Connection,
         ws="none",
         timeout_graceful_shutdown=args.drain_seconds,
     )

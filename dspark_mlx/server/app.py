@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ..decoder import Decoder
-from ..errors import BusyError, ClosedError, InputError
+from ..errors import BusyError, ClosedError, InputError, one_line
 from . import anthropic_messages, openai_chat, openai_completions, openai_responses
 from .asked import Asked
 from .events import Writer, read_body, respond
@@ -50,8 +50,10 @@ def make_app(decoder: Decoder, options: Options) -> Starlette:
         yield
         await asyncio.to_thread(decoder.close)
 
+    chat = openai_chat.read, openai_chat.ChatWriter
     dialects: dict[str, tuple[Read, Write]] = {
-        "/v1/chat/completions": (openai_chat.read, openai_chat.ChatWriter),
+        "/v1/chat/completions": chat,
+        "/chat/completions": chat,  # mlx_lm.server has it too
         "/v1/completions": (openai_completions.read, openai_completions.CompletionWriter),
         "/v1/responses": (openai_responses.read, ResponseWriter),
         "/v1/messages": (anthropic_messages.read, anthropic_messages.MessageWriter),
@@ -67,15 +69,15 @@ def make_app(decoder: Decoder, options: Options) -> Starlette:
     middleware = [Middleware(Guard, options=options)]
     if options.origins:
         named = {"allow_origins": sorted(options.origins), "allow_headers": ["*"]}
-        middleware.append(
-            Middleware(CORSMiddleware, allow_methods=["GET", "POST"], **cast(Any, named))
-        )
-    return Starlette(
+        middleware.append(Middleware(CORSMiddleware, allow_methods=["*"], **cast(Any, named)))
+    app = Starlette(
         routes=routes,
         middleware=middleware,
         exception_handlers=cast(Any, _handlers(generation)),
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # the guard takes them off
+    return app
 
 
 def _answering(generation: Generation, read: Read, write: Write) -> Endpoint:
@@ -137,7 +139,7 @@ def _handlers(generation: Generation) -> dict[Any, Handler]:
 
     def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        response = refuse(request, Refused(error.status_code, error.detail))
+        response = refuse(request, _of_http(request, error))
         response.headers.update(error.headers or {})
         return response
 
@@ -155,6 +157,18 @@ def _handlers(generation: Generation) -> dict[Any, Handler]:
         ClientDisconnect: gone,
         500: broken,
     }
+
+
+def _of_http(request: Request, error: HTTPException) -> Refused:
+    """Starlette's own refusals, which are only words for their status, with what was found."""
+    path, headers = one_line(request.url.path, 100), error.headers or {}
+    if error.status_code == 404:
+        known = ", ".join(route.path for route in _paths(request))
+        return Refused(404, f"path: found {path}; expected one of {known}", "unknown_url")
+    if error.status_code == 405:
+        said = f"method: found {request.method} {path}; expected {headers.get('Allow')}"
+        return Refused(405, said, "method_not_allowed")
+    return Refused(error.status_code, error.detail)
 
 
 def _paths(request: Request) -> list[Route]:

@@ -26,7 +26,8 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
-_KEEPALIVE = b": keepalive\n\n"
+KEEPALIVE = b": keepalive\n\n"
+"""A comment between two events, which clients skip."""
 
 
 class Writer(Protocol):
@@ -126,7 +127,7 @@ async def _with_comments(events: AsyncIterator[bytes], silence: float) -> AsyncI
             awaited = awaited or asyncio.ensure_future(anext(events))
             done, _ = await asyncio.wait({awaited}, timeout=silence)
             if not done:
-                yield _KEEPALIVE
+                yield KEEPALIVE
                 continue
             try:
                 part = awaited.result()

@@ -61,6 +61,7 @@ class Generation:
         settings = {**self.options.settings, **asked.settings}
         if asked.by_grammar:
             settings["logits_processors"] = (self._grammar(asked),)
+        self._check_places(asked)
         samples = range(asked.choices)
         counts: list[int] = []
         handles: list[RequestHandle] = []
@@ -84,6 +85,19 @@ class Generation:
                 handle.cancel()
             raise
         return counts, handles
+
+    def _check_places(self, asked: Asked) -> None:
+        """Refuse more answers than there are places for, where no waiting helps.
+
+        Raises:
+            InputError: it names the limit.
+        """
+        limits, count = self.decoder.limits, len(asked.prompts) * asked.choices
+        places = limits.active + limits.waiting
+        if count > places:
+            where = "prompt" if asked.choices == 1 else "n"
+            hint = "The server's --decode-concurrency and --queue-size allow no more."
+            raise InputError(where, f"{count} answers", f"{places} at most", hint)
 
     def _longest(self, asked: Asked, prompt_tokens: int) -> int:
         limit = min(asked.max_tokens or self.options.max_tokens, self.options.max_tokens_limit)

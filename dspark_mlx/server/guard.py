@@ -30,7 +30,9 @@ class Guard:
         self._app, self._options = app, options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
+        """Pass the request on, without slashes behind its path, or refuse it."""
+        if scope["type"] == "http":
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         if scope["type"] == "http" and (refused := self._refusal(scope)) is not None:
             await error_response(refused, scope["path"])(scope, receive, send)
             return

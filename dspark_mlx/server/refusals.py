@@ -62,7 +62,7 @@ def refusal(error: Exception, target: str = "", folder: str = "") -> Refused:
 
 def is_anthropic(path: str) -> bool:
     """Whether a path belongs to Anthropic's dialect."""
-    return path.startswith("/v1/messages")
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def error_body(refused: Refused, anthropic: bool) -> dict[str, Any]:
@@ -87,8 +87,7 @@ def error_response(refused: Refused, path: str) -> JSONResponse:
     headers = {"retry-after": "1"} if refused.status in (429, 503) else {}
     if refused.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if refused.status in (408, 413):
-        # What is left of the body is not read.
-        headers["connection"] = "close"
+    if refused.status == 408:
+        headers["connection"] = "close"  # what is left of the body is not waited for
     body = error_body(refused, is_anthropic(path))
     return JSONResponse(body, refused.status, headers)

@@ -45,6 +45,7 @@ def listening(folder: Path, limits: Any = None, **options: Any) -> Iterator[tupl
     import uvicorn
 
     from dspark_mlx.server.app import make_app
+    from dspark_mlx.server.connection import Connection
     from dspark_mlx.server.options import Options
 
     decoder = served_decoder(folder)
@@ -55,6 +56,7 @@ def listening(folder: Path, limits: Any = None, **options: Any) -> Iterator[tupl
         config = uvicorn.Config(
             make_app(decoder, Options("toy", **options)),
             log_level="error",
+            http=Connection,
             ws="none",
             timeout_graceful_shutdown=5,
         )

@@ -180,13 +180,48 @@ def test_bodies_that_are_no_json(http, path, content, status):
 
 
 @pytest.mark.parametrize(
-    "method, path, status",
-    [("GET", CHAT, 405), ("POST", "/v1/x", 404), ("GET", "/v1/messages", 405)],
+    "method, path, status, said",
+    [
+        ("GET", CHAT, 405, "method: found GET /v1/chat/completions; expected POST"),
+        ("GET", MESSAGE, 405, "method: found GET /v1/messages; expected POST"),
+        ("DELETE", "/v1/models", 405, "method: found DELETE /v1/models; expected"),
+        ("OPTIONS", CHAT, 405, "method: found OPTIONS"),
+        ("POST", "/v1/x", 404, "path: found /v1/x; expected one of /v1/chat/completions, "),
+        ("POST", "/v1/messages/batches", 404, "path: found /v1/messages/batches; expected"),
+        ("GET", "/", 404, "path: found /; expected"),
+        ("GET", "/v1/%0d%0a" + "x" * 300, 404, "path: found /v1/x"),
+    ],
 )
-def test_paths_and_methods(http, method, path, status):
-    """Plain text where a client reads an error's shape."""
+def test_paths_and_methods(http, method, path, status, said):
+    """Plain text, or Starlette's two words, where a client reads an error's shape."""
     found = http.request(method, path, headers={"content-type": "application/json"})
     assert found.status_code == status and is_refusal(path, status, found.json())
+    message = found.json()["error"]["message"]
+    assert message.startswith(said) and message.isprintable() and len(message) < 500
+    assert ("allow" in found.headers) == (status == 405)
+
+
+def test_a_slash_behind_a_path(http):
+    """A redirect, which clients that post do not follow; a slash that changes the dialect."""
+    asked = {"messages": MESSAGES, "max_tokens": 2}
+    for path in (CHAT, MESSAGE, "/chat/completions"):
+        assert http.post(f"{path}/", json=asked, follow_redirects=False).status_code == 200
+    assert http.get("/v1/models/", follow_redirects=False).json()["object"] == "list"
+
+
+@pytest.mark.parametrize("path, body", [(CHAT, {"n": 3}), (TEXTS, {"n": 3}), (TEXTS, {})])
+def test_more_answers_than_places_are_refused_for_good(tmp_path, path, body):
+    """ "Try again later" for what never fits."""
+    prompt = {"messages": MESSAGES} if path == CHAT else {"prompt": "a" if body else ["a"] * 3}
+    with client(tmp_path, Limits(1, 1, 2)) as (http, decoder):
+        found = http.post(path, json={**prompt, **body, "max_tokens": 2})
+        place = "n" if body else "prompt"
+        assert found.status_code == 400 and found.json()["error"]["param"] == place
+        said = f"{place}: found 3 answers; expected 2 at most. The server's --decode-concurrency"
+        assert found.json()["error"]["message"].startswith(said)
+        two = {"n": 2} if body else {"prompt": ["a"] * 2}
+        assert http.post(path, json={**prompt, **two, "max_tokens": 2}).status_code == 200
+        assert decoder.requests_now == (0, 0)
 
 
 def test_a_full_queue_and_a_late_answer(tmp_path):
