@@ -121,6 +121,33 @@ class CacheSettings:
                 where, f"kv_bits with {names}", "caches that mlx-lm quantizes (KVCache)", hint
             )
 
+    def refuse_head_sizes(self, caches: Sequence[Any], where: object) -> None:
+        """Refuse a model whose heads have no whole number of groups.
+
+        Args:
+            caches: of the model, behind a forward and not quantized yet.
+            where: the model, for errors.
+
+        Raises:
+            InputError: it names the head sizes and the group sizes that are possible.
+        """
+        for cache in caches:
+            if self.kv_bits is None or type(cache) is not KVCache or cache.keys is None:
+                continue
+            sizes = sorted({cache.keys.shape[-1], cache.values.shape[-1]})
+            if all(size % self.kv_group_size == 0 for size in sizes):
+                continue
+            heads = "heads of size " + " and ".join(map(str, sizes))
+            possible = [each for each in _GROUPS if all(size % each == 0 for size in sizes)]
+            if not possible:
+                expected = f"heads whose size is a multiple of {_GROUPS[0]}, the smallest group"
+                hint = "Load it without kv_bits (--kv-bits)."
+                raise InputError(where, f"kv_bits {self.kv_bits} with {heads}", expected, hint)
+            named = " or ".join(map(str, possible))
+            hint = f"Load it with kv_group_size={possible[-1]} (--kv-group-size {possible[-1]})."
+            found = f"kv_group_size {self.kv_group_size} with {heads}"
+            raise InputError(where, found, f"a kv_group_size that divides it: {named}", hint)
+
 
 def _one_of(name: str, value: int, known: tuple[int, ...]) -> int:
     number = check_whole(name, value, 1)

@@ -157,6 +157,7 @@ def check_quantized(model: nn.Module, folder: Path, settings: CacheSettings) -> 
         for rows in PROBE[:, :2], PROBE[:, 2:]:
             logits = model(rows, cache=caches)
             mx.eval(logits)
+            settings.refuse_head_sizes(caches, folder)
             settings.quantize(caches)
 
 

@@ -146,15 +146,27 @@ def test_a_model_without_keys_is_refused():
     assert {type(leaf).__name__ for leaf in leaves(caches)} == {"ArraysCache", "KVCache"}
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "reason"),
-    [("gemma2", {"head_dim": 32}, "TypeError"), ("llama", {"head_dim": 16}, "ValueError")],
-)
-def test_attention_that_cannot_read_them_is_refused(name, changes, reason):
-    """What mlx-lm and MLX raise at the first token behind the start."""
+def test_attention_that_cannot_read_them_is_refused():
+    """What mlx-lm raises at the first token behind the start."""
     settings = CacheSettings(kv_bits=4, kv_group_size=32)
-    with pytest.raises(InputError, match=f"cannot run with kv_bits 4, .*{reason}"):
-        check_quantized(tiny(name, **changes), Path("some folder"), settings)
+    with pytest.raises(InputError, match=r"cannot run with kv_bits 4, .*TypeError"):
+        check_quantized(tiny("gemma2", head_dim=32), Path("some folder"), settings)
+
+
+@pytest.mark.parametrize(
+    ("size", "group", "said"),
+    [
+        (32, 64, "kv_group_size 64 with heads of size 32; expected .* divides it: 32.*-size 32"),
+        (64, 128, "kv_group_size 128 with heads of size 64; expected .* it: 32 or 64.*-size 64"),
+        (16, 32, "kv_bits 4 with heads of size 16; expected heads whose size is a multiple of 32"),
+        (80, 64, "kv_bits 4 with heads of size 80; .*Load it without kv_bits"),
+    ],
+)
+def test_heads_without_a_whole_number_of_groups_are_named(size, group, said):
+    """MLX's message about the last dimension of some matrix."""
+    settings = CacheSettings(kv_bits=4, kv_group_size=group)
+    with pytest.raises(InputError, match=f"^some folder: found {said}"):
+        check_quantized(tiny("llama", head_dim=size), Path("some folder"), settings)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
