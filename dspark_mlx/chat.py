@@ -94,6 +94,7 @@ def _image(path: str) -> list[Any]:
         return []
 
 
+@command.warnings_behind()
 def _turn(
     conversation: Conversation,
     line: str,

@@ -164,6 +164,7 @@ def _prompt(decoder: Decoder, text: str, images: list[Any], args: argparse.Names
     return [*system, user_message(text, images)]
 
 
+@command.warnings_behind()
 def _generate(
     decoder: Decoder, prompt: Prompt, settings: dict[str, Any], args: argparse.Namespace
 ) -> GeneratedText:

@@ -92,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     flags.add_prompt_cache_flags(parser)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    add("--port", type=_port, default=8080, help="port to listen on (default: 8080)")
+    port = command.whole_number(0, (1 << 16) - 1, "a port")
+    add("--port", type=port, default=8080, help="port to listen on (default: 8080)")
     _list(parser, "--allowed-origins", "web origins that may call it, by commas (default: none)")
     _list(parser, "--allowed-hosts", "further names of this machine in Host headers, by commas")
     add("--api-key-file", metavar="FILE", help="file with the key that requests must have")
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help='variables of the chat template, as {"enable_thinking": false}',
     )
-    number = {"type": _positive, "metavar": "N"}
+    number = {"type": command.whole_number(1), "metavar": "N"}
     _add(parser, "--decode-concurrency", 8, "requests that decode at a time", **number)
     _add(parser, "--queue-size", 64, "requests that wait; more are refused", **number)
     _add(parser, "--max-tokens", 2048, "tokens of an answer that names no length", **number)
@@ -135,20 +136,6 @@ def _list(parser: argparse.ArgumentParser, name: str, meaning: str) -> None:
 
 def _listed(text: str) -> list[str]:
     return [each.strip().rstrip("/") for each in text.split(",") if each.strip()]
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("a whole number, 1 or more")
-    return number
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 1 << 16:
-        raise argparse.ArgumentTypeError("a port, 0 to 65535")
-    return number
 
 
 def _api_key(args: argparse.Namespace) -> str | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import errno
 import json
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
@@ -27,16 +29,59 @@ from ..system.system_errors import from_system
 
 _UNUSABLE = 2
 _LONGEST_INPUT = 1 << 26
+# What argparse says, and its found and expected.
+_ARGPARSE = (
+    (r"unrecognized arguments: (.*)", r"\1", "the arguments that --help shows"),
+    (r"the following arguments are required: (.*)", r"no \1", "a value, as --help shows"),
+    (r"invalid (.+) value: (.*)", r"\2", r"\1"),
+    (r"invalid choice: (.+) \(choose from (.*)\)", r"\1", r"one of \2"),
+    (r"expected (.*)", "no value", r"\1"),
+    (r"ambiguous option: (\S+) could match (.*)", r"\1", r"one of \2"),
+    (r"not allowed with argument (.*)", r"\1 beside it", "one of both"),
+)
 _STREAM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, without the usage that --help shows."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(exit_on_error=False, **settings)
+
+    def parse_known_args(self, *args: Any, **more: Any) -> Any:
+        """See `argparse.ArgumentParser`; an argument that is wrong ends the process too."""
+        try:
+            return super().parse_known_args(*args, **more)
+        except argparse.ArgumentError as error:
+            self._refuse(error.argument_name or self.prog, error.message)
+
     def error(self, message: str) -> NoReturn:
         """Print the error and end the process with status 2."""
-        refusal = InputError(self.prog, message, "the arguments that --help shows")
-        self.exit(_UNUSABLE, f"error: {refusal}\n")
+        self._refuse(self.prog, message)
+
+    def _refuse(self, where: str, message: str) -> NoReturn:
+        found, expected = message, "the arguments that --help shows"
+        for pattern, *words in _ARGPARSE:
+            if match := re.fullmatch(pattern, message):
+                found, expected = (match.expand(each) for each in words)
+        expected = {"int": "a whole number", "float": "a number"}.get(expected, expected)
+        self.exit(_UNUSABLE, f"error: {InputError(where, found, expected)}\n")
+
+
+def whole_number(
+    least: int, most: int | None = None, what: str = "a whole number"
+) -> Callable[[str], int]:
+    """The `type` of a flag that is a whole number from `least` to `most`; `what` names it."""
+
+    def read(text: str) -> int:
+        number = int(text)
+        if number < least or (most is not None and number > most):
+            raise ValueError
+        return number
+
+    # argparse puts the name into its message.
+    read.__name__ = f"{what}, {least} or more" if most is None else f"{what}, {least} to {most}"
+    return read
 
 
 def run(main: Callable[[list[str] | None], int]) -> None:
@@ -60,6 +105,20 @@ def run(main: Callable[[list[str] | None], int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         _flush(stream)
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def warnings_behind() -> Iterator[None]:
+    """A block that prints a text piece by piece; warnings are shown behind it, and not in it."""
+    held: list[tuple[Any, ...]] = []
+    before = warnings.showwarning
+    warnings.showwarning = lambda *about: held.append(about)
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+        for about in held:
+            before(*about)
 
 
 def print_json(value: Any) -> None:

@@ -4,6 +4,7 @@ do; interrupted at any moment, while they are imported as well."""
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import random
@@ -18,8 +19,11 @@ import pytest
 from helpers import bare
 from helpers.worded import worded_target
 
-from dspark_mlx import InputError, chat
+from dspark_mlx import InputError, bench, chat, generate, profile
+from dspark_mlx.convert import __main__ as convert
+from dspark_mlx.server import __main__ as server
 from dspark_mlx.terminal import command
+from dspark_mlx.train import __main__ as train
 
 RUN = "from dspark_mlx.terminal import command\ncommand.run(main)\n"
 TALKS = "def main(argv):\n    print('text ' * 9)\n    return 0\n"
@@ -157,19 +161,58 @@ def test_an_error_under_a_bar_has_a_line_of_its_own():
     assert lines[1].startswith("Working") and "error: a: found b; expected c." in lines
 
 
-def test_wrong_arguments_are_one_line(capsys):
-    """argparse's usage, a screen of it."""
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        (chat, ["--temp", "warm"], "--temp: found 'warm'; expected a number."),
+        (bench, ["--repeats", "x"], "--repeats: found 'x'; expected a whole number."),
+        (generate, ["--max-tokens"], "--max-tokens/-m: found no value; expected one argument."),
+        (generate, ["--exact", "--tem=x"], "--temp: found 'x'; expected a number."),
+        (profile, ["--no"], "found --no; expected one of --no-drafter, --no-kernels."),
+        (chat, ["--never"], "found --never; expected the arguments that --help shows."),
+        (server, ["--port", "x"], "--port: found 'x'; expected a port, 0 to 65535."),
+        (server, ["--port", "70000"], "--port: found '70000'; expected a port, 0 to 65535."),
+        (server, ["--queue-size", "0"], "found '0'; expected a whole number, 1 or more."),
+        (server, ["--log-level", "loud"], "found 'loud'; expected one of "),
+        (train, [], "found no --to; expected a value, as --help shows."),
+        (convert, ["drafter"], "drafter: found no --from, --to; expected a value, as --help"),
+        (convert, ["nothing"], "kind: found 'nothing'; expected one of "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_arguments_are_one_line(module, arguments, said, capsys):
+    """argparse's usage, a screen of it; names of Python's functions in place of what is wrong."""
     with pytest.raises(SystemExit) as end:
-        chat.main(["--temp", "warm"])
-    said = capsys.readouterr().err
+        module.main(arguments)
+    shown = capsys.readouterr().err
     assert end.value.code == 2
-    assert said.count("\n") == 1 and "argument --temp: invalid float value: 'warm'" in said
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and said in shown
 
 
 def test_a_warning_is_one_line():
     """The line of source that Python shows below."""
     script = "import warnings\ndef main(argv):\n    warnings.warn('a\\nb')\n    return 0\n"
     assert bare.run(script + RUN).stderr == b"warning: a b\n"
+
+
+@pytest.mark.parametrize("module", [generate, chat])
+def test_a_warning_stands_behind_the_text(module, tmp_path, monkeypatch):
+    """ "warning: The text ends after" in the middle of a streamed line."""
+    folder = worded_target(tmp_path / "target", max_position_embeddings=16)
+    lines = iter(["w5 w6", None])
+    monkeypatch.setattr(chat, "_read_line", lambda: next(lines))
+    screen = io.StringIO()  # both streams, in the order of a terminal
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, screen)
+    arguments = ["--model", str(folder), "--no-drafter", "--max-tokens", "40"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = command._show_warning
+        assert module.main(arguments + (["--prompt", "w5 w6"] if module is generate else [])) == 0
+    shown = screen.getvalue().split("\n")
+    (at,) = (i for i, line in enumerate(shown) if "The text ends" in line)
+    assert shown[at].startswith("warning: The text ends after")
+    assert shown[at - 1].count(" w") == 14
 
 
 def test_nothing_is_changed_where_no_command_runs():
