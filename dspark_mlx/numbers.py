@@ -1,4 +1,4 @@
-"""Checks of numbers that callers pass as Python, NumPy or MLX values."""
+"""Checks of what callers pass: numbers as Python, NumPy or MLX values, and callbacks."""
 
 from __future__ import annotations
 
@@ -127,3 +127,13 @@ def check_numbers(
     if count is not None and len(value) != count:
         raise InputError(where, f"{len(value)} numbers", str(count))
     return [float(number) for number in value]
+
+
+def check_callback(name: str, value: object) -> None:
+    """Refuse a callback that cannot be called; None is none.
+
+    Raises:
+        InputError: it names the argument.
+    """
+    if value is not None and not callable(value):
+        raise InputError(name, shown(value), "a function")

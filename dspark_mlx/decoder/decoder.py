@@ -15,7 +15,7 @@ from ..engine.rounds import rounds
 from ..engine.state import Engine, make_engine
 from ..engine.stream import stream
 from ..errors import InputError
-from ..numbers import check_whole, shown
+from ..numbers import check_callback, check_whole, shown
 from ..progress import ProgressCallback
 from ..reuse.kept import KeptPrompts
 from ..sampling.setting_table import with_settings
@@ -26,7 +26,7 @@ from ..schedulers.speed_profile import SpeedProfile
 from ..serving.admission import Admission, Need, Reservation
 from ..serving.conversation import Conversation
 from ..serving.footprint import Footprint
-from ..serving.handle import RequestHandle
+from ..serving.handle import RequestHandle, check_timeout
 from ..serving.on_demand import OnDemand
 from ..serving.service import Limits
 from ..text.tokenizer import Tokenizer
@@ -222,6 +222,7 @@ class Decoder(LoadedTarget):
         Warns:
             UserWarning: as `rounds` does.
         """
+        check_callback("on_round", on_round)
         prepared = self._prepare(prompt, max_tokens, settings)
         return stream(self._rounds(prepared, progress), prepared.text_stream(), on_round)
 
@@ -290,6 +291,7 @@ class Decoder(LoadedTarget):
         Args:
             timeout: seconds that submitted requests get to end; those that have not are cancelled.
         """
+        check_timeout(timeout)
         self._service.close(timeout)
         self._engine.target.drop_kernels()
         self._engine.target.drop_rows()
@@ -346,8 +348,9 @@ class Decoder(LoadedTarget):
             UserWarning: as `rounds` does, and where the target decodes its requests one by one.
         """
         check_whole("at_once", at_once, 1)
+        check_callback("progress", progress)
         request = TextRequest.make(max_tokens, settings)
-        prepared = [request.prepare(each, self._text, self._not_finite) for each in prompts]
+        prepared = request.prepare_all(prompts, self._text, self._not_finite)
         memory = [self._reservation(each, batched=True) for each in prepared]
         return texts_of(self._engine, prepared, memory, at_once, progress)
 
@@ -389,7 +392,13 @@ class Decoder(LoadedTarget):
         Args:
             messages: what it begins with, a system message for example.
             settings: keyword arguments of `stream` for every answer.
+
+        Raises:
+            InputError: a message is none, or a setting cannot be used.
         """
+        own = ("max_tokens", "progress", "on_round")
+        others = {name: value for name, value in settings.items() if name not in own}
+        TextRequest.make(settings.get("max_tokens", 256), others)
         return Conversation(self.stream, messages, settings)
 
     def _prepare(
@@ -411,6 +420,7 @@ class Decoder(LoadedTarget):
     def _rounds(
         self, prepared: PreparedRequest, progress: ProgressCallback | None
     ) -> Generator[Round, None, None]:
+        check_callback("progress", progress)
         memory = self._reservation(prepared)
         memory.check(waits=False)
         begun = prepared.begun(memory.reading(progress))

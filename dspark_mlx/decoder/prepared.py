@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -71,6 +71,25 @@ class TextRequest:
         prepared = PreparedRequest(ids, self.request, text, not_finite, images, self.template.tools)
         prepared.check()
         return prepared
+
+    def prepare_all(
+        self, prompts: Iterable[Prompt], text: TargetText, not_finite: NotFiniteWarning
+    ) -> list[PreparedRequest]:
+        """This request for several prompts, see `prepare`.
+
+        Raises:
+            InputError: the prompts are no list, or one cannot be used; it is named by its index.
+        """
+        if not isinstance(prompts, Iterable) or isinstance(prompts, str | bytes | Mapping):
+            raise InputError("prompts", shown(prompts), "a list of prompts")
+        found = []
+        for index, prompt in enumerate(prompts):
+            try:
+                found.append(self.prepare(prompt, text, not_finite))
+            except InputError as error:
+                where = f"prompts[{index}]: {error.where}"
+                raise InputError(where, error.found, error.expected, error.hint) from error
+        return found
 
 
 @dataclass(frozen=True)

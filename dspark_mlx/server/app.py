@@ -163,7 +163,7 @@ def _of_http(request: Request, error: HTTPException) -> Refused:
     """Starlette's own refusals, which are only words for their status, with what was found."""
     path, headers = one_line(request.url.path, 100), error.headers or {}
     if error.status_code == 404:
-        known = ", ".join(route.path for route in _paths(request))
+        known = ", ".join(route.path for route in _paths(request) if "{" not in route.path)
         return Refused(404, f"path: found {path}; expected one of {known}", "unknown_url")
     if error.status_code == 405:
         said = f"method: found {request.method} {path}; expected {headers.get('Allow')}"

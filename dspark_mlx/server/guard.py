@@ -12,6 +12,7 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..errors import one_line
 from .options import Options
 from .refusals import Refused, error_response
 
@@ -30,9 +31,9 @@ class Guard:
         self._app, self._options = app, options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, without slashes behind its path, or refuse it."""
+        """Pass the request on, with its path as the routes have it, or refuse it."""
         if scope["type"] == "http":
-            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+            scope = {**scope, "path": plain_path(scope["path"])}
         if scope["type"] == "http" and (refused := self._refusal(scope)) is not None:
             await error_response(refused, scope["path"])(scope, receive, send)
             return
@@ -42,17 +43,24 @@ class Guard:
         headers, method = Headers(scope=scope), scope["method"]
         host = headers.get("host", "")
         if host_name(host) not in self._options.hosts or len(headers.getlist("host")) != 1:
-            return Refused(403, "Host: not a name of this server", "foreign_host")
+            found = f"Host: found {one_line(host, 100) or 'none'}"
+            expected = "a name of this server (--allowed-hosts)"
+            return Refused(403, f"{found}; expected {expected}", "foreign_host")
         origin = headers.get("origin")
         if origin is not None and origin not in {*self._options.origins, f"http://{host}"}:
-            return Refused(403, "Origin: pages of other sites may not call this server", "origin")
+            found = f"Origin: found {one_line(origin, 100)}, a page of another site"
+            return Refused(403, f"{found}; expected one of --allowed-origins", "origin")
         if method == "OPTIONS":  # a browser's question, which carries no key
             return None
         if scope["path"] not in _OPEN and not self._has_key(headers):
             return Refused(401, "a valid API key is missing", "invalid_api_key")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method == "POST" and kind != "application/json":
-            return Refused(415, "Content-Type: expected application/json", "content_type")
+            found = f"Content-Type: found {one_line(kind, 100) or 'none'}"
+            return Refused(415, f"{found}; expected application/json", "content_type")
+        if (coding := headers.get("content-encoding", "identity").lower()) != "identity":
+            found = f"Content-Encoding: found {one_line(coding, 100)}"
+            return Refused(415, f"{found}; expected none, plain JSON", "content_encoding")
         return None
 
     def _has_key(self, headers: Headers) -> bool:
@@ -61,6 +69,13 @@ class Guard:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         return hmac.compare_digest(given.encode(), self._options.api_key.encode())
+
+
+def plain_path(path: str) -> str:
+    """A path without slashes behind it, and without the scheme and host that proxies send."""
+    if path.startswith(("http://", "https://")):
+        path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
+    return path.rstrip("/") or "/"
 
 
 def host_name(host: str) -> str:

@@ -21,6 +21,9 @@ class Conversation:
         messages: what it begins with, a system message for example.
         settings: keyword arguments of `stream` for every answer.
 
+    Raises:
+        InputError: the messages are no list of messages.
+
     Attributes:
         messages: all messages so far, as chat templates take them.
     """
@@ -31,7 +34,7 @@ class Conversation:
         messages: Sequence[Mapping[str, Any]],
         settings: Mapping[str, Any],
     ) -> None:
-        self.messages = [dict(message) for message in messages]
+        self.messages = _plain("messages", messages)
         self._stream, self._settings = stream, dict(settings)
         # Not held, so that an answer whose reader drops it ends there.
         self._answer: weakref.ref[Generator[Chunk, None, None]] | None = None
@@ -54,12 +57,12 @@ class Conversation:
         before = self._answer() if self._answer is not None else None
         if before is not None:
             before.close()
-        if not isinstance(message, str | Mapping | Sequence):
-            raise InputError("message", shown(message), "a text, a message, or a list of messages")
         if isinstance(message, str):
-            new = [{"role": "user", "content": message}]
-        else:
-            new = [dict(m) for m in ([message] if isinstance(message, Mapping) else message)]
+            message = {"role": "user", "content": message}
+        several = [message] if isinstance(message, Mapping) else message
+        new = _plain("message", several, "a text, a message, or a list of messages")
+        if not new:
+            raise InputError("message", "none", "at least one message")
         asked = [*self.messages, *new]
         answer = self._answered(asked, self._stream(asked, **{**self._settings, **settings}))
         self._answer = weakref.ref(answer)
@@ -81,6 +84,20 @@ class Conversation:
         finally:
             if read and counts:
                 self.messages = [*asked, message_of(read)]
+
+
+def _plain(where: str, messages: Any, expected: str = "a list of messages") -> list[dict[str, Any]]:
+    """Copies of messages, which are mappings, or objects of API clients."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes | bytearray):
+        raise InputError(where, shown(messages), expected)
+    found = []
+    for index, each in enumerate(messages):
+        message = each.model_dump() if hasattr(each, "model_dump") else each
+        if not isinstance(message, Mapping):
+            wanted = 'a message with "role" and "content"'
+            raise InputError(f"{where}[{index}]", shown(each), wanted)
+        found.append(dict(message))
+    return found
 
 
 def message_of(chunks: Sequence[Chunk]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ..numbers import check_number
 from ..types import Chunk, Statistics, ToolCall
 from .buffer import Buffer
 
@@ -54,6 +55,16 @@ def answer_of(chunks: Sequence[Chunk]) -> Answer:
         statistics=last.statistics if last else Statistics(),
         chunks=tuple(chunks),
     )
+
+
+def check_timeout(timeout: object) -> None:
+    """Refuse a timeout that is no number of seconds.
+
+    Raises:
+        InputError: it is no number, or below 0; None is no limit.
+    """
+    if timeout is not None:
+        check_number("timeout", timeout, lambda seconds: seconds >= 0, "0 seconds or more")
 
 
 class RequestHandle:
@@ -112,13 +123,18 @@ class RequestHandle:
             timeout: seconds to wait at most; None for no limit.
 
         Raises:
+            InputError: the timeout is no number of seconds.
             TimeoutError: the answer is not whole in time; the request goes on.
             BaseException: what ended the request.
         """
+        check_timeout(timeout)
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if end is None else max(end - time.monotonic(), 0.0)
-            chunk = self._buffer.take(left)
+            try:
+                chunk = self._buffer.take(left)
+            except TimeoutError as error:
+                raise TimeoutError(f"no whole answer within {timeout} seconds") from error
             if chunk is None:
                 return self._answer()
             self._chunks.append(chunk)

@@ -7,6 +7,7 @@ import weakref
 
 from ..engine.state import Engine
 from ..errors import InputError
+from ..numbers import shown
 from .admission import Admission, Reservation
 from .handle import RequestHandle
 from .job import Start, Text
@@ -33,6 +34,8 @@ class OnDemand:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
+        if not isinstance(limits, Limits):
+            raise InputError("limits", shown(limits), "dspark_mlx.Limits")
         limits.check()
         with self._lock:
             if self._service is not None:

@@ -44,6 +44,7 @@ def http(tmp_path_factory):
         ({"content-type": "text/plain"}, 415),
         ({"content-type": "application/x-www-form-urlencoded"}, 415),
         ({"content-type": "multipart/form-data; boundary=application/json"}, 415),
+        ({"content-encoding": "gzip"}, 415),
     ],
 )
 def test_what_a_foreign_page_can_send_is_refused(http, path, headers, status):
@@ -53,6 +54,9 @@ def test_what_a_foreign_page_can_send_is_refused(http, path, headers, status):
     found = http.post(path, content=content, headers=sent)
     assert found.status_code == status and is_refusal(path, status, found.json())
     assert not [name for name in found.headers if name.startswith("access-control")]
+    ((name, value),) = headers.items()
+    said = found.json()["error"]["message"].lower()
+    assert said.startswith(f"{name}: found {value.partition(';')[0] or 'none'}")
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:80", "[::1]:8080", "LOCALHOST:1"])
@@ -204,6 +208,9 @@ def test_paths_and_methods(http, method, path, status, said):
 def test_a_slash_behind_a_path(http):
     """A redirect, which clients that post do not follow; a slash that changes the dialect."""
     asked = {"messages": MESSAGES, "max_tokens": 2}
+    from dspark_mlx.server.guard import plain_path
+
+    assert plain_path(f"http://localhost:8080{CHAT}") == CHAT and plain_path("http://x") == "/"
     for path in (CHAT, MESSAGE, "/chat/completions"):
         assert http.post(f"{path}/", json=asked, follow_redirects=False).status_code == 200
     assert http.get("/v1/models/", follow_redirects=False).json()["object"] == "list"
