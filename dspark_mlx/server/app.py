@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -104,13 +105,19 @@ def _counting(generation: Generation) -> Endpoint:
 def _reading(generation: Generation) -> list[Route]:
     """Paths that only say something."""
     name = generation.options.name
-    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "local"}
+    begun = int(time.time())
+    # The fields of both dialects, which have this path in common.
+    model = {"id": name, "object": "model", "created": begun, "owned_by": "local"}
+    created = datetime.fromtimestamp(begun, UTC).isoformat()
+    model |= {"type": "model", "display_name": name, "created_at": created}
+    page = {"object": "list", "data": [model], "has_more": False}
+    page |= {"first_id": name, "last_id": name}
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse(page)
 
     async def one_model(request: Request) -> Response:
         if request.path_params["id"] != name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from socket import SO_ERROR, SOL_SOCKET
 
@@ -12,9 +13,9 @@ from .events import KEEPALIVE
 from .refusals import Refused, error_body
 
 _POLL = 0.1
-_LINGER = 30.0
-"""Seconds that a client gets to send what nobody reads, behind its answer; cut off before, it would
-get a reset in place of the answer."""
+_PATIENCE = 30.0
+"""Seconds that a client gets to send a request's head, or what nobody reads behind its answer; cut
+off before, it would get a reset in place of the answer."""
 
 
 class Connection(H11Protocol):
@@ -26,11 +27,18 @@ class Connection(H11Protocol):
     """
 
     _half_closed = _refused = False
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See `H11Protocol`, which waits for a head without end."""
+        super().connection_made(transport)
+        self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         """See `H11Protocol`; nothing is read behind what was no HTTP."""
         if not self._refused:
             super().data_received(data)
+            self._wait_for_head()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep a connection open whose request is whole and not answered yet."""
@@ -53,7 +61,7 @@ class Connection(H11Protocol):
         if self._half_closed and (self.cycle.response_complete or self.cycle.more_body):
             self.transport.close()
         elif self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
-            self.loop.call_later(_LINGER, self._end_body, self.cycle)
+            self.loop.call_later(_PATIENCE, self._end_body, self.cycle)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, in OpenAI's shape as an unknown path."""
@@ -74,7 +82,15 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(part) or b"")
         self._refused = True
         self.transport.write_eof()
-        self.loop.call_later(_LINGER, self.transport.close)
+        self.loop.call_later(_PATIENCE, self.transport.close)
+
+    def _wait_for_head(self) -> None:
+        waits = self.conn.their_state is h11.IDLE
+        if waits and self._head is None:
+            self._head = self.loop.call_later(_PATIENCE, self.transport.close)
+        elif not waits and self._head is not None:
+            self._head.cancel()
+            self._head = None
 
     def _end_body(self, cycle: RequestResponseCycle) -> None:
         if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY:

@@ -121,6 +121,18 @@ def test_a_long_body_gets_its_refusal(server, head):
     assert json.loads(last_body(found))["choices"][0]["message"]["content"] == TEXT
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: 127"])
+def test_a_head_that_does_not_come(server, sent, monkeypatch):
+    """A connection that is held for ever, until no file is left to open."""
+    monkeypatch.setattr("dspark_mlx.server.connection._PATIENCE", 0.2)
+    with connect(server[0]) as made:
+        if sent:
+            made.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert made.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        made.sendall(sent)
+        assert read_all(made) == b""
+
+
 def test_requests_in_pieces(server):
     """A body in chunks, a client that waits for 100, a letter cut between two packets."""
     whole = request(head="Expect: 100-continue", user="caf\u00e9 \U0001f600")
