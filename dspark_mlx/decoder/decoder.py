@@ -290,6 +290,9 @@ class Decoder(LoadedTarget):
 
         Args:
             timeout: seconds that submitted requests get to end; those that have not are cancelled.
+
+        Raises:
+            InputError: the timeout is no number of seconds.
         """
         check_timeout(timeout)
         self._service.close(timeout)

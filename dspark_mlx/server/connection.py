@@ -13,6 +13,7 @@ from .events import KEEPALIVE
 from .refusals import Refused, error_body
 
 _POLL = 0.1
+"""Seconds between two looks for the reset of a client that has left."""
 _PATIENCE = 30.0
 """Seconds that a client gets to send a request's head, or what nobody reads behind its answer; cut
 off before, it would get a reset in place of the answer."""
@@ -46,7 +47,9 @@ class Connection(H11Protocol):
         if cycle is None or cycle.response_complete or cycle.more_body:
             return False
         self._half_closed = True
-        if cycle.response_started:  # an answer that is sent whole is complete, so these are events
+        if self.flow.write_paused:
+            pass  # what is on its way does it
+        elif cycle.response_started:  # an answer that is sent whole is complete: these are events
             self.transport.write(self.conn.send(h11.Data(data=KEEPALIVE)) or b"")
         elif self.scope["http_version"] == "1.1":
             interim = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
@@ -68,9 +71,8 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()  # in the middle of an answer
             return
-        said = (
-            "request: found none that can be read; expected HTTP/1.1 with a head of 64 kB at most"
-        )
+        expected = "HTTP/1.1 with one Host, a valid length and a head of 64 kB at most"
+        said = f"request: found something that HTTP does not allow; expected {expected}"
         body = json.dumps(error_body(Refused(400, said, "invalid_http"), anthropic=False)).encode()
         headers = [
             ("content-type", "application/json"),

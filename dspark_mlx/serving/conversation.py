@@ -34,7 +34,7 @@ class Conversation:
         messages: Sequence[Mapping[str, Any]],
         settings: Mapping[str, Any],
     ) -> None:
-        self.messages = _plain("messages", messages)
+        self.messages = _copied("messages", messages)
         self._stream, self._settings = stream, dict(settings)
         # Not held, so that an answer whose reader drops it ends there.
         self._answer: weakref.ref[Generator[Chunk, None, None]] | None = None
@@ -60,7 +60,7 @@ class Conversation:
         if isinstance(message, str):
             message = {"role": "user", "content": message}
         several = [message] if isinstance(message, Mapping) else message
-        new = _plain("message", several, "a text, a message, or a list of messages")
+        new = _copied("message", several, "a text, a message, or a list of messages")
         if not new:
             raise InputError("message", "none", "at least one message")
         asked = [*self.messages, *new]
@@ -86,7 +86,9 @@ class Conversation:
                 self.messages = [*asked, message_of(read)]
 
 
-def _plain(where: str, messages: Any, expected: str = "a list of messages") -> list[dict[str, Any]]:
+def _copied(
+    where: str, messages: Any, expected: str = "a list of messages"
+) -> list[dict[str, Any]]:
     """Copies of messages, which are mappings, or objects of API clients."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes | bytearray):
         raise InputError(where, shown(messages), expected)

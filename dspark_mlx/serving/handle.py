@@ -61,10 +61,9 @@ def check_timeout(timeout: object) -> None:
     """Refuse a timeout that is no number of seconds.
 
     Raises:
-        InputError: it is no number, or below 0; None is no limit.
+        InputError: it is no number, or below 0.
     """
-    if timeout is not None:
-        check_number("timeout", timeout, lambda seconds: seconds >= 0, "0 seconds or more")
+    check_number("timeout", timeout, lambda seconds: seconds >= 0, "0 seconds or more")
 
 
 class RequestHandle:
@@ -127,7 +126,8 @@ class RequestHandle:
             TimeoutError: the answer is not whole in time; the request goes on.
             BaseException: what ended the request.
         """
-        check_timeout(timeout)
+        if timeout is not None:
+            check_timeout(timeout)
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if end is None else max(end - time.monotonic(), 0.0)

@@ -19,8 +19,6 @@ from typing import Any
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, the one that shells use."""
-
-
 _AGAIN = 0.05
 """Seconds after which a KeyboardInterrupt that Python dropped is raised again."""
 

@@ -82,6 +82,8 @@ def test_timeouts(decoder, timeout):
         handle.result(timeout)
     with pytest.raises(InputError, match=r"^timeout: found "):
         decoder.close(timeout)
+    with pytest.raises(InputError, match=r"^timeout: found None"):
+        decoder.close(None)
     assert len(handle.result(30).tokens) == 2
 
 
