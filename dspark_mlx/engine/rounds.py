@@ -13,8 +13,8 @@ from typing import Required, TypedDict
 from ..lookup.lookup import Lookup
 from ..progress import ProgressCallback
 from ..sampling import Sampler
-from ..schedulers.batch import PLAIN
 from ..schedulers.proposer import DRAFTER, LOOKUP
+from ..schedulers.round_times import PLAIN
 from ..targets.turns import WIRED
 from ..types import Draft, Round, Verdict
 from ..vision.encoder import ImagePrompt

@@ -21,10 +21,8 @@ from ..calibration.by_temperature import Calibrations
 from ..types import Round
 from . import Policy, Scheduler
 from .belief import Belief, BelievingPolicy, Prior
+from .round_times import PLAIN, add_ratio
 from .speed_profile import SpeedProfile
-
-PLAIN = 0
-"""The width that stands for a plain step."""
 
 # Drafting requests end at different times, and the last ones decode alone.
 _MIN_GAIN = 1.08
@@ -38,7 +36,7 @@ _HALVED_BY = 6.0
 # Plain steps before it is looked again whether drafts pay, and before one is tried that does not
 # seem to; the latter doubles with each trial.
 _RECHECK = 8
-_TRIALS = (32, 1024)
+_TRIALS = (16, 1024)
 # Drafts that gain so much leave no doubt about it.
 _CLEAR = 1.5
 # Plain steps that are timed at first, of which the first one is not started ahead.
@@ -102,7 +100,7 @@ class BatchTimes:
         kind = (requests, width)
         if kind in self._used:
             ratios = self._ratios.setdefault(kind, deque(maxlen=_NEWEST))
-            ratios.append(milliseconds / self._base(requests, width, context))
+            add_ratio(ratios, milliseconds / self._base(requests, width, context))
         self._used.add(kind)
 
     def timed(self, requests: int, plain: bool) -> int:

@@ -35,6 +35,8 @@ _PLAIN_FIRST = 64
 # A median of this many changes little by one more, and is not computed for each.
 _FEW = 6
 _EVERY = 4
+# A round that takes so much less than those before: they compiled, or the machine was busy then.
+_EASED = 0.6
 
 
 class RoundTimes:
@@ -109,7 +111,7 @@ class RoundTimes:
         ratio = min(max(milliseconds / expected, 1 / _FURTHEST), _FURTHEST)
         with self._lock:
             ratios = self._ratios.setdefault((width, _octave(context)), deque(maxlen=_NEWEST))
-            ratios.append(ratio)
+            add_ratio(ratios, ratio)
             self._learned += 1
             self._since_plain = 0 if scheduled is None else self._since_plain + 1
             if len(ratios) <= _FEW or self._learned % _EVERY == 0:
@@ -164,6 +166,13 @@ class RoundTimes:
             if len(ratios) >= _LEAST and (width not in found or distance < found[width][0]):
                 found[width] = distance, list(ratios)
         return {width: ratios for width, (_, ratios) in sorted(found.items())}
+
+
+def add_ratio(ratios: deque[float], ratio: float) -> None:
+    """Add a round's time over the profile's to the newest ones, and leave out what is past."""
+    if ratios and ratio < _EASED * statistics.median_low(ratios):
+        ratios.clear()
+    ratios.append(ratio)
 
 
 def _octave(context: int) -> int:

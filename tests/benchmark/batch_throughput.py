@@ -123,7 +123,7 @@ def compare(engine: Engine, prompts: Sequence[list[int]], tokens: int, repeats: 
 
 
 def print_rounds(runs: Sequence[Run]) -> None:
-    """Medians of the rounds of each number of requests and each width."""
+    """Medians and means of the rounds of each number of requests and each width."""
     kinds: dict[tuple[int, int], list[Round]] = defaultdict(list)
     for step in (step for run in runs for step in run.steps):
         width = 1 + max(done.scheduled for done in step)
@@ -131,8 +131,9 @@ def print_rounds(runs: Sequence[Run]) -> None:
     for (requests, width), rounds in sorted(kinds.items()):
         name = f"drafted, {width} rows each" if width else "plain"
         ms = 1e3 * median(done.seconds for done in rounds)
+        mean = 1e3 * fmean(done.seconds for done in rounds)
         host = 1e3 * median(done.host_seconds for done in rounds)
-        took = f"{len(rounds)} of {ms:.1f} ms, host {host:.1f}"
+        took = f"{len(rounds)} of {ms:.1f} ms (mean {mean:.1f}), host {host:.1f}"
         print(f"{'':>8}  {requests} requests, {name}: {took}", flush=True)
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 import mlx.core as mx
-from benchmark.batch_throughput import HEADER, compare, print_rounds
+from benchmark.batch_throughput import HEADER, compare, print_rounds, together
 
 from dspark_mlx.benchmark.synthetic import SHAPES, KnownDrafter, counting_target, random_drafter
 from dspark_mlx.drafters.base import DrafterContext
@@ -88,6 +88,7 @@ def main() -> None:
         for number in arguments.requests:
             starts = [3 + APART * i % (shape.vocabulary // 2) for i in range(number)]
             prompts = [list(range(start, start + CONTEXT)) for start in starts]
+            together(engine, prompts, arguments.max_tokens)  # compiles
             print_rounds(compare(scheduled, prompts, arguments.max_tokens, arguments.repeats))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from statistics import mean
 
 from dspark_mlx.replay.grid import by_least, grid, grid_table
@@ -17,16 +19,20 @@ def main() -> None:
     parser.add_argument("--taught", type=int, default=0, help="earlier requests of the pair")
     parser.add_argument("--scheduler", default="auto")
     parser.add_argument("--profiles", nargs="*", default=[])
+    parser.add_argument("--processes", type=int, help="at once; as many as cores if not given")
     arguments = parser.parse_args()
     shipped = {path.stem: read_profile(path) for path in sorted(SHIPPED.glob("*.json"))}
     profiles = {name: shipped[name] for name in arguments.profiles or shipped}
-    cells = grid(
-        profiles,
-        arguments.tokens,
-        arguments.texts,
+    of_profiles = partial(
+        grid,
+        tokens=arguments.tokens,
+        texts=arguments.texts,
         taught=arguments.taught,
         scheduler=arguments.scheduler,
     )
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        parts = pool.map(of_profiles, ({name: profile} for name, profile in profiles.items()))
+        cells = [cell for part in parts for cell in part]
     ratios = [cell.of_best for cell in cells]
     print(grid_table(cells))
     print(f"{len(cells)} cells of {arguments.texts} texts of {arguments.tokens} tokens")
