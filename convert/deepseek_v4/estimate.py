@@ -14,16 +14,15 @@ from typing import Any
 import mlx.core as mx
 
 from ...checkpoint.hub import find_config
-from ...checkpoint.safetensors import TensorHeader
-from ...deepseek_v4.config import ModelArgs
-from ...deepseek_v4.release import released_tensors
+from ...deepseek_v4.config import ModelArgs, checked_args
 from ...deepseek_v4.weights import is_exact
 from ...errors import InputError
 from ...system.files import DATA, read_json, read_json_list
 from ...targets.deepseek_v4.attention import attention_of
-from ..packagings.deepseek_v4 import is_embedded
+from ..packagings.deepseek_v4 import is_embedded, to_drafter_config
+from .described import described_outputs
 from .forms import RECIPES, Form, Rules
-from .plan import Output, Source, planned_outputs
+from .plan import HEAD, Output
 
 MACHINES = (128, 192, 256, 512)
 """Memory of the machines, in GiB."""
@@ -36,6 +35,7 @@ ACTIVATIONS = 2 * 10**9
 """Bytes set aside for a forward's activations."""
 
 _STAGES = 3
+_UNNAMED = Path("config.json")
 _FORMS: dict[str, Rules] = {
     "as released": Rules(),
     "-q (4 bits)": Rules(Form(4, 64)),
@@ -60,20 +60,21 @@ class Estimate:
     block: int
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], rules: Rules) -> Estimate:
+    def of(cls, config: Mapping[str, Any], rules: Rules, where: Path = _UNNAMED) -> Estimate:
         """The estimate of a release in a form, with three stages.
 
         Args:
             config: content of its config.json.
             rules: the form.
+            where: names it in errors.
+
+        Raises:
+            InputError: a key is missing or impossible.
         """
-        tensors = released_tensors(config, _STAGES)
-        headers = {n: TensorHeader(Path(), each.dtype, each.shape) for n, each in tensors.items()}
-        args = ModelArgs.from_dict(dict(config))
-        outputs = planned_outputs(
-            Source(Path(), headers), rules, None, args.n_routed_experts, head_only=False
-        )
-        return cls(args, outputs, config["dspark_block_size"])
+        args = checked_args(where, config)
+        stages = {f"{HEAD}{stage}.norm.weight": (args.hidden_size,) for stage in range(_STAGES)}
+        head = to_drafter_config(dict(config), stages, where, keep_embeddings=False)
+        return cls(args, described_outputs(config, _STAGES, rules, where), head.gamma)
 
     @cached_property
     def target(self) -> int:
@@ -130,7 +131,7 @@ def memory_table(models: Mapping[str, Mapping[str, Any]], tokens: int) -> str:
         models: content of config.json by name.
         tokens: positions of one request.
     """
-    widest = max(map(len, models)) + 2
+    widest = max(map(len, ("model", *models))) + 2
     columns = f"{'target':>8}{'head':>7}{'caches':>8}{'in all':>8}"
     machines = "".join(f"{f'{size} GB':>9}" for size in MACHINES)
     lines = [
@@ -212,15 +213,12 @@ def estimated_model(source: str) -> dict[str, dict[str, Any]]:
     if config.get("model_type") != "deepseek_v4" or not is_embedded(config):
         found = f"model_type {config.get('model_type')!r}"
         raise InputError(where, found, "deepseek_v4 with a DSpark head, whose estimate is known")
-    try:
-        released_tensors(config, _STAGES)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise InputError(where, f"{type(error).__name__}: {error}", "a whole config") from error
+    Estimate.of(config, Rules(), where)
     return {where.parent.name: config}
 
 
 def _is_head(output: Output) -> bool:
-    return output.name.startswith("mtp.")
+    return output.name.startswith(HEAD)
 
 
 def _held(output: Output) -> int:

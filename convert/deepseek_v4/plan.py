@@ -20,6 +20,9 @@ from ...errors import InputError
 from ..packagings.deepseek_v4 import COPIES
 from .forms import FP4, FP8, Form, Rules
 
+HEAD = "mtp."
+"""What names of the head's tensors begin with."""
+
 SHARD_BYTES = 2 << 30
 """Bytes after which a shard ends; its last matrix may exceed this. It is never held in memory."""
 

@@ -16,13 +16,15 @@ from tqdm import tqdm
 
 from ...checkpoint.safetensors import INDEX, read_tensors, tensor_headers
 from ...checkpoint.tensor_writer import TensorFile
+from ...deepseek_v4.config import checked_args
 from ...errors import InputError, shown_bytes
 from ...system.files import read_json, write_json
 from ...system.memory import device_memory
 from ...system.resumable import Journal, resumable_folder
+from .described import check_described
 from .forms import Form, Rules
 from .pieces import pieces_of
-from .plan import Output, Source, planned_outputs, shards_of
+from .plan import HEAD, Output, Source, planned_outputs, shards_of
 
 MODEL_TYPE = "deepseek_v4"
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -116,13 +118,12 @@ def _planned(source: Path, rules: Rules, dtype: str | None, head_only: bool) -> 
     if "quantization" in config:
         found = "weights in MLX's forms already"
         raise InputError(source, found, "a release", "It is loaded as it is.")
-    if head_only and not any(name.startswith("mtp.") for name in headers):
+    if head_only and not any(name.startswith(HEAD) for name in headers):
         raise InputError(source, "no head (mtp.*)", "a checkpoint with one, for --head-only")
-    experts = config.get("n_routed_experts")
-    if type(experts) is not int:
-        raise InputError(source / "config.json", f"n_routed_experts {experts!r}", "a number")
+    experts = checked_args(source / "config.json", config).n_routed_experts
     kind = _DTYPES[dtype] if dtype else None
     outputs = planned_outputs(Source(source, headers), rules, kind, experts, head_only)
+    check_described(source, config, outputs, head_only)
     return Plan(source, _new_config(config, outputs, dtype), shards_of(outputs))
 
 

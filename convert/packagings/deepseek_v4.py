@@ -111,7 +111,7 @@ def layers_of(source: Source) -> dict[str, Any]:
         "num_shared_experts": source.whole("n_shared_experts"),
         "experts_per_token": source.whole("num_experts_per_tok"),
         "routed_scale": source.number("routed_scaling_factor"),
-        "swiglu_limit": source.number("swiglu_limit", default=0.0),
+        "swiglu_limit": source.number("swiglu_limit"),
         "copies": source.whole("hc_mult"),
         "sinkhorn_iters": source.whole("hc_sinkhorn_iters"),
         "mix_eps": source.number("hc_eps"),

@@ -23,7 +23,7 @@ from ..caches import CacheSettings, new_caches
 from ..checkpoint.number_ranges import all_finite, check_numbers
 from ..checkpoint.safetensors import TensorHeader, tensor_headers
 from ..checkpoint.size_limits import check_sizes
-from ..deepseek_v4.config import ModelArgs
+from ..deepseek_v4.config import ModelArgs, checked_args
 from ..deepseek_v4.weights import as_mlx_quantization
 from ..errors import InputError
 from ..system.files import read_json
@@ -49,9 +49,9 @@ REFUSALS = (
 _OBJECTS = ("text_config", "quantization", "quantization_config")
 # Names of families that published files have and mlx-lm does not.
 _NAMES = {"lfm2_vl": "lfm2-vl"}
-# Families that mlx-lm has no class for: the model, its arguments, and how config.json would say in
-# MLX's words what its quantization_config says.
-_OWN = {"deepseek_v4": (Model, ModelArgs, as_mlx_quantization)}
+# Families that mlx-lm has no class for: the model, its arguments, their check, and how config.json
+# would say in MLX's words what its quantization_config says.
+_OWN = {"deepseek_v4": (Model, ModelArgs, checked_args, as_mlx_quantization)}
 _DRAFTERS = ("fc.weight", "model.fc.weight")
 # mlx-lm reads end tokens and other software's description of quantised weights in these files.
 _BESIDE = ("generation_config.json", "hf_quant_config.json")
@@ -82,7 +82,8 @@ def open_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     check_sizes(where, config, headers)
     own, classes = _OWN.get(str(config.get("model_type"))), {}
     if own is not None:
-        model_class, arguments, quantization = own
+        model_class, arguments, check, quantization = own
+        check(where, config)
         config = quantization(config)
         classes = {"get_model_classes": lambda config: (model_class, arguments)}
     with refusing(folder), _as_mlx_lm_reads(folder, config, headers) as view:

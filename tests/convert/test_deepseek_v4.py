@@ -21,7 +21,7 @@ from dspark_mlx.convert.deepseek_v4 import plan, run
 from dspark_mlx.convert.drafter import read_as_canonical
 from dspark_mlx.convert.target import convert_target
 from dspark_mlx.errors import InputError
-from dspark_mlx.system.files import read_json
+from dspark_mlx.system.files import read_json, write_json
 from dspark_mlx.system.memory import Memory
 from dspark_mlx.targets.network import open_network
 
@@ -272,6 +272,9 @@ def with_values(name, value):
         (with_values("layers.2.attn.wkv.scale", 255), "layers.2.attn.wkv.weight: found NaN"),
         (with_values("mtp.1.attn.wkv.weight", 127), "mtp.1.attn.wkv.weight: found NaN"),
         (with_values("norm.weight", float("inf")), "norm.weight: found NaN or infinity"),
+        (without("layers.2.attn_norm.weight"), "no layers.2.attn_norm.weight"),
+        (without("mtp.2.norm.weight"), "no norm.weight"),
+        (lambda t: t.update(other=mx.zeros(3)), "found other"),
     ],
 )
 def test_a_damaged_release_is_refused(tmp_path, change, message):
@@ -280,6 +283,39 @@ def test_a_damaged_release_is_refused(tmp_path, change, message):
     with pytest.raises(InputError) as error:
         convert_target(source, tmp_path / "out")
     assert message in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": None}, "no hidden_size"),
+        ({"swiglu_limit": None}, "no swiglu_limit"),
+        ({"hc_sinkhorn_iters": 10**9}, "1000 or less"),
+        ({"num_hidden_layers": 6}, "no layers.5."),
+        ({"num_hidden_layers": 4, "dspark_target_layer_ids": [1, 2, 3]}, "layers.4."),
+        ({"num_hash_layers": 1}, "no layers.1.ffn.gate.bias"),
+        ({"vocab_size": 1024}, r"expected \[1024, \d+\], as config.json has it"),
+        ({"compress_ratios": [0, 4, 16, 4, 8]}, r"compressor.ape: found shape \[8, 48\]"),
+        ({"compress_ratios": [0, 4, -8, 4, 8]}, "whole numbers, 0 or more"),
+        ({"compress_ratios": [0, 4]}, "2 compress_ratios; expected one for each of 5 layers"),
+        ({"num_attention_heads": 5}, "5 attention heads in 2 o_groups"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok 9"),
+        ({"qk_rope_head_dim": 64}, "qk_rope_head_dim 64"),
+        ({"rope_scaling": {"type": "linear", "factor": 8}}, "rope_scaling of type 'linear'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 8}}, "original_max_position_embeddings None"),
+        ({"scoring_func": "sigmoid"}, "scoring_func 'sigmoid'"),
+        ({"dspark_markov_rank": 16}, r"shape \[1, 96\]; expected \[1, 80\]"),
+        ({"dspark_target_layer_ids": [2, 3]}, "fc.weight: found shape"),
+        ({"dspark_noise_token_id": None}, "no dspark_noise_token_id"),
+    ],
+)
+def test_a_config_of_other_tensors_is_refused(tmp_path, change, message):
+    """Hours of work on a folder that nothing can load, or that writes another text."""
+    source = changed(tmp_path / "source", lambda tensors: None)
+    write_json(source / "config.json", read("config") | change)
+    with pytest.raises(InputError, match=message):
+        convert_target(source, tmp_path / "out", head_only="dspark_markov_rank" in change)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 

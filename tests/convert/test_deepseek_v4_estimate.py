@@ -16,6 +16,7 @@ from dspark_mlx.convert.deepseek_v4.forms import RECIPES, Form, Rules
 from dspark_mlx.convert.target import convert_target
 from dspark_mlx.errors import InputError
 from dspark_mlx.load import room
+from dspark_mlx.system.files import write_json
 from dspark_mlx.system.memory import Memory
 from dspark_mlx.targets.network import open_network
 
@@ -81,12 +82,29 @@ def test_the_command_reads_a_config_alone(tmp_path, capsys):
     assert main(["estimate", "--from", str(tmp_path), "--context", "100"]) == 0
     found = capsys.readouterr().out
     assert re.search(r"experts_2 +0\.0", found) and "caches for 100 tokens" in found
-    (tmp_path / "config.json").write_text('{"model_type": "deepseek_v4", "dspark_block_size": 5}')
-    with pytest.raises(InputError, match="a whole config"):
-        main(["estimate", "--from", str(tmp_path)])
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="model_type 'llama'"):
         main(["estimate", "--from", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size: found 0"),
+        ({"hidden_size": 100}, "found a scale"),
+        ({"n_routed_experts": 10**9}, "16384 or less"),
+        ({"sliding_window": "12"}, "sliding_window: found '12'"),
+        ({"dspark_block_size": 10**6}, "block_size 1000000"),
+        ({"dspark_target_layer_ids": None}, "no dspark_target_layer_ids"),
+        ({"dspark_markov_rank": "x"}, "dspark_markov_rank 'x'"),
+    ],
+)
+def test_a_config_of_nonsense_is_no_estimate(tmp_path, change, message):
+    """A traceback, an endless loop, or numbers of a model that cannot be."""
+    write_json(tmp_path / "config.json", read("config") | change)
+    with pytest.raises(InputError, match=message) as error:
+        main(["estimate", "--from", str(tmp_path)])
+    assert str(tmp_path) in str(error.value)
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(monkeypatch):
