@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from ..caches import CacheSettings, new_caches
 from ..caches.settings import DEFAULT_CACHES
+from ..checkpoint.fingerprint import weights_digest
 from ..checkpoint.linear import arrays_of
 from ..checkpoint.precision import apply_precision, choose_precision, held_dtype
 from ..decoder import Decoder
@@ -26,6 +27,7 @@ from ..targets.given import GivenTarget
 from ..targets.network import check_quantized, evaluate, first_logits, open_network, refusing
 from ..targets.tap import Target, check_taps
 from ..text.tokenizer import Tokenizer
+from ..version import __version__
 from .room import check_room
 
 
@@ -115,7 +117,8 @@ def serve_experts(model: str | Path, machines: Machines, precision: str = "auto"
 
 def spreading(folder: Path, precision: str) -> str:
     """What must be the same on all machines that share a target's experts."""
-    return f"{(folder / 'config.json').read_text(encoding='utf-8')} {precision}"
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    return f"{__version__} {precision} {weights_digest(folder)} {config}"
 
 
 def tapped(opened: OpenedTarget, taps: Sequence[int], whole_copies: bool = False) -> Target:

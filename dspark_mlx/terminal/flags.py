@@ -7,7 +7,6 @@ import atexit
 import sys
 from typing import Any, Literal
 
-import mlx.core as mx
 from tqdm import tqdm
 
 from ..caches.settings import CACHE_SETTINGS
@@ -21,6 +20,7 @@ from ..load.target import serve_experts
 from ..schedulers.make import usages
 from ..targets.deepseek_v4.machines import Machines
 from . import blas, cudnn
+from .machines import meet_machines
 from .sampling_flags import (
     add_sampling_flags,
     add_setting_flag,
@@ -219,12 +219,12 @@ def _machines(args: argparse.Namespace) -> Machines:
     """The machines of this group; on one that does not lead, its whole work, and the end.
 
     Raises:
-        InputError: there is no group, or see `serve_experts`.
+        InputError: see `meet_machines` and `serve_experts`.
         SystemExit: the leader has ended.
     """
-    machines = Machines(mx.distributed.init())
     if args.model is None:
         raise InputError("--distributed", "the built-in target", "--model, a DeepSeek V4 target")
+    machines = meet_machines()
     if machines.leads:
         atexit.register(machines.stop)
         return machines

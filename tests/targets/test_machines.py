@@ -18,7 +18,7 @@ from helpers.pairs import TARGET, tokens_of
 
 import dspark_mlx
 from dspark_mlx.errors import InputError
-from dspark_mlx.load.target import serve_experts
+from dspark_mlx.load.target import serve_experts, spreading
 from dspark_mlx.profiling.store import Pair
 from dspark_mlx.targets.deepseek_v4 import machines as machines_module
 from dspark_mlx.targets.deepseek_v4.machines import Machines, leaders_share
@@ -139,10 +139,22 @@ def test_another_target_on_a_machine_is_refused(monkeypatch):
 
     thread = threading.Thread(target=serve)
     thread.start()
-    with pytest.raises(InputError, match="another target or precision than rank 0's on rank 1"):
+    with pytest.raises(InputError, match="another target, precision or version than rank 0's"):
         dspark_mlx.load(FOLDER, precision="float32", machines=Machines(group.member(0)))
     thread.join(SECONDS)
     assert len(found) == 1
+
+
+def test_other_weights_of_one_config_are_told_apart(tmp_path):
+    """Experts of two trainings, which are added as if they were one's."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
+    same = spreading(tmp_path, "float32")
+    assert same == spreading(FOLDER, "float32") != spreading(FOLDER, "bfloat16")
+    stored = bytearray((FOLDER / "model.safetensors").read_bytes())
+    stored[len(stored) // 2 :] = bytes(len(stored) - len(stored) // 2)
+    (tmp_path / "model.safetensors").write_bytes(stored)
+    assert spreading(tmp_path, "float32") != same
 
 
 def test_a_leader_that_cannot_load_ends_the_others(monkeypatch):
@@ -164,6 +176,26 @@ def test_a_leader_that_cannot_load_ends_the_others(monkeypatch):
     leader.stop()
     thread.join(SECONDS)
     assert found and "a leader that ended" in found[0]
+
+
+def test_more_machines_than_experts_are_refused():
+    """A machine without an expert, whose empty arrays nothing can compute."""
+    member = ThreadGroup(9).member(0)
+    with pytest.raises(InputError, match="found 9 machines; expected 8 at most"):
+        dspark_mlx.load(FOLDER, drafter=False, machines=Machines(member))
+
+
+def test_a_machine_that_hangs_ends_the_leader(monkeypatch):
+    """A forward that waits for ever; an end that does."""
+    asked = threading.Event()
+    monkeypatch.setattr(machines_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(machines_module, "_LAST", 0.05)
+    monkeypatch.setattr(Machines, "_sum", lambda self, array: asked.wait(SECONDS))
+    leader = Machines(ThreadGroup(2).member(0))
+    with pytest.raises(InputError, match=r"no answer in 0\.05 seconds"):
+        dspark_mlx.load(FOLDER, drafter=False, machines=leader)
+    leader.stop()
+    asked.set()
 
 
 def test_an_interrupted_forward_leaves_all_in_step(threads, monkeypatch):

@@ -14,9 +14,9 @@ sums to which the others add zeros, which every backend of MLX has.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,7 +25,13 @@ from mlx.utils import tree_flatten
 
 from ...deepseek_v4.experts import Experts, RoutedExperts
 from ...errors import InputError
+from .daemon_thread import DaemonThread
 
+PATIENCE = 600
+"""Seconds in which a machine must answer the leader: one may still read its weights."""
+
+_T = TypeVar("_T")
+_LAST = 5  # seconds that the others have to hear of the end
 _MEET, _COMPUTE, _STOP = 1, 2, 3
 _TYPES = (mx.float32, mx.bfloat16, mx.float16)
 _MATRICES = ("gate_proj", "up_proj", "down_proj")
@@ -47,7 +53,7 @@ class Machines:
         self.size: int = group.size()
         self._over = False
         # Ctrl-C is raised in the main thread: what was begun here is ended, and all stay in step.
-        self._thread = ThreadPoolExecutor(1, "machines")
+        self._thread = DaemonThread("machines")
         if self.size == 1:
             hint = "Start it with mlx.launch -n 2, or with a hostfile."
             raise InputError("distributed", "one process", "a group of several", hint)
@@ -74,7 +80,12 @@ class Machines:
         layers = [getattr(layer, "ffn", None) for layer in getattr(network, "layers", [])]
         if not layers or not all(isinstance(part, Experts) for part in layers):
             raise InputError("distributed", type(network).__module__, "a DeepSeek V4 target")
-        start, stop = self._meet(layers, network, about, beside)
+        count: int = network.args.n_routed_experts
+        if count < self.size:
+            raise InputError(
+                "distributed", f"{self.size} machines", f"{count} at most, the experts"
+            )
+        start, stop = self._answered(lambda: self._meet(layers, network, about, beside))
         for i, ffn in enumerate(layers):
             assert isinstance(ffn, Experts)
             _cut(ffn.experts, start, stop)
@@ -100,11 +111,10 @@ class Machines:
             self._sum(_part(experts[layer], asked, chosen, self._first, _TYPES[dtype]))
 
     def stop(self) -> None:
-        """End the others; only the leader, and once."""
-        self._thread.shutdown()
+        """End the others; only the leader, and once. One that does not listen is left."""
         if self.leads and not self._over:
-            self._header(_STOP)
-            self._over = True
+            wait([self._thread.submit(lambda: self._header(_STOP))], _LAST)
+        self._over = True
 
     def compute(
         self, local: RoutedExperts, layer: int, x: mx.array, experts: mx.array, weights: mx.array
@@ -120,7 +130,21 @@ class Machines:
             self._sum(asked)
             return self._sum(_part(local, asked, chosen, self._first, x.dtype))
 
-        return mx.array(self._thread.submit(together).result()).reshape(x.shape)
+        return mx.array(self._answered(together)).reshape(x.shape)
+
+    def _answered(self, work: Callable[[], _T]) -> _T:
+        """What collectives make, which the leader waits for with `PATIENCE`, the others for ever.
+
+        Raises:
+            InputError: see `_sum`; or a machine does not answer.
+        """
+        future = self._thread.submit(work)
+        if not wait([future], PATIENCE if self.leads else None).done:
+            self._over = True
+            hint = "One of them hangs, or its network does; start all of them again."
+            found = f"no answer in {PATIENCE} seconds"
+            raise InputError("distributed", found, f"{self.size} machines that answer", hint)
+        return future.result()
 
     def _header(self, *own: int) -> list[int]:
         """What the leader asks for; only the leader gives it."""
@@ -146,7 +170,7 @@ class Machines:
         told = self._sum(told)
         if different := [rank for rank in range(self.size) if told[rank, 0] != told[0, 0]]:
             self._over = True
-            found = f"another target or precision than rank 0's on rank {different[0]}"
+            found = f"another target, precision or version than rank 0's on rank {different[0]}"
             raise InputError("distributed", found, "the same on all machines")
         bounds = [0, *np.linspace(told[0, 1], count, self.size).round().astype(int).tolist()]
         self._first = bounds[self.rank]
