@@ -23,7 +23,7 @@ from ..errors import InputError, one_line
 from ..system.files import check_apart
 from .canonical_folder import Settings, as_packed, stored_parts, write_drafter
 from .mtp import convert_mtp, is_lone_head
-from .packagings import find_packaging, refuse_unsupported
+from .packagings import deepseek_v4, find_packaging, refuse_unsupported
 from .packagings.source import canonical_name
 from .published import Tensor, read_published
 
@@ -112,6 +112,7 @@ def _translated(
         # The checkpoint's code is never run: its packaging must be one that is known here.
         tqdm.write(one_line(f"{source}: ignoring the Python code of auto_map ({auto_map})"))
     tensors = _without_prefixes(tensors, source)
+    deepseek_v4.check_head(raw, tensors, source)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     packaging = find_packaging(raw, shapes, source)
     config = packaging.to_drafter_config(raw, shapes, source, keep_embeddings=keep_embeddings)

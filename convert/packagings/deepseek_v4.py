@@ -11,7 +11,7 @@ head than in the target, and router biases for images, which are left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ...checkpoint.base_config import CanonicalConfig
 from ...deepseek_v4.config import SCORING
 from ...deepseek_v4.weights import module_name
 from ...drafters.deepseek_v4.config import DeepseekV4Config
+from ...errors import InputError
 from .source import Shapes, Source
 from .source import adapt as adapt
 
@@ -41,6 +42,17 @@ _RENAMED = {
 def is_embedded(config: dict[str, Any]) -> bool:
     """Whether a target's config.json says that it has such a head."""
     return config.get("model_type") in MODEL_TYPES and "dspark_block_size" in values_of(config)
+
+
+def check_head(config: dict[str, Any], names: Collection[str], where: Path) -> None:
+    """Refuse a target without the head that its config.json has, as MLX repacks leave it out.
+
+    Raises:
+        InputError: there is no tensor of a head.
+    """
+    if config.get("model_type") in MODEL_TYPES and not any(n.startswith("mtp.") for n in names):
+        hint = "Pass that of the release (`convert target --head-only`), or none (--no-drafter)."
+        raise InputError(where, "a target without a head (mtp.*)", "one with its head", hint)
 
 
 def matches(config: dict[str, Any], shapes: Shapes) -> bool:

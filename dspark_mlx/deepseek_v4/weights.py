@@ -15,7 +15,16 @@ import mlx.core as mx
 from ..checkpoint.block_floats import GROUP, is_repackable, repacked
 from .config import ModelArgs
 
+# mlx-vlm's names, with which MLX repacks are published, and transformers'; then the release's.
 _NAMES = (
+    (re.compile(r"^(language_model\.)?(model\.)?"), ""),
+    (re.compile(r"^embed_tokens\."), "embed."),
+    (re.compile(r"\.self_attn\."), ".attn."),
+    (re.compile(r"\.mlp\."), ".ffn."),
+    (re.compile(r"\.switch_mlp\."), ".experts."),
+    (re.compile(r"\.gate\.e_score_correction_bias$"), ".gate.bias"),
+    (re.compile(r"(?<=\.)(attn|ffn)_hc\."), r"hc_\1."),
+    (re.compile(r"(hc_\w+\.fn)$"), r"\1.weight"),
     (re.compile(r"^head\."), "lm_head."),
     (re.compile(r"hc_(attn|ffn|head)_fn$"), r"hc_\1.fn.weight"),
     (re.compile(r"hc_(attn|ffn|head)_(base|scale)$"), r"hc_\1.\2"),
@@ -32,11 +41,15 @@ _EXACT = re.compile(r"\.(compressor\.(wkv|wgate)|gate)\.weight$")
 def as_mlx_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with MLX's `quantization` in place of a release's FP8 `quantization_config`.
 
-    Which mode a matrix has, mxfp8 or mxfp4, follows from its shape.
+    Which mode a matrix has, mxfp8 or mxfp4, follows from its shape. A repack's own `quantization`
+    stays, with this package's names of the matrices.
     """
     changed = dict(config)
     released = config.get("quantization_config")
-    if isinstance(released, dict) and released.get("quant_method") == "fp8":
+    if own := config.get("quantization"):
+        changed.pop("quantization_config", None)
+        changed["quantization"] = {_matrix_name(key): value for key, value in own.items()}
+    elif isinstance(released, dict) and released.get("quant_method") == "fp8":
         del changed["quantization_config"]
         changed["quantization"] = {"group_size": GROUP, "bits": 8, "mode": "mxfp8"}
     return changed
@@ -62,10 +75,14 @@ def with_mlx_scales(tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
 
 
 def module_name(name: str) -> str:
-    """The name that the modules give a released tensor; a routed expert's stays as it is."""
+    """The name that the modules give a tensor; a released routed expert's stays as it is."""
     for pattern, replacement in _NAMES:
         name = pattern.sub(replacement, name)
     return name
+
+
+def _matrix_name(name: str) -> str:
+    return module_name(f"{name}.weight").removesuffix(".weight")
 
 
 def expert_name(name: str) -> tuple[int, str] | None:
@@ -97,12 +114,12 @@ def loadable(tensors: Mapping[str, mx.array], args: ModelArgs) -> dict[str, mx.a
     """
     found: dict[str, mx.array] = {}
     experts: dict[str, dict[int, mx.array]] = {}
-    for name, tensor in with_mlx_scales(tensors).items():
+    for stored, tensor in with_mlx_scales(tensors).items():
+        name = module_name(stored)
         if found_in := expert_name(name):
             index, stacked = found_in
             experts.setdefault(stacked, {})[index] = tensor
             continue
-        name = module_name(name)
         found[name] = _held(name, tensor, args)
     for name, parts in experts.items():
         if sorted(parts) != list(range(args.n_routed_experts)):
