@@ -53,6 +53,9 @@ def main(argv: list[str] | None, hub: Hub | None = None) -> int:
         return _export(args)
     if args.kind == "estimate":
         return _estimate(args)
+    if args.q_bits is not None and not args.quantize:
+        raise InputError("--q-bits", "no -q beside it", "-q too, or neither")
+    args.q_bits = 4 if args.q_bits is None else args.q_bits
     hub = hub or HfApi()
     if args.upload_repo:
         check_upload(args.upload_repo, hub)
@@ -132,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--from", dest="source", required=True, metavar="PATH_OR_HUB_ID", help=_FROM)
         add("--to", required=True, type=Path, metavar="DIR", help="folder to make")
         add("-q", "--quantize", action="store_true", help="quantise the weights")
-        add("--q-bits", type=int, default=4, help="bits per weight: 2, 3, 4, 5, 6, 8 (default: 4)")
+        add("--q-bits", type=int, help="bits per weight: 2, 3, 4, 5, 6, 8 (default: 4)")
         add("--q-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
         add(
             "--q-except",

@@ -162,10 +162,11 @@ def _grouped(
         match = re.fullmatch(r"mtp\.\d+\.(.+)", name)
         if is_scale or (match and match[1].startswith(COPIES)) or (head_only and not match):
             continue
-        index, new = (0, name) if match else expert_name(name) or (0, module_name(name))
-        found.setdefault(new, {})[index] = name
-        if not match and expert_name(name) is None and len(found[new]) > 1:
+        own = name if match else module_name(name)
+        index, new = (0, name) if match else expert_name(own) or (0, own)
+        if not match and index in found.get(new, {}):
             raise InputError(where, f"{name} and another for {new}", "each tensor once")
+        found.setdefault(new, {})[index] = name
     for new, parts in found.items():
         if _is_stack(new, list(parts.values())) and sorted(parts) != list(range(experts)):
             raise InputError(
@@ -175,7 +176,7 @@ def _grouped(
 
 
 def _is_stack(name: str, sources: Sequence[str]) -> bool:
-    return name != sources[0] and expert_name(sources[0]) is not None
+    return name != sources[0] and expert_name(module_name(sources[0])) is not None
 
 
 def _output(

@@ -115,7 +115,7 @@ def convert_deepseek_v4(
 def _planned(source: Path, rules: Rules, dtype: str | None, head_only: bool) -> Plan:
     config = read_json(source / "config.json")
     headers = tensor_headers(source)
-    if "quantization" in config:
+    if config.get("quantization"):
         found = "weights in MLX's forms already"
         raise InputError(source, found, "a release", "It is loaded as it is.")
     if head_only and not any(name.startswith(HEAD) for name in headers):
@@ -165,7 +165,7 @@ def _check_room(plan: Plan, journal: Journal, destination: Path) -> None:
 
 
 def _write_shards(plan: Plan, journal: Journal) -> None:
-    tensors = read_tensors(plan.source)
+    tensors, experts = read_tensors(plan.source), plan.config["n_routed_experts"]
     bar = tqdm(total=sum(plan.sizes), desc="Converting", unit="B", unit_scale=True, leave=False)
     with bar:
         for name, size, shard in zip(plan.files, plan.sizes, plan.shards, strict=True):
@@ -175,7 +175,7 @@ def _write_shards(plan: Plan, journal: Journal) -> None:
             parts = {key: part for output in shard for key, part in output.parts.items()}
             with TensorFile(journal.content / f"{name}.part", parts) as file:
                 for output in shard:
-                    for key, array in pieces_of(output, tensors, plan.source):
+                    for key, array in pieces_of(output, tensors, plan.source, experts):
                         file.write(key, array)
                         bar.update(array.nbytes)
                     mx.clear_cache()

@@ -38,6 +38,10 @@ _EXPERT_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _EXACT = re.compile(r"\.(compressor\.(wkv|wgate)|gate)\.weight$")
 
 
+HASH_TABLE = ".tid2eid"
+"""What the name of a table of each token's experts ends with."""
+
+
 def as_mlx_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with MLX's `quantization` in place of a release's FP8 `quantization_config`.
 
@@ -102,6 +106,19 @@ def is_exact(name: str) -> bool:
     return _EXACT.search(name) is not None
 
 
+def wrong_experts(table: mx.array, experts: int) -> str:
+    """What a table of tokens' experts has beside them, in words; "" where it has none.
+
+    MLX would read behind the experts' weights.
+
+    Args:
+        table: numbers of experts; it is read.
+        experts: how many there are.
+    """
+    low, high = table.min().item(), table.max().item()
+    return "" if low >= 0 and high < experts else f"experts {low} to {high}"  # type: ignore[operator]
+
+
 def loadable(tensors: Mapping[str, mx.array], args: ModelArgs) -> dict[str, mx.array]:
     """The tensors as the modules hold them; those that are so already stay as they are.
 
@@ -110,7 +127,8 @@ def loadable(tensors: Mapping[str, mx.array], args: ModelArgs) -> dict[str, mx.a
         args: the checkpoint's sizes.
 
     Raises:
-        ValueError: the experts of a layer are not as many as the config says.
+        ValueError: the experts of a layer are not as many as the config says, or a token has
+            others.
     """
     found: dict[str, mx.array] = {}
     experts: dict[str, dict[int, mx.array]] = {}
@@ -130,7 +148,9 @@ def loadable(tensors: Mapping[str, mx.array], args: ModelArgs) -> dict[str, mx.a
 
 
 def _held(name: str, tensor: mx.array, args: ModelArgs) -> mx.array:
-    if name.endswith(".tid2eid"):
+    if name.endswith(HASH_TABLE):
+        if found := wrong_experts(tensor, args.n_routed_experts):
+            raise ValueError(f"{name}: {found} of {args.n_routed_experts}")
         return tensor.astype(mx.int32)
     if ".wo_a." in name and tensor.ndim == 2:
         # A matrix for each group of heads, one behind the other.

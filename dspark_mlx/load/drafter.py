@@ -42,6 +42,8 @@ def chosen_drafter(
         return read_drafter(builtin.DRAFTER)
     if isinstance(model, GivenTarget):
         return _published(model.published or model.name, model.config)
+    if config is None and Path(model).is_dir() and not any(Path(model).glob("*.gguf")):
+        raise InputError(model, "no config.json", "a target's folder")
     content = read_json(config) if config else {}
     return read_drafter(model) if holds_drafter(content) else _published(model, content)
 

@@ -19,6 +19,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..numbers import shown
 from .files import check_format, read_json, write_json
 from .locks import take_turns
 from .staging import check_free, replace_with, restore
@@ -53,12 +54,15 @@ class Journal:
         if not self._path.exists():
             return True
         found = check_format(self._path, read_json(self._path), _FORMAT, _VERSION)
+        files = found.get("files")
+        if not isinstance(files, dict):
+            raise InputError(self._path, f"files {shown(files)}", "sizes by name")
         self._done = {
             name: size
-            for name, size in found["files"].items()
+            for name, size in files.items()
             if (self.content / name).is_file() and (self.content / name).stat().st_size == size
         }
-        return bool(found["work"] == self._work)
+        return bool(found.get("work") == self._work)
 
     def has(self, name: str) -> bool:
         """Whether a file is done."""
@@ -107,21 +111,34 @@ def resumable_folder(final: Path, work: str, *, overwrite: bool = False) -> Iter
             if stack.enter_context(take_turns(final)):
                 restore(final)
             check_free(final, overwrite)
-        journal = Journal(unfinished, work)
-        if not journal.read():
-            if not overwrite:
-                hint = "Repeat it as it was, or start again with --overwrite."
-                found = "a conversion of another source or with other settings, not finished"
-                raise InputError(unfinished, found, "none, or this one", hint)
-            shutil.rmtree(unfinished)
-            journal = Journal(unfinished, work)
-        with writing(final):
+        journal = _taken_over(unfinished, work, overwrite)
+        stack.push(partial(_stopped, journal, unfinished, final))
+        with writing(journal.content):
             journal.content.mkdir(parents=True, exist_ok=True)
         journal.save()
-        stack.push(partial(_stopped, journal, unfinished, final))
         yield journal
         replace_with(journal.content, final)
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _taken_over(unfinished: Path, work: str, overwrite: bool) -> Journal:
+    """The journal of an unfinished folder, which `overwrite` removes where it is none of this work.
+
+    Raises:
+        InputError: see `resumable_folder`; or the journal is damaged.
+    """
+    journal = Journal(unfinished, work)
+    hint = "Repeat it as it was, or start again with --overwrite."
+    try:
+        if journal.read():
+            return journal
+        found = "a conversion of another source or with other settings, not finished"
+        raise InputError(unfinished, found, "none, or this one", hint)
+    except InputError as error:
+        if not overwrite:
+            raise InputError(error.where, error.found, error.expected, hint) from error
+        shutil.rmtree(unfinished)
+        return Journal(unfinished, work)
 
 
 def _stopped(

@@ -21,6 +21,7 @@ from dspark_mlx.convert.deepseek_v4 import plan, run
 from dspark_mlx.convert.drafter import read_as_canonical
 from dspark_mlx.convert.target import convert_target
 from dspark_mlx.errors import InputError
+from dspark_mlx.system import resumable
 from dspark_mlx.system.files import read_json, write_json
 from dspark_mlx.system.memory import Memory
 from dspark_mlx.targets.network import open_network
@@ -184,6 +185,9 @@ def test_an_interrupted_conversion_goes_on(tmp_path, small_shards, monkeypatch, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
+DAMAGED = '{"format": "dspark_mlx unfinished folder", "format_version": 1, "files": [1]}'
+
+
 KILLED = """
 from pathlib import Path
 from dspark_mlx.checkpoint import tensor_writer
@@ -211,6 +215,43 @@ def test_a_killed_conversion_goes_on(tmp_path, small_shards):
     convert_target(FOLDER, out)
     convert_target(FOLDER, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "journal", ["{", "[]", '{"format": 1}', DAMAGED, DAMAGED.replace("[1]", "{}")]
+)
+def test_a_damaged_journal_is_started_again_by_overwrite(tmp_path, journal):
+    """A traceback, or an unfinished folder that only its user can remove."""
+    (tmp_path / ".out.unfinished").mkdir()
+    (tmp_path / ".out.unfinished/journal.json").write_text(journal)
+    with pytest.raises(InputError, match="start again with --overwrite"):
+        convert_target(FOLDER, tmp_path / "out")
+    convert_target(FOLDER, tmp_path / "out", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_journal_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    """A hidden folder beside the output, on a disk that takes no more files."""
+
+    def full(*_):
+        raise InputError("journal", "no space left", "a place with room")
+
+    monkeypatch.setattr(resumable, "write_json", full)
+    with pytest.raises(InputError, match="no space left"):
+        convert_target(FOLDER, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_other_libraries_are_a_release_too(tmp_path):
+    """A release under transformers' names, whose experts are not found."""
+
+    def rename(tensors):
+        for name in [name for name in tensors if not name.startswith("mtp.")]:
+            tensors[f"model.{name.replace('.ffn.', '.mlp.')}"] = tensors.pop(name)
+
+    source = changed(tmp_path / "source", rename)
+    same(held(convert_target(source, tmp_path / "out")), held(FOLDER))
+    same(held(source), held(FOLDER))
 
 
 def stopped(tmp_path, monkeypatch):
@@ -272,6 +313,16 @@ def with_values(name, value):
         (with_values("layers.2.attn.wkv.scale", 255), "layers.2.attn.wkv.weight: found NaN"),
         (with_values("mtp.1.attn.wkv.weight", 127), "mtp.1.attn.wkv.weight: found NaN"),
         (with_values("norm.weight", float("inf")), "norm.weight: found NaN or infinity"),
+        (with_values("layers.2.attn.wkv.scale", 250), "layers.2.attn.wkv.weight: found NaN or inf"),
+        (with_values("layers.2.ffn.experts.3.w1.scale", 254), "experts.3.w1.weight: found NaN or"),
+        (
+            with_values("layers.0.ffn.gate.tid2eid", 8),
+            "found experts 8 to 8; expected experts 0 to 7",
+        ),
+        (
+            with_values("layers.1.ffn.gate.tid2eid", -1),
+            "layers.1.ffn.gate.tid2eid: found experts -1",
+        ),
         (without("layers.2.attn_norm.weight"), "no layers.2.attn_norm.weight"),
         (without("mtp.2.norm.weight"), "no norm.weight"),
         (lambda t: t.update(other=mx.zeros(3)), "found other"),
