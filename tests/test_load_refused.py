@@ -53,6 +53,12 @@ def test_unusable_arguments_are_named(settings, expected):
         dspark_mlx.load(TARGET, **settings)
 
 
+def test_a_folder_without_a_config_is_no_target_without_a_drafter(tmp_path):
+    """A half downloaded target, whose user is told to look for a drafter."""
+    with pytest.raises(InputError, match=r"found no config\.json; expected a target's folder"):
+        dspark_mlx.load(tmp_path)
+
+
 def test_a_place_that_is_none_is_named():
     """Not a traceback of huggingface-hub's."""
     with pytest.raises(InputError, match="no such file or folder; expected a path, or a Hub id"):

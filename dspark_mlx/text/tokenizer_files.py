@@ -51,7 +51,8 @@ def check_tokenizer(folder: Path) -> None:
         InputError: the folder is refused; the message names the files, or the file and the key.
     """
     if not has_tokenizer(folder):
-        raise InputError(folder, "no tokenizer", f"one of {', '.join(_VOCABULARIES)}")
+        hint = "Token ids need none (generate --prompt-ids)."
+        raise InputError(folder, "no tokenizer", f"one of {', '.join(_VOCABULARIES)}", hint)
     path = folder / _CONFIG
     config = read_json(path) if path.exists() else {}
     if config.get("auto_map") is not None and not _is_known(config.get("tokenizer_class")):

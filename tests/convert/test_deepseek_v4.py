@@ -377,6 +377,8 @@ def test_what_has_nothing_to_act_on_is_refused(tmp_path):
         convert_target(FOLDER, tmp_path / "other", q_exceptions={"expert_2": 2})
     with pytest.raises(InputError, match="in MLX's forms already"):
         convert_target(out, tmp_path / "other")
+    with pytest.raises(InputError, match="--q-bits: found no -q beside it"):
+        main(["target", "--from", str(FOLDER), "--to", str(tmp_path / "other"), "--q-bits", "6"])
     with pytest.raises(InputError, match="recipe: found 'two'"):
         convert_target(FOLDER, tmp_path / "other", recipe="two")
     (tmp_path / "llama").mkdir()

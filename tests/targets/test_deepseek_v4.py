@@ -18,6 +18,7 @@ from dspark_mlx.deepseek_v4.hyper_connections import (
 )
 from dspark_mlx.deepseek_v4.rotary import Rotary
 from dspark_mlx.errors import InputError
+from dspark_mlx.system.files import write_json
 from dspark_mlx.targets.deepseek_v4 import attention, compression
 from dspark_mlx.targets.network import open_network
 from dspark_mlx.targets.tap import Target
@@ -220,3 +221,30 @@ def test_entries_outgrow_their_room(layer):
         offset += rows.shape[1] - taken
     assert pieces.count == whole.count == 270
     check_close(pieces.entries, whole.entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"swiglu_limit": None}, "no swiglu_limit; expected a DeepSeek V4 config"),
+        ({"hc_sinkhorn_iters": 10**9}, "hc_sinkhorn_iters: found 1000000000"),
+        ({"index_topk": 0}, "index_topk: found 0"),
+    ],
+)
+def test_a_config_that_writes_another_text_is_refused(tmp_path, change, message):
+    """Activations without their limit, rounds without end, rows that see no entry."""
+    (tmp_path / "model.safetensors").symlink_to(FOLDER / "model.safetensors")
+    write_json(tmp_path / "config.json", read("config") | change)
+    with pytest.raises(InputError, match=message):
+        open_network(tmp_path)
+
+
+def test_a_table_of_other_experts_is_refused(tmp_path):
+    """Numbers from behind the experts' weights, for the tokens that no check decodes."""
+    tensors = numbers("model")
+    name = "layers.0.ffn.gate.tid2eid"
+    tensors[name] = tensors[name] + 1
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+    write_json(tmp_path / "config.json", read("config"))
+    with pytest.raises(InputError, match=f"{name}: experts 1 to 8 of 8"):
+        open_network(tmp_path)
