@@ -52,7 +52,8 @@ class Machines:
         self.rank: int = group.rank()
         self.size: int = group.size()
         self._over = False
-        # Ctrl-C is raised in the main thread: what was begun here is ended, and all stay in step.
+        # Ctrl-C is raised in the main thread, which must not wait in C: what was begun here is
+        # ended, and all stay in step.
         self._thread = DaemonThread("machines")
         if self.size == 1:
             hint = "Start it with mlx.launch -n 2, or with a hostfile."
@@ -104,11 +105,7 @@ class Machines:
         for each in experts:
             for _, array in tree_flatten(each.parameters()):
                 mx.eval(array)
-        while (header := self._header())[0] != _STOP:
-            _, layer, rows, columns, dtype = header
-            chosen = (columns - self._hidden) // 2
-            asked = self._sum(np.zeros((rows, columns), np.float32))
-            self._sum(_part(experts[layer], asked, chosen, self._first, _TYPES[dtype]))
+        self._answered(lambda: self._serve(experts))
 
     def stop(self) -> None:
         """End the others; only the leader, and once. One that does not listen is left."""
@@ -145,6 +142,13 @@ class Machines:
             found = f"no answer in {PATIENCE} seconds"
             raise InputError("distributed", found, f"{self.size} machines that answer", hint)
         return future.result()
+
+    def _serve(self, experts: Sequence[RoutedExperts]) -> None:
+        while (header := self._header())[0] != _STOP:
+            _, layer, rows, columns, dtype = header
+            chosen = (columns - self._hidden) // 2
+            asked = self._sum(np.zeros((rows, columns), np.float32))
+            self._sum(_part(experts[layer], asked, chosen, self._first, _TYPES[dtype]))
 
     def _header(self, *own: int) -> list[int]:
         """What the leader asks for; only the leader gives it."""
