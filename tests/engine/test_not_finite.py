@@ -30,7 +30,8 @@ from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
-from dspark_mlx.targets.tap import Target, check_taps, probe_logits
+from dspark_mlx.targets.tap import Target
+from dspark_mlx.targets.tap_check import check_taps, probe_logits
 
 VOCABULARY = 8
 TEXTS = 400

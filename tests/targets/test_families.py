@@ -25,7 +25,8 @@ from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.targets.network import REFUSALS
 from dspark_mlx.targets.self_check import check_rollback
-from dspark_mlx.targets.tap import Target, probe_logits
+from dspark_mlx.targets.tap import Target
+from dspark_mlx.targets.tap_check import probe_logits
 
 TOKENS = 24
 # Length of the prompt, its chunks, and how often a drafted token is wrong.
