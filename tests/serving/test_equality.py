@@ -49,7 +49,7 @@ def builtin() -> Decoder:
 
 def settings(index: int, lengths_differ: bool) -> dict:
     """Those of the eight requests; of each prompt the first greedy, the others with seeds."""
-    made = {"max_tokens": 24 + 3 * index, "stop_tokens": ()}
+    made = {"max_tokens": 15 + 2 * index, "stop_tokens": ()}
     if index % 2 == 0:
         return made
     made |= {"temperature": 0.8, "seed": index}
