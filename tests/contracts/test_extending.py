@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.slow_cases import some_slow
 
 TESTS = Path(__file__).parent.parent
 
@@ -29,11 +30,16 @@ def test_one_file_extends_the_package(extension, contract):
 
 
 @pytest.mark.parametrize(
-    ("extension", "command", "shown"),
-    [("toy_head", "train", "rnn,toy}"), ("toy_scheduler", "bench", "toy:N")],
+    "case",
+    some_slow(
+        [("toy_head", "train", "rnn,toy}"), ("toy_scheduler", "bench", "toy:N")],
+        [("toy_scheduler", "bench", "toy:N")],
+    ),
+    ids=str,
 )
-def test_commands_know_what_comes_from_outside(extension, command, shown):
+def test_commands_know_what_comes_from_outside(case):
     """A documented way to use an outside module with a command, which the command does not see."""
+    extension, command, shown = case
     script = f"import {extension}, runpy; "
     script += f"runpy.run_module('dspark_mlx.{command}', run_name='__main__', alter_sys=True)"
     paths = f"{TESTS / 'extensions'}{os.pathsep}{TESTS.parent}"
