@@ -14,19 +14,20 @@ from helpers.slow_cases import some_slow
 TESTS = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(
-    ("extension", "contract"),
-    [("toy_head", "heads"), ("toy_method", "methods"), ("toy_scheduler", "schedulers")],
-)
-def test_one_file_extends_the_package(extension, contract):
+EXTENSIONS = {"toy_head": "heads", "toy_method": "methods", "toy_scheduler": "schedulers"}
+
+
+def test_one_file_extends_the_package():
     """An addition that has to be made in several places, or that no test sees."""
-    file = TESTS / "contracts" / f"test_{contract}.py"
+    files = [TESTS / "contracts" / f"test_{contract}.py" for contract in EXTENSIONS.values()]
     command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-v"]
-    command += ["-p", f"extensions.{extension}", "-p", "no:cacheprovider", "-k", "toy", str(file)]
+    command += [part for each in EXTENSIONS for part in ("-p", f"extensions.{each}")]
+    command += ["-p", "no:cacheprovider", "-k", "toy", *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    passed = set(re.findall(r"::(test_\w+)\[.*PASSED", done.stdout))
-    assert passed == set(re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE))
+    for file in files:
+        passed = set(re.findall(rf"{file.name}::(test_\w+)\[.*PASSED", done.stdout))
+        assert passed == set(re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize(

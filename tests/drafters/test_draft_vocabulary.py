@@ -121,9 +121,9 @@ def test_a_prompt_of_most_ids_needs_no_cut():
 def test_the_output_is_the_same(pair, name, size):
     """Drafts mapped to wrong ids, a context that differs; every head."""
     decoder = pair(name, draft_vocabulary=size)
-    for trace in traces(name)[:2]:
-        rounds = list(decoder.rounds(trace["prompt_ids"], 64, stop_tokens=[1]))
-        assert trace["prompt_ids"] + tokens_of(rounds) == trace["output_ids"]
+    trace = traces(name)[0]
+    rounds = list(decoder.rounds(trace["prompt_ids"], 64, stop_tokens=[1]))
+    assert trace["prompt_ids"] + tokens_of(rounds) == trace["output_ids"]
 
 
 def test_drafts_come_from_it(pair):

@@ -285,8 +285,10 @@ def test_drafts_that_are_right_most_of_the_time(target):
         assert PROMPTS[i] + [t for done in made[i] for t in done[0]] == text[: len(PROMPTS[i]) + 55]
 
 
-def test_requests_pause_leave_and_fail(target):
+@pytest.mark.parametrize("name", some_slow(MODELS, ("delta net",)))
+def test_requests_pause_leave_and_fail(name):
     """A soak: random joins, pauses and cancels, and requests whose processors raise."""
+    target = Target(MODELS[name](), (-1, 0), name)
     engine = toy_pair(target, make_scheduler("full"))
     rng, active = np.random.default_rng(0), ActiveRequests(engine)
     want = {i: alone(engine, i) for i in range(8)}
@@ -329,6 +331,7 @@ def test_requests_pause_leave_and_fail(target):
             ends["cancelled"] += 1
             assert i == 8 or made[request] == want[i][: len(made[request])]
     active.close()
+    target.close()
     assert min(ends.values()) > 1, ends
 
 

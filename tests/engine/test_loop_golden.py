@@ -12,7 +12,7 @@ STOP = [1]
 
 TRACES = [(name, index) for name in DRAFTERS for index in range(len(traces(name)))]
 # Of each drafter some of whole blocks and, behind the first six, some cut by a threshold.
-SOME = [(name, index) for name, index in TRACES if index % (2 if name == "vanilla" else 4) == 0]
+SOME = [(name, index) for name, index in TRACES if index % (3 if name == "vanilla" else 6) == 0]
 
 
 @pytest.mark.parametrize("case", some_slow(TRACES, SOME), ids=str)

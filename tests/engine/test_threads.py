@@ -159,7 +159,7 @@ def test_each_round_in_another_thread(name, drafting):
 
 @pytest.mark.parametrize("scheduler", ["fixed:0", "fixed:1", "threshold:0.5"])
 @pytest.mark.parametrize("head", ["rnn", "none", "eagle3"])
-@pytest.mark.parametrize("name", ["greedy", "reproducible"])
+@pytest.mark.parametrize("name", some_slow(["greedy", "reproducible"], ["reproducible"]))
 def test_schedules_that_leave_drafts_unread(scheduler, head, name):
     """What nothing of the round needed, a drafter's cache or the next noise, left unevaluated."""
     if head == "eagle3" and scheduler.startswith("threshold"):

@@ -25,7 +25,7 @@ from dspark_mlx.schedulers.speed_profile import read_profile
 from dspark_mlx.schedulers.threshold import ThresholdScheduler
 
 PROFILES = sorted(path.stem for path in SHIPPED.glob("*.json"))
-QUICK = ("apple-4bit", "jagged", "stepped")
+QUICK = ("apple-4bit", "jagged")
 COSTS = hand_made_profile(verify=(10, 12, 14, 16, 18, 20), draft=3, plain=9)
 
 

@@ -193,7 +193,7 @@ def test_two_requests_from_one_prefix_do_not_disturb_each_other(name):
     engine.target.close()
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", some_slow(EXACT, KINDS))
 def test_an_answer_that_a_stop_token_ends_is_kept_whole(name):
     """Rows behind the stop token in the states: the next turn begins at a wrong place, or at
     none."""

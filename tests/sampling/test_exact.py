@@ -24,7 +24,7 @@ from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
 
 VOCABULARY = 6
-TEXTS, MANY = 400, 1500
+TEXTS, MANY = 300, 1500
 PROFILES = {
     "cliff": hand_made_profile((1, 1.9, 1.95, 2.0, 2.05, 4, 4.1, 4.2), draft=0.05, plain=1),
     "slope": hand_made_profile((1, 1.3, 1.6, 1.9, 2.2, 2.5, 2.8, 3.1), draft=0.05, plain=1),
@@ -191,7 +191,7 @@ def test_greedy_drafts_taken_for_samples_are_caught(target, rule):
 
         return greedy
 
-    assert compare(target, RULES[rule], texts=300, make=wrong(pretend)) > 1
+    assert compare(target, RULES[rule], make=wrong(pretend)) > 1
 
 
 @pytest.mark.slow
@@ -225,7 +225,7 @@ def test_a_residual_that_is_not_clamped_is_caught(target, monkeypatch, rule):
             return honest(mx.abs(x))
 
     monkeypatch.setattr(rejection, "mx", Unclamped())
-    assert compare(target, RULES[rule], texts=300) > 1
+    assert compare(target, RULES[rule]) > 1
 
 
 @pytest.mark.slow

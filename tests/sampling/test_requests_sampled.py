@@ -16,6 +16,7 @@ from helpers.slow_cases import some_slow
 from dspark_mlx import InputError
 from dspark_mlx.caches import new_caches
 
+TOKENS = 28
 SETTINGS = {"temperature": 0.9, "top_p": 0.95, "seed": 5}
 
 
@@ -24,7 +25,7 @@ def prompt() -> list[int]:
 
 
 def sample(decoder, **settings) -> list[int]:
-    return tokens_of(decoder.rounds(prompt(), 40, stop_tokens=(), **{**SETTINGS, **settings}))
+    return tokens_of(decoder.rounds(prompt(), TOKENS, stop_tokens=(), **{**SETTINGS, **settings}))
 
 
 def test_a_seed_gives_one_text(pair):
@@ -41,7 +42,7 @@ def test_requests_do_not_share_randomness(pair):
     """Two requests that take turns, or a process that draws, changing each other's text."""
     decoder = pair("vanilla")
     alone = sample(decoder)
-    turns = [decoder.rounds(prompt(), 40, stop_tokens=(), **SETTINGS, sample=i) for i in (0, 1)]
+    turns = [decoder.rounds(prompt(), TOKENS, stop_tokens=(), **SETTINGS, sample=i) for i in (0, 1)]
     tokens: list[list[int]] = [[], []]
     for both in zip(*turns, strict=False):
         mx.random.normal((3,))

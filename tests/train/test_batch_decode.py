@@ -35,7 +35,10 @@ def prompts():
     return [random_tokens(length, seed=length + i).tolist() for i, length in enumerate(LENGTHS)]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt_oss", "qwen3_moe"])
+FAMILIES = ("llama", "qwen3", "gemma3_text", "gpt_oss", "qwen3_moe")
+
+
+@pytest.mark.parametrize("family", some_slow(FAMILIES, ("llama", "gemma3_text", "qwen3_moe")))
 def test_a_greedy_row_is_what_it_is_alone(family, monkeypatch):
     """Rows that see their padding or each other, wrong positions, a window off by the padding, and
     rows mixed up when ended ones are dropped (limits differ, so that it happens several times);
