@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InputError
-from ..targets.tap import not_finite_error
+from ..targets.tap_check import not_finite_error
 from ..types import Fault
 from .state import Engine
 

@@ -38,7 +38,7 @@ from ..targets.exact import make_exact
 from ..targets.given import GivenTarget, given_target
 from ..targets.network import refusing
 from ..targets.self_check import check_rollback
-from ..targets.tap import check_taps, probe_logits
+from ..targets.tap_check import check_taps, probe_logits
 from .drafter import attached, built, chosen_drafter
 from .kept_prompts import keeping_prompts
 from .kernels import apply_kernels

@@ -25,7 +25,8 @@ from ..targets.adapter import Adapter
 from ..targets.deepseek_v4.machines import Machines
 from ..targets.given import GivenTarget
 from ..targets.network import check_quantized, evaluate, first_logits, open_network, refusing
-from ..targets.tap import Target, check_taps
+from ..targets.tap import Target
+from ..targets.tap_check import check_taps
 from ..text.tokenizer import Tokenizer
 from ..version import __version__
 from .room import check_room

@@ -28,7 +28,7 @@ from ..deepseek_v4.weights import as_mlx_quantization
 from ..errors import InputError
 from ..system.files import read_json
 from .deepseek_v4.model import Model
-from .tap import PROBE, check_logits, probe_logits
+from .tap_check import PROBE, check_logits, probe_logits
 
 # Exceptions of Python, MLX, mlx-lm and transformers for a checkpoint that contradicts itself.
 REFUSALS = (

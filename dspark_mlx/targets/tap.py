@@ -1,7 +1,6 @@
-"""Taps: records the outputs of chosen layers during an mlx-lm model's own forward.
+"""The target: an mlx-lm model whose own forward also gives the outputs of chosen layers, its taps.
 
-A tapped layer object becomes an instance of a subclass of its class, whose call records its output.
-Other models and the class itself do not change. All logits come from the model's own forward.
+All logits come from the model's own forward; `tapped_layers` has how taps are recorded.
 """
 
 from __future__ import annotations
@@ -21,13 +20,12 @@ from ..errors import InputError
 from ..kernels.attention import AppliedAttention, attention_taken
 from ..kernels.guard import Decision
 from ..kernels.linears import Applied
-from ..sampling import finite_rows
-from .hidden import entering_hidden, leaving_hidden, of_copies
+from .hidden import of_copies
 from .made_keys import made_keys
-from .mixers import Mixers
 from .rollback import Rollback
 from .row_by_row import RowByRow
-from .tables import embedding_shape, find_embedding, find_head, is_plain_table
+from .tables import Tables, final_norm
+from .tapped_layers import TappedLayers, check_layers
 from .turns import Turns
 
 Forward: TypeAlias = Callable[[mx.array, list[Any]], mx.array]
@@ -75,10 +73,7 @@ class Target:
         self.cache_settings = cache_settings
         self.turns = Turns()
         self._layers: Sequence[nn.Module] = model.layers
-        self._embedding = find_embedding(model, where)
-        own_head = find_head(model, self._embedding)
-        self._tied = own_head is None
-        self._head_module = self._embedding if own_head is None else own_head
+        self._tables = Tables(model, where)
         self.rolls_back = False
         self.batches: bool | None = None
         self.kernels: Decision | None = None
@@ -86,15 +81,11 @@ class Target:
         self._rows: RowByRow | None = None
         self._taps = tuple(taps)
         self._whole_copies = whole_copies
-        # All targets of one model share this set, the recorded taps and the tapped layers.
-        self._every = set(self._taps)
-        self._recorded: dict[int, mx.array] = {}
-        self._tapped: list[tuple[nn.Module, type, type]] = []
         self.num_layers = len(self._layers)
-        self.vocab_size, self.hidden_size = embedding_shape(self._embedding)
-        self._check(where)
-        self._mixers = Mixers(model)
-        self._attach(where)
+        self.vocab_size, self.hidden_size = self._tables.vocab_size, self._tables.hidden_size
+        check_layers(self._taps, self.num_layers, where)
+        self._tapped = TappedLayers(model, self._taps, where)
+        self._mixers = self._tapped.mixers
 
     def sharing(self, taps: Iterable[int], where: object, whole_copies: bool = False) -> Target:
         """A target of the same model with other taps; closing either of them closes both.
@@ -108,9 +99,9 @@ class Target:
         other = copy.copy(self)
         other._taps = tuple(taps)
         other._whole_copies = whole_copies
-        other._check(where)
+        check_layers(other._taps, self.num_layers, where)
         with self.turns:
-            self._attach_anew(lambda: self._every.update(other._taps))
+            self._tapped.add(other._taps)
         return other
 
     def new_caches(self) -> list[Any]:
@@ -180,11 +171,11 @@ class Target:
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Rows of the embedding table without the model's scale: int `[n]` to `[n, hidden]`."""
-        return self._embedding(tokens)
+        return self._tables.embed(tokens)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """The output matrix without scale or softcap: `[n, hidden]` to `[n, vocabulary]`."""
-        return self._embedding.as_linear(hidden) if self._tied else self._head_module(hidden)
+        return self._tables.logits(hidden)
 
     def key_values(self, layer: int, hidden: mx.array, start: int) -> tuple[mx.array, mx.array]:
         """Keys and values that a layer's attention makes; no attention is evaluated.
@@ -212,7 +203,7 @@ class Target:
         Raises:
             InputError: the norm has no name that is known here.
         """
-        norm = _final_norm(self.model)
+        norm = final_norm(self.model)
         if norm is None:
             raise InputError(self.where, "a model without a module `norm`", "a final norm")
         normed: mx.array = norm(hidden)
@@ -241,27 +232,13 @@ class Target:
     @contextlib.contextmanager
     def head_inputs(self) -> Iterator[list[mx.array]]:
         """What the output matrix is given in the block, call by call; other threads wait for it."""
-        recorded: list[mx.array] = []
-        with self.turns:
-            module, original = self._head_module, type(self._head_module)
-            module.__class__ = _recording_head(original, self._tied, recorded)
-            try:
-                yield recorded
-            finally:
-                module.__class__ = original
+        with self.turns, self._tables.head_inputs() as recorded:
+            yield recorded
 
     @property
     def head(self) -> Matrix | None:
         """The output matrix as stored; None when it has a bias or `Matrix` cannot hold it."""
-        module = self._head_module
-        if not is_plain_table(module) or "bias" in module:
-            return None
-        quantized = hasattr(module, "scales")
-        if quantized and getattr(module, "mode", "affine") != "affine":
-            return None
-        if not quantized:
-            return Matrix(module.weight)
-        return Matrix(module.weight, module.scales, module.biases, module.bits, module.group_size)
+        return self._tables.head
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -297,7 +274,7 @@ class Target:
         """
         with self.turns:
             self.drop_rows()
-            self._attach_anew(rows.attach)
+            self._tapped.attach_anew(rows.attach)
             self._rows = rows
 
     def drop_rows(self) -> None:
@@ -306,17 +283,14 @@ class Target:
             if self._rows is None or not self._rows.attached:
                 return
             if self._mixers.attached:
-                self._attach_anew(self._rows.close)
+                self._tapped.attach_anew(self._rows.close)
             else:
                 self._rows.close()
 
     def close(self) -> None:
         """Remove the taps from the model; requests that still run end with an error."""
         with self.turns:
-            for layer, original, _ in self._tapped:
-                layer.__class__ = original
-            self._mixers.detach()
-            self._recorded.clear()
+            self._tapped.detach()
 
     @contextlib.contextmanager
     def untapped(self) -> Iterator[None]:
@@ -326,173 +300,16 @@ class Target:
             try:
                 yield
             finally:
-                self._mixers.attach()
-                for layer, _, tapped in self._tapped:
-                    layer.__class__ = tapped
+                self._tapped.attach_again()
 
     def _take(self) -> list[mx.array]:
         """This target's taps of the last forward; all recorded arrays are released."""
-        if not self._recorded.keys() >= set(self._taps):
+        recorded = self._tapped.recorded
+        if not recorded.keys() >= set(self._taps):
             raise self._closed()
-        recorded = [of_copies(self._recorded[tap], self._whole_copies) for tap in self._taps]
-        self._recorded.clear()
-        return recorded
+        taken = [of_copies(recorded[tap], self._whole_copies) for tap in self._taps]
+        recorded.clear()
+        return taken
 
     def _closed(self) -> InputError:
         return InputError(self.where, "a target that was closed", "one that is open")
-
-    def _check(self, where: object) -> None:
-        outside = [tap for tap in self._taps if not -1 <= tap < self.num_layers]
-        if outside:
-            raise InputError(where, f"{self.num_layers} layers", f"layers to tap at {outside}")
-
-    def _attach(self, where: object) -> None:
-        # The input of layer 0 is the embedding output, after the family's scaling or norm.
-        indices = {max(tap, 0) for tap in self._every}
-        if any(getattr(type(self._layers[i]), "_tapped", False) for i in indices):
-            raise InputError(where, "a model that is tapped already", "one Target per model")
-        parts = [(i, self._part_behind(i)) for i in self._every if not self._is_called(i)]
-        self._mixers.attach()
-        for i in sorted(i for i in indices if callable(self._layers[i])):
-            layer = self._layers[i]
-            tapped = _tapped_class(layer, i, i in self._every, -1 in self._every, self._recorded)
-            self._tapped.append((layer, type(layer), tapped))
-            layer.__class__ = tapped
-        for i, part in parts:
-            tapped = _tapped_part_class(part, i, self._recorded)
-            self._tapped.append((part, type(part), tapped))
-            part.__class__ = tapped
-
-    def _attach_anew(self, change: Callable[[], None]) -> None:
-        """Make a change to what is attached, or under it."""
-        self.close()
-        self._tapped.clear()
-        change()
-        self._mixers.renew()
-        self._attach(self.where)
-
-    def _is_called(self, tap: int) -> bool:
-        return callable(self._layers[max(tap, 0)])
-
-    def _part_behind(self, tap: int) -> nn.Module:
-        """The module that reads a layer's output, where the model calls the layers' parts itself.
-
-        Raises:
-            InputError: it has no name that is known here.
-        """
-        following = tap + 1
-        if following < self.num_layers:
-            part = self._layers[following].get("input_layernorm")
-        else:
-            part = _final_norm(self.model)
-        if part is None:
-            found = f"{type(self._layers[0]).__name__}s, whose parts the model calls itself"
-            raise InputError(self.where, found, "layers that are called as a whole, to be tapped")
-        return part
-
-
-def _final_norm(model: nn.Module) -> Any:
-    """The model's final norm; None where it has no name that is known here."""
-    return next((m for n, m in model.named_modules() if n.rpartition(".")[2] == "norm"), None)
-
-
-def _tapped_class(
-    layer: nn.Module, index: int, output: bool, entering: bool, recorded: dict[int, mx.array]
-) -> type:
-    original: Any = type(layer)
-    call = original.__call__
-    record_input = entering and index == 0
-
-    def tapped_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if record_input:
-            recorded[-1] = entering_hidden(self, args, kwargs)
-        result = call(self, *args, **kwargs)
-        if output:
-            recorded[index] = leaving_hidden(self, result)
-        return result
-
-    names = {"__call__": tapped_call, "_tapped": True, "__module__": original.__module__}
-    return type(original.__name__, (original,), names)
-
-
-def _tapped_part_class(part: nn.Module, tap: int, recorded: dict[int, mx.array]) -> type:
-    """Records a layer's output where the next part reads it.
-
-    A model may go through its layers twice: the last output of each counts, and what enters first.
-    """
-    original: Any = type(part)
-    call = original.__call__
-
-    def tapped_call(self: nn.Module, x: mx.array) -> mx.array:
-        if tap >= 0 or tap not in recorded:
-            recorded[tap] = x
-        return call(self, x)
-
-    names = {"__call__": tapped_call, "_tapped": True, "__module__": original.__module__}
-    return type(original.__name__, (original,), names)
-
-
-def _recording_head(original: Any, tied: bool, recorded: list[mx.array]) -> type:
-    name = "as_linear" if tied else "__call__"
-    call = getattr(original, name)
-
-    def recording_call(self: nn.Module, x: mx.array) -> mx.array:
-        recorded.append(x)
-        return call(self, x)
-
-    return type(original.__name__, (original,), {name: recording_call})
-
-
-def check_taps(model: nn.Module, target: Target, untapped: mx.array, where: object) -> None:
-    """Refuse a model whose taps change its logits or do not have one row per token.
-
-    Args:
-        model: the target's model.
-        target: the tapped target of this model.
-        untapped: `probe_logits(model)` from before the model was tapped.
-        where: names the model in errors.
-
-    Raises:
-        InputError: logits are not finite or differ in any bit, or a tap has another shape.
-    """
-    check_logits(untapped, where)
-    with target.turns:
-        logits = probe_logits(model)
-        recorded = target._take()
-    if not mx.array_equal(logits, untapped).item():
-        raise InputError(where, "other logits when its layers are tapped", "equal logits")
-    shape = (1, PROBE.size, target.hidden_size)
-    for tap, value in zip(target._taps, recorded, strict=True):
-        copies = value.shape[-1] // target.hidden_size if target._whole_copies else 1
-        if value.shape != (*shape[:2], copies * target.hidden_size) or not copies:
-            raise InputError(where, f"tap {tap} of shape {list(value.shape)}", f"{list(shape)}")
-
-
-PROBE = mx.array([[0, 1, 2, 3, 5]])
-"""A short text of token ids that every vocabulary has, int `[1, 5]`."""
-
-
-def probe_logits(model: nn.Module) -> mx.array:
-    """Logits of `PROBE`, `[1, 5, vocabulary]`, computed without a cache."""
-    return model(PROBE)
-
-
-def check_logits(logits: mx.array, where: object) -> None:
-    """Refuse a model with logits that no token can be chosen from.
-
-    Args:
-        logits: the model's `probe_logits`.
-        where: names the model in errors.
-
-    Raises:
-        InputError: a row has NaN or +inf, or is all -inf.
-    """
-    if not finite_rows(logits).all().item():
-        raise not_finite_error(where, "for a few fixed tokens")
-
-
-def not_finite_error(where: object, tokens: str) -> InputError:
-    """The error for a model whose logits are not finite; `tokens` says for which tokens."""
-    found = f"logits that are not finite {tokens}"
-    hint = "Weights may be damaged, or overflow in their precision; float32 holds more."
-    return InputError(where, found, "finite numbers", hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers.slow_cases import some_slow
 
 from dspark_mlx.benchmark.synthetic import SHAPES, counting_target
 from dspark_mlx.benchmark.synthetic_run import SyntheticRow, measure
@@ -13,11 +14,12 @@ def test_taps_are_layers_of_every_shape():
         assert len(set(shape.taps)) == 5 and 0 <= min(shape.taps) <= max(shape.taps) < shape.layers
 
 
-@pytest.mark.parametrize("bits", [16, 4])
-def test_the_text_counts_upwards(bits: int):
+@pytest.mark.parametrize("bits", some_slow([16, 4], [4]))
+def test_the_text_counts_upwards(bits: int, monkeypatch: pytest.MonkeyPatch):
     """A benchmark of a text that nobody checks; acceptance that is not what was asked for."""
+    monkeypatch.setattr("dspark_mlx.benchmark.synthetic_run._WARM", 4)
     prepared: list[object] = []
-    row = measure(SHAPES["tiny"], bits, 0.8, 40, 1, prepared.append)
+    row = measure(SHAPES["tiny"], bits, 0.8, 16, 1, prepared.append)
     assert len(prepared) == 1 and row.bits == bits
     assert 1.5 < row.tokens < 8 and row.round_ms > 0 and row.plain_ms > 0
     assert row.speedup == pytest.approx(row.plain_ms * row.tokens / row.round_ms)

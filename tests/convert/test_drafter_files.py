@@ -70,7 +70,7 @@ def test_quantized_drafters_load_and_run(bits, tmp_path):
     trace = traces("conf_hidden_only")[0]
     prompt = trace["prompt_ids"]
     for precision in ("float32", "stored"):
-        decoder = dspark_mlx.load(TARGET, out, precision=precision)
+        decoder = dspark_mlx.load(TARGET, out, "full", precision=precision)
         got = tokens_of(decoder.rounds(prompt, 12))
         assert prompt + got == trace["output_ids"][: len(prompt) + 12]
         decoder.engine.target.close()
@@ -82,9 +82,9 @@ def test_stored_and_dequantized_arithmetic_agree(tmp_path):
     exceptions = {"k_proj": 8, "layers.1.mlp.gate_proj": None, "o_proj": 3}
     settings = {"q_bits": 4, "q_group_size": 32, "q_exceptions": exceptions}
     convert_drafter(source, out, quantize=True, progress=False, **settings)
-    plain = first_draft(dspark_mlx.load(TARGET, out, precision="float32"))
-    packed = first_draft(dspark_mlx.load(TARGET, out, precision="stored"))
-    exact = first_draft(dspark_mlx.load(TARGET, source))
+    plain = first_draft(dspark_mlx.load(TARGET, out, "full", precision="float32"))
+    packed = first_draft(dspark_mlx.load(TARGET, out, "full", precision="stored"))
+    exact = first_draft(dspark_mlx.load(TARGET, source, "full"))
     assert mx.allclose(plain.hidden, packed.hidden, rtol=1e-3, atol=1e-3).item()
     assert not mx.allclose(plain.hidden, exact.hidden, rtol=1e-3, atol=1e-3).item()
 
@@ -93,8 +93,8 @@ def test_eight_bits_are_close_to_the_original(tmp_path):
     """A quantised drafter that runs and drafts nonsense."""
     source, out = checkpoint("vanilla", tmp_path / "source"), tmp_path / "out"
     convert_drafter(source, out, quantize=True, q_bits=8, q_group_size=32, progress=False)
-    exact = first_draft(dspark_mlx.load(TARGET, source))
-    near = first_draft(dspark_mlx.load(TARGET, out))
+    exact = first_draft(dspark_mlx.load(TARGET, source, "full"))
+    near = first_draft(dspark_mlx.load(TARGET, out, "full"))
     error = mx.abs(near.hidden - exact.hidden).max() / mx.abs(exact.hidden).max()
     assert error.item() < 0.05
 
@@ -123,7 +123,7 @@ def test_exceptions_are_honoured(tmp_path):
         if quantized:
             packed = columns.get(name, 64) * quantized[0] // 32
             assert after[f"{name}.weight"].shape[1] == packed
-    assert first_draft(dspark_mlx.load(TARGET, out)).tokens.shape == (5,)
+    assert first_draft(dspark_mlx.load(TARGET, out, "full")).tokens.shape == (5,)
 
 
 def perturbed_copies(source):
@@ -146,8 +146,8 @@ def test_keep_embeddings_stores_and_uses_them(tmp_path):
     assert kept.owns_embedding and kept.owns_head
     assert not shared.owns_embedding and not shared.owns_head
     assert set(stored(tmp_path / "kept")) == set(stored(source))
-    own = first_draft(dspark_mlx.load(TARGET, tmp_path / "kept"))
-    others = first_draft(dspark_mlx.load(TARGET, tmp_path / "shared"))
+    own = first_draft(dspark_mlx.load(TARGET, tmp_path / "kept", "full"))
+    others = first_draft(dspark_mlx.load(TARGET, tmp_path / "shared", "full"))
     head = tensors["lm_head.weight"]
     assert mx.allclose(own.base_logits, own.hidden @ head.T, rtol=1e-4, atol=1e-4).item()
     target_head = mx.load(str(TARGET / WEIGHTS))["lm_head.weight"]
@@ -165,10 +165,10 @@ def conversions(cache_home) -> dict[str, int]:
 def test_load_converts_once_and_again_when_a_file_changed(tmp_path, cache_home):
     """Converting at every load, or a stale conversion used for a changed checkpoint."""
     source = checkpoint("vanilla", tmp_path / "source")
-    first = first_draft(dspark_mlx.load(TARGET, source))
+    first = first_draft(dspark_mlx.load(TARGET, source, "full"))
     made = conversions(cache_home)
     assert len(made) == 1
-    again = first_draft(dspark_mlx.load(TARGET, source))
+    again = first_draft(dspark_mlx.load(TARGET, source, "full"))
     assert conversions(cache_home) == made
     assert mx.array_equal(first.hidden, again.hidden).item()
     tensors = stored(source)
@@ -177,7 +177,7 @@ def test_load_converts_once_and_again_when_a_file_changed(tmp_path, cache_home):
     (source / WEIGHTS).unlink()
     mx.save_safetensors(str(source / WEIGHTS), tensors)
     os.utime(source / WEIGHTS, ns=(1, 1))
-    changed = first_draft(dspark_mlx.load(TARGET, source))
+    changed = first_draft(dspark_mlx.load(TARGET, source, "full"))
     assert len(conversions(cache_home)) == 2
     assert not mx.allclose(changed.hidden, first.hidden, rtol=1e-3).item()
 

@@ -16,6 +16,7 @@ from helpers.gguf_writer import Raw, write_gguf
 from helpers.numpy_drafter import reference
 from helpers.packaged_case import ANCHOR, Case, close
 from helpers.packaged_parts import TARGET_DEPTH, VOCAB
+from helpers.slow_cases import some_slow
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 from safetensors.numpy import load_file
@@ -114,10 +115,13 @@ def test_a_drafter_is_quantized_anew_only_where_asked(tmp_path):
         assert mx.array_equal(stored[f"{base}.weight"], mx.quantize(source, 32, 8)[0])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-@pytest.mark.parametrize("kind", SIZES)
-def test_a_target_is_the_formulas(tmp_path, family, kind):
+TARGETS = [(family, kind) for family in ("llama", "qwen3") for kind in SIZES]
+
+
+@pytest.mark.parametrize("case", some_slow(TARGETS, TARGETS[: len(SIZES) + 1]), ids=str)
+def test_a_target_is_the_formulas(tmp_path, case):
     """Rows of q and k in a llama's order, with the scales of others; a mode that is not said."""
+    family, kind = case
     file = gguf_kinds.target(tmp_path / "hf", tmp_path / "m.gguf", family, kind)
     folder = convert_target(file, tmp_path / "out", dtype="float32")
     expected = logits(load_model(tmp_path / "hf")[0])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.observed import observed
 from helpers.pairs import DRAFTERS, TARGET, tokens_of, traces
+from helpers.slow_cases import some_slow
 from mlx_lm.utils import load_model, quantize_model
 
 from dspark_mlx import InputError
@@ -115,14 +116,14 @@ def test_a_prompt_of_most_ids_needs_no_cut():
     assert cut.readout().ids is None
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", some_slow(DRAFTERS, ("vanilla", "rnn", "dflash")))
 @pytest.mark.parametrize("size", [1, 40])
 def test_the_output_is_the_same(pair, name, size):
     """Drafts mapped to wrong ids, a context that differs; every head."""
     decoder = pair(name, draft_vocabulary=size)
-    for trace in traces(name)[:2]:
-        rounds = list(decoder.rounds(trace["prompt_ids"], 64, stop_tokens=[1]))
-        assert trace["prompt_ids"] + tokens_of(rounds) == trace["output_ids"]
+    trace = traces(name)[0]
+    rounds = list(decoder.rounds(trace["prompt_ids"], 64, stop_tokens=[1]))
+    assert trace["prompt_ids"] + tokens_of(rounds) == trace["output_ids"]
 
 
 def test_drafts_come_from_it(pair):

@@ -114,10 +114,10 @@ def test_a_window_sees_the_newest_rows_only(folders):
         )
         target, drafter = decoder.engine.target, decoder.engine.drafter
         ids = [(7 * i) % 500 for i in range(380)]
-        context = drafter.new_context()
+        context, features = drafter.new_context(), text_features(target, ids)
         for start in (0, 100, 375):
             end = {0: 100, 100: 375, 375: 380}[start]
-            taps = [tap[start:end] for tap in text_features(target, ids)]
+            taps = [tap[start:end] for tap in features]
             drafter.extend(context, taps, mx.array(ids[start:end]))
             drafter.flush(context)
         drafts[window] = np.array(observed(drafter, context, mx.array([5])).logits)

@@ -30,10 +30,11 @@ from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
-from dspark_mlx.targets.tap import Target, check_taps, probe_logits
+from dspark_mlx.targets.tap import Target
+from dspark_mlx.targets.tap_check import check_taps, probe_logits
 
 VOCABULARY = 8
-TEXTS = 400
+TEXTS = 150
 W1, W2 = "markov_head.markov_w1.weight", "markov_head.markov_w2.weight"
 FINAL_NORM, CONFIDENCE = "norm.weight", "confidence_head.proj.bias"
 

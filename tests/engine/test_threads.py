@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from helpers.pairs import DRAFTERS, TARGET, golden, tokens_of
+from helpers.slow_cases import some_slow
 from helpers.tiny_models import FAMILIES, tiny
 from helpers.toys import PROMPT, toy_engine, toy_target
 
@@ -101,9 +102,13 @@ def test_a_pair_made_in_one_thread_decodes_in_others(head):
         assert elsewhere(lambda s=settings: run(decoder, **s)) == want
 
 
-@pytest.mark.parametrize("name", [*DRAFTERS, None])
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_a_pair_loaded_in_one_thread_decodes_in_others(name, precision):
+LOADED = [(name, kind) for name in (*DRAFTERS, None) for kind in ("float32", "float16")]
+SOME = (*LOADED[::2], ("vanilla", "float16"))
+
+
+@pytest.mark.parametrize("case", some_slow(LOADED, SOME), ids=str)
+def test_a_pair_loaded_in_one_thread_decodes_in_others(case):
+    name, precision = case
     source = False if name is None else golden(name)
     decoder = elsewhere(
         lambda: load(TARGET, source, "full", precision=precision, draft_vocabulary=40)
@@ -154,7 +159,7 @@ def test_each_round_in_another_thread(name, drafting):
 
 @pytest.mark.parametrize("scheduler", ["fixed:0", "fixed:1", "threshold:0.5"])
 @pytest.mark.parametrize("head", ["rnn", "none", "eagle3"])
-@pytest.mark.parametrize("name", ["greedy", "reproducible"])
+@pytest.mark.parametrize("name", some_slow(["greedy", "reproducible"], ["reproducible"]))
 def test_schedules_that_leave_drafts_unread(scheduler, head, name):
     """What nothing of the round needed, a drafter's cache or the next noise, left unevaluated."""
     if head == "eagle3" and scheduler.startswith("threshold"):

@@ -28,7 +28,7 @@ def target(tmp_path_factory):
     return worded_target(tmp_path_factory.mktemp("worded") / "target")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def decoders(target):
     """Three drafters of one target, one of them without a confidence head."""
     first = dspark_mlx.load(target, golden("vanilla"), "full")

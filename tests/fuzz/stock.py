@@ -56,9 +56,7 @@ def make(folder: Path) -> None:
     pair = ["--model", str(target), "--drafter", str(folder / "drafters" / "canonical")]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train(arguments)
-        # A busy machine's measurement is not stored by itself.
-        profile([*pair, "--export", str(folder / "measured.json")])
-        profile([*pair, "--import", str(folder / "measured.json")])
+        profile([*pair, "--import", str(folder / "files" / "profile.json")])
     shutil.rmtree(target)
 
 

@@ -78,7 +78,7 @@ def test_every_command_works_undamaged(undamaged):
     assert [r for r in run if r["fault"]] + failed == []
 
 
-@pytest.mark.parametrize("few", [40, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("few", [30, pytest.param(None, marks=pytest.mark.slow)])
 def test_damaged_input_is_used_or_refused_in_one_line(request, undamaged, few):
     """Tracebacks, messages of several lines, memory or time without end, files left behind."""
     seed = request.config.getoption("--fuzz-seed")

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from helpers.slow_cases import some_slow
 from kernels.fakes import CLOCK, KERNELS, Fake
 
 from dspark_mlx.kernels.forwards import AGREE
@@ -98,20 +99,20 @@ def test_a_good_kernel_is_chosen_for_the_shapes_that_it_computes():
     assert odd == "no kernel for it"
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("crash", "ended its process: SIGSEGV"),
-        ("leave", "ended its process with status 3: no message"),
-        ("refuse", "RuntimeError: Failed to compile kernel: line 3: no such thing"),
-        ("nan", "gives numbers that are not finite"),
-    ],
-)
-def test_what_fails_in_a_process_of_its_own_is_refused(name: str, reason: str):
+FAILURES = {
+    "crash": "ended its process: SIGSEGV",
+    "leave": "ended its process with status 3: no message",
+    "refuse": "RuntimeError: Failed to compile kernel: line 3: no such thing",
+    "nan": "gives numbers that are not finite",
+}
+
+
+@pytest.mark.parametrize("name", some_slow(FAILURES, ("crash", "refuse", "nan")))
+def test_what_fails_in_a_process_of_its_own_is_refused(name: str):
     """A crash or a compiler's error that takes the user's process along."""
     decision, _ = decide(name, child=True)
     assert decision.chosen == {} and decision.forwards == {}
-    assert refusals(decision) >= {reason}
+    assert refusals(decision) >= {FAILURES[name]}
 
 
 def test_a_kernel_that_hangs_is_refused():

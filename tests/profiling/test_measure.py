@@ -112,7 +112,7 @@ def test_measuring_changes_nothing(decoder):
     mx.random.seed(5)
     measure_profile(decoder.engine, "a pair", "k", contexts=(8,), repeats=1)
     assert mx.random.uniform().item() == expected
-    assert decoder.engine.target._recorded == {}
+    assert decoder.engine.target._tapped.recorded == {}
     assert tokens_of(decoder.rounds([1, 2, 3], 12)) == before
 
 

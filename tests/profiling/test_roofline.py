@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
+from helpers.hand_made import hand_made_profile
 
 from dspark_mlx.benchmark.synthetic import SHAPES, counting_target, random_drafter
 from dspark_mlx.engine.state import Engine
-from dspark_mlx.profiling.measure import quick_profile
 from dspark_mlx.profiling.roofline import (
     Rates,
     Work,
@@ -46,9 +46,11 @@ def test_the_table_has_measured_and_predicted_times():
     engine = Engine(target, random_drafter(target, shape), FullScheduler())
     kv_bytes = 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim
     assert key_value_bytes(engine, 10) == 10 * kv_bytes
-    table = roofline_table(engine, quick_profile(engine, "tiny", ""), Rates(1e11, 1e12))
+    profile = hand_made_profile([10.0 + rows for rows in range(1, 9)], draft=2.25, plain=9.75)
+    table = roofline_table(engine, profile, Rates(1e11, 1e12))
     measured, predicted = table.split("predicted, not measured")
     assert "100 GB/s and 1.00 Tflop/s, measured here" in measured and "verify 8" in measured
+    assert all(f" {ms:.2f} " in measured for ms in (9.75, 2.25, 12, 14, 18))
     lines = [line for line in predicted.splitlines() if "Apple M" in line]
     assert len(lines) > 12
     assert all("predicted" in line or "no published figure" in line for line in lines)

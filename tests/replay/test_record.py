@@ -13,7 +13,7 @@ from dspark_mlx.errors import InputError
 from dspark_mlx.replay.record import record
 from dspark_mlx.replay.recorded import RecordedRound, arrays, read_rounds, write_rounds
 
-TOKENS = 40
+TOKENS = 24
 ROUNDS = [
     RecordedRound(0, "math \u2028 é", 12, (0.1, -2.5e-7, 3.0), 3),
     RecordedRound(1, "chat", 0, (float(np.float32(1.1)), -30.0, 0.0), 0),
@@ -36,7 +36,7 @@ def test_walking_full_blocks_is_the_real_loop(pair, name, vocabulary):
     rows left in the context, another slot's confidence, a draft vocabulary told nothing."""
     decoder = pair(name, draft_vocabulary=vocabulary)
     gamma = decoder.engine.drafter.config.gamma
-    prompts = [trace["prompt_ids"] for trace in traces(name)[:3]]
+    prompts = [trace["prompt_ids"] for trace in traces(name)[:2]]
     recorded = record(decoder.engine, [("t", p) for p in prompts], TOKENS, ())
     assert len(recorded) == TOKENS * len(prompts)
     lengths = []

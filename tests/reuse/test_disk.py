@@ -43,7 +43,7 @@ def test_what_was_kept_is_there_after_a_restart(name, tmp_path):
     """A state, a window or a pending feature that is not written, or comes back otherwise."""
     engine = engine_with(name)
     system = prompt_of(17)
-    prompts = [[*system, i, *prompt_of(5 + i, seed=20 + i)] for i in range(3)]
+    prompts = [[*system, i, *prompt_of(5 + i, seed=20 + i)] for i in range(2)]
     with stored(engine, tmp_path) as first:
         before = [run(first, prompt) for prompt in prompts]
         again = [run(first, prompt) for prompt in prompts]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.families import family
 from helpers.pairs import tokens_of
+from helpers.slow_cases import some_slow
 from helpers.tiny_models import random_tokens, tiny
 from helpers.toys import engine_of, example_config
 
@@ -47,6 +48,9 @@ PAIRS: dict[str, Any] = {
 }
 CUTS = ("full attention", "xpress", "no drafter")
 EXACT = [name for name in PAIRS if name != "quantized"]
+KINDS = ("full attention", "sliding window", "delta net and attention", "list of states and keys",
+    "drafter with a window", "xpress", "no drafter")  # fmt: skip
+"""One of every kind of cache and of context; of the others every run tries a second turn alone."""
 
 
 def engine_with(name: str, max_bytes: int = PLENTY) -> Engine:
@@ -122,7 +126,7 @@ def test_the_second_turn_is_that_of_a_cold_run(name):
     engine.target.close()
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", some_slow(PAIRS, (*KINDS, "quantized")))
 def test_a_text_goes_on_as_if_it_had_not_ended(name):
     """Caches that are kept otherwise than they were: the bits of quantised rows, say."""
     engine = engine_with(name)
@@ -135,7 +139,7 @@ def test_a_text_goes_on_as_if_it_had_not_ended(name):
     engine.target.close()
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", some_slow(EXACT, KINDS))
 def test_prompts_that_part_share_what_they_have_in_common(name):
     """A prefix that another request wrote into; a branch that is read as the other one."""
     engine = engine_with(name)
@@ -155,7 +159,7 @@ def test_prompts_that_part_share_what_they_have_in_common(name):
     engine.target.close()
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", some_slow(EXACT, KINDS))
 def test_two_requests_from_one_prefix_do_not_disturb_each_other(name):
     """mlx-lm's caches write in place: into the other request's arrays, or into the kept ones."""
     engine = engine_with(name)
@@ -189,12 +193,12 @@ def test_two_requests_from_one_prefix_do_not_disturb_each_other(name):
     engine.target.close()
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", some_slow(EXACT, KINDS))
 def test_an_answer_that_a_stop_token_ends_is_kept_whole(name):
     """Rows behind the stop token in the states: the next turn begins at a wrong place, or at
     none."""
     engine = engine_with(name)
-    for seed in range(6):
+    for seed in range(2):
         prompt = prompt_of(12, seed=seed)
         free = tokens_of(run(cold(engine), prompt, 14))
         stop = free[7]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers.slow_cases import some_slow
 
 from dspark_mlx.engine.active import ActiveRequests
 from dspark_mlx.engine.state import Engine
@@ -14,6 +15,9 @@ from .test_hits import EXACT, cold, engine_with, prompt_of, run, tokens_of
 
 LENGTHS = ((9, 12), (20, 7), (14, 25))
 """Tokens of each request's prompt and answer: they join and leave one after the other."""
+CASES = [(name, late) for name in EXACT for late in (False, True)]
+SOME = (("full attention", True), ("sliding window", False), ("delta net and attention", True),
+    ("list of states and keys", False), ("xpress", False), ("no drafter", True))  # fmt: skip
 
 
 def together(
@@ -52,10 +56,10 @@ def together(
     return [made[request] for request in added]
 
 
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("name", EXACT)
-def test_second_turns_are_those_of_cold_runs(name, late):
+@pytest.mark.parametrize("case", some_slow(CASES, SOME), ids=str)
+def test_second_turns_are_those_of_cold_runs(case):
     """Caches of before the batch, kept as those of the whole text."""
+    name, late = case
     engine = engine_with(name)
     prompts = [prompt_of(length, seed=i) for i, (length, _) in enumerate(LENGTHS)]
     counts = [count for _, count in LENGTHS]

@@ -1,6 +1,6 @@
 """What is sampled has the target's distribution: counted texts against exact enumeration.
 
-Three tokens of a vocabulary of 8, through the real loop, against probabilities computed in NumPy.
+Three tokens of a vocabulary of 6, through the real loop, against probabilities computed in NumPy.
 Seeds are fixed; each comparison raises a false alarm once in 100,000. The wrong rules at the end
 must fail it: they show what it can see.
 """
@@ -23,8 +23,8 @@ from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
 
-VOCABULARY = 8
-TEXTS = 800
+VOCABULARY = 6
+TEXTS, MANY = 300, 1500
 PROFILES = {
     "cliff": hand_made_profile((1, 1.9, 1.95, 2.0, 2.05, 4, 4.1, 4.2), draft=0.05, plain=1),
     "slope": hand_made_profile((1, 1.3, 1.6, 1.9, 2.2, 2.5, 2.8, 3.1), draft=0.05, plain=1),
@@ -84,18 +84,18 @@ def test_rules(target, rule):
 @pytest.mark.parametrize("name", some_slow(SETTINGS, ("xtc", "processor")))
 def test_settings(target, name):
     """A setting that is ignored, applied in another order, or to one side only."""
-    assert compare(target, SETTINGS[name], texts=600) < 1
+    assert compare(target, SETTINGS[name]) < 1
 
 
 @pytest.mark.parametrize("head", some_slow(["none", "gated", "rnn", "eagle3"], ()))
 def test_heads(target, head):
     """A head, or a method without one, whose q is not what its tokens were drawn from."""
-    assert compare(target, {}, head=head, texts=600) < 1
+    assert compare(target, {}, head=head) < 1
 
 
 @pytest.mark.parametrize("gamma", some_slow([1, 2, 7], ()))
 def test_block_lengths(target, gamma):
-    assert compare(target, {}, gamma=gamma, texts=600) < 1
+    assert compare(target, {}, gamma=gamma) < 1
 
 
 def prior(gamma: int) -> Calibration:
@@ -107,14 +107,14 @@ def prior(gamma: int) -> Calibration:
 def test_schedulers(target, name):
     """A schedule that looks at what it judges."""
     scheduler = make_scheduler(name, PROFILES["cliff"], prior(4))
-    assert compare(target, {}, scheduler, texts=600) < 1
+    assert compare(target, {}, scheduler) < 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [{"dtype": mx.bfloat16}], indirect=True)
 def test_bfloat16_weights(target):
     """Probabilities computed in the weights' own type."""
-    assert compare(target, {}) < 1
+    assert compare(target, {}, texts=MANY) < 1
 
 
 @pytest.mark.slow
@@ -123,14 +123,14 @@ def test_bfloat16_weights(target):
 )
 def test_pairs_of_settings(target, pair):
     """Two settings in the wrong order."""
-    assert compare(target, SETTINGS[pair[0]] | SETTINGS[pair[1]], texts=1500) < 1
+    assert compare(target, SETTINGS[pair[0]] | SETTINGS[pair[1]], texts=MANY) < 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["token", "reproducible", "greedy drafts"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_by_every_rule(target, name, rule):
-    assert compare(target, RULES[rule] | SETTINGS[name], texts=1500) < 1
+    assert compare(target, RULES[rule] | SETTINGS[name], texts=MANY) < 1
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_settings_by_every_rule(target, name, rule):
 @pytest.mark.parametrize("head", ["none", "vanilla", "gated", "rnn", "eagle3"])
 @pytest.mark.parametrize("target", [{}, {"dtype": mx.bfloat16}], indirect=True, ids=["f32", "bf16"])
 def test_heads_by_block_lengths(target, head, gamma):
-    assert compare(target, {"temperature": 0.9}, head=head, gamma=gamma, texts=1500) < 1
+    assert compare(target, {"temperature": 0.9}, head=head, gamma=gamma, texts=MANY) < 1
 
 
 @pytest.mark.slow
@@ -147,19 +147,19 @@ def test_heads_by_block_lengths(target, head, gamma):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_by_every_rule(target, name, profile, rule):
     scheduler = make_scheduler(name, PROFILES[profile], prior(7))
-    assert compare(target, RULES[rule], scheduler, gamma=7, texts=1500) < 1
+    assert compare(target, RULES[rule], scheduler, gamma=7, texts=MANY) < 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_eagle3_by_every_rule(target, rule):
-    assert compare(target, RULES[rule], head="eagle3") < 1
+    assert compare(target, RULES[rule], head="eagle3", texts=MANY) < 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_eagle3_by_every_setting(target, name):
-    assert compare(target, SETTINGS[name], head="eagle3") < 1
+    assert compare(target, SETTINGS[name], head="eagle3", texts=MANY) < 1
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_eagle3_by_every_setting(target, name):
 def test_eagle3_by_every_scheduler(target, name):
     """Those that need no confidence."""
     scheduler = make_scheduler(name, PROFILES["cliff"], prior(4), has_confidence=False)
-    assert compare(target, {}, scheduler, head="eagle3") < 1
+    assert compare(target, {}, scheduler, head="eagle3", texts=MANY) < 1
 
 
 def wrong(pretend):
@@ -198,12 +198,12 @@ def test_greedy_drafts_taken_for_samples_are_caught(target, rule):
 @pytest.mark.parametrize("target", [{"shift": 300.0}], indirect=True)
 def test_a_bfloat16_softmax_is_caught(target, monkeypatch):
     """Logits near 300 are 2 apart in bfloat16; in float32 the shift changes nothing."""
-    assert compare(target, {}) < 1
+    assert compare(target, {}, texts=MANY) < 1
     honest = rejection.normalize
     monkeypatch.setattr(
         rejection, "normalize", lambda w: honest(w.astype(mx.bfloat16)).astype(mx.float32)
     )
-    assert compare(target, {}) > 1
+    assert compare(target, {}, texts=MANY) > 1
 
 
 @pytest.mark.parametrize("rule", some_slow(["block", "token"], ("token",)))
@@ -228,8 +228,12 @@ def test_a_residual_that_is_not_clamped_is_caught(target, monkeypatch, rule):
     assert compare(target, RULES[rule]) > 1
 
 
+@pytest.mark.slow
 def test_a_leaking_schedule_is_caught(target):
-    """A policy that is shown what only a deterministic rule may show, and uses it."""
+    """A policy that is shown what only a deterministic rule may show, and uses it.
+
+    schedulers/test_lossless_schedules.py shows it in every run.
+    """
 
     class Leaking(FullScheduler):
         reads_confidence = True
@@ -242,4 +246,4 @@ def test_a_leaking_schedule_is_caught(target):
         sampler.deterministic = True
         return sampler
 
-    assert compare(target, {}, Leaking(), texts=1200, make=make) > 1
+    assert compare(target, {}, Leaking(), texts=MANY, make=make) > 1

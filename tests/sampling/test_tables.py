@@ -23,7 +23,7 @@ from dspark_mlx.sampling.packing import pack, unpack
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.types import Draft
 
-V, GAMMA, TEXTS = 5, 3, 3000
+V, GAMMA, TEXTS = 5, 3, 1500
 START = (1, 2)
 RNG = np.random.default_rng(0)
 TARGET = (1.5 * RNG.standard_normal((V, V, V))).astype(np.float32)
@@ -160,7 +160,7 @@ def test_a_text_may_end_where_nothing_is_allowed_any_more():
         return mx.where(tokens[-1] == end, -mx.inf, logits)
 
     counts = np.zeros((2, 2), dtype=np.int64)
-    texts = TEXTS // 4
+    texts = TEXTS // 2
     for seed in range(texts):
         for side, settings in enumerate(({"logits_processors": (over,)}, {})):
             first = text_until(settings, seed, end)

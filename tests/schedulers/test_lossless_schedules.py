@@ -20,7 +20,7 @@ from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.types import Round
 
-DRAWS = 80_000
+DRAWS = 20_000
 PROFILES = {
     # One row more does not pay, two do: whether to cross is decided at the first slot.
     "cliff": hand_made_profile(verify=(1.0, 1.75, 1.8, 3.0), draft=0.05, plain=1.0),
@@ -132,7 +132,7 @@ def test_appendix_a(name, profile):
 def test_a_leaking_schedule_is_caught():
     """The check above, if it could not fail: the leak's share is appendix A's 0.85."""
     tokens = run(appendix_a(), "auto", leaking, seed=2)
-    assert abs(deviation(tokens, 0.7)) > 60
+    assert abs(deviation(tokens, 0.7)) > 30
     assert abs(deviation(tokens, 0.85)) < 4
 
 
@@ -163,7 +163,7 @@ def chi_square(tokens: np.ndarray, pair: Pair) -> tuple[float, float]:
 def test_the_joint_distribution_of_two_tokens(name):
     """A bias too small for two tokens' vocabulary, or one that shows in the second token."""
     pair = larger(5)
-    statistic, limit = chi_square(run(pair, name, honest, seed=3, rounds=50_000), pair)
+    statistic, limit = chi_square(run(pair, name, honest, seed=3, rounds=DRAWS), pair)
     assert statistic < limit
 
 
@@ -182,5 +182,5 @@ def test_the_interface_hides_what_leaks():
 def test_the_joint_check_catches_a_leak():
     """A chi-square that could not fail."""
     pair = larger(5)
-    statistic, limit = chi_square(run(pair, "auto", leaking, seed=4, rounds=50_000), pair)
+    statistic, limit = chi_square(run(pair, "auto", leaking, seed=4, rounds=DRAWS), pair)
     assert statistic > 2 * limit

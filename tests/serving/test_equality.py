@@ -13,6 +13,7 @@ import pytest
 from helpers.families import family
 from helpers.hand_made import hand_made_profile
 from helpers.served import served_folder
+from helpers.slow_cases import some_slow
 from helpers.tiny_models import tiny
 from helpers.toys import toy_pair
 
@@ -32,14 +33,11 @@ PROFILE = hand_made_profile([10 + 0.1 * rows for rows in range(GAMMA + 1)], draf
 WAIT = 300
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def toy(request, tmp_path_factory):
-    folder = served_folder(tmp_path_factory.mktemp("equality") / "target")
+def toy(name: str, folder: Path) -> Decoder:
     stored = json.loads((folder / "tokenizer.json").read_text())
     size = len(stored["model"]["vocab"]) + len(stored["added_tokens"])
-    target = Target(FAMILIES[request.param](size), (-1, 0), request.param)
-    yield Decoder(toy_pair(target, make_scheduler("full"), gamma=GAMMA), Path(folder), {})
-    target.close()
+    target = Target(FAMILIES[name](size), (-1, 0), name)
+    return Decoder(toy_pair(target, make_scheduler("full"), gamma=GAMMA), folder, {})
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def builtin() -> Decoder:
 
 def settings(index: int, lengths_differ: bool) -> dict:
     """Those of the eight requests; of each prompt the first greedy, the others with seeds."""
-    made = {"max_tokens": 24 + 3 * index, "stop_tokens": ()}
+    made = {"max_tokens": 15 + 2 * index, "stop_tokens": ()}
     if index % 2 == 0:
         return made
     made |= {"temperature": 0.8, "seed": index}
@@ -88,14 +86,20 @@ def _spying(original, sizes):
     return call
 
 
-@pytest.mark.parametrize("scheduler", ["full", "auto"])
-def test_toys_of_every_kind_of_cache(toy, scheduler):
+CASES = [(name, scheduler) for name in FAMILIES for scheduler in ("full", "auto")]
+
+
+@pytest.mark.parametrize("case", some_slow(CASES, CASES[1:3]), ids=str)
+def test_toys_of_every_kind_of_cache(case, tmp_path):
     """Rows, states or windows of one request in another's, behind the engine's thread."""
-    vocabulary = toy.engine.target.vocab_size
+    name, scheduler = case
+    pair = toy(name, served_folder(tmp_path / "target"))
+    vocabulary = pair.engine.target.vocab_size
     prompts = [[(7 * i + 5 * j * j + 1) % vocabulary for j in range(2 + 5 * i)] for i in range(8)]
     made = make_scheduler(scheduler, PROFILE, identity(GAMMA))
-    decoder = toy.with_scheduler(made, PROFILE if scheduler == "auto" else None)
+    decoder = pair.with_scheduler(made, PROFILE if scheduler == "auto" else None)
     assert_equal_to_solo(decoder, prompts, scheduler == "auto")
+    pair.engine.target.close()
 
 
 @pytest.mark.slow

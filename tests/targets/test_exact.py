@@ -58,7 +58,7 @@ def target_of(name: str, bits: int | None = None, dtype: str = "float32", **sett
     return Target(model, TAPS, name, CacheSettings(**settings))
 
 
-def decoded(engine: Engine, count: int = 64, reference: list[int] | None = None):
+def decoded(engine: Engine, count: int = 40, reference: list[int] | None = None):
     """A request's tokens, their log-probabilities with alternatives, and its rounds."""
     made = list(
         rounds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,15 +26,16 @@ from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.targets.network import REFUSALS
 from dspark_mlx.targets.self_check import check_rollback
-from dspark_mlx.targets.tap import Target, probe_logits
+from dspark_mlx.targets.tap import Target
+from dspark_mlx.targets.tap_check import probe_logits
 
 TOKENS = 24
 # Length of the prompt, its chunks, and how often a drafted token is wrong.
 CASES = ((5, 2048, 0.7), (5, 2048, 0.1), (40, 16, 0.7), (40, 2048, 0.1), (150, 16, 0.1),
     (150, 2048, 0.7))  # fmt: skip
-SOME = ("qwen3_next", "qwen3_5", "lfm2", "nemotron_h", "mamba2", "falcon_h1", "granitemoehybrid",
-    "deepseek_v3", "deepseek_v32", "llama4", "gemma3", "gemma3n", "gpt_oss",
-    "rwkv7", "baichuan_m1", "phixtral", "gptj", "talkie")  # fmt: skip
+FEW = CASES[1], CASES[2]
+SOME = ("qwen3_next", "qwen3_5", "lfm2", "nemotron_h", "mamba2", "falcon_h1",
+    "deepseek_v32", "llama4", "gemma3n", "gpt_oss", "rwkv7", "baichuan_m1", "phixtral")  # fmt: skip
 
 
 TABLE = Path(__file__).parents[2] / "docs" / "targets.md"
@@ -77,13 +79,13 @@ def speculative(target: Target, drafter, prompt, chunk: int) -> list:
     )
 
 
-def check_family(name: str) -> None:
+def check_family(name: str, cases: Sequence[tuple[int, int, float]] = CASES) -> None:
     """Raises where one token differs from mlx-lm's own plain decoding, or a feature is missing."""
     model = family(name)
     target = Target(model, (-1, 0, len(model.layers) - 1), name)
     try:
         plain: dict[int, list[int]] = {}
-        for length, chunk, wrong in CASES:
+        for length, chunk, wrong in cases:
             prompt: list[int] = np.array(random_tokens(length, seed=length) % VOCABULARY).tolist()
             if length not in plain:
                 plain[length] = plain_run(target, prompt, TOKENS, ()).tokens
@@ -145,7 +147,7 @@ def test_the_table_of_all_families():
 @pytest.mark.parametrize("name", SOME)
 def test_speculative_tokens_are_the_plain_ones(name):
     """A state that keeps a rejected row, a window that lost one, a feature of another stream."""
-    check_family(name)
+    check_family(name, FEW)
 
 
 @pytest.mark.parametrize(

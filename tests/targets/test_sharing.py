@@ -27,7 +27,7 @@ def test_targets_of_one_model_keep_their_own_taps():
         assert mx.array_equal(found, logits).item()
         pairs = zip(recorded, own, strict=True)
         assert all(mx.array_equal(tap, taps[k + 1]).item() for tap, k in pairs)
-        assert not target._recorded
+        assert not target._tapped.recorded
     with first.untapped():
         assert [type(layer) for layer in model.layers] == classes
     assert len(second(tokens, None)[1]) == 3

@@ -9,7 +9,8 @@ from helpers.tiny_models import FAMILIES, LAYERS, random_tokens, tiny
 from mlx_lm.models.cache import make_prompt_cache
 
 from dspark_mlx.errors import InputError
-from dspark_mlx.targets.tap import Target, check_taps, probe_logits
+from dspark_mlx.targets.tap import Target
+from dspark_mlx.targets.tap_check import check_taps, probe_logits
 
 SPLITS = (7, 4, 1)
 TAPS = (-1, 0, LAYERS - 1)
@@ -128,7 +129,7 @@ def test_shared_head_is_the_bare_matrix(family):
     model = tiny(family)
     target = Target(model, (), family)
     head = getattr(model, "lm_head", None)
-    matrix = target._embedding.weight if head is None else head.weight
+    matrix = target._tables.embedding.weight if head is None else head.weight
     hidden = mx.random.normal((3, 64), key=mx.random.key(2))
     assert mx.allclose(target.logits(hidden), hidden @ matrix.T, rtol=1e-4, atol=1e-4).item()
 

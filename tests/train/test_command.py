@@ -32,7 +32,7 @@ def flags(text: str) -> list[str]:
     return text.split()
 
 
-TEXTS = flags("--answer-tokens 600 --max-answer 24 --max-length 96 --shard 32 --temps 0,1")
+TEXTS = flags("--answer-tokens 240 --max-answer 24 --max-length 96 --shard 32 --temps 0,1")
 BATCHES = flags("--held-out 4 --batch-tokens 256 --anchors-every 4 --no-calibration --json")
 STEPS = flags("--steps 6 --evaluate-every 3 --save-every 2")
 DESIGN = flags("--layers 1 --rank 8 --taps 2 --block-size 4 --mask-token 2")

@@ -103,7 +103,7 @@ def test_a_stopped_run_ends_where_an_uninterrupted_one_does(target, corpus, star
     same(*(read_tensors(path / "optimizer") for path in paths))
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(target, corpus, start, tmp_path):
+def test_a_killed_run_goes_on_from_its_checkpoint(target, corpus, start, finished, tmp_path):
     """A log with the lines of steps that are done again, or other weights than without the kill."""
 
     class Killed(Exception):
@@ -113,14 +113,14 @@ def test_a_killed_run_goes_on_from_its_checkpoint(target, corpus, start, tmp_pat
         if killed.progress.step == 9:
             raise Killed
 
-    ended = TrainingRun(target, corpus, start, SMALL, tmp_path / "whole").go()
+    ended = TrainingRun(target, corpus, start, SMALL, finished).go()
     killed = TrainingRun(target, corpus, start, SMALL, tmp_path / "parts")
     with pytest.raises(Killed):
         killed.go(lambda: bool(kill()))
     resumed = TrainingRun(target, corpus, start, SMALL, tmp_path / "parts")
     assert resumed.progress.step == 6
     same(resumed.go().tensors, ended.tensors)
-    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+    assert log(tmp_path / "parts") == log(finished)
 
 
 def test_the_log_begins_with_what_the_first_weights_are_worth(target, corpus, start, tmp_path):
@@ -140,13 +140,13 @@ def interrupted() -> bool:
     raise KeyboardInterrupt
 
 
-def test_a_finished_run_does_nothing_more(target, corpus, start, tmp_path):
+def test_a_finished_run_does_nothing_more(target, corpus, start, finished):
     """Steps beyond the last one, or other weights."""
-    ended = TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
-    before = log(tmp_path / "run")
-    again = TrainingRun(target, corpus, start, SMALL, tmp_path / "run").go()
-    same(again.tensors, ended.tensors)
-    assert log(tmp_path / "run") == before
+    before = log(finished)
+    again = TrainingRun(target, corpus, start, SMALL, finished).go()
+    best = finished / "checkpoints" / f"step-{again.progress.best_step:07d}"
+    same(again.tensors, read_tensors(best))
+    assert again.progress.step == 12 and log(finished) == before
 
 
 def test_more_steps_go_on_with_a_finished_run(target, corpus, start, tmp_path):
@@ -166,11 +166,11 @@ def test_more_steps_go_on_with_a_finished_run(target, corpus, start, tmp_path):
         TrainingRun(target, corpus, start, first, tmp_path / "run")
 
 
-def test_layers_computed_again_give_the_same_run(target, corpus, start, tmp_path):
+def test_layers_computed_again_give_the_same_run(target, corpus, start, finished, tmp_path):
     """Gradient checkpointing that changes what is learnt."""
-    plain = TrainingRun(target, corpus, start, SMALL, tmp_path / "a").go()
+    plain = TrainingRun(target, corpus, start, SMALL, finished).go()
     settings = dataclasses.replace(SMALL, checkpoint_layers=True)
-    again = TrainingRun(target, corpus, start, settings, tmp_path / "b").go()
+    again = TrainingRun(target, corpus, start, settings, tmp_path / "again").go()
     for name, value in plain.tensors.items():
         assert mx.allclose(value, again.tensors[name], rtol=1e-3, atol=1e-4), name
 

@@ -22,7 +22,7 @@ from mlx_lm.models.cache import (
 )
 
 from ...targets.network import REFUSALS
-from ...targets.tap import PROBE, probe_logits
+from ...targets.tap_check import PROBE, probe_logits
 
 _PADDING = 2
 # As a part of the largest logit; forwards of other shapes round otherwise in 16 bits.

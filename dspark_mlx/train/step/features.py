@@ -13,7 +13,8 @@ from ...checkpoint.layout import DRAFT_IDS
 from ...checkpoint.linear import Matrix
 from ...drafters.assemble import capped
 from ...errors import InputError
-from ...targets.tap import PROBE, Target, probe_logits
+from ...targets.tap import Target
+from ...targets.tap_check import PROBE, probe_logits
 from .forward import Features
 from .objective import TrainingReadout
 
