@@ -36,7 +36,7 @@ _HALVED_BY = 6.0
 # Plain steps before it is looked again whether drafts pay, and before one is tried that does not
 # seem to; the latter doubles with each trial.
 _RECHECK = 8
-_TRIALS = (16, 1024)
+_TRIALS = (32, 1024)
 # Drafts that gain so much leave no doubt about it.
 _CLEAR = 1.5
 # Plain steps that are timed at first, of which the first one is not started ahead.
@@ -170,7 +170,7 @@ class BatchSchedule:
         self._left = self._plain_steps = self._drafts = 0
         self._due = _PLAIN_FIRST
         self._trial = _TRIALS[0]
-        self._settled = False
+        self._settled = self._after_plain = self._again = False
 
     @property
     def parked(self) -> int:
@@ -195,6 +195,9 @@ class BatchSchedule:
             self._left -= 1
             self._plain_steps += 1
             return True
+        if self._again:
+            self._again = False
+            return False
         count, gain = len(requests), self._gain(requests)
         due = self._drafts >= self._due and gain < _CLEAR
         if due or not self._times.timed(count, plain=True):
@@ -210,6 +213,7 @@ class BatchSchedule:
             return False
         if self._plain_steps >= self._trial:
             self._plain_steps, self._trial = 0, min(2 * self._trial, _TRIALS[1])
+            self._again = True  # the first one is not timed
             return False
         self._left = _RECHECK - 1
         self._plain_steps += 1
@@ -254,9 +258,10 @@ class BatchSchedule:
                 while the one before ran.
             seconds: what it took.
         """
-        if self._settled:
+        # The first draft after plain steps takes in what they added, in a shape of its own.
+        if self._settled and not (self._after_plain and width != PLAIN):
             self._times.learn(len(requests), width, _context(requests), 1e3 * seconds)
-        self._settled = True
+        self._settled, self._after_plain = True, width == PLAIN
         for each, round_ in zip(requests, rounds, strict=True):
             if round_ and round_.drafted:
                 each.belief.learn(round_)
