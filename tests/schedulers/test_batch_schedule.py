@@ -105,20 +105,27 @@ def test_times_of_a_busy_machine_end_where_rounds_get_much_faster():
     )
 
 
-def test_what_a_draft_takes_in_after_plain_steps_does_not_count():
-    """Trials that look slow each time, since each follows more plain steps: parked for good."""
-    made = schedule(profile(row_ms=0.1))
-    requests = candidates(made, 4, judged=0)
-    drafted, after_plain = 0, True
-    for done in range(300):
-        parked = made.park(requests)
-        # At first the machine is busy, so that drafts are parked.
-        slow = after_plain or done < 6
-        milliseconds = 15.0 if parked else (100.0 if slow else 16.0)
-        accepted = None if parked else Round((0,) * 5, drafted=4, scheduled=4, accepted=4)
-        made.learn(requests, [accepted] * 4, PLAIN if parked else GAMMA + 1, milliseconds / 1e3)
-        drafted, after_plain = drafted + (not parked), parked
-    assert drafted > 200
+def test_the_first_drafted_round_after_plain_steps_is_not_timed():
+    """Trials that look slow each time, since each draft takes in what came before: parked."""
+    speed = profile(row_ms=50.0, base_ms=1.0)
+    times = BatchTimes(speed, GAMMA)
+    made = BatchSchedule(times, Calibrations({0.0: CALIBRATION}))
+    requests = candidates(made, 4)
+    width = GAMMA + 1
+    expected = times.at(4, width, 64)
+
+    def learn(wide: int, milliseconds: float) -> None:
+        made.learn(requests, [None] * 4, wide, milliseconds / 1e3)
+
+    for _ in range(4):
+        learn(width, expected)
+    for _ in range(20):
+        learn(PLAIN, times.at(4, PLAIN, 64))
+        learn(width, 5 * expected)
+    assert times.at(4, width, 64) == pytest.approx(expected)
+    for _ in range(20):
+        learn(width, 5 * expected)
+    assert times.at(4, width, 64) == pytest.approx(5 * expected)
 
 
 def test_limits_of_requests_hold():
@@ -150,6 +157,8 @@ def test_it_parks_where_drafts_lose_and_tries_again():
     parked = [made.park(requests) for _ in range(200)]
     assert parked[:32] == [True] * 32
     assert 0 < parked.count(False) < 5
+    first = parked.index(False)
+    assert not parked[first + 1] and parked[first + 2]  # the first one is not timed
     made = schedule(profile(row_ms=0.01))
     assert not made.park(candidates(made, 16))
 
