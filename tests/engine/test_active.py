@@ -126,7 +126,10 @@ def test_every_request_gets_what_it_gets_alone(target, scheduler):
         assert made[i] == alone(engine, i), SETTINGS[i]
 
 
-@pytest.mark.parametrize("head", ["gated", "rnn", "none", "eagle3", "dflash2", "dspine", "xpress"])
+HEADS = ("gated", "rnn", "none", "eagle3", "dflash2", "dspine", "xpress")
+
+
+@pytest.mark.parametrize("head", some_slow(HEADS, ("rnn", "eagle3", "dflash2", "xpress")))
 def test_every_head_and_method(head):
     target = Target(tiny("llama"), (-1, 0), "llama")
     engine = toy_pair(target, make_scheduler("full"), head)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from helpers import bare
+from helpers.slow_cases import some_slow
 from helpers.worded import worded_target
 
 from dspark_mlx import InputError
@@ -186,10 +187,13 @@ run(command.main)
 """
 
 
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("moment", ["load", "before", "lifespan"])
-def test_a_signal_while_the_server_starts(moment, number):
+SIGNALS = [(at, name) for at in ("load", "before", "lifespan") for name in ("SIGINT", "SIGTERM")]
+
+
+@pytest.mark.parametrize("case", some_slow(SIGNALS, (SIGNALS[0], SIGNALS[3], SIGNALS[4])), ids=str)
+def test_a_signal_while_the_server_starts(case):
     """A server that goes on running, or a cancelled start's traceback."""
+    moment, number = case
     flags: Any = {"capture_output": True, "text": True, "timeout": 60}
     flags["preexec_fn"] = bare.listen_to_ctrl_c
     done = subprocess.run([sys.executable, "-c", STARTS, moment, number], check=False, **flags)

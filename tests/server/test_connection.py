@@ -124,7 +124,7 @@ def test_a_long_body_gets_its_refusal(server, head):
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: 127"])
 def test_a_head_that_does_not_come(server, sent, monkeypatch):
     """A connection that is held for ever, until no file is left to open."""
-    monkeypatch.setattr("dspark_mlx.server.connection._PATIENCE", 0.2)
+    monkeypatch.setattr("dspark_mlx.server.connection._PATIENCE", 1.0)
     with connect(server[0]) as made:
         if sent:
             made.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")

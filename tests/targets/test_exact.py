@@ -97,9 +97,10 @@ def verified(target: Target, text: mx.array) -> Iterator[tuple[int, mx.array, li
         start, width = start + kept, 2 + (width - 1) % (MOST - 1)
 
 
-@pytest.mark.parametrize(("name", "bits", "dtype"), EXACT)
-def test_logits_and_caches_have_the_bits_of_plain_steps(name, bits, dtype):
+@pytest.mark.parametrize("case", some_slow(EXACT, QUICK), ids=str)
+def test_logits_and_caches_have_the_bits_of_plain_steps(case):
     """A product, an attention or a rollback that rounds otherwise, with which a near tie flips."""
+    name, bits, dtype = case
     target, text = target_of(name, bits, dtype), random_tokens(40, seed=3)
     single, own = steps(target, text)
     make_exact(target, MOST)

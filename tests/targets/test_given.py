@@ -78,7 +78,7 @@ def test_its_profile_is_its_weights(loaded):
 def test_checks_of_load_are_made(loaded, tmp_path):
     """NaN, a drafter for another target, or caches that are not known, met in the first request."""
     network, _ = loaded
-    with pytest.raises(InputError, match="kv_group_size 64"):
+    with pytest.raises(InputError, match="heads of size 16"):
         dspark_mlx.load(loaded, drafter=False, kv_bits=4)
     other = mlx_lm.load(str(loadable(tmp_path / "other")))
     with pytest.raises(InputError, match="3 layers"):
