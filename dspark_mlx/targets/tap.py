@@ -246,20 +246,32 @@ class Target:
         return self.embed(mx.array([0])).dtype
 
     def use_kernels(self, decision: Decision) -> None:
-        """Compute products by the kernels that the guard has chosen, until `drop_kernels`."""
-        with self.turns:
-            self.drop_kernels()
+        """Compute products by the kernels that the guard has chosen, until `drop_kernels`.
+
+        Under what is attached, which gives modules the classes back that it found.
+        """
+
+        def apply() -> None:
             self._applied.append(Applied(self.model, decision.chosen))
             if kernel := decision.attention:
                 takes = partial(attention_taken, kernel)
                 self._applied.append(AppliedAttention(self.model, kernel, takes, kernel.max_keys))
+
+        with self.turns:
+            self.drop_kernels()
+            self._tapped.attach_anew(apply)
             self.kernels = decision
 
     def drop_kernels(self) -> None:
         """Let MLX compute every product again."""
-        with self.turns:
+
+        def drop() -> None:
             while self._applied:
                 self._applied.pop().close()
+
+        with self.turns:
+            if self._applied:
+                self._tapped.change_under(drop)
             self.kernels = None
 
     @property
@@ -280,12 +292,8 @@ class Target:
     def drop_rows(self) -> None:
         """Run verify forwards as the model does again."""
         with self.turns:
-            if self._rows is None or not self._rows.attached:
-                return
-            if self._mixers.attached:
-                self._tapped.attach_anew(self._rows.close)
-            else:
-                self._rows.close()
+            if self._rows is not None and self._rows.attached:
+                self._tapped.change_under(self._rows.close)
 
     def close(self) -> None:
         """Remove the taps from the model; requests that still run end with an error."""
