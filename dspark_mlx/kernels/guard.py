@@ -10,69 +10,34 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..progress import ProgressCallback
 from .attention import (
-    AppliedAttention,
     AttentionKernel,
     Heads,
     attention_forms,
-    attention_taken,
     why_attention_wrong,
 )
 from .base import Backend, Kernel, Product
-from .forwards import Forward, Forwards
+from .decision import Chosen, Decision, Race, apply_attention
+from .forwards import Apply, Forward, Forwards
 from .linears import Applied, Call, Linear, quantized_linears, stock
 from .race import timed_products, why_wrong
+from .siblings import AppliedSiblings, Siblings, find_siblings
 from .store import STOCK, Verdict, VerdictStore, Where
 from .trial import Trial, attempt, try_kernels
 
-Chosen: TypeAlias = dict[Linear, dict[int, Kernel]]
-"""For each shape the kernels by number of rows."""
-
+TOGETHER = "together"
+"""The winner where siblings are computed together."""
 ROWS = (2, 4, 8, 16)
 """Numbers of rows that are raced; those between them follow the next larger one."""
-
-
-@dataclass(frozen=True)
-class Race:
-    """What was found for one product.
-
-    Attributes:
-        product: the product.
-        verdict: the winner and why.
-        known: whether it was found in the store.
-    """
-
-    product: Product
-    verdict: Verdict
-    known: bool
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was found for a network.
-
-    Attributes:
-        chosen: the kernels to apply.
-        races: what was found for each product.
-        forwards: what was found for whole forwards, by number of rows.
-        attention: the kernel of attention to apply; None for MLX's.
-        attentions: what was found for each kernel of attention, by its name.
-    """
-
-    chosen: Chosen
-    races: Sequence[Race]
-    forwards: Mapping[int, Verdict]
-    attention: AttentionKernel | None = None
-    attentions: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 def backend_here() -> Backend | None:
@@ -136,7 +101,7 @@ class Guard:
         decision = self._overruled(races, rows)
         for kernel in self._attentions:
             decision = self._with_attention(decision, kernel, most_rows)
-        return decision
+        return self._with_siblings(decision, most_rows)
 
     def _able(self, product: Product) -> list[Kernel]:
         return [kernel for kernel in self._kernels if kernel.why_not(product) is None]
@@ -267,11 +232,46 @@ class Guard:
         if reasons:
             return Verdict(STOCK, reasons[0], {}, {kernel.name: reasons[0]})
 
-        def apply() -> AppliedAttention:
-            takes = partial(attention_taken, kernel)
-            return AppliedAttention(self._network, kernel, takes, kernel.max_keys)
+        apply = partial(apply_attention, self._network, kernel)
+        return self._forwards.race(rows, [self._applying(chosen)], kernel.name, apply)
 
-        return self._forwards.race(rows, chosen, kernel.name, apply)
+    def _applying(self, chosen: Mapping[Linear, Mapping[int, Kernel]]) -> Apply:
+        return partial(Applied, self._network, chosen)
+
+    def _with_siblings(self, decision: Decision, most_rows: int) -> Decision:
+        """The decision with what was found for computing siblings together, beside all else."""
+        rows = min(most_rows, ROWS[-1])
+        if not decision.chosen:
+            return decision
+        run = partial(self._forward, rows)
+        siblings = find_siblings(self._network, rows, run, decision.chosen)
+        if not siblings:
+            return decision
+        trials = {(each.kernels[rows].name, each.products(rows)) for each in siblings}
+        kernels = {each.kernels[rows].name: each.kernels[rows] for each in siblings}
+        beside = decision.attention.name if decision.attention else ""
+        key = self._where.together_key(trials, list(kernels.values()), beside)
+        verdict = self._store.get(key)
+        if verdict is None:
+            verdict = self._together_race(decision, siblings, trials, rows)
+            self._store.put(key, verdict)
+        won = verdict.winner != STOCK
+        return replace(decision, siblings=siblings if won else (), together=verdict)
+
+    def _together_race(
+        self,
+        decision: Decision,
+        siblings: Sequence[Siblings],
+        trials: Collection[Trial],
+        rows: int,
+    ) -> Verdict:
+        failed = self._trial(sorted(trials, key=str))
+        if failed:
+            return Verdict(STOCK, next(iter(failed.values())), {}, {})
+        beside = [self._applying(decision.chosen)]
+        if decision.attention:
+            beside.append(partial(apply_attention, self._network, decision.attention))
+        return self._forwards.race(rows, beside, TOGETHER, partial(AppliedSiblings, siblings))
 
     def _whole(self, rows: int, kernels: Mapping[Linear, Mapping[int, Kernel]]) -> Verdict:
         counts = {linear: len(modules) for linear, modules in self._linears.items()}
@@ -279,8 +279,6 @@ class Guard:
         key = self._where.whole_key(rows, counts, taking_part)
         known = self._store.get(key)
         if known is None:
-            known = self._forwards.race(
-                rows, {}, "kernels", lambda: Applied(self._network, kernels)
-            )
+            known = self._forwards.race(rows, [], "kernels", self._applying(kernels))
             self._store.put(key, known)
         return known

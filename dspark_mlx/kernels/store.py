@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,18 @@ class Where:
         parts = sorted([_about(product), _texts([k])] for product, k in kernels.items())
         shapes = sorted([str(linear), count] for linear, count in counts.items())
         return self._key([rows, shapes, parts])
+
+    def together_key(
+        self, products: Collection[Any], kernels: Sequence[Kernel], attention: str
+    ) -> str:
+        """Key of a race of forwards whose siblings are computed together.
+
+        Args:
+            products: what is computed together, and by which kernel.
+            kernels: those kernels.
+            attention: the kernel of attention that is in use; "" where there is none.
+        """
+        return self._key([sorted(map(str, products)), _texts(kernels), attention, "together"])
 
     def _key(self, parts: Any) -> str:
         text = json.dumps([asdict(self), parts])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -17,9 +16,7 @@ import mlx.nn as nn
 from ..caches import DEFAULT_CACHES, CacheSettings, as_single_rows, new_caches
 from ..checkpoint.linear import Matrix
 from ..errors import InputError
-from ..kernels.attention import AppliedAttention, attention_taken
-from ..kernels.guard import Decision
-from ..kernels.linears import Applied
+from ..kernels.decision import Decision, Undone, apply_decision
 from .hidden import of_copies
 from .made_keys import made_keys
 from .rollback import Rollback
@@ -77,7 +74,7 @@ class Target:
         self.rolls_back = False
         self.batches: bool | None = None
         self.kernels: Decision | None = None
-        self._applied: list[Applied | AppliedAttention] = []
+        self._applied: list[Undone] = []
         self._rows: RowByRow | None = None
         self._taps = tuple(taps)
         self._whole_copies = whole_copies
@@ -250,16 +247,10 @@ class Target:
 
         Under what is attached, which gives modules the classes back that it found.
         """
-
-        def apply() -> None:
-            self._applied.append(Applied(self.model, decision.chosen))
-            if kernel := decision.attention:
-                takes = partial(attention_taken, kernel)
-                self._applied.append(AppliedAttention(self.model, kernel, takes, kernel.max_keys))
-
         with self.turns:
             self.drop_kernels()
-            self._tapped.attach_anew(apply)
+            applied = self._applied
+            self._tapped.attach_anew(lambda: applied.extend(apply_decision(self.model, decision)))
             self.kernels = decision
 
     def drop_kernels(self) -> None:

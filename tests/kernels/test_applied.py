@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from helpers.families import VOCABULARY, family
 
-from dspark_mlx.kernels.guard import Decision
+from dspark_mlx.kernels.decision import Decision
 from dspark_mlx.kernels.linears import quantized_linears, stock
 from dspark_mlx.targets.tap import Target
 

@@ -14,7 +14,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from dspark_mlx.benchmark.synthetic import SHAPES, counting_target
 from dspark_mlx.kernels.attention import AppliedAttention, Heads, attention_forms
 from dspark_mlx.kernels.cuda.few_rows_attention import FewRowsAttention
-from dspark_mlx.kernels.guard import Decision, Guard, backend_here
+from dspark_mlx.kernels.decision import Decision
+from dspark_mlx.kernels.guard import Guard, backend_here
 from dspark_mlx.kernels.store import STOCK, VerdictStore, Where
 from dspark_mlx.kernels.trial import try_kernels
 

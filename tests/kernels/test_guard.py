@@ -11,8 +11,9 @@ import pytest
 from helpers.slow_cases import some_slow
 from kernels.fakes import CLOCK, KERNELS, Fake
 
+from dspark_mlx.kernels.decision import Decision
 from dspark_mlx.kernels.forwards import AGREE
-from dspark_mlx.kernels.guard import Decision, Guard, raced_rows
+from dspark_mlx.kernels.guard import Guard, raced_rows
 from dspark_mlx.kernels.linears import Applied, quantized_linears
 from dspark_mlx.kernels.store import STOCK, VerdictStore, Where
 from dspark_mlx.kernels.trial import try_kernels
