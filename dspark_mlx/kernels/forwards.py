@@ -20,7 +20,7 @@ Forward: TypeAlias = Callable[[int], mx.array]
 Apply: TypeAlias = Callable[[], Undone]
 """Puts something into the network, over what is in it."""
 
-TURNS = 15
+TURNS, SECONDS = 15, 2.0
 
 # Parts of the logits' spread by which forwards of other roundings differ.
 AGREE = {mx.bfloat16: 0.05, mx.float16: 0.02, mx.float32: 1e-3}
@@ -38,23 +38,25 @@ class Forwards:
     def __init__(self, network: nn.Module, forward: Forward, clock: Callable[[], float]) -> None:
         self._network, self._forward, self._clock = network, forward, clock
 
-    def race(self, rows: int, beside: Sequence[Apply], name: str, apply: Apply) -> Verdict:
-        """Forwards with and without what `apply` applies.
+    def race(
+        self, rows: int, beside: Sequence[Apply], name: str, appliers: Sequence[Apply]
+    ) -> Verdict:
+        """Forwards with and without what `appliers` put in.
 
         Args:
             rows: rows of a forward.
             beside: puts in what takes part on both sides.
-            name: the winner's name, if what is applied wins.
-            apply: see `Apply`.
+            name: the winner's name, if what is put in wins.
+            appliers: see `Apply`.
         """
-        reason = attempt(partial(self._disagreement, rows, beside, apply))
+        reason = attempt(partial(self._disagreement, rows, beside, appliers))
         if reason is not None:
             return Verdict(STOCK, reason, {}, {})
         timed = {
             STOCK: lambda: self._run(rows, beside)[1],
-            name: lambda: self._run(rows, [*beside, apply])[1],
+            name: lambda: self._run(rows, [*beside, *appliers])[1],
         }
-        times, wins = medians(timed, TURNS)
+        times, wins = medians(timed, TURNS, SECONDS)
         gain = f"a whole forward reaches {times[STOCK] / times[name]:.2f}x MLX's speed"
         if wins[name]:
             return Verdict(name, gain, times, {})
@@ -73,9 +75,11 @@ class Forwards:
             for each in reversed(applied):
                 each.close()
 
-    def _disagreement(self, rows: int, beside: Sequence[Apply], apply: Apply) -> str | None:
+    def _disagreement(
+        self, rows: int, beside: Sequence[Apply], appliers: Sequence[Apply]
+    ) -> str | None:
         """Why two forwards' logits are not those of one network; None where they are."""
-        own, got = self._run(rows, beside)[0], self._run(rows, [*beside, apply])[0]
+        own, got = self._run(rows, beside)[0], self._run(rows, [*beside, *appliers])[0]
         a, b = own.astype(mx.float32), got.astype(mx.float32)
         spread = float(np.array(mx.sqrt(mx.var(a))))
         error = float(np.array(mx.sqrt(mx.mean(mx.square(a - b)))))

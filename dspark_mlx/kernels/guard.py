@@ -34,6 +34,8 @@ from .siblings import AppliedSiblings, Siblings, find_siblings
 from .store import STOCK, Verdict, VerdictStore, Where
 from .trial import Trial, attempt, try_kernels
 
+ALL = "kernels and attention"
+"""The winner where forwards with kernels of both win."""
 TOGETHER = "together"
 """The winner where siblings are computed together."""
 ROWS = (2, 4, 8, 16)
@@ -83,6 +85,7 @@ class Guard:
         self._where, self._store, self._trial, self._clock = where, store, trial, clock
         self._forwards = Forwards(network, forward, clock)
         self._progress, self._attentions = progress, attentions
+        self._forms: dict[int, set[Heads]] = {}
         self._linears = quantized_linears(network)
         self._modules = {
             linear.product(rows): modules
@@ -203,10 +206,13 @@ class Guard:
     ) -> Decision:
         """The decision with what was found for a kernel of attention, beside the chosen ones."""
         rows = min(most_rows, ROWS[-1])
-        forms = attention_forms(self._network, lambda: self._forward(rows))
-        able = [heads for heads in forms if kernel.why_not(heads) is None]
+        able = self._able_forms(kernel, rows)
         if not able:
             return decision
+        whole = decision.forwards.get(rows)
+        if whole and whole.winner == ALL and kernel is self._attention_for(rows):
+            found = {**decision.attentions, kernel.name: replace(whole, winner=kernel.name)}
+            return replace(decision, attention=kernel, attentions=found)
         beside = {
             str(linear): by[rows].name for linear, by in decision.chosen.items() if rows in by
         }
@@ -225,18 +231,30 @@ class Guard:
     def _attention_race(
         self, chosen: Chosen, kernel: AttentionKernel, forms: Sequence[Heads], rows: int
     ) -> Verdict:
-        failed = self._trial([(kernel.name, heads) for heads in forms])
-        reasons = list(failed.values()) or [
-            reason for h in forms if (reason := attempt(partial(why_attention_wrong, kernel, h)))
-        ]
-        if reasons:
-            return Verdict(STOCK, reasons[0], {}, {kernel.name: reasons[0]})
-
+        reason = self._attention_reason(kernel, forms)
+        if reason is not None:
+            return Verdict(STOCK, reason, {}, {kernel.name: reason})
+        beside = [partial(Applied, self._network, chosen)]
         apply = partial(apply_attention, self._network, kernel)
-        return self._forwards.race(rows, [self._applying(chosen)], kernel.name, apply)
+        return self._forwards.race(rows, beside, kernel.name, [apply])
 
-    def _applying(self, chosen: Mapping[Linear, Mapping[int, Kernel]]) -> Apply:
-        return partial(Applied, self._network, chosen)
+    def _able_forms(self, kernel: AttentionKernel, rows: int) -> list[Heads]:
+        """The forms of the network's attention of so many rows that a kernel can compute."""
+        if rows not in self._forms:
+            self._forms[rows] = attention_forms(self._network, lambda: self._forward(rows))
+        return [heads for heads in self._forms[rows] if kernel.why_not(heads) is None]
+
+    def _attention_for(self, rows: int) -> AttentionKernel | None:
+        """The first kernel that can compute attention of so many rows."""
+        return next((kernel for kernel in self._attentions if self._able_forms(kernel, rows)), None)
+
+    def _attention_reason(self, kernel: AttentionKernel, forms: Sequence[Heads]) -> str | None:
+        """Why a kernel of attention is refused; None where it is right."""
+        failed = self._trial([(kernel.name, heads) for heads in forms])
+        if failed:
+            return next(iter(failed.values()))
+        reasons = (attempt(partial(why_attention_wrong, kernel, heads)) for heads in forms)
+        return next((reason for reason in reasons if reason), None)
 
     def _with_siblings(self, decision: Decision, most_rows: int) -> Decision:
         """The decision with what was found for computing siblings together, beside all else."""
@@ -247,13 +265,13 @@ class Guard:
         siblings = find_siblings(self._network, rows, run, decision.chosen)
         if not siblings:
             return decision
-        trials = {(each.kernels[rows].name, each.products(rows)) for each in siblings}
+        trials = [(each.kernels[rows].name, each.products(rows)) for each in siblings]
         kernels = {each.kernels[rows].name: each.kernels[rows] for each in siblings}
         beside = decision.attention.name if decision.attention else ""
         key = self._where.together_key(trials, list(kernels.values()), beside)
         verdict = self._store.get(key)
         if verdict is None:
-            verdict = self._together_race(decision, siblings, trials, rows)
+            verdict = self._together_race(decision, siblings, list(dict.fromkeys(trials)), rows)
             self._store.put(key, verdict)
         won = verdict.winner != STOCK
         return replace(decision, siblings=siblings if won else (), together=verdict)
@@ -262,23 +280,36 @@ class Guard:
         self,
         decision: Decision,
         siblings: Sequence[Siblings],
-        trials: Collection[Trial],
+        trials: Sequence[Trial],
         rows: int,
     ) -> Verdict:
-        failed = self._trial(sorted(trials, key=str))
+        failed = self._trial(trials)
         if failed:
             return Verdict(STOCK, next(iter(failed.values())), {}, {})
-        beside = [self._applying(decision.chosen)]
+        beside: list[Apply] = [partial(Applied, self._network, decision.chosen)]
         if decision.attention:
             beside.append(partial(apply_attention, self._network, decision.attention))
-        return self._forwards.race(rows, beside, TOGETHER, partial(AppliedSiblings, siblings))
+        return self._forwards.race(rows, beside, TOGETHER, [partial(AppliedSiblings, siblings)])
 
     def _whole(self, rows: int, kernels: Mapping[Linear, Mapping[int, Kernel]]) -> Verdict:
+        """What was found for a whole forward, with a kernel of attention first.
+
+        Each part alone may gain nothing: what the GPU saves by one of them, the host or the other
+        part still costs.
+        """
         counts = {linear: len(modules) for linear, modules in self._linears.items()}
         taking_part = {linear.product(rows): by[rows] for linear, by in kernels.items()}
-        key = self._where.whole_key(rows, counts, taking_part)
+        attention = self._attention_for(rows)
+        key = self._where.whole_key(rows, counts, taking_part, attention)
         known = self._store.get(key)
         if known is None:
-            known = self._forwards.race(rows, [], "kernels", self._applying(kernels))
+            apply = partial(Applied, self._network, kernels)
+            if attention and not self._attention_reason(
+                attention, self._able_forms(attention, rows)
+            ):
+                both = [apply, partial(apply_attention, self._network, attention)]
+                known = self._forwards.race(rows, [], ALL, both)
+            if known is None or known.winner == STOCK:
+                known = self._forwards.race(rows, [], "kernels", [apply])
             self._store.put(key, known)
         return known

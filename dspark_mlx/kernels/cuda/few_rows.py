@@ -312,9 +312,7 @@ def _compiled(dtype: mx.Dtype, count: int, *sizes: tuple[str, int]) -> Any:
         name="few_rows",
         input_names=["x", *names],
         output_names=[f"out{i}" for i in range(count)],
-        source="\n".join(
-            (f"using T = {_TYPES[dtype]};", *constants, *map(_short, pointers), SOURCE)
-        ),
+        source="\n".join((f"using T = {_TYPES[dtype]};", *constants, *pointers, SOURCE)),
         header=HEADER,
     )
 
