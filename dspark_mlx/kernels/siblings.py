@@ -72,7 +72,9 @@ def find_siblings(
 
 
 def _alike(modules: Sequence[Any]) -> bool:
-    """Whether several modules differ in their outputs alone."""
+    """Whether several linear layers differ in their outputs alone."""
+    if any(hasattr(module, "as_linear") for module in modules):
+        return False
     forms = {(m.bits, m.group_size, m.scales.dtype, getattr(m, "mode", "")) for m in modules}
     return len(set(map(id, modules))) == len(modules) > 1 == len(forms)
 

@@ -43,9 +43,9 @@ def test_kernels_stay_where_recurrent_mixers_are_attached_anew():
     expected = target.verify(tokens, target.new_caches())[0]
     assert products() == []
     target.use_kernels(Decision({linear: {ROWS: counted} for linear in linears}, [], {}))
-    tied = 1  # the embedding, which no product is made of where a model has a head of its own
+    embeddings = 1  # which multiply nothing where a model has a head of its own
     modules = [shape for linear, found in linears.items() for shape in [linear] * len(found)]
-    assert len(products()) == len(modules) - tied
+    assert len(products()) == len(modules) - embeddings
     whole = products()
     with target.untapped():
         assert classes_of(model) != own
