@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -19,25 +18,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..progress import ProgressCallback
-from .attention import (
-    AttentionKernel,
-    Heads,
-    attention_forms,
-    why_attention_wrong,
-)
+from .attention import AttentionKernel
 from .base import Backend, Kernel, Product
-from .decision import Chosen, Decision, Race, apply_attention
-from .forwards import Apply, Forward, Forwards
+from .decision import Chosen, Decision, Race
+from .forwards import Forward
 from .linears import Applied, Call, Linear, quantized_linears, stock
 from .race import timed_products, why_wrong
-from .siblings import AppliedSiblings, Siblings, find_siblings
 from .store import STOCK, Verdict, VerdictStore, Where
 from .trial import Trial, attempt, try_kernels
+from .whole import WholeForwards
 
-ALL = "kernels and attention"
-"""The winner where forwards with kernels of both win."""
-TOGETHER = "together"
-"""The winner where siblings are computed together."""
 ROWS = (2, 4, 8, 16)
 """Numbers of rows that are raced; those between them follow the next larger one."""
 
@@ -83,9 +73,8 @@ class Guard:
     ) -> None:
         self._network, self._forward, self._kernels = network, forward, kernels
         self._where, self._store, self._trial, self._clock = where, store, trial, clock
-        self._forwards = Forwards(network, forward, clock)
         self._progress, self._attentions = progress, attentions
-        self._forms: dict[int, set[Heads]] = {}
+        self._forwards = WholeForwards(network, forward, where, store, trial, clock, attentions)
         self._linears = quantized_linears(network)
         self._modules = {
             linear.product(rows): modules
@@ -103,8 +92,8 @@ class Guard:
         races += [Race(product, verdict, False) for product, verdict in self._race(new)]
         decision = self._overruled(races, rows)
         for kernel in self._attentions:
-            decision = self._with_attention(decision, kernel, most_rows)
-        return self._with_siblings(decision, most_rows)
+            decision = self._forwards.with_attention(decision, kernel, rows[-1])
+        return self._forwards.with_siblings(decision, rows[-1])
 
     def _able(self, product: Product) -> list[Kernel]:
         return [kernel for kernel in self._kernels if kernel.why_not(product) is None]
@@ -193,123 +182,10 @@ class Guard:
                 if linear.product(count) in won
             }
             if calls:
-                forwards[count] = verdict = self._whole(count, calls)
+                forwards[count] = verdict = self._forwards.of_products(count, calls)
                 if verdict.winner != STOCK:
                     for linear, by_rows in calls.items():
                         between = range(before + 1, count + 1)
                         chosen.setdefault(linear, {}).update(dict.fromkeys(between, by_rows[count]))
             before = count
         return Decision(chosen, races, forwards)
-
-    def _with_attention(
-        self, decision: Decision, kernel: AttentionKernel, most_rows: int
-    ) -> Decision:
-        """The decision with what was found for a kernel of attention, beside the chosen ones."""
-        rows = min(most_rows, ROWS[-1])
-        able = self._able_forms(kernel, rows)
-        if not able:
-            return decision
-        whole = decision.forwards.get(rows)
-        if whole and whole.winner == ALL and kernel is self._attention_for(rows):
-            found = {**decision.attentions, kernel.name: replace(whole, winner=kernel.name)}
-            return replace(decision, attention=kernel, attentions=found)
-        beside = {
-            str(linear): by[rows].name for linear, by in decision.chosen.items() if rows in by
-        }
-        key = self._where.attention_key(able, kernel, beside)
-        verdict = self._store.get(key)
-        if verdict is None:
-            verdict = self._attention_race(decision.chosen, kernel, able, rows)
-            self._store.put(key, verdict)
-        won = verdict.winner == kernel.name and decision.attention is None
-        return replace(
-            decision,
-            attention=kernel if won else decision.attention,
-            attentions={**decision.attentions, kernel.name: verdict},
-        )
-
-    def _attention_race(
-        self, chosen: Chosen, kernel: AttentionKernel, forms: Sequence[Heads], rows: int
-    ) -> Verdict:
-        reason = self._attention_reason(kernel, forms)
-        if reason is not None:
-            return Verdict(STOCK, reason, {}, {kernel.name: reason})
-        beside = [partial(Applied, self._network, chosen)]
-        apply = partial(apply_attention, self._network, kernel)
-        return self._forwards.race(rows, beside, kernel.name, [apply])
-
-    def _able_forms(self, kernel: AttentionKernel, rows: int) -> list[Heads]:
-        """The forms of the network's attention of so many rows that a kernel can compute."""
-        if rows not in self._forms:
-            self._forms[rows] = attention_forms(self._network, lambda: self._forward(rows))
-        return [heads for heads in self._forms[rows] if kernel.why_not(heads) is None]
-
-    def _attention_for(self, rows: int) -> AttentionKernel | None:
-        """The first kernel that can compute attention of so many rows."""
-        return next((kernel for kernel in self._attentions if self._able_forms(kernel, rows)), None)
-
-    def _attention_reason(self, kernel: AttentionKernel, forms: Sequence[Heads]) -> str | None:
-        """Why a kernel of attention is refused; None where it is right."""
-        failed = self._trial([(kernel.name, heads) for heads in forms])
-        if failed:
-            return next(iter(failed.values()))
-        reasons = (attempt(partial(why_attention_wrong, kernel, heads)) for heads in forms)
-        return next((reason for reason in reasons if reason), None)
-
-    def _with_siblings(self, decision: Decision, most_rows: int) -> Decision:
-        """The decision with what was found for computing siblings together, beside all else."""
-        rows = min(most_rows, ROWS[-1])
-        if not decision.chosen:
-            return decision
-        run = partial(self._forward, rows)
-        siblings = find_siblings(self._network, rows, run, decision.chosen)
-        if not siblings:
-            return decision
-        trials = [(each.kernels[rows].name, each.products(rows)) for each in siblings]
-        kernels = {each.kernels[rows].name: each.kernels[rows] for each in siblings}
-        beside = decision.attention.name if decision.attention else ""
-        key = self._where.together_key(trials, list(kernels.values()), beside)
-        verdict = self._store.get(key)
-        if verdict is None:
-            verdict = self._together_race(decision, siblings, list(dict.fromkeys(trials)), rows)
-            self._store.put(key, verdict)
-        won = verdict.winner != STOCK
-        return replace(decision, siblings=siblings if won else (), together=verdict)
-
-    def _together_race(
-        self,
-        decision: Decision,
-        siblings: Sequence[Siblings],
-        trials: Sequence[Trial],
-        rows: int,
-    ) -> Verdict:
-        failed = self._trial(trials)
-        if failed:
-            return Verdict(STOCK, next(iter(failed.values())), {}, {})
-        beside: list[Apply] = [partial(Applied, self._network, decision.chosen)]
-        if decision.attention:
-            beside.append(partial(apply_attention, self._network, decision.attention))
-        return self._forwards.race(rows, beside, TOGETHER, [partial(AppliedSiblings, siblings)])
-
-    def _whole(self, rows: int, kernels: Mapping[Linear, Mapping[int, Kernel]]) -> Verdict:
-        """What was found for a whole forward, with a kernel of attention first.
-
-        Each part alone may gain nothing: what the GPU saves by one of them, the host or the other
-        part still costs.
-        """
-        counts = {linear: len(modules) for linear, modules in self._linears.items()}
-        taking_part = {linear.product(rows): by[rows] for linear, by in kernels.items()}
-        attention = self._attention_for(rows)
-        key = self._where.whole_key(rows, counts, taking_part, attention)
-        known = self._store.get(key)
-        if known is None:
-            apply = partial(Applied, self._network, kernels)
-            if attention and not self._attention_reason(
-                attention, self._able_forms(attention, rows)
-            ):
-                both = [apply, partial(apply_attention, self._network, attention)]
-                known = self._forwards.race(rows, [], ALL, both)
-            if known is None or known.winner == STOCK:
-                known = self._forwards.race(rows, [], "kernels", [apply])
-            self._store.put(key, known)
-        return known

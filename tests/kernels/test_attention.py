@@ -15,9 +15,10 @@ from dspark_mlx.benchmark.synthetic import SHAPES, counting_target
 from dspark_mlx.kernels.attention import AppliedAttention, Heads, attention_forms
 from dspark_mlx.kernels.cuda.few_rows_attention import FewRowsAttention
 from dspark_mlx.kernels.decision import Decision
-from dspark_mlx.kernels.guard import ALL, Guard, backend_here
+from dspark_mlx.kernels.guard import Guard, backend_here
 from dspark_mlx.kernels.store import STOCK, VerdictStore, Where
 from dspark_mlx.kernels.trial import try_kernels
+from dspark_mlx.kernels.whole import ALL
 
 SHAPE = SHAPES["tiny"]
 HEADS = Heads(5, SHAPE.heads, SHAPE.kv_heads, SHAPE.head_dim, mx.bfloat16)
@@ -147,8 +148,11 @@ def test_products_and_attention_that_win_only_together_are_chosen():
         return logits
 
     def decided(*attentions: FakeAttention) -> Decision:
-        about = Where("gpu", "OS", "0"), VerdictStore(None), lambda trials: {}, CLOCK
-        return Guard(network, forward, [kernel], *about, attentions=attentions).decide(5)
+        here, store = Where("gpu", "OS", "0"), VerdictStore(None)
+        guard = Guard(
+            network, forward, [kernel], here, store, lambda _: {}, CLOCK, attentions=attentions
+        )
+        return guard.decide(5)
 
     both, alone = decided(attention), decided()
     assert both.attention is attention and both.attentions["attention"].winner == "attention"

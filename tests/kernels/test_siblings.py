@@ -11,11 +11,12 @@ from kernels.fakes import CLOCK, KERNELS
 
 from dspark_mlx.benchmark.synthetic import SHAPES, counting_target
 from dspark_mlx.kernels.decision import Decision
-from dspark_mlx.kernels.guard import TOGETHER, Guard
+from dspark_mlx.kernels.guard import Guard
 from dspark_mlx.kernels.linears import linear_of, quantized_linears
 from dspark_mlx.kernels.siblings import AppliedSiblings, find_siblings
 from dspark_mlx.kernels.store import STOCK, VerdictStore, Where
 from dspark_mlx.kernels.trial import try_kernels
+from dspark_mlx.kernels.whole import TOGETHER
 
 HERE = Where("gpu Fake", "Fake OS 1", "0.32.4")
 ROWS = 5
