@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import plots
 from .errors import InputError
-from .kernels.guard import Decision
+from .kernels.decision import Decision
 from .kernels.report import race_report, race_table
 from .plots import speed as speed_plot
 from .profiling.roofline import Rates, measured_rates, roofline_table

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import mlx.core as mx
 
 Backend: TypeAlias = Literal["metal", "cuda"]
+Matrix: TypeAlias = tuple[mx.array, mx.array, mx.array]
+"""Weight, scales and biases of a quantized matrix; see `Kernel`."""
 
 
 @dataclass(frozen=True)
@@ -78,5 +81,22 @@ class Kernel(Protocol):
             weight: uint32 `[outputs, inputs * bits / 32]`, as `mx.quantize` packs it.
             scales, biases: `[outputs, inputs / group_size]` of x's type.
             product: what they are; `why_not` gives None for it.
+        """
+        ...
+
+
+@runtime_checkable
+class TogetherKernel(Kernel, Protocol):
+    """A kernel that also multiplies one x by several matrices in one launch."""
+
+    def together(
+        self, x: mx.array, matrices: Sequence[Matrix], products: Sequence[Product]
+    ) -> list[mx.array]:
+        """The products, each with the bits that a call of its own gives.
+
+        Args:
+            x: see `Kernel.__call__`.
+            matrices: of each product; see there.
+            products: a tuple of what they are, which differ in their outputs alone.
         """
         ...

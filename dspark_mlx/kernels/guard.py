@@ -10,69 +10,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..progress import ProgressCallback
-from .attention import (
-    AppliedAttention,
-    AttentionKernel,
-    Heads,
-    attention_forms,
-    attention_taken,
-    why_attention_wrong,
-)
+from .attention import AttentionKernel
 from .base import Backend, Kernel, Product
-from .forwards import Forward, Forwards
+from .decision import Chosen, Decision, Race
+from .forwards import Forward
 from .linears import Applied, Call, Linear, quantized_linears, stock
 from .race import timed_products, why_wrong
 from .store import STOCK, Verdict, VerdictStore, Where
 from .trial import Trial, attempt, try_kernels
-
-Chosen: TypeAlias = dict[Linear, dict[int, Kernel]]
-"""For each shape the kernels by number of rows."""
+from .whole import WholeForwards
 
 ROWS = (2, 4, 8, 16)
 """Numbers of rows that are raced; those between them follow the next larger one."""
-
-
-@dataclass(frozen=True)
-class Race:
-    """What was found for one product.
-
-    Attributes:
-        product: the product.
-        verdict: the winner and why.
-        known: whether it was found in the store.
-    """
-
-    product: Product
-    verdict: Verdict
-    known: bool
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was found for a network.
-
-    Attributes:
-        chosen: the kernels to apply.
-        races: what was found for each product.
-        forwards: what was found for whole forwards, by number of rows.
-        attention: the kernel of attention to apply; None for MLX's.
-        attentions: what was found for each kernel of attention, by its name.
-    """
-
-    chosen: Chosen
-    races: Sequence[Race]
-    forwards: Mapping[int, Verdict]
-    attention: AttentionKernel | None = None
-    attentions: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 def backend_here() -> Backend | None:
@@ -116,8 +73,8 @@ class Guard:
     ) -> None:
         self._network, self._forward, self._kernels = network, forward, kernels
         self._where, self._store, self._trial, self._clock = where, store, trial, clock
-        self._forwards = Forwards(network, forward, clock)
         self._progress, self._attentions = progress, attentions
+        self._forwards = WholeForwards(network, forward, where, store, trial, clock, attentions)
         self._linears = quantized_linears(network)
         self._modules = {
             linear.product(rows): modules
@@ -135,8 +92,8 @@ class Guard:
         races += [Race(product, verdict, False) for product, verdict in self._race(new)]
         decision = self._overruled(races, rows)
         for kernel in self._attentions:
-            decision = self._with_attention(decision, kernel, most_rows)
-        return decision
+            decision = self._forwards.with_attention(decision, kernel, rows[-1])
+        return self._forwards.with_siblings(decision, rows[-1])
 
     def _able(self, product: Product) -> list[Kernel]:
         return [kernel for kernel in self._kernels if kernel.why_not(product) is None]
@@ -225,62 +182,10 @@ class Guard:
                 if linear.product(count) in won
             }
             if calls:
-                forwards[count] = verdict = self._whole(count, calls)
+                forwards[count] = verdict = self._forwards.of_products(count, calls)
                 if verdict.winner != STOCK:
                     for linear, by_rows in calls.items():
                         between = range(before + 1, count + 1)
                         chosen.setdefault(linear, {}).update(dict.fromkeys(between, by_rows[count]))
             before = count
         return Decision(chosen, races, forwards)
-
-    def _with_attention(
-        self, decision: Decision, kernel: AttentionKernel, most_rows: int
-    ) -> Decision:
-        """The decision with what was found for a kernel of attention, beside the chosen ones."""
-        rows = min(most_rows, ROWS[-1])
-        forms = attention_forms(self._network, lambda: self._forward(rows))
-        able = [heads for heads in forms if kernel.why_not(heads) is None]
-        if not able:
-            return decision
-        beside = {
-            str(linear): by[rows].name for linear, by in decision.chosen.items() if rows in by
-        }
-        key = self._where.attention_key(able, kernel, beside)
-        verdict = self._store.get(key)
-        if verdict is None:
-            verdict = self._attention_race(decision.chosen, kernel, able, rows)
-            self._store.put(key, verdict)
-        won = verdict.winner == kernel.name and decision.attention is None
-        return replace(
-            decision,
-            attention=kernel if won else decision.attention,
-            attentions={**decision.attentions, kernel.name: verdict},
-        )
-
-    def _attention_race(
-        self, chosen: Chosen, kernel: AttentionKernel, forms: Sequence[Heads], rows: int
-    ) -> Verdict:
-        failed = self._trial([(kernel.name, heads) for heads in forms])
-        reasons = list(failed.values()) or [
-            reason for h in forms if (reason := attempt(partial(why_attention_wrong, kernel, h)))
-        ]
-        if reasons:
-            return Verdict(STOCK, reasons[0], {}, {kernel.name: reasons[0]})
-
-        def apply() -> AppliedAttention:
-            takes = partial(attention_taken, kernel)
-            return AppliedAttention(self._network, kernel, takes, kernel.max_keys)
-
-        return self._forwards.race(rows, chosen, kernel.name, apply)
-
-    def _whole(self, rows: int, kernels: Mapping[Linear, Mapping[int, Kernel]]) -> Verdict:
-        counts = {linear: len(modules) for linear, modules in self._linears.items()}
-        taking_part = {linear.product(rows): by[rows] for linear, by in kernels.items()}
-        key = self._where.whole_key(rows, counts, taking_part)
-        known = self._store.get(key)
-        if known is None:
-            known = self._forwards.race(
-                rows, {}, "kernels", lambda: Applied(self._network, kernels)
-            )
-            self._store.put(key, known)
-        return known

@@ -22,7 +22,7 @@ from .linears import Call, compute, stock
 MARGIN = 0.95
 """A kernel takes at most this part of MLX's time, or it is not used."""
 
-TURNS = 7
+TURNS, _MORE = 7, 10
 _SHORTEST, _LONGEST = 8, 24
 _PIECE = 4
 
@@ -106,12 +106,18 @@ def chain_seconds(
 
 
 def medians(
-    timed: Mapping[str, Callable[[], float]], turns: int = TURNS
+    timed: Mapping[str, Callable[[], float]], turns: int = TURNS, seconds: float = 0.0
 ) -> tuple[dict[str, float], dict[str, bool]]:
     """Times of several things that take turns, the first of which is MLX's.
 
     A machine that grows hot or is busy for a while slows all of them alike. One unmeasured turn
     warms them up.
+
+    Args:
+        timed: what to time, by name; gives seconds.
+        turns: the fewest turns.
+        seconds: more turns follow, up to `_MORE` times as many, until all took so long: where the
+            host is what limits, single turns scatter by more than what is to be seen.
 
     Returns:
         Median milliseconds by name, and whether each is quicker than the first by the margin: in
@@ -119,11 +125,13 @@ def medians(
     """
     names = list(timed)
     taken: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(turns + 1):
+    for turn in range(_MORE * turns + 1):
+        if turn > turns and sum(map(sum, taken.values())) >= seconds:
+            break
         for name in names:
-            seconds = timed[name]()
+            once = timed[name]()
             if turn:
-                taken[name].append(seconds)
+                taken[name].append(once)
     times = {name: 1000 * statistics.median(each) for name, each in taken.items()}
     own = taken[names[0]]
     wins = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .guard import Decision
+from .decision import Decision
 from .store import STOCK, Verdict
 
 _OP = "quantized matmul"
@@ -27,6 +27,8 @@ def race_table(decision: Decision) -> str:
         lines.append(f"whole forward of {rows} rows: {verdict.winner}: {verdict.reason}")
     for name, verdict in decision.attentions.items():
         lines.append(f"attention by {name}: {verdict.winner}: {verdict.reason}")
+    if (found := decision.together) is not None:
+        lines.append(f"matrices of the same rows: {found.winner}: {found.reason}")
     return "\n".join(lines)
 
 
@@ -53,7 +55,13 @@ def race_report(decision: Decision) -> dict[str, Any]:
     ]
     forwards = {str(rows): _values(verdict) for rows, verdict in decision.forwards.items()}
     attentions = {name: _values(verdict) for name, verdict in decision.attentions.items()}
-    return {"products": races, "forwards": forwards, "attention": attentions}
+    together = decision.together and _values(decision.together)
+    return {
+        "products": races,
+        "forwards": forwards,
+        "attention": attentions,
+        "together": together,
+    }
 
 
 def _values(verdict: Verdict) -> dict[str, Any]:

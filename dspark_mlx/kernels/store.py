@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Verdict:
     """What a race found.
 
     Attributes:
-        winner: a kernel's name, or `STOCK`; of a whole forward "kernels" or `STOCK`.
+        winner: a kernel's name, or `STOCK`; of a whole forward what was put in, or `STOCK`.
         reason: why, in one line.
         times: median milliseconds by name, of those that were timed.
         refused: reasons by name, of the kernels that were not timed.
@@ -70,7 +70,11 @@ class Where:
         return self._key([sorted(map(str, heads)), kernel.name, text, sorted(chosen.items())])
 
     def whole_key(
-        self, rows: int, counts: Mapping[Any, int], kernels: Mapping[Product, Kernel]
+        self,
+        rows: int,
+        counts: Mapping[Any, int],
+        kernels: Mapping[Product, Kernel],
+        attention: Any,
     ) -> str:
         """Key of a whole forward's race.
 
@@ -78,10 +82,24 @@ class Where:
             rows: rows of the forward.
             counts: the network's matrices by shape.
             kernels: the kernels that take part, by product.
+            attention: the kernel of attention that takes part; None where there is none.
         """
+        text = attention and hashlib.sha256(attention.source.encode()).hexdigest()
         parts = sorted([_about(product), _texts([k])] for product, k in kernels.items())
         shapes = sorted([str(linear), count] for linear, count in counts.items())
-        return self._key([rows, shapes, parts])
+        return self._key([rows, shapes, parts, attention and attention.name, text])
+
+    def together_key(
+        self, products: Collection[Any], kernels: Sequence[Kernel], attention: str
+    ) -> str:
+        """Key of a race of forwards whose siblings are computed together.
+
+        Args:
+            products: what is computed together, and by which kernel.
+            kernels: those kernels.
+            attention: the kernel of attention that is in use; "" where there is none.
+        """
+        return self._key([sorted(map(str, products)), _texts(kernels), attention, "together"])
 
     def _key(self, parts: Any) -> str:
         text = json.dumps([asdict(self), parts])

@@ -18,9 +18,11 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 
 from .attention import Heads
-from .base import Product
+from .base import Matrix, Product
 
-Trial: TypeAlias = tuple[str, Product | Heads]
+Task: TypeAlias = Product | tuple[Product, ...] | Heads
+"""A product, several with one x, or an attention."""
+Trial: TypeAlias = tuple[str, Task]
 """A kernel's name, and what it should compute."""
 
 REGISTRY = "dspark_mlx.kernels"
@@ -82,39 +84,58 @@ def _ended(status: int, err: str) -> str:
     return f"ended its process with status {status}: {last[-1][:200] if last else 'no message'}"
 
 
-def _plain(task: Product | Heads) -> dict[str, Any]:
+def _plain(task: Task) -> Any:
+    if isinstance(task, tuple):
+        return [_plain(product) for product in task]
     about = {field.name: getattr(task, field.name) for field in fields(task)}
     return about | {"dtype": str(task.dtype).removeprefix("mlx.core.")}
 
 
-def _task(about: Mapping[str, Any]) -> Product | Heads:
+def _task(about: Any) -> Any:
+    if isinstance(about, list):
+        return tuple(map(_task, about))
     kind = Heads if "heads" in about else Product
     return kind(**{**about, "dtype": getattr(mx, about["dtype"])})
 
 
-def run_trial(kernel: Any, task: Product | Heads) -> str:
+def run_trial(kernel: Any, task: Task) -> str:
     """What goes wrong when a kernel computes with random numbers; "" if nothing does."""
 
     def check() -> str | None:
-        y = (
-            kernel(*task.random(task.rows + 9), 1.0)
-            if isinstance(task, Heads)
-            else _product(kernel, task)
-        )
+        if isinstance(task, tuple):
+            return _why_wrong_together(kernel, tuple(map(_smaller, task)))
+        if isinstance(task, Heads):
+            y = kernel(*task.random(task.rows + 9), 1.0)
+        else:
+            product = _smaller(task)
+            y = kernel(_random_rows(product), *_random_matrix(product), product)
         return None if mx.isfinite(y).all().item() else "gives numbers that are not finite"
 
     return attempt(check) or ""
 
 
-def _product(kernel: Any, product: Product) -> mx.array:
-    # A large matrix of a vocabulary compiles and runs as a smaller one with as uneven an end.
-    outputs = min(product.outputs, _OUTPUTS + product.outputs % _OUTPUTS)
-    product = replace(product, outputs=outputs)
-    matrix = mx.random.normal((outputs, product.inputs)).astype(product.dtype)
-    weights = mx.quantize(matrix, product.group_size, product.bits)
-    x = mx.random.normal((product.rows, product.inputs)).astype(product.dtype)
-    y: mx.array = kernel(x, *weights, product)
-    return y
+def _why_wrong_together(kernel: Any, products: tuple[Product, ...]) -> str | None:
+    x, matrices = _random_rows(products[0]), [_random_matrix(product) for product in products]
+    ys = kernel.together(x, matrices, products)
+    for i, (y, matrix, product) in enumerate(zip(ys, matrices, products, strict=True)):
+        if not mx.array_equal(y, kernel(x, *matrix, product)).item():
+            return f"has other bits in product {i + 1} of {len(products)} together"
+    return None
+
+
+def _smaller(product: Product) -> Product:
+    """A large matrix of a vocabulary compiles and runs as a smaller one with as uneven an end."""
+    return replace(product, outputs=min(product.outputs, _OUTPUTS + product.outputs % _OUTPUTS))
+
+
+def _random_rows(product: Product) -> mx.array:
+    return mx.random.normal((product.rows, product.inputs)).astype(product.dtype)
+
+
+def _random_matrix(product: Product) -> Matrix:
+    matrix = mx.random.normal((product.outputs, product.inputs)).astype(product.dtype)
+    weight, scales, biases = mx.quantize(matrix, product.group_size, product.bits)
+    return weight, scales, biases
 
 
 def attempt(check: Callable[[], str | None]) -> str | None:

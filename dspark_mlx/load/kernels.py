@@ -10,7 +10,8 @@ import numpy as np
 
 from ..checkpoint.fingerprint import device_name
 from ..kernels import ATTENTIONS, KERNELS
-from ..kernels.guard import Decision, Guard, backend_here
+from ..kernels.decision import Decision
+from ..kernels.guard import Guard, backend_here
 from ..kernels.store import VerdictStore, Where, stored_path
 from ..progress import progress_bar
 from ..targets.tap import Target

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -17,9 +16,7 @@ import mlx.nn as nn
 from ..caches import DEFAULT_CACHES, CacheSettings, as_single_rows, new_caches
 from ..checkpoint.linear import Matrix
 from ..errors import InputError
-from ..kernels.attention import AppliedAttention, attention_taken
-from ..kernels.guard import Decision
-from ..kernels.linears import Applied
+from ..kernels.decision import Decision, Undone, apply_decision
 from .hidden import of_copies
 from .made_keys import made_keys
 from .rollback import Rollback
@@ -77,7 +74,7 @@ class Target:
         self.rolls_back = False
         self.batches: bool | None = None
         self.kernels: Decision | None = None
-        self._applied: list[Applied | AppliedAttention] = []
+        self._applied: list[Undone] = []
         self._rows: RowByRow | None = None
         self._taps = tuple(taps)
         self._whole_copies = whole_copies
@@ -246,20 +243,26 @@ class Target:
         return self.embed(mx.array([0])).dtype
 
     def use_kernels(self, decision: Decision) -> None:
-        """Compute products by the kernels that the guard has chosen, until `drop_kernels`."""
+        """Compute products by the kernels that the guard has chosen, until `drop_kernels`.
+
+        Under what is attached, which gives modules the classes back that it found.
+        """
         with self.turns:
             self.drop_kernels()
-            self._applied.append(Applied(self.model, decision.chosen))
-            if kernel := decision.attention:
-                takes = partial(attention_taken, kernel)
-                self._applied.append(AppliedAttention(self.model, kernel, takes, kernel.max_keys))
+            applied = self._applied
+            self._tapped.attach_anew(lambda: applied.extend(apply_decision(self.model, decision)))
             self.kernels = decision
 
     def drop_kernels(self) -> None:
         """Let MLX compute every product again."""
-        with self.turns:
+
+        def drop() -> None:
             while self._applied:
                 self._applied.pop().close()
+
+        with self.turns:
+            if self._applied:
+                self._tapped.change_under(drop)
             self.kernels = None
 
     @property
@@ -280,12 +283,8 @@ class Target:
     def drop_rows(self) -> None:
         """Run verify forwards as the model does again."""
         with self.turns:
-            if self._rows is None or not self._rows.attached:
-                return
-            if self._mixers.attached:
-                self._tapped.attach_anew(self._rows.close)
-            else:
-                self._rows.close()
+            if self._rows is not None and self._rows.attached:
+                self._tapped.change_under(self._rows.close)
 
     def close(self) -> None:
         """Remove the taps from the model; requests that still run end with an error."""

@@ -73,6 +73,13 @@ class TappedLayers:
         self.mixers.renew()
         self._attach()
 
+    def change_under(self, change: Callable[[], None]) -> None:
+        """Make a change under what is attached, if anything is."""
+        if self.mixers.attached:
+            self.attach_anew(change)
+        else:
+            change()
+
     def detach(self) -> None:
         """Give every layer its own class again."""
         for layer, original, _ in self._changed:

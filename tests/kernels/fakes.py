@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from dspark_mlx.kernels.attention import Heads
-from dspark_mlx.kernels.base import Backend, Product
+from dspark_mlx.kernels.base import Backend, Matrix, Product
 from dspark_mlx.kernels.linears import stock
 
 
@@ -50,6 +50,21 @@ class Fake:
         self.act(x, weight)
         CLOCK.now -= self.gain if x.ndim == 2 else self.inside
         return self.bend(stock(x, weight, scales, biases, product), weight)
+
+
+@dataclass(frozen=True)
+class FakeTogether(Fake):
+    """A fake that also computes several products, `saved` seconds quicker and `off` by a part."""
+
+    saved: float = 200.0
+    off: float = 0.0
+
+    def together(
+        self, x: mx.array, matrices: Sequence[Matrix], products: Sequence[Product]
+    ) -> list[mx.array]:
+        ys = [self(x, *m, product) for m, product in zip(matrices, products, strict=True)]
+        CLOCK.now -= self.saved
+        return [*ys[:-1], ys[-1] * (1 + self.off)]
 
 
 def crash(x: mx.array, weight: mx.array) -> None:
@@ -125,5 +140,8 @@ KERNELS = {
         Fake("no-gain", gain=0.1),
         Fake("alone", inside=-20),
         Fake("drifts", bend=slightly_off),
+        FakeTogether("together"),
+        FakeTogether("together-off", off=0.01),
+        FakeTogether("together-slow", saved=-200),
     )
 }

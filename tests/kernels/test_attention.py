@@ -7,16 +7,18 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from kernels.fakes import ATTENTIONS, CLOCK, FakeAttention
+from kernels.fakes import ATTENTIONS, CLOCK, Fake, FakeAttention
 from mlx_lm.models import qwen3
 from mlx_lm.models.cache import make_prompt_cache
 
 from dspark_mlx.benchmark.synthetic import SHAPES, counting_target
 from dspark_mlx.kernels.attention import AppliedAttention, Heads, attention_forms
 from dspark_mlx.kernels.cuda.few_rows_attention import FewRowsAttention
-from dspark_mlx.kernels.guard import Decision, Guard, backend_here
+from dspark_mlx.kernels.decision import Decision
+from dspark_mlx.kernels.guard import Guard, backend_here
 from dspark_mlx.kernels.store import STOCK, VerdictStore, Where
 from dspark_mlx.kernels.trial import try_kernels
+from dspark_mlx.kernels.whole import ALL
 
 SHAPE = SHAPES["tiny"]
 HEADS = Heads(5, SHAPE.heads, SHAPE.kv_heads, SHAPE.head_dim, mx.bfloat16)
@@ -130,3 +132,30 @@ def test_the_kernel_is_right_against_float64(dtype: mx.Dtype):
         right = weights / weights.sum(-1, keepdims=True) @ np.repeat(c, 4, 1)
         limit = {mx.float32: 1e-5, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}[dtype]
         assert np.abs(got - right).max() < limit * np.abs(right).max()
+
+
+def test_products_and_attention_that_win_only_together_are_chosen():
+    """A part whose gain is hidden by the other part, which is raced without it."""
+    network = counting_target(SHAPE, 8).model
+    used: set[str] = set()
+    kernel = Fake("products", inside=0.0, act=lambda *_: used.add("products"))
+    attention = FakeAttention("attention", gain=0.0, act=lambda *_: used.add("attention"))
+
+    def forward(rows: int) -> mx.array:
+        used.clear()
+        logits = run(network, rows)
+        CLOCK.now -= 300 if used == {"products", "attention"} else 0
+        return logits
+
+    def decided(*attentions: FakeAttention) -> Decision:
+        here, store = Where("gpu", "OS", "0"), VerdictStore(None)
+        guard = Guard(
+            network, forward, [kernel], here, store, lambda _: {}, CLOCK, attentions=attentions
+        )
+        return guard.decide(5)
+
+    both, alone = decided(attention), decided()
+    assert both.attention is attention and both.attentions["attention"].winner == "attention"
+    assert [both.forwards[rows].winner for rows in (2, 4, 5)] == [STOCK, ALL, ALL]
+    assert all(set(by_rows) == {3, 4, 5} for by_rows in both.chosen.values()) and both.chosen
+    assert alone.chosen == {} and alone.attention is None

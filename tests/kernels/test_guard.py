@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,9 +12,11 @@ import pytest
 from helpers.slow_cases import some_slow
 from kernels.fakes import CLOCK, KERNELS, Fake
 
+from dspark_mlx.kernels.decision import Decision
 from dspark_mlx.kernels.forwards import AGREE
-from dspark_mlx.kernels.guard import Decision, Guard, raced_rows
+from dspark_mlx.kernels.guard import Guard, raced_rows
 from dspark_mlx.kernels.linears import Applied, quantized_linears
+from dspark_mlx.kernels.race import medians
 from dspark_mlx.kernels.store import STOCK, VerdictStore, Where
 from dspark_mlx.kernels.trial import try_kernels
 
@@ -215,6 +218,19 @@ def test_applied_kernels_are_undone():
     applied.close()
     assert mx.array_equal(forward(3), before).item()
     assert [type(m) for _, m in net.named_modules()] == classes
+
+
+@pytest.mark.parametrize(("seconds", "turns"), [(0.0, 7), (30.0, 15), (1e9, 70)])
+def test_turns_go_on_until_they_took_long_enough(seconds: float, turns: int):
+    """A race of a few milliseconds that scatter decides."""
+    taken = {"own": 0, "other": 0}
+
+    def timed(name: str) -> float:
+        taken[name] += 1
+        return 1.0
+
+    medians({name: partial(timed, name) for name in taken}, 7, seconds)
+    assert taken == {"own": turns + 1, "other": turns + 1}
 
 
 def test_the_rows_of_a_block_are_raced():

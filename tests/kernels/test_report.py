@@ -7,7 +7,7 @@ import json
 import mlx.core as mx
 
 from dspark_mlx.kernels.base import Product
-from dspark_mlx.kernels.guard import Decision, Race
+from dspark_mlx.kernels.decision import Decision, Race
 from dspark_mlx.kernels.report import race_report, race_table
 from dspark_mlx.kernels.store import Verdict
 

@@ -8,22 +8,29 @@ A float32 x enters as the sum of three bfloat16 numbers.
 In a fragment, thread t of 4 holds columns 2t, 2t+1, 2t+8 and 2t+9. A sum does not depend on what
 its columns are called: here they are consecutive ones of the matrix, so that each thread reads
 whole words of packed weights and nothing is exchanged. The warps of a block share out the columns.
+
+One launch may multiply x by several matrices: the blocks of each follow those of the one before it.
+What differs between products is part of the text, since MLX writes arguments of templates into it
+anew in every call.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from ..base import Backend, Product
+from ..base import Backend, Matrix, Product
 
 MIN_ROWS, MAX_ROWS = 2, 16
 BITS, GROUP_SIZES = (4, 8), (32, 64, 128)
-DTYPES = (mx.bfloat16, mx.float16, mx.float32)
+_TYPES = {mx.bfloat16: "__nv_bfloat16", mx.float16: "__half", mx.float32: "float"}
+DTYPES = tuple(_TYPES)
 
 _HEADER = r"""
 typedef unsigned int word;
@@ -102,17 +109,36 @@ template <int BITS, typename H> __device__ inline void read_x(const float* x, wo
 }
 """
 
+_FIRST = """
+int block = blockIdx.x, N = scales0_shape[0];
+const word* weight = weight0;
+const T* scales = scales0;
+const T* biases = biases0;
+T* out = out0;
+"""
+# The blocks behind those of the matrix before it.
+_NEXT = """
+if (block >= (N + 16 * TILES - 1) / (16 * TILES)) {
+  block -= (N + 16 * TILES - 1) / (16 * TILES);
+  N = scales%_shape[0];
+  weight = weight%;
+  scales = scales%;
+  biases = biases%;
+  out = out%;
+}
+"""
+
 _SOURCE = r"""
 typedef Half<T>::type H;
 constexpr int UNITS = GROUP >= 64 ? 2 : 1;           // eights of columns of a thread and step
 constexpr int STEP = 32 * UNITS;                     // columns of a warp's step, within a group
 constexpr int WORDS = UNITS * BITS / 4;
 constexpr int PARTS = sizeof(T) == 4 ? 3 : 1;
-const int K = x_shape[x_ndim - 1], N = scales_shape[0];
+const int K = x_shape[x_ndim - 1];
 int M = 1;
 for (int i = 0; i < x_ndim - 1; i++) M *= x_shape[i];
 const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-const int first = blockIdx.x * 16 * TILES, steps = K / STEP;
+const int first = block * 16 * TILES, steps = K / STEP;
 const word one = one_of(H()), ones[4] = {one, one, one, one};
 float y[TILES][EIGHTS][4] = {};
 for (int begin = warp; begin < steps; begin += WARPS * AHEAD) {
@@ -193,6 +219,10 @@ def _short(text: str) -> str:
 HEADER, SOURCE = _short(_HEADER), _short(_SOURCE)
 
 
+_Launch: TypeAlias = tuple[Callable[..., list[mx.array]], tuple[int, ...], dict[str, Any]]
+"""A compiled kernel, the outputs of its products, and how it is launched."""
+
+
 @dataclass(frozen=True)
 class FewRows:
     """The kernel with its launch sizes; see `base.Kernel`.
@@ -208,7 +238,7 @@ class FewRows:
     ahead: int
     backend: Backend = "cuda"
     exact: bool = False
-    _launches: dict[Product, dict[str, Any]] = field(
+    _launches: dict[Sequence[Product], _Launch] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
 
@@ -220,7 +250,7 @@ class FewRows:
     @property
     def source(self) -> str:
         """All text that is compiled, and the launch sizes."""
-        return f"{HEADER}\n{SOURCE}\n{self.warps} {self.tiles} {self.ahead}"
+        return "\n".join((HEADER, _FIRST, _NEXT, SOURCE, f"{self.warps} {self.tiles} {self.ahead}"))
 
     def why_not(self, product: Product) -> str | None:
         """Why it cannot compute a product; None if it can."""
@@ -238,36 +268,52 @@ class FewRows:
         self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, product: Product
     ) -> mx.array:
         """The product; see `base.Kernel`."""
-        launch = self._launches.get(product)
-        if launch is None:
-            launch = self._launches[product] = self._launch(product)
-        shape = (*x.shape[:-1], product.outputs)
-        (y,) = _compiled()(inputs=[x, weight, scales, biases], output_shapes=[shape], **launch)
-        return y
+        return self.together(x, ((weight, scales, biases),), (product,))[0]
 
-    def _launch(self, product: Product) -> dict[str, Any]:
+    def together(
+        self, x: mx.array, matrices: Sequence[Matrix], products: Sequence[Product]
+    ) -> list[mx.array]:
+        """The products of one launch; see `base.TogetherKernel`."""
+        launch = self._launches.get(products)
+        if launch is None:
+            launch = self._launches[products] = self._launch(products)
+        compiled, outputs, settings = launch
+        rows = x.shape[:-1]
+        shapes = [(*rows, count) for count in outputs]
+        return compiled(inputs=[x, *chain(*matrices)], output_shapes=shapes, **settings)
+
+    def _launch(self, products: Sequence[Product]) -> _Launch:
+        first = products[0]
         sizes = {
-            "BITS": product.bits,
-            "GROUP": product.group_size,
-            "EIGHTS": 1 if product.rows <= 8 else 2,
+            "BITS": first.bits,
+            "GROUP": first.group_size,
+            "EIGHTS": 1 if first.rows <= 8 else 2,
             "WARPS": self.warps,
             "TILES": self.tiles,
             "AHEAD": self.ahead,
         }
-        blocks = -(-product.outputs // (16 * self.tiles))
-        return {
-            "template": [("T", product.dtype), *sizes.items()],
+        outputs = tuple(product.outputs for product in products)
+        blocks = sum(-(-count // (16 * self.tiles)) for count in outputs)
+        settings = {
             "grid": (blocks * 32 * self.warps, 1, 1),
             "threadgroup": (32 * self.warps, 1, 1),
-            "output_dtypes": [product.dtype],
+            "output_dtypes": [first.dtype] * len(outputs),
         }
+        return _compiled(first.dtype, len(outputs), *sizes.items()), outputs, settings
 
 
 @cache
-def _compiled() -> Any:
-    names = ["x", "weight", "scales", "biases"]
+def _compiled(dtype: mx.Dtype, count: int, *sizes: tuple[str, int]) -> Any:
+    """The kernel of so many matrices."""
+    names = [f"{name}{i}" for i in range(count) for name in ("weight", "scales", "biases")]
+    constants = [f"constexpr int {name} = {value};" for name, value in sizes]
+    pointers = map(_short, (_FIRST, *(_NEXT.replace("%", str(i)) for i in range(1, count))))
     return mx.fast.cuda_kernel(
-        name="few_rows", input_names=names, output_names=["out"], source=SOURCE, header=HEADER
+        name="few_rows",
+        input_names=["x", *names],
+        output_names=[f"out{i}" for i in range(count)],
+        source="\n".join((f"using T = {_TYPES[dtype]};", *constants, *pointers, SOURCE)),
+        header=HEADER,
     )
 
 

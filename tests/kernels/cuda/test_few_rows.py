@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dspark_mlx.kernels import KERNELS
-from dspark_mlx.kernels.base import Product
+from dspark_mlx.kernels.base import Product, TogetherKernel
 from dspark_mlx.kernels.cuda import few_rows
 from dspark_mlx.kernels.guard import backend_here
+from dspark_mlx.kernels.trial import run_trial
 
 KERNEL = few_rows.KERNELS[0]
 PRODUCT = Product(8, 96, 512, 4, 64, mx.bfloat16)
@@ -42,6 +43,16 @@ def test_the_text_has_no_comments():
     """Comments that MLX copies and hashes in every call."""
     assert "//" not in few_rows.SOURCE + few_rows.HEADER
     assert "mma.sync" in few_rows.HEADER
+
+
+@pytest.mark.skipif(backend_here() != "cuda", reason="needs MLX's CUDA backend")
+@pytest.mark.parametrize("dtype", few_rows.DTYPES, ids=str)
+def test_products_of_one_launch_have_the_bits_of_their_own(dtype: mx.Dtype):
+    """Blocks of one matrix that read another, or that stop short where it ends unevenly."""
+    assert isinstance(KERNEL, TogetherKernel)
+    for rows, bits in ((2, 4), (16, 8)):
+        products = tuple(Product(rows, n, 640, bits, 64, dtype) for n in (100, 16, 33))
+        assert run_trial(KERNEL, products) == ""
 
 
 @pytest.mark.skipif(backend_here() != "cuda", reason="needs MLX's CUDA backend")
