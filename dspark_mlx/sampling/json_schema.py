@@ -7,6 +7,7 @@ depends only on the tokens of the current call, so that rejected drafts leave no
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from ..errors import InputError
 from ..text.foreign import Refusing
 
 _REMEMBERED = 64
+# Where a complaint of llguidance goes on with its own state, or with a listing of the grammar.
+_BEYOND = re.compile(r"<(?:backtrace|state)>|^ *\d+ \| ", re.MULTILINE)
 
 
 class Grammar:
@@ -65,10 +68,9 @@ class Grammar:
             problem = llguidance.LLMatcher.validate_grammar(grammar, tokens)
             # Made here: in the thread that decodes, other requests would wait for a large schema.
             self._matcher = llguidance.LLMatcher(tokens, grammar)
-        problem = problem or _error_of(self._matcher)
+        problem = _said(problem) or _error_of(self._matcher)
         if problem:
-            expected = "a schema that llguidance supports"
-            raise InputError(where, problem.splitlines()[0], expected)
+            raise InputError(where, problem, "a schema that llguidance supports")
         self._vocabulary = vocabulary
         self._stops = frozenset(stop_tokens)
         self._where = where
@@ -172,5 +174,11 @@ class SchemaProcessor:
 
 
 def _error_of(matcher: Any) -> str:
-    """What a matcher complains of; "" for nothing. A panic's backtrace is left out."""
-    return matcher.get_error().partition("<backtrace>")[0] if matcher.is_error() else ""
+    """What a matcher complains of; "" for nothing."""
+    return _said(matcher.get_error()) if matcher.is_error() else ""
+
+
+def _said(complaint: str) -> str:
+    """A complaint of llguidance in one line."""
+    lines = _BEYOND.split(complaint)[0].splitlines()
+    return " ".join(line.strip() for line in lines if line.strip(" ^"))
