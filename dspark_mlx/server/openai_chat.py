@@ -77,6 +77,9 @@ def _message(fields: Fields) -> dict[str, Any]:
     if role is None:
         raise fields.wrong("role", " or ".join(_ROLES))
     fields.refuse("function_call", "audio")
+    # A message of calls has none, and agents send a tool's empty result so.
+    if fields.get("content") is None and role not in ("assistant", "tool"):
+        raise fields.wrong("content", "text, or a list of parts")
     message: dict[str, Any] = {
         "role": "system" if role == "developer" else role,
         "content": text_of(fields.place("content"), fields.get("content")),
