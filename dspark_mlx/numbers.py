@@ -134,6 +134,16 @@ def check_numbers(
     return [float(number) for number in value]
 
 
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False; "no" is true, and 0 is a number.
+
+    Raises:
+        InputError: it names the argument.
+    """
+    if not isinstance(value, bool):
+        raise InputError(name, shown(value), "True or False")
+
+
 def check_callback(name: str, value: object) -> None:
     """Refuse a callback that cannot be called; None is none.
 
