@@ -12,7 +12,18 @@ from helpers.http_served import MESSAGES, TOOLS, WEATHER, client, events, is_ref
 
 pytest.importorskip("starlette", reason="the extra server is not installed")
 pytest.importorskip("prometheus_client", reason="the extra server is not installed")
-SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "seed": 3, "stop": ["x"], "stream": True}
+SAMPLING = {
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "top_k": 5,
+    "seed": 3,
+    "stop": ["x"],
+    "stream": True,
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.1,
+    "repetition_penalty": 1.1,
+    "min_p": 0.1,
+}
 CALLED = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"a": 1}'}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
 ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
