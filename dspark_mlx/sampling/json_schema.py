@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +19,7 @@ from ..errors import InputError
 from ..text.foreign import Refusing
 
 _REMEMBERED = 64
+_TOKENS: WeakKeyDictionary[Any, dict[tuple[int, tuple[int, ...]], Any]] = WeakKeyDictionary()
 # Where a complaint of llguidance goes on with its own state, or with a listing of the grammar.
 _BEYOND = re.compile(r"<(?:backtrace|state)>|^ *\d+ \| ", re.MULTILINE)
 
@@ -47,16 +49,13 @@ class Grammar:
     ) -> None:
         try:
             import llguidance
-            import llguidance.hf
         except ImportError as error:
             hint = 'pip install "dspark-mlx-lm[grammar]"'
             raise InputError(where, "no llguidance", "this package", hint) from error
         if not stop_tokens:
             raise InputError(where, "a target without end tokens", "end tokens")
         try:
-            tokens = llguidance.hf.from_tokenizer(
-                tokenizer, n_vocab=vocabulary, eos_token=sorted(stop_tokens)
-            )
+            tokens = _tokens_of(tokenizer, vocabulary, tuple(sorted(stop_tokens)))
         except ValueError as error:
             raise InputError(where, str(error), "a fast tokenizer") from error
         try:
@@ -171,6 +170,22 @@ class SchemaProcessor:
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             allowed[:] = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
         return mx.array(allowed)
+
+
+def _tokens_of(tokenizer: Any, vocabulary: int, stops: tuple[int, ...]) -> Any:
+    """llguidance's tokenizer, which takes half a second to make; one serves many grammars.
+
+    Raises:
+        ValueError: the tokenizer is not a fast one.
+    """
+    import llguidance.hf
+
+    made = _TOKENS.setdefault(tokenizer, {})
+    if (vocabulary, stops) not in made:
+        made[vocabulary, stops] = llguidance.hf.from_tokenizer(
+            tokenizer, n_vocab=vocabulary, eos_token=list(stops)
+        )
+    return made[vocabulary, stops]
 
 
 def _error_of(matcher: Any) -> str:

@@ -110,3 +110,15 @@ def test_a_complaint_is_told_without_the_state_of_the_parser():
     assert _said(complaint) == "Parser Error: too many items"
     listing = "at 1(8): regex parse error:\n    (\n    ^\nerror: unclosed group\n   1 | start: ..."
     assert _said(listing) == "at 1(8): regex parse error: ( error: unclosed group"
+
+
+def test_grammars_of_one_tokenizer_share_its_tokens(tokenizer, monkeypatch):
+    """Half a second at every new schema, for a vocabulary that is the same."""
+    hf = pytest.importorskip("llguidance.hf")
+    made, make = [], hf.from_tokenizer
+    monkeypatch.setattr(hf, "from_tokenizer", lambda *a, **k: made.append(k) or make(*a, **k))
+    size = len(tokenizer) + 8  # of no other test
+    for schema in (SCHEMA, {"type": "string"}):
+        JsonSchema(schema, tokenizer, size, (0,))
+    JsonSchema(SCHEMA, tokenizer, size, (0, 1))
+    assert [each["eos_token"] for each in made] == [[0], [0, 1]]
