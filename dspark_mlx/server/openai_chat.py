@@ -58,8 +58,10 @@ def read(body: Fields, generation: Generation) -> Asked:
 def _tools(body: Fields) -> list[dict[str, Any]]:
     found = []
     for tool in body.objects("tools"):
-        if tool.get("type") != "function" or (function := tool.object("function")) is None:
-            raise tool.wrong("type", '"function", with the field "function"')
+        if tool.get("type") != "function":
+            raise tool.wrong("type", '"function"; tools that a server runs are not there')
+        if (function := tool.object("function")) is None:
+            raise tool.wrong("function", "the function, with its name and parameters")
         found.append(function_tool(function))
     return found
 

@@ -210,6 +210,14 @@ def test_a_message_without_text_is_refused(http, path, field, said, named):
     assert f"{named}: found nothing" in found.json()["error"]["message"]
 
 
+def test_a_tool_without_its_function_is_named(http):
+    """'found function; expected function', of the field beside the one that is missing."""
+    body = {"messages": MESSAGES, "tools": [{"type": "function"}]}
+    found = http.post("/v1/chat/completions", json=body)
+    assert found.status_code == 400
+    assert found.json()["error"]["param"] == "tools[0].function"
+
+
 def test_results_of_tools_and_messages_of_calls_may_be_without_text(http):
     """Agents send a call without text, and a tool that returns nothing, so."""
     answer = {"role": "assistant", "content": None, "tool_calls": [CALLED]}
