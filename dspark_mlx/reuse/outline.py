@@ -34,7 +34,8 @@ def newest_within(max_bytes: int, outlines: Mapping[Path, Outline]) -> set[Path]
     for path in sorted(outlines, key=lambda path: (-outlines[path].written, path.name)):
         chain: set[Path] = set()
         at: Path | None = path
-        while at in outlines and at not in taken | chain:  # a foreign file may be its own
+        # A foreign file may name itself.
+        while at is not None and at in outlines and at not in taken | chain:
             chain.add(at)
             at = outlines[at].before
         needed = sum(outlines[each].nbytes for each in chain)
