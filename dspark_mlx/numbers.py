@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, SupportsIndex
 
 from .errors import InputError
@@ -24,6 +24,8 @@ def shown(value: object) -> str:
 
 def plain(value: Any) -> Any:
     """A NumPy or MLX scalar as a Python int or float; every other value unchanged."""
+    if type(value) in (int, float):  # nearly all are, of prompts and biases very many
+        return value
     # A boolean of Python, NumPy or MLX is not a number here.
     if isinstance(value, bool | str | bytes | bytearray) or "bool" in str(_dtype(value)):
         return value
@@ -98,9 +100,12 @@ def token_ids(name: str, value: Any, size: int | None = None) -> list[int]:
     ids = listed(value)
     if not isinstance(ids, Collection) or isinstance(ids, str | bytes | bytearray | memoryview):
         raise InputError(name, shown(value), "a collection of token ids")
-    ordered: Sequence[Any] = list(ids)
+    ordered: list[Any] = list(ids)
     upper = "0 or more" if size is None else f"from 0 to {size - 1}"
     most = _MAX if size is None else size - 1
+    # Long prompts are checked at every turn, and one id at a time takes as long as some rounds.
+    if {*map(type, ordered)} == {int} and min(ordered) >= 0 and max(ordered) <= most:
+        return ordered
     taken = []
     for position, each in enumerate(ordered):
         token = plain(each)
@@ -127,6 +132,16 @@ def check_numbers(
     if count is not None and len(value) != count:
         raise InputError(where, f"{len(value)} numbers", str(count))
     return [float(number) for number in value]
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False; "no" is true, and 0 is a number.
+
+    Raises:
+        InputError: it names the argument.
+    """
+    if not isinstance(value, bool):
+        raise InputError(name, shown(value), "True or False")
 
 
 def check_callback(name: str, value: object) -> None:

@@ -45,6 +45,9 @@ def test_stop_tokens_are_checked_before_the_first_round(stop_tokens):
         ({"drafter": 3}, "path: found 3"),
         ({"drafter": False, "adapter_path": 3}, "adapter_path: found 3"),
         ({"drafter": False, "prompt_cache_dir": ""}, "prompt_cache_dir: found ''"),
+        ({"drafter": False, "kernels": "no"}, "kernels: found 'no'; expected True or False"),
+        ({"drafter": False, "exact": 1}, "exact: found 1; expected True or False"),
+        ({"drafter": False, "machines": 5}, "machines: found 5"),
         ({"drafter": False, "prompt_cache_dir": 3.5}, "prompt_cache_dir: found 3.5"),
     ],
 )

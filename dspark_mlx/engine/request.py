@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from ..errors import InputError
-from ..numbers import check_whole, plain, shown, token_ids
+from ..numbers import check_flag, check_whole, plain, shown, token_ids
 from ..sampling.setting_table import Flag, Setting, setting, settings_of, with_settings
 from ..sampling.settings import LogitsProcessor, ProcessorFactory, Sampling
 from ..system.strict_json import check_text
@@ -141,8 +141,7 @@ class Request:
         check_whole("sample", self.sample, 0)
         check_whole("prefill_step_size", self.prefill_step_size, 1)
         self.sampling.check()
-        if not isinstance(self.copies, bool):
-            raise InputError("copies", shown(self.copies), "True or False")
+        check_flag("copies", self.copies)
         if isinstance(self.reference, str) or not isinstance(self.reference, Sequence):
             raise InputError("reference", shown(self.reference), "a list of texts")
         for text in self.reference:

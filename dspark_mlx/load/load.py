@@ -21,7 +21,7 @@ from ..drafters.base import Drafter
 from ..drafters.vocabulary import Setting, parse_setting
 from ..engine.state import Engine
 from ..errors import InputError
-from ..numbers import check_whole
+from ..numbers import check_flag, check_whole, shown
 from ..pairs.stored import read_drafter
 from ..reuse.budget import budget
 from ..sampling.setting_table import with_settings
@@ -114,6 +114,10 @@ def load(
         UserWarning: the target's family ignores `max_kv_size`, or a speed profile was not kept.
     """
     check_scheduler(scheduler)
+    check_flag("kernels", kernels)
+    check_flag("exact", exact)
+    if machines is not None and not isinstance(machines, Machines):
+        raise InputError("machines", shown(machines), "Machines, made of a group")
     if exact and kernels:
         raise InputError("exact", "kernels too", "one of both: kernels round otherwise")
     if drafter is True:

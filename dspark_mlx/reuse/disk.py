@@ -12,7 +12,7 @@ import hashlib
 import json
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..errors import InputError
 from ..system.locks import take_turns
 from ..system.staging import temporary
 from ..system.system_errors import writing
+from .outline import Outline, newest_within
 from .packed import pack, unpack
 from .parts import Border, Layout, Rows
 from .tree import Node, Tokens, Tree
@@ -82,26 +83,39 @@ class Disk:
         """Let another process use the files."""
         self._held.close()
 
-    def read(self) -> Iterator[tuple[Path, Stored]]:
-        """Every file that is whole, those of fewer tokens first.
+    def read(self, max_bytes: int) -> Iterator[tuple[Path, Stored]]:
+        """Every file that is whole, those of fewer tokens first, one in memory at a time.
+
+        Args:
+            max_bytes: bytes of them at most. The oldest of more are removed.
 
         Warns:
             UserWarning: once, where some were damaged or were not written here.
         """
-        found, damaged = [], 0
+        outlines: dict[Path, Outline] = {}
+        damaged = 0
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             try:
-                found.append((path, self._read(path)))
+                outlines[path] = self._outline(path)
             except _UNREADABLE:
                 damaged += 1
+        taken = newest_within(max_bytes, outlines)
+        self.remove(outlines.keys() - taken)
+        # Nodes after those before them; of others the newest last, as the one that was used last.
+        for path in sorted(taken, key=lambda each: (outlines[each].start, outlines[each].written)):
+            try:
+                stored = self._read(path)
+            except _UNREADABLE:
+                damaged += 1
+                continue
+            yield path, stored
         if damaged:
-            self._warn(f"{damaged} files are damaged or foreign, and are ignored")
-        yield from sorted(found, key=lambda pair: pair[1].start)
+            self._warn(f"files that are damaged or foreign are ignored: {damaged}")
 
     def write(self, node: Node, layout: Layout) -> None:
         """Write a node's file; where the disk takes none, it is said once."""
         tokens = node.prefix()
-        path = self._folder / f"{self._name(tokens, layout)}{_SUFFIX}"
+        path = self._path(tokens, layout.kinds)
         staged = temporary(path)
         try:
             arrays, about = self._packed(node, tokens, layout)
@@ -132,9 +146,10 @@ class Disk:
             except OSError as error:
                 self._warn(f"a file cannot be removed ({error})")
 
-    def _name(self, tokens: Tokens, layout: Layout) -> str:
-        about = json.dumps([self._key, layout.kinds]).encode()
-        return hashlib.sha256(about + tokens.tobytes()).hexdigest()
+    def _path(self, tokens: Tokens, kinds: Sequence[Sequence[object]]) -> Path:
+        about = json.dumps([self._key, kinds]).encode()
+        name = hashlib.sha256(about + tokens.tobytes()).hexdigest()
+        return self._folder / f"{name}{_SUFFIX}"
 
     def _packed(
         self, node: Node, tokens: Tokens, layout: Layout
@@ -157,12 +172,29 @@ class Disk:
         stated = {"format": str(FORMAT), "key": self._key, "about": text}
         return arrays, stated | {"checksum": str(_checksum(arrays, text))}
 
-    def _read(self, path: Path) -> Stored:
+    def _outline(self, path: Path) -> Outline:
+        arrays, stated = self._opened(path)
+        about = json.loads(stated["about"])
+        start, tokens = int(about["start"]), np.array(arrays["tokens"])
+        return Outline(
+            start,
+            self._path(tokens[:start], about["layout"]["kinds"]) if start else None,
+            # The tokens before its own are in memory once, in other nodes.
+            sum(array.nbytes for array in arrays.values()) - tokens[:start].nbytes,
+            path.stat().st_mtime_ns,
+        )
+
+    def _opened(self, path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+        """The arrays of a file, which are not read yet, and what it states."""
         read_header(path)
         loaded: Any = mx.load(str(path), return_metadata=True)
         arrays, stated = loaded
         if (stated["format"], stated["key"]) != (str(FORMAT), self._key):
             raise InputError(path, "another format or another pair", "this one's")
+        return arrays, stated
+
+    def _read(self, path: Path) -> Stored:
+        arrays, stated = self._opened(path)
         mx.eval(arrays)
         if _checksum(arrays, stated["about"]) != int(stated["checksum"]):
             raise InputError(path, "content that was changed", "what was written")

@@ -165,7 +165,7 @@ class KeptPrompts:
                 tree.dropped.clear()
 
     def _read(self, disk: Disk) -> None:
-        for path, stored in disk.read():
+        for path, stored in disk.read(self.max_bytes):
             tree = self._tree(stored.layout)
             parts = stored.tokens, stored.start, stored.rows, stored.border
             node = tree.add_stored(*parts, next(self._clock))

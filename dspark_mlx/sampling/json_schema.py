@@ -7,8 +7,10 @@ depends only on the tokens of the current call, so that rejected drafts leave no
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +19,9 @@ from ..errors import InputError
 from ..text.foreign import Refusing
 
 _REMEMBERED = 64
+_TOKENS: WeakKeyDictionary[Any, dict[tuple[int, tuple[int, ...]], Any]] = WeakKeyDictionary()
+# Where a complaint of llguidance goes on with its own state, or with a listing of the grammar.
+_BEYOND = re.compile(r"<(?:backtrace|state)>|^ *\d+ \| ", re.MULTILINE)
 
 
 class Grammar:
@@ -44,16 +49,13 @@ class Grammar:
     ) -> None:
         try:
             import llguidance
-            import llguidance.hf
         except ImportError as error:
             hint = 'pip install "dspark-mlx-lm[grammar]"'
             raise InputError(where, "no llguidance", "this package", hint) from error
         if not stop_tokens:
             raise InputError(where, "a target without end tokens", "end tokens")
         try:
-            tokens = llguidance.hf.from_tokenizer(
-                tokenizer, n_vocab=vocabulary, eos_token=sorted(stop_tokens)
-            )
+            tokens = _tokens_of(tokenizer, vocabulary, tuple(sorted(stop_tokens)))
         except ValueError as error:
             raise InputError(where, str(error), "a fast tokenizer") from error
         try:
@@ -65,10 +67,9 @@ class Grammar:
             problem = llguidance.LLMatcher.validate_grammar(grammar, tokens)
             # Made here: in the thread that decodes, other requests would wait for a large schema.
             self._matcher = llguidance.LLMatcher(tokens, grammar)
-        problem = problem or _error_of(self._matcher)
+        problem = _said(problem) or _error_of(self._matcher)
         if problem:
-            expected = "a schema that llguidance supports"
-            raise InputError(where, problem.splitlines()[0], expected)
+            raise InputError(where, problem, "a schema that llguidance supports")
         self._vocabulary = vocabulary
         self._stops = frozenset(stop_tokens)
         self._where = where
@@ -171,6 +172,28 @@ class SchemaProcessor:
         return mx.array(allowed)
 
 
+def _tokens_of(tokenizer: Any, vocabulary: int, stops: tuple[int, ...]) -> Any:
+    """llguidance's tokenizer, which takes half a second to make; one serves many grammars.
+
+    Raises:
+        ValueError: the tokenizer is not a fast one.
+    """
+    import llguidance.hf
+
+    made = _TOKENS.setdefault(tokenizer, {})
+    if (vocabulary, stops) not in made:
+        made[vocabulary, stops] = llguidance.hf.from_tokenizer(
+            tokenizer, n_vocab=vocabulary, eos_token=list(stops)
+        )
+    return made[vocabulary, stops]
+
+
 def _error_of(matcher: Any) -> str:
-    """What a matcher complains of; "" for nothing. A panic's backtrace is left out."""
-    return matcher.get_error().partition("<backtrace>")[0] if matcher.is_error() else ""
+    """What a matcher complains of; "" for nothing."""
+    return _said(matcher.get_error()) if matcher.is_error() else ""
+
+
+def _said(complaint: str) -> str:
+    """A complaint of llguidance in one line."""
+    lines = _BEYOND.split(complaint)[0].splitlines()
+    return " ".join(line.strip() for line in lines if line.strip(" ^"))

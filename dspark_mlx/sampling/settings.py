@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 import mlx.core as mx
 
 from ..errors import InputError
-from ..numbers import check_number, check_whole, plain, shown, token_ids
+from ..numbers import check_flag, check_number, check_whole, plain, shown, token_ids
 from .setting_table import Flag, setting, settings_of, with_settings
 
 LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
@@ -214,8 +214,7 @@ class Sampling:
             check_number("draft_temperature", self.draft_temperature, *_RANGES["temperature"])
         if self.verification not in VERIFICATIONS:
             raise InputError("verification", shown(self.verification), " or ".join(VERIFICATIONS))
-        if not isinstance(self.reproducible, bool):
-            raise InputError("reproducible", shown(self.reproducible), "True or False")
+        check_flag("reproducible", self.reproducible)
         if not isinstance(self.logits_processors, Sequence):
             found = shown(self.logits_processors)
             raise InputError("logits_processors", found, "a list of functions")

@@ -30,14 +30,16 @@ def make_processors(sampling: Sampling, prompt_tokens: int) -> list[LogitsProces
     """A request's logits processors: bias and penalties in mlx-lm's order, then the user's own."""
     bias = {int(t): float(b) for t, b in sampling.logit_bias.items()}
     bias |= dict.fromkeys(sampling.banned_tokens, -math.inf)
-    penalty = sampling.repetition_penalty
+    # Python's integers may be larger than those that MLX takes.
+    repetition = float(sampling.repetition_penalty)
+    presence, frequency = float(sampling.presence_penalty), float(sampling.frequency_penalty)
     processors = make_logits_processors(
         bias or None,
-        penalty if penalty != 1 else None,
+        repetition if repetition != 1 else None,
         sampling.repetition_context_size,
-        sampling.presence_penalty or None,
+        presence or None,
         sampling.presence_context_size,
-        sampling.frequency_penalty or None,
+        frequency or None,
         sampling.frequency_context_size,
     )
     for processor in sampling.logits_processors:

@@ -13,6 +13,7 @@ from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import Calibration
 from ..errors import InputError
 from ..system.files import check_format, read_json, write_json
+from ..system.system_errors import writing
 from .belief import Prior
 from .round_times import RoundTimes
 from .speed_profile import SpeedProfile
@@ -84,13 +85,13 @@ class PairMemory:
             if self._path is None:
                 return
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(self._path, self.to_dict())
-            except (InputError, OSError) as error:
+                with writing(self._path):
+                    self._path.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(self._path, self.to_dict())
+            except InputError as error:
                 # A cache folder that is read-only or full must not stop decoding.
-                path, self._path = self._path, None
-                message = f"{path}: cannot be written ({error}). What is learned is not kept."
-                warnings.warn(" ".join(message.split()), stacklevel=2)
+                self._path = None
+                warnings.warn(f"{error} What is learned is not kept.", stacklevel=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything learned, as a JSON object."""

@@ -95,7 +95,7 @@ def _messages(message: Fields) -> list[dict[str, Any]]:
     for block in message.objects("content"):
         kind = block.get("type")
         if kind == "text":
-            texts.append(block.text("text") or "")
+            texts.append(block.given_text("text"))
         elif kind == "thinking":
             reasoning.append(block.text("thinking") or "")
         elif kind == "tool_use":

@@ -44,6 +44,13 @@ class Fields:
             raise self.wrong(name, "text")
         return check_text(self.place(name), value)
 
+    def given_text(self, name: str) -> str:
+        """A field of text that must be there."""
+        value = self.text(name)
+        if value is None:
+            raise self.wrong(name, "text")
+        return value
+
     def required_text(self, name: str) -> str:
         """A field of text that must be there and not be empty."""
         value = self.text(name)

@@ -58,8 +58,10 @@ def read(body: Fields, generation: Generation) -> Asked:
 def _tools(body: Fields) -> list[dict[str, Any]]:
     found = []
     for tool in body.objects("tools"):
-        if tool.get("type") != "function" or (function := tool.object("function")) is None:
-            raise tool.wrong("type", '"function", with the field "function"')
+        if tool.get("type") != "function":
+            raise tool.wrong("type", '"function"; tools that a server runs are not there')
+        if (function := tool.object("function")) is None:
+            raise tool.wrong("function", "the function, with its name and parameters")
         found.append(function_tool(function))
     return found
 
@@ -77,6 +79,9 @@ def _message(fields: Fields) -> dict[str, Any]:
     if role is None:
         raise fields.wrong("role", " or ".join(_ROLES))
     fields.refuse("function_call", "audio")
+    # A message of calls has none, and agents send a tool's empty result so.
+    if fields.get("content") is None and role not in ("assistant", "tool"):
+        raise fields.wrong("content", "text, or a list of parts")
     message: dict[str, Any] = {
         "role": "system" if role == "developer" else role,
         "content": text_of(fields.place("content"), fields.get("content")),

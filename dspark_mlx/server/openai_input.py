@@ -87,7 +87,7 @@ def text_of(where: str, content: Any) -> str:
         if kind == "refusal":
             texts.append(fields.required_text("refusal"))
         elif kind in _TEXTS:
-            texts.append(fields.text("text") or "")
+            texts.append(fields.given_text("text"))
         else:
             found = f"a part of type {shown(kind)}"
             raise InputError(

@@ -76,6 +76,8 @@ def _add(messages: list[dict[str, Any]], item: Fields) -> None:
         role = item.choice("role", _ROLES)
         if role is None:
             raise item.wrong("role", " or ".join(_ROLES))
+        if item.get("content") is None:
+            raise item.wrong("content", "text, or a list of parts")
         content = text_of(item.place("content"), item.get("content"))
         if role == "assistant":
             _answer(messages)["content"] += content

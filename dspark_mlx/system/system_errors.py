@@ -59,5 +59,6 @@ def writing(path: Path) -> Iterator[None]:
 def _disk_of(path: Path) -> str:
     """Where the file system of a path is mounted, and how much space is free, for a message."""
     there = next(each for each in (path, *path.absolute().parents) if os.path.isdir(each))
-    mount = next(each for each in (there, *there.absolute().parents) if os.path.ismount(each))
+    there = there.resolve()  # a cache folder is often a link to another disk
+    mount = next(each for each in (there, *there.parents) if os.path.ismount(each))
     return f" on the disk at {mount} ({shutil.disk_usage(mount).free / 1e6:.1f} MB free)"

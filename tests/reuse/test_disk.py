@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -78,6 +79,30 @@ def test_files_are_those_of_what_is_kept(tmp_path):
     engine.target.close()
 
 
+def test_a_smaller_store_reads_the_newest_files_that_fit_and_no_other(tmp_path, monkeypatch):
+    """Gigabytes that are read at the start to be dropped, more than the machine has."""
+    engine = engine_with("full attention")
+    prompts = [[seed, *prompt_of(19, seed=seed)] for seed in range(6)]
+    with stored(engine, tmp_path) as first:
+        for prompt in prompts:
+            run(first, prompt)
+        run(first, [*prompts[3], 7, 8])  # goes on from an older file
+        held = first.kept.nbytes
+    by_age = sorted(files_of(tmp_path), key=lambda file: file.stat().st_mtime_ns)
+    for age, file in enumerate(by_age):
+        os.utime(file, ns=(age, age))
+    read, whole = [], Disk._read
+    monkeypatch.setattr(Disk, "_read", lambda disk, path: read.append(path) or whole(disk, path))
+    with stored(engine, tmp_path, held // 2) as second:
+        assert 0 < second.kept.nbytes <= held // 2
+        assert sorted(read) == files_of(tmp_path)
+        found = [
+            run(second, prompt)[0].cached_tokens for prompt in (prompts[5], prompts[3], prompts[4])
+        ]
+    assert found == [19, 19, 0]
+    engine.target.close()
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "text", "renamed pair"])
 def test_damaged_and_foreign_files_are_ignored_with_one_warning(damage, tmp_path):
     """A flipped bit that becomes wrong text; an app that does not start for an old file."""
@@ -97,7 +122,7 @@ def test_damaged_and_foreign_files_are_ignored_with_one_warning(damage, tmp_path
             file.write_bytes(content)
         else:
             file.write_bytes(content.replace(KEY.encode(), b"cd" * 32))
-    damaged = pytest.warns(UserWarning, match="2 files are damaged or foreign")
+    damaged = pytest.warns(UserWarning, match="damaged or foreign are ignored: 2")
     with damaged as said, stored(engine, tmp_path) as second:
         found = [run(second, prompt) for prompt in prompts]
     assert len(said) == 1

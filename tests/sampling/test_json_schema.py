@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dspark_mlx import InputError
 from dspark_mlx.engine.rounds import rounds
-from dspark_mlx.sampling.json_schema import JsonSchema
+from dspark_mlx.sampling.json_schema import JsonSchema, _said
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
@@ -95,9 +95,30 @@ def test_a_mask_is_a_function_of_its_prefix(tokenizer):
     [
         ({"type": "foo"}, (0,), "that llguidance supports"),
         ({"required": "é" * 50}, (0,), "that llguidance cannot read"),  # it panics, 1.9.1
+        ({"type": "string", "pattern": "("}, (0,), r"regex parse error: \( error: unclosed group;"),
         (SCHEMA, (), "expected end tokens"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(tokenizer, schema, stops, expected):
     with pytest.raises(InputError, match=expected):
         JsonSchema(schema, tokenizer, len(tokenizer), stops)
+
+
+def test_a_complaint_is_told_without_the_state_of_the_parser():
+    """A parser's state, thousands of characters of it, in a client's error message."""
+    complaint = "Parser Error: too many items\n<state>\nTokens: ...\n</state><backtrace>..."
+    assert _said(complaint) == "Parser Error: too many items"
+    listing = "at 1(8): regex parse error:\n    (\n    ^\nerror: unclosed group\n   1 | start: ..."
+    assert _said(listing) == "at 1(8): regex parse error: ( error: unclosed group"
+
+
+def test_grammars_of_one_tokenizer_share_its_tokens(tokenizer, monkeypatch):
+    """Half a second at every new schema, for a vocabulary that is the same."""
+    hf = pytest.importorskip("llguidance.hf")
+    made, make = [], hf.from_tokenizer
+    monkeypatch.setattr(hf, "from_tokenizer", lambda *a, **k: made.append(k) or make(*a, **k))
+    size = len(tokenizer) + 8  # of no other test
+    for schema in (SCHEMA, {"type": "string"}):
+        JsonSchema(schema, tokenizer, size, (0,))
+    JsonSchema(SCHEMA, tokenizer, size, (0, 1))
+    assert [each["eos_token"] for each in made] == [[0], [0, 1]]

@@ -170,3 +170,13 @@ def test_a_processor_whose_start_makes_none():
     bare = type("Bare", (), {"start": 3})()
     with pytest.raises(InputError, match=r"^logits_processors: found .*; expected functions"):
         chooser({"logits_processors": (bare,)})
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "logit_bias"])
+def test_integers_beyond_those_of_mlx_are_numbers_too(name):
+    """A RuntimeError, and a server's 500, for a penalty of 10**30, which is within its range."""
+    sampling = Sampling(**{name: {1: 10**30} if name == "logit_bias" else 10**30})
+    sampling.check()
+    (processor,) = make_processors(sampling, 0)
+    found = processor(mx.array([1, 1]), mx.zeros((1, 4)))
+    assert abs(found[0, 1].item()) >= 1e30 and found[0, 2].item() == 0

@@ -377,7 +377,7 @@ def test_a_memory_that_cannot_be_written_costs_nothing_else(tmp_path):
     """No decoding in a container with a read-only home."""
     (tmp_path / "file").write_text("")
     made = make_scheduler("auto", GENTLE, identity(GAMMA), memory=tmp_path / "file" / "k.json")
-    with pytest.warns(UserWarning, match=r"k\.json: cannot be written .*is not kept") as warned:
+    with pytest.warns(UserWarning, match=r"k\.json: found .*is not kept") as warned:
         teach_useless(made)
     assert len(warned) == 1 and "\n" not in str(warned[0].message)
     assert made.start(GAMMA).park(0, GAMMA) > 0

@@ -12,7 +12,18 @@ from helpers.http_served import MESSAGES, TOOLS, WEATHER, client, events, is_ref
 
 pytest.importorskip("starlette", reason="the extra server is not installed")
 pytest.importorskip("prometheus_client", reason="the extra server is not installed")
-SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "seed": 3, "stop": ["x"], "stream": True}
+SAMPLING = {
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "top_k": 5,
+    "seed": 3,
+    "stop": ["x"],
+    "stream": True,
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.1,
+    "repetition_penalty": 1.1,
+    "min_p": 0.1,
+}
 CALLED = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"a": 1}'}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
 ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
@@ -76,6 +87,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "/v1/messages/count_tokens": {"messages": MESSAGES, "system": "Be."},
 }
+NO_TEXT = {"content": [{"type": "text"}]}
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**70), 1.5, -0.0, 1e308, float("nan")),
     *(float("inf"), "", "x", "\ud800", "\x00", "é" * 50, "<tool_call>", "{}", "null", [], [[]]),
@@ -179,3 +191,36 @@ def test_what_no_answer_can_hold_is_refused_before_it_is_made(http, path, own, n
     found = http.post(path, content=content, headers={"content-type": "application/json"})
     assert found.status_code == 400 and is_refusal(path, 400, found.json()), found.text
     assert named in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "said", "named"),
+    [
+        ("/v1/chat/completions", "messages", {"role": "user"}, "messages[0].content"),
+        ("/v1/chat/completions", "messages", {"role": "user", **NO_TEXT}, "text"),
+        ("/v1/messages", "messages", {"role": "user", **NO_TEXT}, "text"),
+        ("/v1/responses", "input", {"role": "user"}, "input[0].content"),
+        ("/v1/responses", "input", {"role": "user", **NO_TEXT}, "text"),
+    ],
+)
+def test_a_message_without_text_is_refused(http, path, field, said, named):
+    """A client's slip in a name, answered as if an empty message had been sent."""
+    found = http.post(path, json={field: [said], "max_tokens": 2})
+    assert found.status_code == 400 and is_refusal(path, 400, found.json()), found.text
+    assert f"{named}: found nothing" in found.json()["error"]["message"]
+
+
+def test_a_tool_without_its_function_is_named(http):
+    """'found function; expected function', of the field beside the one that is missing."""
+    body = {"messages": MESSAGES, "tools": [{"type": "function"}]}
+    found = http.post("/v1/chat/completions", json=body)
+    assert found.status_code == 400
+    assert found.json()["error"]["param"] == "tools[0].function"
+
+
+def test_results_of_tools_and_messages_of_calls_may_be_without_text(http):
+    """Agents send a call without text, and a tool that returns nothing, so."""
+    answer = {"role": "assistant", "content": None, "tool_calls": [CALLED]}
+    result = {"role": "tool", "tool_call_id": "c", "content": None}
+    body = {"messages": [*MESSAGES, answer, result], "max_tokens": 2}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
