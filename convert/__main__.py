@@ -10,10 +10,11 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ..benchmark.prompts import SAMPLE, read_prompts
+from ..benchmark.prompts import read_prompts
 from ..checkpoint.hub import find_config, resolve
 from ..drafters.base import Drafter
 from ..errors import InputError
+from ..evaluation.tasks import read_tasks
 from ..load import load_unpaired, open_target
 from ..numbers import check_whole
 from ..progress import progress_bar
@@ -152,12 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     add = check.add_argument
     add("drafter", metavar="DRAFTER", help="folder (published or converted), GGUF file or Hub id")
     add("--target", metavar="TARGET", help="folder, GGUF file or Hub id (default: built in)")
-    add("--max-tokens", "-m", type=int, default=48, help="tokens a prompt (default: 48)")
+    add("--max-tokens", "-m", type=int, default=32, help="tokens a prompt (default: 32)")
     add(
         "--prompts",
         type=Path,
-        default=SAMPLE,
-        help='JSON lines with "task" and "prompt" (default: eight of four benchmarks)',
+        metavar="FILE",
+        help='JSON lines with "task" and "prompt" (default: 32 of eight benchmarks)',
     )
     estimate = kinds.add_parser("estimate", help="memory and least times of DeepSeek V4, predicted")
     estimate.add_argument(
@@ -222,30 +223,40 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace) -> int:
     """Print what each reading makes of the texts, and the verdict; returns 1 without a fit."""
-    prompts = read_prompts(args.prompts)
+    prompts = _check_prompts(args.prompts)
     decoder, config, build = load_unpaired(args.target, args.drafter, all_taps)
     if args.max_tokens <= (longest := longest_block(config)):
         raise InputError("--max-tokens", args.max_tokens, f"more than the block of {longest}")
     target, stops, texts = decoder.engine.target, decoder.stop_tokens, []
     with progress_bar("Writing texts", "prompt") as progress:
         for done, prompt in enumerate(prompts, 1):
-            ids = decoder.encode([{"role": "user", "content": prompt["prompt"]}])
+            ids = decoder.encode([{"role": "user", "content": prompt}])
             texts.append((ids, written(target, ids, args.max_tokens, stops)))
             progress(done, len(prompts))
     if not any(len(text) > longest for _, text in texts):
-        raise InputError(args.prompts, "texts that end at once", "one longer than a block")
+        where = args.prompts or "--prompts"
+        raise InputError(where, "texts that end at once", "one longer than a block")
 
     def built(reading: Reading) -> Drafter:
         return build(reading.of(config), reading.changed)
 
     with progress_bar("Trying readings", "reading") as progress:
         found = sweep(target, config, built, texts, progress)
-    print("tokens accepted a block, log-probability of a token, by reading")
+    print("tokens accepted a block, log-probability of a token, texts, by reading")
     for one in found:
-        print(f"{one.accepted:8.2f} {one.likelihood:9.3f}  {one.reading}")
+        print(f"{one.accepted:8.2f} {one.likelihood:9.3f} {len(one.counts):5}  {one.reading}")
     fits, why = verdict(found)
     print(why)
     return 0 if fits else 1
+
+
+def _check_prompts(path: Path | None) -> list[str]:
+    """What the target is asked: a file's prompts, or the first turns of those that ship."""
+    if path is None:
+        # One of each task first: a reading may be given up after the first texts.
+        by_task = [task.prompts for task in read_tasks()]
+        return [turns[0] for row in zip(*by_task, strict=True) for turns in row]
+    return [prompt["prompt"] for prompt in read_prompts(path)]
 
 
 def _estimate(args: argparse.Namespace) -> int:
