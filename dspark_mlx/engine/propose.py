@@ -24,20 +24,23 @@ def which_draft(group: Group) -> list[bool]:
     """Which requests propose a block in the next round; policies or the batch's schedule say so.
 
     A copy is looked at first, since it is there before anything is drafted. Requests in a batch
-    copy nothing.
+    copy nothing. Nobody proposes while a plain step runs: it has written its rows already, and
+    other requests than those it was started for may decide now.
     """
-    drafting = [False] * len(group.states)
+    drafting, runs = [False] * len(group.states), group.next_step is not None
     if group.schedule is None:
         for i, state in enumerate(group.states):
             with group.own_code(state):
                 copied = _copied(state) if len(group.states) == 1 else ()
-                # A plain step that runs already is committed first; it starts no other one.
-                state.copy_waits = bool(copied) and state.next_step is not None
-                state.copy = () if state.copy_waits else copied
-                drafting[i] = bool(state.copy) if copied else should_draft(state)
+                # The step that runs starts no other one.
+                state.copy_waits = bool(copied) and runs
+                state.copy = () if runs else copied
+                drafting[i] = not runs and (bool(copied) or should_draft(state))
         return drafting
     for state in group.states:
         state.copy, state.copy_waits = (), False
+    if runs and not group.schedule.parked:
+        return drafting
     able = [state.speculation is not None and state.limit > 1 for state in group.states]
     return able if any(able) and not group.schedule.park(candidates(group)) else drafting
 

@@ -232,12 +232,18 @@ class State:
         self.ended = self.remaining == 0 or round_.tokens[-1] in self.stop
 
     def close(self) -> None:
-        """Wait for `next_step`, so that nothing of the request still runs; keep what it taught."""
+        """Wait for `next_step`, so that nothing of the request still runs; keep what it taught.
+
+        Caches and context are freed here: the traceback of an error that somebody keeps, or that
+        waits for garbage collection, holds this state.
+        """
         next_step, self.next_step = self.next_step, None
         if next_step is not None:
             mx.eval([part.packed.array for part in next_step.judged if part])
         if self.learning:
             self.learning.close()
+        self.caches.clear()
+        self.speculation = None
 
 
 def make_engine(

@@ -186,6 +186,8 @@ class Disk:
 
     def _opened(self, path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         """The arrays of a file, which are not read yet, and what it states."""
+        if not path.is_file():  # a pipe would be waited for
+            raise InputError(path, "no file", "a file")
         read_header(path)
         loaded: Any = mx.load(str(path), return_metadata=True)
         arrays, stated = loaded

@@ -79,7 +79,8 @@ class RequestHandle:
     def __init__(self, buffer: Buffer[Chunk]) -> None:
         self._buffer = buffer
         self._chunks: list[Chunk] = []
-        weakref.finalize(self, buffer.abandon).atexit = False
+        # What a finalizer holds stays, and the buffer's error has this handle in its traceback.
+        weakref.finalize(self, _abandon, weakref.ref(buffer)).atexit = False
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -154,3 +155,9 @@ class RequestHandle:
         if self._buffer.failure is not None:
             raise self._buffer.failure
         return answer_of(self._chunks)
+
+
+def _abandon(held: weakref.ref[Buffer[Chunk]]) -> None:
+    buffer = held()
+    if buffer is not None:
+        buffer.abandon()

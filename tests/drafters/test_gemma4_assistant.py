@@ -241,6 +241,16 @@ def test_a_target_of_other_heads_is_refused(case):
     other.close()
 
 
+def test_a_target_whose_norm_is_not_found_is_refused(case):
+    """An error with the first draft, where the load should have said it."""
+    config, model = case.convert(), target_model()
+    del model.model.norm
+    other = Target(model, (1, 2, 3), "other")
+    with pytest.raises(InputError, match="without a module `norm`"):
+        case.drafter(config, other)
+    other.close()
+
+
 def test_a_target_of_another_width_is_refused(case):
     """The assistant's own rows, which are narrower, taken for those of the target's table."""
     config = case.convert()

@@ -212,6 +212,41 @@ def test_a_schedule_for_all_changes_no_greedy_text():
     target.close()
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_plain_step_that_runs_is_committed_before_a_draft(count):
+    """An answer that a stop token ends, and others whose next token is then written twice."""
+    target = Target(tiny("llama"), (-1, 0), "llama")
+    engine, _ = scheduled_as_a_whole(target)
+    active = ActiveRequests(engine)
+    requests = [active.add(PROMPTS[i], **arguments(engine, 0, max_tokens=30)) for i in range(count)]
+    texts: dict[Any, list[int]] = {request: [] for request in requests}
+    drafted = 0
+
+    def step() -> None:
+        nonlocal drafted
+        for request, done in active.step():
+            texts[request] += done.tokens
+            drafted += done.drafted
+
+    assert engine.batch_times is not None
+    # Until plain steps were timed, the schedule asks for more of them.
+    while not engine.batch_times.timed(count, plain=True):
+        step()
+    assert active._batch is not None and active._batch.next_step is not None
+    active.remove(requests.pop())
+    drafted = 0
+    while not all(request.ended for request in requests):
+        step()
+    for i, request in enumerate(requests):
+        sampler = arguments(engine, 0)["sampler"]
+        given = {"max_tokens": 30, "stop_tokens": (), "sampler": sampler}
+        want = [t for done in rounds(engine, PROMPTS[i], **given) for t in done.tokens]
+        assert texts[request] == want
+    assert drafted > 0
+    active.close()
+    target.close()
+
+
 def test_what_a_batch_accepts_is_remembered():
     """Requests that decode together all day, and a pair that nothing is known of in the evening."""
     target = Target(tiny("llama"), (-1, 0), "llama")

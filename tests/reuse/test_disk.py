@@ -103,9 +103,10 @@ def test_a_smaller_store_reads_the_newest_files_that_fit_and_no_other(tmp_path, 
     engine.target.close()
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "text", "renamed pair"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "text", "renamed pair", "pipe"])
 def test_damaged_and_foreign_files_are_ignored_with_one_warning(damage, tmp_path):
-    """A flipped bit that becomes wrong text; an app that does not start for an old file."""
+    """A flipped bit that becomes wrong text; an app that does not start for an old file, or waits
+    for a pipe for ever."""
     engine = engine_with("full attention")
     prompts = [[seed, *prompt_of(19, seed=seed)] for seed in range(3)]
     with stored(engine, tmp_path) as first:
@@ -117,6 +118,9 @@ def test_damaged_and_foreign_files_are_ignored_with_one_warning(damage, tmp_path
             file.write_bytes(content[: len(content) // 2])
         elif damage == "text":
             file.write_text("not safetensors")
+        elif damage == "pipe":
+            file.unlink()
+            os.mkfifo(file)
         elif damage == "changed":
             content[-7] ^= 1
             file.write_bytes(content)

@@ -13,6 +13,7 @@ import pytest
 from helpers.served import BROKEN, TEXT, UNREADABLE, served_decoder
 
 from dspark_mlx import BusyError, ClosedError, InputError, Limits
+from dspark_mlx.engine.state import State
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
@@ -277,6 +278,31 @@ def test_an_error_reaches_its_reader_only(decoder):
         nothing.result(WAIT)
     for i, handle in enumerate(others):
         assert [c.token for c in handle] == solo(decoder, prompt(i), **SAMPLED, seed=i)
+
+
+def test_a_request_that_failed_is_let_go(decoder):
+    """Caches as long as somebody keeps the error; and since a handle is in the traceback of its own
+    error, a request that stays for ever."""
+
+    class MineError(Exception):
+        pass
+
+    def failing(tokens, logits):
+        raise MineError
+
+    def states() -> list[State]:
+        gc.collect()
+        found = [each for each in gc.get_objects() if isinstance(each, State)]
+        return [each for each in found if isinstance(each.error, MineError)]
+
+    handle = decoder.submit(MESSAGES, logits_processors=[failing])
+    with pytest.raises(MineError) as caught:
+        handle.result(WAIT)
+    eventually(lambda: decoder.requests_now == (0, 0))
+    (held,) = states()
+    assert held.error is caught.value and held.caches == [] and held.speculation is None
+    del handle, caught, held
+    assert states() == []
 
 
 def test_what_cannot_be_used_is_refused_at_once(decoder):

@@ -91,7 +91,8 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
         """See `DraftingMethod.load`.
 
         Raises:
-            InputError: the target's layers have no such keys and values as the assistant reads.
+            InputError: the target's layers have no such keys and values as the assistant reads, or
+                it has no final norm that is known.
         """
         assert tensors.target is not None, "an assistant reads its target's layers"
         _check_target(config, tensors.target)
@@ -172,8 +173,11 @@ def _read_layers(config: Gemma4AssistantConfig) -> tuple[int, int]:
 
 
 def _check_target(config: Gemma4AssistantConfig, target: TargetLayers) -> None:
-    """Refuse a target whose keys the assistant's queries do not fit, see `load`."""
+    """Refuse a target whose keys the assistant's queries do not fit, or without a norm that it
+    needs, see `load`."""
     row = mx.zeros((1, config.target_hidden_size))
+    if config.state == "normed":
+        target.final_norm(row)
     by_kind = dict(zip((FULL, SLIDING), _read_layers(config), strict=True))
     for layer in config.layers():
         index, attention = by_kind[layer.layer_type], layer.self_attn
