@@ -8,8 +8,6 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from ..network import REFUSALS
-
 _T = TypeVar("_T")
 
 
@@ -25,7 +23,7 @@ class DaemonThread:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, work: Callable[[], _T]) -> Future[_T]:
-        """The future result of a call."""
+        """The future result of a call, or what it raises."""
         future: Future[_T] = Future()
         self._work.put((work, future))
         return future
@@ -35,5 +33,5 @@ class DaemonThread:
             work, future = self._work.get()
             try:
                 future.set_result(work())
-            except REFUSALS as error:
+            except BaseException as error:  # whoever waits gets it, as from an executor
                 future.set_exception(error)
