@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
+from types import TracebackType
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -31,7 +32,28 @@ class DaemonThread:
     def _run(self) -> None:
         while True:
             work, future = self._work.get()
-            try:
+            with _HandingOn(future):
                 future.set_result(work())
-            except BaseException as error:  # whoever waits gets it, as from an executor
-                future.set_exception(error)
+
+
+class _HandingOn:
+    """Hands whatever the block raises to whoever waits for a future, as an executor does.
+
+    Args:
+        future: of the block.
+    """
+
+    def __init__(self, future: Future[Any]) -> None:
+        self._future = future
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if error is not None:
+            self._future.set_exception(error)
+        return error is not None
