@@ -6,9 +6,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
+from types import TracebackType
 from typing import Any, TypeVar
-
-from ..network import REFUSALS
 
 _T = TypeVar("_T")
 
@@ -25,7 +24,7 @@ class DaemonThread:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, work: Callable[[], _T]) -> Future[_T]:
-        """The future result of a call."""
+        """The future result of a call, or what it raises."""
         future: Future[_T] = Future()
         self._work.put((work, future))
         return future
@@ -33,7 +32,28 @@ class DaemonThread:
     def _run(self) -> None:
         while True:
             work, future = self._work.get()
-            try:
+            with _HandingOn(future):
                 future.set_result(work())
-            except REFUSALS as error:
-                future.set_exception(error)
+
+
+class _HandingOn:
+    """Hands whatever the block raises to whoever waits for a future, as an executor does.
+
+    Args:
+        future: of the block.
+    """
+
+    def __init__(self, future: Future[Any]) -> None:
+        self._future = future
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if error is not None:
+            self._future.set_exception(error)
+        return error is not None
