@@ -30,7 +30,7 @@ from .packed import pack, unpack
 from .parts import Border, Layout, Rows
 from .tree import Node, Tokens, Tree
 
-FORMAT = 2
+FORMAT = 3
 _SUFFIX = ".safetensors"
 # What a damaged file, or a disk, raises here.
 _UNREADABLE = (InputError, OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError)
