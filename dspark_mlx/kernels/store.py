@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
 from ..errors import InputError
 from ..system.files import cache_folder, check_format, read_json, write_json
 from ..system.system_errors import writing
@@ -100,6 +103,18 @@ class Where:
             attention: the kernel of attention that is in use; "" where there is none.
         """
         return self._key([sorted(map(str, products)), _texts(kernels), attention, "together"])
+
+    def compiled_key(self, network: nn.Module, rows: int, beside: Sequence[str]) -> str:
+        """Key of a race of compiled forwards.
+
+        Args:
+            network: the network.
+            rows: rows of the forward.
+            beside: what of this package is in use in it.
+        """
+        arrays = tree_flatten(network.parameters())
+        shapes = [[name, list(array.shape), str(array.dtype)] for name, array in arrays]
+        return self._key([type(network).__module__, shapes, rows, list(beside), "compiled"])
 
     def _key(self, parts: Any) -> str:
         text = json.dumps([asdict(self), parts])

@@ -105,7 +105,7 @@ def run_trial(kernel: Any, task: Task) -> str:
         if isinstance(task, tuple):
             return _why_wrong_together(kernel, tuple(map(_smaller, task)))
         if isinstance(task, Heads):
-            y = kernel(*task.random(task.rows + 9), 1.0)
+            y = kernel(*task.random(task.rows + 9), 1.0, None)
         else:
             product = _smaller(task)
             y = kernel(_random_rows(product), *_random_matrix(product), product)

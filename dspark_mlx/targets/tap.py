@@ -17,6 +17,7 @@ from ..caches import DEFAULT_CACHES, CacheSettings, as_single_rows, new_caches
 from ..checkpoint.linear import Matrix
 from ..errors import InputError
 from ..kernels.decision import Decision, Undone, apply_decision
+from .compiled import CompiledForwards
 from .hidden import of_copies
 from .made_keys import made_keys
 from .rollback import Rollback
@@ -51,6 +52,7 @@ class Target:
         batches: what `batch_check.runs_in_batches` has found; None before it is asked.
         kernels: what the guard of kernels has found, whose winners are in use; None where MLX
             computes everything.
+        compiled: its compiled verify forwards; None where Python builds each forward.
 
     Raises:
         InputError: a tap is not a layer of this model, its layers are tapped already, or it does
@@ -74,6 +76,7 @@ class Target:
         self.rolls_back = False
         self.batches: bool | None = None
         self.kernels: Decision | None = None
+        self.compiled: CompiledForwards | None = None
         self._applied: list[Undone] = []
         self._rows: RowByRow | None = None
         self._taps = tuple(taps)
@@ -96,6 +99,8 @@ class Target:
         other = copy.copy(self)
         other._taps = tuple(taps)
         other._whole_copies = whole_copies
+        if self.compiled:
+            other.use_compiled(self.compiled.least)
         check_layers(other._taps, self.num_layers, where)
         with self.turns:
             self._tapped.add(other._taps)
@@ -103,6 +108,8 @@ class Target:
 
     def new_caches(self) -> list[Any]:
         """Empty caches for one request."""
+        if self.compiled:
+            self.compiled.renew()
         return new_caches(self.model, self.where, self.cache_settings)
 
     def __call__(
@@ -129,11 +136,13 @@ class Target:
         """
         with self.turns:
             if tokens.ndim == 2:
-                return self.model(tokens, cache=caches), self._take()
+                return self._run(tokens, caches)
             self.cache_settings.quantize(caches)
             row = tokens[None]
-            logits = forward(row, caches) if forward else self.model(row, cache=caches)
-            taps = self._take()
+            if forward:
+                logits, taps = forward(row, caches), self._take()
+            else:
+                logits, taps = self._run(row, caches)
         return logits.squeeze(0), [tap.squeeze(0) for tap in taps]
 
     def verify(
@@ -157,6 +166,9 @@ class Target:
             rollback = Rollback(self._mixers, self.turns, caches, width)
             exactly = self._rows.of(width) if self._rows else contextlib.nullcontext()
             if width == 1 or not self._mixers.modules:
+                made = None if forward else self._compiled(tokens, caches)
+                if made is not None:
+                    return *made, rollback
                 with as_single_rows(caches), exactly:
                     return *self(tokens, caches, forward), rollback
             if not self._mixers.attached:
@@ -165,6 +177,25 @@ class Target:
                 logits, taps = self(tokens, caches, forward)
             rollback.calls = calls
         return logits, taps, rollback
+
+    def _compiled(
+        self, tokens: mx.array, caches: list[Any]
+    ) -> tuple[mx.array, list[mx.array]] | None:
+        """A compiled forward; None where this one is not compiled."""
+        if self.compiled is None or self.exact:
+            return None
+        if not self._mixers.attached:
+            raise self._closed()
+        if tokens.ndim == 2:
+            return self.compiled(tokens, caches, self._tapped.version)
+        if len(tokens) < self.compiled.least:
+            return None
+        made = self.compiled(tokens[None], caches, self._tapped.version)
+        return made and (made[0].squeeze(0), [tap.squeeze(0) for tap in made[1]])
+
+    def _run(self, tokens: mx.array, caches: list[Any]) -> tuple[mx.array, list[mx.array]]:
+        """The model's own call over tokens int `[batch, rows]`, and its taps."""
+        return self.model(tokens, cache=caches), self._take()
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Rows of the embedding table without the model's scale: int `[n]` to `[n, hidden]`."""
@@ -264,6 +295,11 @@ class Target:
             if self._applied:
                 self._tapped.change_under(drop)
             self.kernels = None
+
+    def use_compiled(self, least: int) -> None:
+        """Compile verify forwards of requests alone from `least` rows on, and those of batches."""
+        with self.turns:
+            self.compiled = CompiledForwards(self.model, self._run, least)
 
     @property
     def exact(self) -> bool:
