@@ -35,27 +35,25 @@ class CompiledForwards:
         model: its network.
         run: runs it, and takes its taps.
         least: fewest rows of a request alone whose forwards are compiled.
+        version: of what stands in the model's modules; graphs of another one are not run.
 
     Attributes:
-        least: see above.
+        least, version: see above.
         used: whether forwards are compiled; they run as ever where not.
     """
 
-    def __init__(self, model: nn.Module, run: Run, least: int) -> None:
+    def __init__(self, model: nn.Module, run: Run, least: int, version: int) -> None:
         self.least = least
+        self.version = version
         self.used = True
         self._model, self._run = model, run
         self._graphs: OrderedDict[tuple[int, ...], _Compiled | None] = OrderedDict()
         self._arrays = _arrays_of(model)
 
     def __call__(
-        self, tokens: mx.array, caches: list[Any], version: int
+        self, tokens: mx.array, caches: list[Any]
     ) -> tuple[mx.array, list[mx.array]] | None:
         """A forward over tokens int `[batch, rows]`, which writes the caches.
-
-        Args:
-            tokens, caches: see `Run`.
-            version: another one means other modules in the model.
 
         Returns:
             Logits and taps; None where this one is not compiled, and nothing was done.
@@ -64,7 +62,7 @@ class CompiledForwards:
             return None
         rows = tokens.shape[1]
         stored, offset, slots = stored_in(caches, rows)
-        compiled = self._graph((version, *tokens.shape, slots))
+        compiled = self._graph((*tokens.shape, slots))
         if compiled is None:
             return None
         logits, taps, written = compiled(tokens, offset, stored)
@@ -89,7 +87,7 @@ class CompiledForwards:
         self._graphs.move_to_end(form)
         graph = self._graphs[form]
         if graph is None:
-            graph = self._graphs[form] = self._compiled(rows=form[2], slots=form[3])
+            graph = self._graphs[form] = self._compiled(rows=form[1], slots=form[2])
         return graph
 
     def _compiled(self, rows: int, slots: int) -> _Compiled:

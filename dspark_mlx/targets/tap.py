@@ -186,11 +186,13 @@ class Target:
             return None
         if not self._mixers.attached:
             raise self._closed()
+        if self.compiled.version != self._tapped.version:
+            self.use_compiled(self.compiled.least)
         if tokens.ndim == 2:
-            return self.compiled(tokens, caches, self._tapped.version)
+            return self.compiled(tokens, caches)
         if len(tokens) < self.compiled.least:
             return None
-        made = self.compiled(tokens[None], caches, self._tapped.version)
+        made = self.compiled(tokens[None], caches)
         return made and (made[0].squeeze(0), [tap.squeeze(0) for tap in made[1]])
 
     def _run(self, tokens: mx.array, caches: list[Any]) -> tuple[mx.array, list[mx.array]]:
@@ -296,10 +298,12 @@ class Target:
                 self._tapped.change_under(drop)
             self.kernels = None
 
-    def use_compiled(self, least: int) -> None:
+    def use_compiled(self, least: int) -> CompiledForwards:
         """Compile verify forwards of requests alone from `least` rows on, and those of batches."""
         with self.turns:
-            self.compiled = CompiledForwards(self.model, self._run, least)
+            version = self._tapped.version
+            self.compiled = CompiledForwards(self.model, self._run, least, version)
+        return self.compiled
 
     @property
     def exact(self) -> bool:
