@@ -97,17 +97,13 @@ def measure_profile(
                 break
             filled = session.fill(length, min(_FILL_SECONDS, until - perf_counter()))
             points = session.points(widths)
-            times.append(
-                take_turns(points, repeats, steps.next_phase(), until=until, warm=session.warm)
-            )
+            times.append(take_turns(points, repeats, steps.next_phase(), until=until))
             reached.append((filled + session.length) // 2)
             if i == len(lengths) // 2 and _pass_seconds(times[i]) < _BATCH_SECONDS:
                 points = session.batches(BATCHES, widths)
                 # Batches get a third of the time left: the longer contexts matter more.
                 third = perf_counter() + (until - perf_counter()) / 3
-                several = take_turns(
-                    points, repeats, steps.next_phase(), until=third, warm=session.warm
-                )
+                several = take_turns(points, repeats, steps.next_phase(), until=third)
         if perf_counter() < until:
             added = take_turns(session.sampling(), repeats, seconds=0.5, until=until)
     rounds = _added_by_rounds(engine, session, times[0], widths[-1] - _MORE_WIDTHS, max_length)
@@ -159,15 +155,13 @@ def quick_profile(
         session = Session(engine, text)
         filled = session.fill(length, _FILL_SECONDS)
         points = session.points(measured)
-        phase, warm = steps.next_phase(), session.warm
-        times = take_turns(points, repeats, phase, QUICK_SECONDS, least=1, warm=warm)
+        times = take_turns(points, repeats, steps.next_phase(), QUICK_SECONDS, least=1)
         several = Times()
         if _median(times["verify", block]) * WIDEST < _WIDEST_MS * block:
             more = {("verify", WIDEST): session.points([WIDEST])["verify", WIDEST]}
-            times |= take_turns(more, repeats, seconds=QUICK_SECONDS / 4, warm=warm)
+            times |= take_turns(more, repeats, seconds=QUICK_SECONDS / 4)
             if engine.drafter and (batches := session.batches((_QUICK_BATCH,), measured)):
-                seconds = QUICK_SECONDS / 4
-                several = take_turns(batches, repeats, seconds=seconds, least=1, warm=warm)
+                several = take_turns(batches, repeats, seconds=QUICK_SECONDS / 4, least=1)
     rounds = _added_by_rounds(engine, session, times, block, max_length)
     mx.clear_cache()
     widths = sorted({width for what, width in times if what == "verify"})
@@ -220,7 +214,7 @@ def spot_check(
         session.fill(context, _FILL_SECONDS)
         points = session.points((1, block))
         del points["plain", 0]
-        times = take_turns(points, repeats, seconds=0.3, least=1, warm=session.warm)
+        times = take_turns(points, repeats, seconds=0.3, least=1)
     return _median(times["verify", 1]), _median(times["verify", block]), _median(times["draft", 0])
 
 

@@ -54,12 +54,11 @@ def take_turns(
     seconds: float = 2.5,
     least: int = 3,
     until: float = math.inf,
-    warm: int = 1,
 ) -> Times:
     """Seconds of every point, one value from each pass over all points.
 
-    What warms up does not count, unless it ends after `until`: a device may compile in it, for
-    seconds, what later rounds run at once.
+    The first pass warms up and does not count, unless it ends after `until`: a device may compile
+    in it, for seconds, what later rounds run at once.
 
     Args:
         points: the points, which run in their order.
@@ -68,9 +67,8 @@ def take_turns(
         seconds: time after which no pass begins, if `least` passes were made.
         least: passes to make even if they take longer than `seconds`.
         until: time of `perf_counter` after which no further pass begins, however few were made.
-        warm: runs of each point that warm up.
     """
-    first = {point: [run() for _ in range(warm)][-1] for point, run in points.items()}
+    first = {point: run() for point, run in points.items()}
     started = perf_counter()
     passes = int(started > until)
     times = {point: [taken] * passes for point, taken in first.items()}
@@ -102,7 +100,6 @@ class Session:
 
     Attributes:
         length: positions in the target's caches.
-        warm: runs of a forward before it takes what it will take, see `targets.compiled`.
     """
 
     def __init__(self, engine: Engine, text: Sequence[int] = ()) -> None:
@@ -117,7 +114,6 @@ class Session:
         self._recurrent = any(is_recurrent(leaf) for leaf in leaves(self._caches))
         self._grows = takes_out_newest_only(self._caches)
         self.length = 0
-        self.warm = 1 if engine.target.compiled is None else 2
 
     def fill(self, length: int, seconds: float) -> int:
         """Prefill up to `length`, for at most about `seconds`.

@@ -1,8 +1,8 @@
 """Verify forwards as compiled graphs: Python and mlx-lm's modules run once for each form of them.
 
 On a quick GPU a round waits for the host, and much of that is Python that builds the same graph
-again. A graph is made for each number of requests, rows and slots, the second time it occurs. It
-holds the model's arrays, so that a model whose arrays were exchanged gets new ones.
+again. A graph is made for each number of requests, rows and slots that occurs. It holds the model's
+arrays, so that a model whose arrays were exchanged gets new ones.
 """
 
 from __future__ import annotations
@@ -39,15 +39,13 @@ class CompiledForwards:
 
     Attributes:
         least, version: see above.
-        used: whether forwards are compiled; they run as ever where not.
     """
 
     def __init__(self, model: nn.Module, run: Run, least: int, version: int) -> None:
         self.least = least
         self.version = version
-        self.used = True
         self._model, self._run = model, run
-        self._graphs: OrderedDict[tuple[int, ...], _Compiled | None] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, ...], _Compiled] = OrderedDict()
         self._arrays = _arrays_of(model)
 
     def __call__(
@@ -56,16 +54,13 @@ class CompiledForwards:
         """A forward over tokens int `[batch, rows]`, which writes the caches.
 
         Returns:
-            Logits and taps; None where this one is not compiled, and nothing was done.
+            Logits and taps; None where a cache is of another kind, and nothing was done.
         """
-        if not self.used or not have_slots(caches):
+        if not have_slots(caches):
             return None
-        rows = tokens.shape[1]
+        requests, rows = tokens.shape
         stored, offset, slots = stored_in(caches, rows)
-        compiled = self._graph((*tokens.shape, slots))
-        if compiled is None:
-            return None
-        logits, taps, written = compiled(tokens, offset, stored)
+        logits, taps, written = self._graph(requests, rows, slots)(tokens, offset, stored)
         store_in(caches, written, rows)
         return logits, taps
 
@@ -77,18 +72,14 @@ class CompiledForwards:
             self._graphs.clear()
             self._arrays = arrays
 
-    def _graph(self, form: tuple[int, ...]) -> _Compiled | None:
-        """The graph of a form; None the first time, since many forms occur once."""
+    def _graph(self, requests: int, rows: int, slots: int) -> _Compiled:
+        form = requests, rows, slots
         if form not in self._graphs:
-            self._graphs[form] = None
+            self._graphs[form] = self._compiled(rows, slots)
             if len(self._graphs) > MOST:
                 self._graphs.popitem(last=False)
-            return None
         self._graphs.move_to_end(form)
-        graph = self._graphs[form]
-        if graph is None:
-            graph = self._graphs[form] = self._compiled(rows=form[1], slots=form[2])
-        return graph
+        return self._graphs[form]
 
     def _compiled(self, rows: int, slots: int) -> _Compiled:
         def forward(
