@@ -103,30 +103,32 @@ def have_slots(caches: Sequence[Any]) -> bool:
     )
 
 
-def stored_in(caches: Sequence[Any], rows: int) -> tuple[list[mx.array], mx.array, int]:
+def slots_after(caches: Sequence[Any], rows: int) -> int:
+    """Slots that a compiled forward of so many rows reads; arguments as `stored_in`."""
+    longest = max(_lengths(caches)) + rows
+    return slots_for(max(longest, *(cache.keys.shape[2] for cache in caches)))
+
+
+def stored_in(caches: Sequence[Any], slots: int) -> tuple[list[mx.array], mx.array]:
     """What a compiled forward reads of caches, which get room for its rows.
 
     Args:
         caches: `have_slots` holds.
-        rows: rows of the forward, of each request.
+        slots: see `slots_after`.
 
     Returns:
-        Keys and values in turns, the offsets int32 `[batch]`, and the number of slots.
+        Keys and values in turns, and the offsets int32 `[batch]`.
     """
-    first = caches[0]
-    lengths = [first.offset] if type(first) is KVCache else first.lengths
-    slots = slots_for(max(max(lengths) + rows, *(cache.keys.shape[2] for cache in caches)))
     for cache in caches:
         if cache.keys.shape[2] != slots:
             cache.keys, cache.values = grown(cache.keys, slots), grown(cache.values, slots)
     stored = [array for cache in caches for array in (cache.keys, cache.values)]
-    return stored, mx.array(lengths, dtype=mx.int32), slots
+    return stored, mx.array(_lengths(caches), dtype=mx.int32)
 
 
 def store_in(caches: Sequence[Any], stored: Sequence[mx.array], rows: int) -> None:
     """Give caches what a compiled forward has written, and move them by its rows."""
-    first = caches[0]
-    lengths = [] if type(first) is KVCache else [length + rows for length in first.lengths]
+    lengths = [length + rows for length in _lengths(caches)]
     offset = mx.array(lengths, dtype=mx.int32)
     for cache, keys, values in zip(caches, stored[::2], stored[1::2], strict=True):
         cache.keys, cache.values = keys, values
@@ -134,3 +136,9 @@ def store_in(caches: Sequence[Any], stored: Sequence[mx.array], rows: int) -> No
             cache.offset += rows
         else:
             cache.lengths, cache.offset = list(lengths), offset
+
+
+def _lengths(caches: Sequence[Any]) -> list[int]:
+    """Positions of each request, the same in every layer."""
+    first = caches[0]
+    return [first.offset] if type(first) is KVCache else list(first.lengths)

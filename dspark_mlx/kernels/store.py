@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlx.utils import tree_flatten
 from ..errors import InputError
 from ..system.files import cache_folder, check_format, read_json, write_json
 from ..system.system_errors import writing
+from ..version import __version__
 from .base import Kernel, Product
 
 STOCK = "stock"
@@ -104,17 +106,22 @@ class Where:
         """
         return self._key([sorted(map(str, products)), _texts(kernels), attention, "together"])
 
-    def compiled_key(self, network: nn.Module, rows: int, beside: Sequence[str]) -> str:
+    def compiled_key(
+        self, network: nn.Module, rows: int, positions: int, beside: Sequence[str]
+    ) -> str:
         """Key of a race of compiled forwards.
 
         Args:
             network: the network.
             rows: rows of the forward.
+            positions: length of the text before it.
             beside: what of this package is in use in it.
         """
         arrays = tree_flatten(network.parameters())
         shapes = [[name, list(array.shape), str(array.dtype)] for name, array in arrays]
-        return self._key([type(network).__module__, shapes, rows, list(beside), "compiled"])
+        # Whether the network's own code can be compiled, and agrees, is part of what was found.
+        code = [type(network).__module__, version("mlx-lm"), __version__]
+        return self._key([code, shapes, rows, positions, list(beside), "compiled"])
 
     def _key(self, parts: Any) -> str:
         text = json.dumps([asdict(self), parts])

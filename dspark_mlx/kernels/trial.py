@@ -30,7 +30,7 @@ SECONDS = 60.0
 """Seconds that one process gets for all that it tries; compiling takes one or two each."""
 
 _OUTPUTS = 4096
-_ERRORS = (RuntimeError, ValueError, TypeError, OSError, MemoryError)
+_ERRORS = (RuntimeError, ValueError, TypeError, OSError, MemoryError, AttributeError, LookupError)
 
 
 def try_kernels(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..caches import cache_arrays, keep_rows
 from ..caches.slots import have_slots
-from ..kernels.forwards import Apply, Forwards
+from ..kernels.forwards import Apply, Forward, Forwards
 from ..kernels.siblings import find_siblings
 from ..kernels.store import STOCK, Verdict, VerdictStore, stored_path
 from ..kernels.whole import TOGETHER
@@ -23,15 +26,16 @@ from .kernels import here
 COMPILED = "compiled"
 """The winner where compiled forwards are quicker."""
 _NARROW, _BLOCK = 2, 8
-_CONTEXT = 64
+_SHORT, _LONG = 64, 2048
 
 
 def compile_forwards(target: Target) -> dict[str, Verdict]:
     """Compile a target's verify forwards if they agree with those as they are and are quicker.
 
     Only on a GPU, where a round waits for the host. Forwards of 2 rows and of 8 are raced, since
-    attention of few rows and of more is not the same operation; then shared launches once more, if
-    the host took what they save before. What earlier runs found is used.
+    attention of few rows and of more is not the same operation; then 8 rows behind a long text,
+    where MLX's attention under a mask may cost more than the host saves. Last shared launches once
+    more, if the host took what they save before. What earlier runs found is used.
 
     Args:
         target: the target, with its kernels.
@@ -45,12 +49,15 @@ def compile_forwards(target: Target) -> dict[str, Verdict]:
         racing = _Racing(target, VerdictStore(stored_path()))
         if not racing.possible:
             return {}
-        found = {f"{_BLOCK} rows": racing.compiled(_BLOCK)}
-        if found[f"{_BLOCK} rows"].winner == STOCK:
-            target.compiled = None
+        found = {f"{_BLOCK} rows": (block := racing.compiled(_BLOCK))}
+        if block.winner == STOCK:
             return found
         found[f"{_NARROW} rows"] = narrow = racing.compiled(_NARROW)
-        target.use_compiled(_NARROW if narrow.winner == COMPILED else _NARROW + 2)
+        found[f"{_BLOCK} rows behind {_LONG}"] = long = racing.compiled(_BLOCK, _LONG)
+        target.use_compiled(
+            least=_NARROW if narrow.winner == COMPILED else _NARROW + 2,
+            most=sys.maxsize if long.winner == COMPILED else _LONG // 2,
+        )
         together = racing.together()
         return found | ({TOGETHER: together} if together else {})
 
@@ -79,24 +86,28 @@ class _Racing:
     """Races of one target's compiled forwards; to be used under its turns.
 
     Args:
-        target: the target.
+        target: the target, whose forwards are not compiled until a method says so.
         store: what was found before.
+
+    Attributes:
+        possible: whether compiled forwards can write its caches.
     """
 
     def __init__(self, target: Target, store: VerdictStore) -> None:
         self._target, self._store = target, store
         target.compiled = None
         self._caches = target.new_caches()
-        target(_ids(target, _CONTEXT), self._caches)
+        target(_ids(target, _SHORT), self._caches)
         mx.eval(cache_arrays(self._caches))
         self.possible = have_slots(self._caches)
 
-    def compiled(self, rows: int) -> Verdict:
+    def compiled(self, rows: int, positions: int = _SHORT) -> Verdict:
         """Compiled forwards against those that Python builds."""
         target = self._target
-        forwards = target.use_compiled(_NARROW)
+        forwards = target.use_compiled()
         target.compiled = None
-        return self._race(rows, COMPILED, partial(_Compiling, target, forwards, None))
+        apply = partial(_Compiling, target, forwards, None)
+        return self._race(rows, positions, COMPILED, apply)
 
     def together(self) -> Verdict | None:
         """Matrices of the same rows in one launch, where that was right and gained too little.
@@ -114,35 +125,55 @@ class _Racing:
             run = partial(target.model, _ids(target, _BLOCK)[None], cache=target.new_caches())
             siblings = find_siblings(target.model, _BLOCK, run, decision.chosen)
         target.use_kernels(replace(decision, siblings=siblings))
-        after = target.use_compiled(before.least)
+        after = target.use_compiled(least=before.least, most=before.most)
         # Graphs are of the modules as they were when they were made.
         target.compiled, before.version = before, after.version
-        verdict = self._race(_BLOCK, TOGETHER, partial(_Compiling, target, after, before))
+        apply = partial(_Compiling, target, after, before)
+        verdict = self._race(_BLOCK, _SHORT, TOGETHER, apply)
         if verdict.winner == TOGETHER:
             target.use_kernels(replace(decision, siblings=siblings, together=verdict))
         else:
             target.use_kernels(decision)
-        target.use_compiled(before.least)
+        target.use_compiled(least=before.least, most=before.most)
         return verdict
 
-    def _race(self, rows: int, name: str, apply: Apply) -> Verdict:
-        key = here().compiled_key(self._target.model, rows, [name, *_beside(self._target)])
+    def _race(self, rows: int, positions: int, name: str, apply: Apply) -> Verdict:
+        network = self._target.model
+        key = here().compiled_key(network, rows, positions, [name, *_beside(self._target)])
         known = self._store.get(key)
         if known is None:
-            race = Forwards(self._target.model, self._forward, perf_counter).race
+            race = Forwards(network, self._forward_behind(positions), perf_counter).race
             with progress_bar("Compiling forwards, some seconds", "forward", delay=1.0):
                 known = race(rows, [], name, [apply])
             self._store.put(key, known)
         return known
 
-    def _forward(self, rows: int) -> mx.array:
-        """Two forwards in a row, of which the first keeps about half of its rows."""
-        tokens, kept = _ids(self._target, rows), (rows + 1) // 2
-        _, _, rollback = self._target.verify(tokens, self._caches)
-        rollback.keep(kept)
-        logits, _, _ = self._target.verify(tokens, self._caches)
-        keep_rows(self._caches, kept + rows, 0)
-        return logits
+    def _forward_behind(self, positions: int) -> Forward:
+        """Two forwards in a row behind a text, of which the first keeps about half of its rows."""
+        target, caches = self._target, _lengthened(self._caches, positions)
+
+        def forward(rows: int) -> mx.array:
+            tokens, kept = _ids(target, rows), (rows + 1) // 2
+            _, _, rollback = target.verify(tokens, caches)
+            rollback.keep(kept)
+            logits, _, _ = target.verify(tokens, caches)
+            keep_rows(caches, kept + rows, 0)
+            return logits
+
+        return forward
+
+
+def _lengthened(caches: list[Any], positions: int) -> list[Any]:
+    """Copies of caches of `_SHORT` positions whose keys and values repeat to so many."""
+    times = (1, 1, positions // _SHORT, 1)
+    made = list(map(copy.copy, caches))
+    for cache in made:
+        cache.keys, cache.values = (
+            mx.tile(stored[..., :_SHORT, :], times) for stored in (cache.keys, cache.values)
+        )
+        cache.offset = positions
+    mx.eval(cache_arrays(made))
+    return made
 
 
 def _ids(target: Target, count: int) -> mx.array:
