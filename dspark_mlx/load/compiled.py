@@ -29,37 +29,43 @@ _NARROW, _BLOCK = 2, 8
 _SHORT, _LONG = 64, 2048
 
 
-def compile_forwards(target: Target) -> dict[str, Verdict]:
+def compile_forwards(target: Target) -> None:
     """Compile a target's verify forwards if they agree with those as they are and are quicker.
 
-    Only on a GPU, where a round waits for the host. Forwards of 2 rows and of 8 are raced, since
-    attention of few rows and of more is not the same operation; then 8 rows behind a long text,
-    where MLX's attention under a mask may cost more than the host saves. Last shared launches once
-    more, if the host took what they save before. What earlier runs found is used.
+    Only on a GPU, where a round waits for the host, and where compiled forwards can write the
+    target's caches. What the races have found is the target's `compiled_races`; what earlier runs
+    found is used.
 
     Args:
         target: the target, with its kernels.
-
-    Returns:
-        What was found, by what was raced; empty where nothing can be compiled.
     """
     if mx.default_device().type != mx.DeviceType.gpu or target.exact:
-        return {}
+        return
     with target.turns:
         racing = _Racing(target, VerdictStore(stored_path()))
-        if not racing.possible:
-            return {}
-        found = {f"{_BLOCK} rows": (block := racing.compiled(_BLOCK))}
-        if block.winner == STOCK:
-            return found
-        found[f"{_NARROW} rows"] = narrow = racing.compiled(_NARROW)
-        found[f"{_BLOCK} rows behind {_LONG}"] = long = racing.compiled(_BLOCK, _LONG)
-        target.use_compiled(
-            least=_NARROW if narrow.winner == COMPILED else _NARROW + 2,
-            most=sys.maxsize if long.winner == COMPILED else _LONG // 2,
-        )
-        together = racing.together()
-        return found | ({TOGETHER: together} if together else {})
+        if racing.possible:
+            target.compiled_races = _raced(target, racing)
+
+
+def _raced(target: Target, racing: _Racing) -> dict[str, Verdict]:
+    """Race forwards, and let the target compile those that win."""
+    found = {f"{_BLOCK} rows": (block := racing.compiled(_BLOCK))}
+    if block.winner == STOCK:
+        return found
+    # MLX's attention under a mask may cost more behind a long text than the host saves.
+    found[f"{_BLOCK} rows behind {_LONG}"] = long = racing.compiled(_BLOCK, _LONG)
+    # Without a time it was wrong there, and nobody knows from where on.
+    if not long.times:
+        return found
+    # Attention of few rows is not the same operation as that of more.
+    found[f"{_NARROW} rows"] = narrow = racing.compiled(_NARROW)
+    target.use_compiled(
+        least=_NARROW if narrow.winner == COMPILED else _NARROW + 2,
+        most=sys.maxsize if long.winner == COMPILED else _LONG // 2,
+    )
+    # The host may have taken what shared launches save before.
+    together = racing.together()
+    return found | ({TOGETHER: together} if together else {})
 
 
 class _Compiling:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from ..caches import DEFAULT_CACHES, CacheSettings, as_single_rows, new_caches
 from ..errors import InputError
+from ..kernels.store import Verdict
 from .attached import AttachedModules
 from .compiled import CompiledForwards
 from .hidden import of_copies
@@ -41,6 +42,7 @@ class Target(AttachedModules):
         rolls_back: whether `self_check.check_rollback` has found that it does.
         batches: what `batch_check.runs_in_batches` has found; None before it is asked.
         compiled: its compiled verify forwards; None where Python builds each forward.
+        compiled_races: what races of them have found, by what was raced.
 
     Raises:
         InputError: a tap is not a layer of this model, its layers are tapped already, or it does
@@ -60,6 +62,7 @@ class Target(AttachedModules):
         self.rolls_back = False
         self.batches: bool | None = None
         self.compiled: CompiledForwards | None = None
+        self.compiled_races: Mapping[str, Verdict] = {}
         self._whole_copies = whole_copies
 
     def sharing(self, taps: Iterable[int], where: object, whole_copies: bool = False) -> Target:

@@ -91,7 +91,8 @@ def main() -> None:
     if arguments.kernels:
         apply_kernels(target, GAMMA + 1)
     if arguments.compiled:
-        print({what: found.reason for what, found in compile_forwards(target).items()}, flush=True)
+        compile_forwards(target)
+        print({what: found.reason for what, found in target.compiled_races.items()}, flush=True)
     drafter = BatchingKnownDrafter(random_drafter(target, shape), arguments.acceptance)
     engine = Engine(target, drafter, FullScheduler())
     profile = quick_profile(engine, "known acceptance", "")
