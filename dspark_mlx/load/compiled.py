@@ -14,6 +14,7 @@ import numpy as np
 
 from ..caches import cache_arrays, keep_rows
 from ..caches.slots import have_slots
+from ..kernels.decision import Decision
 from ..kernels.forwards import Apply, Forward, Forwards
 from ..kernels.siblings import find_siblings
 from ..kernels.store import STOCK, Verdict, VerdictStore, stored_path
@@ -88,6 +89,31 @@ class _Compiling:
         self._target.compiled = self._others
 
 
+class _Sharing:
+    """Shared launches in a target's use, with graphs of them, until `close`.
+
+    Args:
+        target: the target, whose forwards are compiled.
+        shared: its kernels with the matrices that share launches.
+    """
+
+    def __init__(self, target: Target, shared: Decision) -> None:
+        assert target.kernels is not None and target.compiled is not None
+        self._target = target
+        self._before = target.kernels, target.compiled
+        self._use(shared, target.compiled.anew(target.version))
+
+    def close(self) -> None:
+        """See the class."""
+        self._use(*self._before)
+
+    def _use(self, decision: Decision, forwards: CompiledForwards) -> None:
+        self._target.use_kernels(decision)
+        # Graphs that were made before are of the same modules again.
+        forwards.version = self._target.version
+        self._target.compiled = forwards
+
+
 class _Racing:
     """Races of one target's compiled forwards; to be used under its turns.
 
@@ -121,8 +147,7 @@ class _Racing:
         If they win, they are in use.
         """
         target, decision = self._target, self._target.kernels
-        before = target.compiled
-        if decision is None or decision.together is None or before is None:
+        if decision is None or decision.together is None:
             return None
         # Times say that nothing but speed was against it.
         if decision.siblings or not decision.together.times:
@@ -130,17 +155,10 @@ class _Racing:
         with target.untapped():
             run = partial(target.model, _ids(target, _BLOCK)[None], cache=target.new_caches())
             siblings = find_siblings(target.model, _BLOCK, run, decision.chosen)
-        target.use_kernels(replace(decision, siblings=siblings))
-        after = target.use_compiled(least=before.least, most=before.most)
-        # Graphs are of the modules as they were when they were made.
-        target.compiled, before.version = before, after.version
-        apply = partial(_Compiling, target, after, before)
-        verdict = self._race(_BLOCK, _SHORT, TOGETHER, apply)
+        shared = replace(decision, siblings=siblings)
+        verdict = self._race(_BLOCK, _SHORT, TOGETHER, partial(_Sharing, target, shared))
         if verdict.winner == TOGETHER:
-            target.use_kernels(replace(decision, siblings=siblings, together=verdict))
-        else:
-            target.use_kernels(decision)
-        target.use_compiled(least=before.least, most=before.most)
+            target.use_kernels(replace(shared, together=verdict))
         return verdict
 
     def _race(self, rows: int, positions: int, name: str, apply: Apply) -> Verdict:

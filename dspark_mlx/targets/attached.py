@@ -65,6 +65,11 @@ class AttachedModules(TargetModules):
             self.kernels = None
 
     @property
+    def version(self) -> int:
+        """Changes with what stands in the modules; putting the same back does not change it."""
+        return self._tapped.version
+
+    @property
     def exact(self) -> bool:
         """Whether rows of verify forwards have the bits of single rows."""
         return self._rows is not None and self._rows.attached

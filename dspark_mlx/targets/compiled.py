@@ -53,9 +53,9 @@ class CompiledForwards:
         self._arrays = _arrays_of(model)
         self._unchecked = False
 
-    def anew(self, run: Run, version: int) -> CompiledForwards:
+    def anew(self, version: int, run: Run | None = None) -> CompiledForwards:
         """The same forwards without a graph, of another version or of another target's taps."""
-        return CompiledForwards(self._model, run, version, self.least, self.most)
+        return CompiledForwards(self._model, run or self._run, version, self.least, self.most)
 
     def __call__(
         self, tokens: mx.array, caches: list[Any]

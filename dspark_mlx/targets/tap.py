@@ -78,7 +78,7 @@ class Target(AttachedModules):
         other._taps = tuple(taps)
         other._whole_copies = whole_copies
         if self.compiled:
-            other.compiled = self.compiled.anew(other._run, self.compiled.version)
+            other.compiled = self.compiled.anew(self.version, other._run)
         check_layers(other._taps, self.num_layers, where)
         with self.turns:
             self._tapped.add(other._taps)
@@ -160,8 +160,8 @@ class Target(AttachedModules):
             return None
         if not self._mixers.attached:
             raise self._closed()
-        if self.compiled.version != self._tapped.version:
-            self.compiled = self.compiled.anew(self._run, self._tapped.version)
+        if self.compiled.version != self.version:
+            self.compiled = self.compiled.anew(self.version)
         return self.compiled(tokens, caches)
 
     def _run(
@@ -202,8 +202,7 @@ class Target(AttachedModules):
             limits: `least` and `most` of `CompiledForwards`.
         """
         with self.turns:
-            version = self._tapped.version
-            self.compiled = CompiledForwards(self.model, self._run, version, **limits)
+            self.compiled = CompiledForwards(self.model, self._run, self.version, **limits)
         return self.compiled
 
     def _take(self) -> list[mx.array]:
