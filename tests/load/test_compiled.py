@@ -76,7 +76,7 @@ def verified(target: Target) -> mx.array:
 
 
 def unchanged(target: Target, before: mx.array) -> bool:
-    return target.compiled is None and mx.array_equal(verified(target), before).item()
+    return target.compiled is None and bool(mx.array_equal(verified(target), before).item())
 
 
 def test_a_win_is_used_and_known_to_the_next_load(gpu, target, monkeypatch, cache_home):

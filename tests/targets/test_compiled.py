@@ -317,7 +317,7 @@ def test_graphs_are_bounded(monkeypatch):
     target.close()
 
 
-def test_nothing_is_held_twice(llama):
+def test_nothing_is_held_twice():
     """Keys and values that a graph copies at every forward, because somebody still holds them."""
     target = Target(
         tiny("llama", num_hidden_layers=2, head_dim=256, num_attention_heads=2), (0,), "wide"
