@@ -106,22 +106,19 @@ class Where:
         """
         return self._key([sorted(map(str, products)), _texts(kernels), attention, "together"])
 
-    def compiled_key(
-        self, network: nn.Module, rows: int, positions: int, beside: Sequence[str]
-    ) -> str:
+    def compiled_key(self, network: nn.Module, form: str, beside: Sequence[str]) -> str:
         """Key of a race of compiled forwards.
 
         Args:
             network: the network.
-            rows: rows of the forward.
-            positions: length of the text before it.
+            form: the forward's form.
             beside: what of this package is in use in it.
         """
         arrays = tree_flatten(network.parameters())
         shapes = [[name, list(array.shape), str(array.dtype)] for name, array in arrays]
         # Whether the network's own code can be compiled, and agrees, is part of what was found.
         code = [type(network).__module__, version("mlx-lm"), __version__]
-        return self._key([code, shapes, rows, positions, list(beside), "compiled"])
+        return self._key([code, shapes, form, list(beside), "compiled"])
 
     def _key(self, parts: Any) -> str:
         text = json.dumps([asdict(self), parts])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..caches import cache_arrays, keep_rows
+from ..caches import cache_arrays, keep_rows, keep_rows_each
+from ..caches.batch import can_join, join
 from ..caches.slots import have_slots
 from ..kernels.decision import Decision
 from ..kernels.forwards import Apply, Forward, Forwards
 from ..kernels.siblings import find_siblings
-from ..kernels.store import STOCK, Verdict, VerdictStore, stored_path
+from ..kernels.store import Verdict, VerdictStore, stored_path
 from ..kernels.whole import TOGETHER
 from ..progress import progress_bar
 from ..targets.compiled import CompiledForwards
@@ -50,23 +51,46 @@ def compile_forwards(target: Target) -> None:
 
 def _raced(target: Target, racing: _Racing) -> dict[str, Verdict]:
     """Race forwards, and let the target compile those that win."""
-    found = {f"{_BLOCK} rows": (block := racing.compiled(_BLOCK))}
-    if block.winner == STOCK:
+    found: dict[str, Verdict] = {}
+
+    def wins(form: Form) -> bool:
+        found[str(form)] = racing.compiled(form)
+        return found[str(form)].winner == COMPILED
+
+    if not wins(Form(_BLOCK)):
         return found
     # MLX's attention under a mask may cost more behind a long text than the host saves.
-    found[f"{_BLOCK} rows behind {_LONG}"] = long = racing.compiled(_BLOCK, _LONG)
+    long = Form(_BLOCK, positions=_LONG)
+    most = sys.maxsize if wins(long) else _LONG // 2
     # Without a time it was wrong there, and nobody knows from where on.
-    if not long.times:
+    if not found[str(long)].times:
         return found
     # Attention of few rows is not the same operation as that of more.
-    found[f"{_NARROW} rows"] = narrow = racing.compiled(_NARROW)
-    target.use_compiled(
-        least=_NARROW if narrow.winner == COMPILED else _NARROW + 2,
-        most=sys.maxsize if long.winner == COMPILED else _LONG // 2,
-    )
+    least = _NARROW if wins(Form(_NARROW)) else _NARROW + 2
+    batches = can_join(target.new_caches()) and wins(Form(_BLOCK, requests=2))
+    target.use_compiled(least=least, most=most, batches=batches)
     # The host may have taken what shared launches save before.
     together = racing.together()
     return found | ({TOGETHER: together} if together else {})
+
+
+@dataclass(frozen=True)
+class Form:
+    """Form of a forward.
+
+    Attributes:
+        rows: rows of each request.
+        positions: length of the text behind which it runs.
+        requests: how many.
+    """
+
+    rows: int
+    positions: int = _SHORT
+    requests: int = 1
+
+    def __str__(self) -> str:
+        of = "" if self.requests == 1 else f" of {self.requests} requests"
+        return f"{self.rows} rows{of} behind {self.positions} positions"
 
 
 class _Compiling:
@@ -133,13 +157,12 @@ class _Racing:
         mx.eval(cache_arrays(self._caches))
         self.possible = have_slots(self._caches)
 
-    def compiled(self, rows: int, positions: int = _SHORT) -> Verdict:
+    def compiled(self, form: Form) -> Verdict:
         """Compiled forwards against those that Python builds."""
         target = self._target
         forwards = target.use_compiled()
         target.compiled = None
-        apply = partial(_Compiling, target, forwards, None)
-        return self._race(rows, positions, COMPILED, apply)
+        return self._race(form, COMPILED, partial(_Compiling, target, forwards, None))
 
     def together(self) -> Verdict | None:
         """Matrices of the same rows in one launch, where that was right and gained too little.
@@ -156,32 +179,43 @@ class _Racing:
             run = partial(target.model, _ids(target, _BLOCK)[None], cache=target.new_caches())
             siblings = find_siblings(target.model, _BLOCK, run, decision.chosen)
         shared = replace(decision, siblings=siblings)
-        verdict = self._race(_BLOCK, _SHORT, TOGETHER, partial(_Sharing, target, shared))
+        verdict = self._race(Form(_BLOCK), TOGETHER, partial(_Sharing, target, shared))
         if verdict.winner == TOGETHER:
             target.use_kernels(replace(shared, together=verdict))
         return verdict
 
-    def _race(self, rows: int, positions: int, name: str, apply: Apply) -> Verdict:
+    def _race(self, form: Form, name: str, apply: Apply) -> Verdict:
         network = self._target.model
-        key = here().compiled_key(network, rows, positions, [name, *_beside(self._target)])
+        key = here().compiled_key(network, str(form), [name, *_beside(self._target)])
         known = self._store.get(key)
         if known is None:
-            race = Forwards(network, self._forward_behind(positions), perf_counter).race
+            race = Forwards(network, self._forward(form), perf_counter).race
             with progress_bar("Compiling forwards, some seconds", "forward", delay=1.0):
-                known = race(rows, [], name, [apply])
+                known = race(form.rows, [], name, [apply])
             self._store.put(key, known)
         return known
 
-    def _forward_behind(self, positions: int) -> Forward:
-        """Two forwards in a row behind a text, of which the first keeps about half of its rows."""
-        target, caches = self._target, _lengthened(self._caches, positions)
+    def _forward(self, form: Form) -> Forward:
+        """Two forwards in a row, of which the first keeps about half of its rows."""
+        target, caches = self._target, _lengthened(self._caches, form.positions)
+        if form.requests > 1:
+            caches = join([caches] * form.requests)
 
         def forward(rows: int) -> mx.array:
-            tokens, kept = _ids(target, rows), (rows + 1) // 2
+            tokens, kept = _ids(target, rows * form.requests), (rows + 1) // 2
+            if form.requests == 1:
+                _, _, rollback = target.verify(tokens, caches)
+                rollback.keep(kept)
+                logits, _, _ = target.verify(tokens, caches)
+                keep_rows(caches, kept + rows, 0)
+                return logits
+            tokens = tokens.reshape(-1, rows)
+            # One request keeps all rows, so that they stand at different positions.
+            each = [rows, *[kept] * (form.requests - 1)]
             _, _, rollback = target.verify(tokens, caches)
-            rollback.keep(kept)
+            rollback.keep_each(each)
             logits, _, _ = target.verify(tokens, caches)
-            keep_rows(caches, kept + rows, 0)
+            keep_rows_each(caches, 2 * rows, [rows - n for n in each])
             return logits
 
         return forward

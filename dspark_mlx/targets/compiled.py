@@ -27,7 +27,8 @@ _Compiled: TypeAlias = Callable[
 ]
 
 MOST_GRAPHS = 64
-"""Graphs that are held at most; the one that was used least recently goes first."""
+"""Graphs that are held at most, of some megabytes each; the one that was used least recently goes
+first."""
 
 
 class CompiledForwards:
@@ -39,15 +40,22 @@ class CompiledForwards:
         version: of what stands in the model's modules; graphs of another one are not run.
         least: fewest rows of a request alone whose forwards are compiled.
         most: most slots that they read; a forward over more is not compiled.
+        batches: whether those of batches are compiled.
 
     Attributes:
-        version, least, most: see above.
+        version, least, most, batches: see above.
     """
 
     def __init__(
-        self, model: nn.Module, run: Run, version: int, least: int = 2, most: int = sys.maxsize
+        self,
+        model: nn.Module,
+        run: Run,
+        version: int,
+        least: int = 2,
+        most: int = sys.maxsize,
+        batches: bool = True,
     ) -> None:
-        self.version, self.least, self.most = version, least, most
+        self.version, self.least, self.most, self.batches = version, least, most, batches
         self._model, self._run = model, run
         self._graphs: OrderedDict[tuple[int, ...], _Compiled] = OrderedDict()
         self._arrays = _arrays_of(model)
@@ -55,7 +63,8 @@ class CompiledForwards:
 
     def anew(self, version: int, run: Run | None = None) -> CompiledForwards:
         """The same forwards without a graph, of another version or of another target's taps."""
-        return CompiledForwards(self._model, run or self._run, version, self.least, self.most)
+        limits = self.least, self.most, self.batches
+        return CompiledForwards(self._model, run or self._run, version, *limits)
 
     def __call__(
         self, tokens: mx.array, caches: list[Any]
@@ -75,9 +84,9 @@ class CompiledForwards:
                 return None
             made = self(tokens[None], caches)
             return made and (made[0].squeeze(0), [tap.squeeze(0) for tap in made[1]])
-        if not have_slots(caches):
-            return None
         requests, rows = tokens.shape
+        if not have_slots(caches) or (requests > 1 and not self.batches):
+            return None
         slots = slots_after(caches, rows)
         if slots > self.most:
             return None

@@ -195,11 +195,11 @@ class Target(AttachedModules):
             raise InputError(type(self.model).__module__, found, "one call")
         return taps, recorded[0]
 
-    def use_compiled(self, **limits: int) -> CompiledForwards:
+    def use_compiled(self, **limits: Any) -> CompiledForwards:
         """Compile verify forwards.
 
         Args:
-            limits: `least` and `most` of `CompiledForwards`.
+            limits: `least`, `most` and `batches` of `CompiledForwards`.
         """
         with self.turns:
             self.compiled = CompiledForwards(self.model, self._run, self.version, **limits)

@@ -16,6 +16,7 @@ from helpers.tiny_models import random_tokens, tiny
 from kernels.fakes import CLOCK, FakeTogether
 
 import dspark_mlx
+from dspark_mlx.caches.batch import join
 from dspark_mlx.caches.slots import Slots
 from dspark_mlx.errors import InputError
 from dspark_mlx.kernels.decision import Chosen, Decision
@@ -24,12 +25,14 @@ from dspark_mlx.kernels.linears import quantized_linears
 from dspark_mlx.kernels.store import STOCK, Verdict
 from dspark_mlx.kernels.whole import TOGETHER
 from dspark_mlx.load import compiled
-from dspark_mlx.load.compiled import COMPILED, compile_forwards
+from dspark_mlx.load.compiled import COMPILED, Form, compile_forwards
 from dspark_mlx.targets.compiled import CompiledForwards
 from dspark_mlx.targets.exact import make_exact
 from dspark_mlx.targets.tap import Target
 
-BLOCK, NARROW, LONG = "8 rows", "2 rows", "8 rows behind 2048"
+BLOCK, NARROW, LONG, BATCH = map(
+    str, (Form(8), Form(2), Form(8, positions=2048), Form(8, requests=2))
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +50,13 @@ def gpu(monkeypatch):
     monkeypatch.setattr(compiled, "perf_counter", CLOCK)
     own = CompiledForwards.__call__
 
-    def set_gain(gain: Callable[[int, int], float]) -> None:
+    def set_gain(gain: Callable[[int, int, int], float]) -> None:
         def call(self, tokens, caches):
             made = own(self, tokens, caches)
-            if made is not None and tokens.ndim == 1:
-                CLOCK.now -= gain(tokens.size, caches[0].keys.shape[2])
+            # A request alone runs as a batch of one inside.
+            if made is not None and tokens.shape[:-1] != (1,):
+                requests, _, slots, _ = caches[0].keys.shape
+                CLOCK.now -= gain(tokens.shape[-1], slots, requests)
             return made
 
         monkeypatch.setattr(CompiledForwards, "__call__", call)
@@ -81,17 +86,20 @@ def unchanged(target: Target, before: mx.array) -> bool:
 
 def test_a_win_is_used_and_known_to_the_next_load(gpu, target, monkeypatch, cache_home):
     """A race at every load, or verdicts of another network."""
-    gpu(lambda rows, slots: 100)
+    gpu(lambda *form: 100)
     right = verified(target)
     compile_forwards(target)
-    assert list(target.compiled_races) == [BLOCK, LONG, NARROW]
+    assert list(target.compiled_races) == [BLOCK, LONG, NARROW, BATCH]
     for verdict in target.compiled_races.values():
         assert verdict.winner == COMPILED and verdict.reason.endswith("1.25x MLX's speed")
-    assert (target.compiled.least, target.compiled.most) == (2, sys.maxsize)
+    assert (target.compiled.least, target.compiled.most) == (
+        2,
+        sys.maxsize,
+    ) and target.compiled.batches
     assert np.allclose(np.array(verified(target)), np.array(right), atol=1e-4)
     assert list(target.compiled._graphs) == [(1, 8, 256), (1, 4, 256)]
     (path,) = cache_home.rglob("kernels.json")
-    assert len(json.loads(path.read_text())["verdicts"]) == 3
+    assert len(json.loads(path.read_text())["verdicts"]) == 4
 
     def no_race(*args: object) -> None:
         raise AssertionError("a race of what is known")
@@ -101,7 +109,7 @@ def test_a_win_is_used_and_known_to_the_next_load(gpu, target, monkeypatch, cach
         patch.setattr(Forwards, "race", no_race)
         same = Target(tiny("llama", seed=1), (1,), "the same shapes")
         compile_forwards(same)
-        assert same.compiled is not None and len(same.compiled_races) == 3
+        assert same.compiled is not None and len(same.compiled_races) == 4
         same.close()
         other = Target(tiny("llama", num_hidden_layers=2), (1,), "another shape")
         with pytest.raises(AssertionError, match="known"):
@@ -110,7 +118,7 @@ def test_a_win_is_used_and_known_to_the_next_load(gpu, target, monkeypatch, cach
 
 
 def test_a_loss_leaves_everything(gpu, target):
-    gpu(lambda rows, slots: -100)
+    gpu(lambda *form: -100)
     before = verified(target)
     compile_forwards(target)
     assert list(target.compiled_races) == [BLOCK]
@@ -119,16 +127,21 @@ def test_a_loss_leaves_everything(gpu, target):
 
 
 def test_each_form_is_used_where_it_wins(gpu, target):
-    gpu(lambda rows, slots: 100 if rows > 2 and slots < 1024 else -100)
+    gpu(lambda rows, slots, requests: 100 if (rows > 2) & (slots < 1024) & (requests < 2) else -100)
     compile_forwards(target)
     winners = {what: found.winner for what, found in target.compiled_races.items()}
-    assert winners == {BLOCK: COMPILED, LONG: STOCK, NARROW: STOCK}
+    assert winners == {BLOCK: COMPILED, LONG: STOCK, NARROW: STOCK, BATCH: STOCK}
     assert (target.compiled.least, target.compiled.most) == (4, 1024)
+    caches = [target.new_caches() for _ in range(2)]
+    for each in caches:
+        target(random_tokens(9), each)
+    target.verify(random_tokens(10).reshape(2, 5), join(caches))
+    assert not target.compiled.batches and not target.compiled._graphs
 
 
 def test_wrong_numbers_are_refused_at_any_length(gpu, target, monkeypatch):
     """A mask that is right in a short text alone."""
-    gpu(lambda rows, slots: 100)
+    gpu(lambda *form: 100)
     before = verified(target)
     right = Slots.causal.func
 
@@ -167,7 +180,7 @@ class Counting(nn.Module):
 def test_what_cannot_be_compiled_is_refused_with_the_reason(gpu, model, error):
     """A load that ends by an error of the model's code."""
     mx.enable_compile()
-    gpu(lambda rows, slots: 100)
+    gpu(lambda *form: 100)
     target = Target(model(), (0,), "refused")
     before = verified(target)
     compile_forwards(target)
@@ -208,7 +221,7 @@ LOST = Verdict(STOCK, "which is too little", {STOCK: 2.0, TOGETHER: 1.99}, {})
 @pytest.mark.parametrize(("saved", "wins"), [(20.0, True), (-20.0, False)])
 def test_shared_launches_are_raced_again(gpu, saved, wins):
     """What saves something only now, or is used though it still does not."""
-    gpu(lambda rows, slots: 100)
+    gpu(lambda *form: 100)
     target = with_fakes(saved, LOST)
     before = target.kernels
     compile_forwards(target)
@@ -224,7 +237,7 @@ def test_shared_launches_are_raced_again(gpu, saved, wins):
 
 @pytest.mark.parametrize("together", [None, Verdict(STOCK, "has other bits", {}, {})])
 def test_shared_launches_that_are_wrong_are_not_raced_again(gpu, together):
-    gpu(lambda rows, slots: 100)
+    gpu(lambda *form: 100)
     target = with_fakes(20.0, together)
     compile_forwards(target)
     assert TOGETHER not in target.compiled_races and target.compiled is not None
@@ -233,10 +246,26 @@ def test_shared_launches_that_are_wrong_are_not_raced_again(gpu, together):
 
 
 def test_load_compiles_unless_told_not_to(gpu):
-    gpu(lambda rows, slots: 100)
+    gpu(lambda *form: 100)
     for asked in (True, False):
         decoder = dspark_mlx.load(TARGET, golden("vanilla"), "full", compiled=asked)
         target = decoder.engine.target
         assert (target.compiled is not None) is asked and bool(target.compiled_races) is asked
     with pytest.raises(InputError, match="compiled"):
         dspark_mlx.load(TARGET, golden("vanilla"), "full", compiled="no")
+
+
+def test_batches_that_cannot_be_compiled(gpu, target, monkeypatch):
+    """A network whose batch fails where a request alone does not."""
+    gpu(lambda *form: 100)
+    own = Slots.positions.func
+
+    def positions(self: Slots) -> mx.array:
+        if self.offset.size > 1:
+            raise NotImplementedError("one at a time")
+        return own(self)
+
+    monkeypatch.setattr(Slots, "positions", property(positions))
+    compile_forwards(target)
+    assert target.compiled_races[BATCH].reason == "NotImplementedError: one at a time"
+    assert target.compiled_races[NARROW].winner == COMPILED and not target.compiled.batches
