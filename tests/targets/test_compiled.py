@@ -16,12 +16,14 @@ import pytest
 from helpers.cached import Cached, each, quantized
 from helpers.families import family
 from helpers.tiny_models import random_tokens, tiny
+from kernels.fakes import FakeAttention
 from mlx_lm.models.cache import KVCache
 
 from dspark_mlx.caches import CacheSettings, cache_arrays, keep_rows
 from dspark_mlx.caches.batch import alone, join, rows_of
 from dspark_mlx.caches.slots import slots_for
 from dspark_mlx.errors import InputError
+from dspark_mlx.kernels.attention import AppliedAttention
 from dspark_mlx.targets import compiled
 from dspark_mlx.targets.exact import make_exact
 from dspark_mlx.targets.tap import Target
@@ -186,6 +188,29 @@ def test_keys_quantized_later(built_anew):
         assert caches[0].offset == 27 and caches[0].bits == 8
         target.close()
     assert differs(*found) < LIMIT
+
+
+@pytest.mark.parametrize("name", ["llama", "a window in a whole cache"])
+def test_a_kernel_of_attention_is_told_how_many_keys_count(built_anew, name):
+    """Keys behind the text, of another request, or outside of a window that are attended to."""
+    target = Target(MODELS[name](), (-1, 1), name)
+    right = verified(target, compiled=False)
+    taken: list[tuple[int, int]] = []
+
+    def attend(q, k, v, scale, end) -> mx.array:
+        assert end.shape == (q.shape[0],) and q.shape[0] == k.shape[0]
+        taken.append((q.shape[2], k.shape[2]))
+        return FakeAttention("attention")(q, k, v, scale, end)
+
+    applied = AppliedAttention(target.model, attend, lambda heads: heads.compiled, 256)
+    pairs = zip(verified(target, compiled=True), right, strict=True)
+    assert all(differs(a, b) < LIMIT for a, b in pairs)
+    applied.close()
+    # Forwards over up to 256 slots, in the layers without a window.
+    layers = 3 if name == "llama" else 2
+    assert {keys for _, keys in taken} == {256} and len(taken) % layers == 0
+    assert {1, 5} <= {rows for rows, _ in taken}
+    target.close()
 
 
 def test_a_forward_that_fails_leaves_nothing(built_anew, llama):
