@@ -31,7 +31,7 @@ _NARROW, _BLOCK = 2, 8
 _SHORT, _LONG = 64, 2048
 
 
-def compile_forwards(target: Target) -> None:
+def compile_forwards(target: Target, max_length: int | None = None) -> None:
     """Compile a target's verify forwards if they agree with those as they are and are quicker.
 
     Only on a GPU, where a round waits for the host, and where compiled forwards can write the
@@ -40,17 +40,20 @@ def compile_forwards(target: Target) -> None:
 
     Args:
         target: the target, with its kernels.
+        max_length: positions that the target was made for; None where it does not say.
     """
     if mx.default_device().type != mx.DeviceType.gpu or target.exact:
         return
     with target.turns:
         racing = _Racing(target, VerdictStore(stored_path()))
         if racing.possible:
-            target.compiled_races = _raced(target, racing)
+            is_long = max_length is None or max_length >= _LONG + 2 * _BLOCK
+            target.compiled_races = _raced(target, racing, is_long)
 
 
-def _raced(target: Target, racing: _Racing) -> dict[str, Verdict]:
-    """Race forwards, and let the target compile those that win."""
+def _raced(target: Target, racing: _Racing, is_long: bool) -> dict[str, Verdict]:
+    """Race forwards, those behind a long text where the target takes one, and let the target
+    compile those that win."""
     found: dict[str, Verdict] = {}
 
     def wins(form: Form) -> bool:
@@ -61,9 +64,9 @@ def _raced(target: Target, racing: _Racing) -> dict[str, Verdict]:
         return found
     # MLX's attention under a mask may cost more behind a long text than the host saves.
     long = Form(_BLOCK, positions=_LONG)
-    most = sys.maxsize if wins(long) else _LONG // 2
+    most = sys.maxsize if is_long and wins(long) else _LONG // 2
     # Without a time it was wrong there, and nobody knows from where on.
-    if not found[str(long)].times:
+    if is_long and not found[str(long)].times:
         return found
     # Attention of few rows is not the same operation as that of more.
     least = _NARROW if wins(Form(_NARROW)) else _NARROW + 2
@@ -99,18 +102,15 @@ class _Compiling:
     Args:
         target: the target.
         forwards: those to use.
-        others: those to use after `close`; None to let Python build each forward.
     """
 
-    def __init__(
-        self, target: Target, forwards: CompiledForwards, others: CompiledForwards | None
-    ) -> None:
-        self._target, self._others = target, others
+    def __init__(self, target: Target, forwards: CompiledForwards) -> None:
+        self._target = target
         target.compiled = forwards
 
     def close(self) -> None:
         """See the class."""
-        self._target.compiled = self._others
+        self._target.compiled = None
 
 
 class _Sharing:
@@ -162,7 +162,7 @@ class _Racing:
         target = self._target
         forwards = target.use_compiled()
         target.compiled = None
-        return self._race(form, COMPILED, partial(_Compiling, target, forwards, None))
+        return self._race(form, COMPILED, partial(_Compiling, target, forwards))
 
     def together(self) -> Verdict | None:
         """Matrices of the same rows in one launch, where that was right and gained too little.

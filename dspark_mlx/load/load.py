@@ -162,7 +162,7 @@ def load(
         with refusing(opened.folder):
             make_exact(decoder.engine.target, max(gamma + 1, WIDEST))
     if compiled:
-        compile_forwards(decoder.engine.target)
+        compile_forwards(decoder.engine.target, decoder.max_length)
     decoder = copying(decoder) if copies else scheduled(decoder, scheduler)
     return keeping_prompts(decoder, budget(None) if max_bytes is None else max_bytes, kept_in)
 

@@ -137,6 +137,24 @@ def test_each_form_is_used_where_it_wins(gpu, target):
     assert not target.compiled.batches and not target.compiled._graphs
 
 
+@pytest.mark.parametrize(("max_length", "raced"), [(1024, False), (2048, False), (4096, True)])
+def test_no_race_is_run_past_the_positions(gpu, target, max_length, raced):
+    """Rows that are read past the end of a table of positions."""
+    gpu(lambda *form: 100)
+    positions = []
+    own = target.model.model.__class__.__call__
+
+    def call(self, inputs, cache, *others):
+        positions.append(int(mx.array(cache[0].offset).max()) if cache[0].keys is not None else 0)
+        return own(self, inputs, cache, *others)
+
+    inner = target.model.model
+    inner.__class__ = type("Looking", (type(inner),), {"__call__": call})
+    compile_forwards(target, max_length)
+    assert (LONG in target.compiled_races) is raced and max(positions) < max_length
+    assert target.compiled.most == (sys.maxsize if raced else 1024)
+
+
 def test_wrong_numbers_are_refused_at_any_length(gpu, target, monkeypatch):
     """A mask that is right in a short text alone."""
     gpu(lambda *form: 100)
