@@ -30,6 +30,7 @@ from .checkpoint.fingerprint import device_name
 from .decoder import Decoder
 from .engine.request import Request
 from .errors import InputError
+from .load.compiled import compile_forwards
 from .load.kernels import apply_kernels
 from .numbers import check_number
 from .pairs import builtin
@@ -172,6 +173,8 @@ def _synthetic(args: argparse.Namespace) -> None:
     def prepare(target: Target) -> None:
         if args.kernels is not False:
             apply_kernels(target, GAMMA + 1)
+        if args.compiled:
+            compile_forwards(target)
 
     sizes = max(args.max_tokens, 2), max(args.repeats, 1)
     print(f"{args.synthetic} on {device_name()}, MLX {mx.__version__}")  # type: ignore[attr-defined]

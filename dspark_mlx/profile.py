@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import plots
 from .errors import InputError
-from .kernels.decision import Decision
-from .kernels.report import race_report, race_table
+from .kernels.report import forwards_report, forwards_table, race_report, race_table
 from .plots import speed as speed_plot
 from .profiling.roofline import Rates, measured_rates, roofline_table
 from .profiling.store import Obtained, Pair, forget, get_profile, import_profile
@@ -18,6 +18,7 @@ from .progress import progress_bar
 from .schedulers.speed_profile import profile_table, read_profile
 from .system.files import check_output, write_json
 from .system.process import program
+from .targets.tap import Target
 from .terminal import command, flags
 
 # Seconds. A user who asks for a measurement waits longer for it than one who starts to decode.
@@ -45,11 +46,10 @@ def main(argv: list[str] | None) -> int:
     )
     if args.plot:
         speed_plot.plot(obtained.profile, args.plot)
-    kernels = pair.engine.target.kernels
+    target = pair.engine.target
     if args.export:
-        report = {"kernels": race_report(kernels)} if kernels else {}
-        write_json(args.export, obtained.profile.to_dict() | report)
-    _print(obtained, kernels, args.json)
+        write_json(args.export, obtained.profile.to_dict() | _races(target))
+    _print(obtained, target, args.json)
     if args.roofline:
         print(f"\n{roofline_table(pair.engine, obtained.profile, _rates(pair))}")
     return 0
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "--export",
         type=Path,
         metavar="FILE.json",
-        help="write the profile and the races of kernels to a file, to be shared",
+        help="write the profile and all that was raced to a file, to be shared",
     )
     add(
         "--roofline",
@@ -114,7 +114,17 @@ def _print_forgotten(pair: Pair, path: Path | None, as_json: bool) -> None:
         print(f"No profile of {pair.name} is stored.")
 
 
-def _print(obtained: Obtained, kernels: Decision | None, as_json: bool) -> None:
+def _races(target: Target) -> dict[str, Any]:
+    """What races have found, without those that there were none of."""
+    found: dict[str, Any] = {}
+    if target.kernels:
+        found["kernels"] = race_report(target.kernels)
+    if target.compiled_races:
+        found["compiled"] = forwards_report(target.compiled_races)
+    return found
+
+
+def _print(obtained: Obtained, target: Target, as_json: bool) -> None:
     if as_json:
         report = {
             "measured": obtained.measured,
@@ -122,13 +132,17 @@ def _print(obtained: Obtained, kernels: Decision | None, as_json: bool) -> None:
             "message": obtained.message,
             "stale_reason": obtained.stale_reason,
             "profile": obtained.profile.to_dict(),
-            "kernels": race_report(kernels) if kernels else None,
+            "kernels": None,
+            "compiled": None,
+            **_races(target),
         }
         print(json.dumps(report))
         return
     print(profile_table(obtained.profile))
-    if kernels:
-        print(race_table(kernels))
+    if target.kernels:
+        print(race_table(target.kernels))
+    if target.compiled_races:
+        print(forwards_table(target.compiled_races))
     if obtained.stale_reason:
         print(f"warning: {obtained.stale_reason}", file=sys.stderr)
     print(obtained.message, file=sys.stderr)

@@ -18,7 +18,8 @@ from .plain import plain_run
 from .synthetic import GAMMA, KnownDrafter, Shape, counting_target, random_drafter
 
 SYNTHETIC_HEAD = (
-    f"bits  plain ms  round ms ({GAMMA + 1} rows)  tokens/round  speed-up  kernels, attention"
+    f"bits  plain ms  round ms ({GAMMA + 1} rows)  tokens/round  speed-up  "
+    "kernels, attention, forwards"
 )
 """Head of the table of rows."""
 
@@ -37,6 +38,7 @@ class SyntheticRow:
         tokens: mean tokens of a round.
         kernels: shapes of matrices that kernels of this package compute, and all shapes.
         attention: whether attention is by a kernel of this package too.
+        compiled: whether verify forwards are compiled.
     """
 
     bits: int
@@ -45,6 +47,7 @@ class SyntheticRow:
     tokens: float
     kernels: tuple[int, int]
     attention: bool
+    compiled: bool
 
     @property
     def speedup(self) -> float:
@@ -57,7 +60,8 @@ class SyntheticRow:
         used = f"{self.kernels[0]} of {self.kernels[1]} shapes"
         return (
             f"{bits:>4}{self.plain_ms:10.2f}{self.round_ms:18.2f}{self.tokens:14.2f}"
-            f"{self.speedup:9.2f}x  {used}, {'own' if self.attention else 'MLX'}"
+            f"{self.speedup:9.2f}x  {used}, {'own' if self.attention else 'MLX'}, "
+            f"{'compiled' if self.compiled else 'built'}"
         )
 
 
@@ -104,7 +108,7 @@ def measure(
     target.drop_kernels()
     target.close()
     median = statistics.median
-    about = statistics.mean(per_round), (used, shapes), attention
+    about = statistics.mean(per_round), (used, shapes), attention, target.compiled is not None
     return SyntheticRow(bits, median(plain_ms), median(round_ms), *about)
 
 

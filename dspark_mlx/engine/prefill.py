@@ -16,6 +16,8 @@ from .faults import refuse_faults
 from .group import Solo
 from .verify import commit, start_verify
 
+_LONG_CHUNK = 256
+
 
 class Prefill:
     """Reads a new request's prompt, a chunk at a time, so that others need not wait for all of it.
@@ -113,7 +115,10 @@ class Prefill:
             drafter.flush(context)
             mx.eval(context.arrays())
         mx.eval(cache_arrays(state.caches))
-        mx.clear_cache()
+        # What a long chunk needed would stay in MLX's cache. That of a short one is soon used
+        # again, and a GPU takes milliseconds to get memory anew.
+        if chunk.size >= _LONG_CHUNK:
+            mx.clear_cache()
 
     def _report(self, done: int) -> None:
         if self._progress:

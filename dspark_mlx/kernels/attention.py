@@ -32,6 +32,7 @@ class Heads:
         heads, kv_heads: heads of queries, and of keys and values.
         head_dim: width of a head.
         dtype: type of queries, keys, values and the result.
+        compiled: whether it is part of a compiled forward, where MLX is given a mask.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class Heads:
     kv_heads: int
     head_dim: int
     dtype: mx.Dtype
+    compiled: bool = False
 
     def random(self, keys: int) -> tuple[mx.array, mx.array, mx.array]:
         """Random queries, keys and values, the last two `keys` positions behind a longer store's
@@ -78,19 +80,22 @@ class AttentionKernel(Protocol):
         """Why this kernel cannot compute attention of this form; None if it can."""
         ...
 
-    def __call__(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        """Causal attention `[1, heads, rows, head_dim]`.
+    def __call__(
+        self, q: mx.array, k: mx.array, v: mx.array, scale: float, end: mx.array | None
+    ) -> mx.array:
+        """Causal attention `[batch, heads, rows, head_dim]`.
 
         Args:
-            q: queries `[1, heads, rows, head_dim]`, of any strides.
-            k, v: keys and values `[1, kv_heads, keys, head_dim]`, of any strides; the last `rows`
-                of them are those of the queries.
+            q: queries `[batch, heads, rows, head_dim]`, of any strides.
+            k, v: keys and values `[batch, kv_heads, keys, head_dim]`, of any strides.
             scale: factor of the scores.
+            end: how many of the keys count, int32 `[batch]`; None for all. The last `rows` of those
+                are the queries' own.
         """
         ...
 
 
-Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
+Attend = Callable[[mx.array, mx.array, mx.array, float, mx.array | None], mx.array]
 
 
 class ReplacedAttention:
@@ -166,15 +171,13 @@ def _with_global(call: FunctionType, function: Any) -> FunctionType:
 def _replacement(attend: Attend, takes: Callable[[Heads], bool], max_keys: int) -> Any:
     known: dict[tuple[int, ...], bool] = {}
 
-    def able(q: mx.array, k: mx.array, mask: Any, cache: Any) -> bool:
-        if not (isinstance(mask, str) and mask == "causal") or hasattr(cache, "bits"):
-            return False
+    def able(q: mx.array, k: mx.array, compiled: bool) -> bool:
         batch, heads, rows, width = q.shape
-        if batch != 1 or k.shape[2] > max_keys:
+        if k.shape[2] > max_keys or (batch > 1 and not compiled):
             return False
-        form = heads, rows, width, k.shape[1]
+        form = heads, rows, width, k.shape[1], compiled
         if form not in known:
-            known[form] = takes(Heads(rows, heads, k.shape[1], width, q.dtype))
+            known[form] = takes(Heads(rows, heads, k.shape[1], width, q.dtype, compiled))
         return known[form]
 
     def attention(
@@ -186,8 +189,12 @@ def _replacement(attend: Attend, takes: Callable[[Heads], bool], max_keys: int) 
         mask: Any,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        if sinks is None and able(queries, keys, mask, cache):
-            return attend(queries, keys, values, scale)
+        # A compiled forward's cache has a mask in place of the word, and more keys than count.
+        end = getattr(cache, "end", None)
+        causal = mask is cache.causal if end is not None else isinstance(mask, str)
+        plain = sinks is None and not hasattr(cache, "bits")
+        if causal and plain and able(queries, keys, end is not None):
+            return attend(queries, keys, values, scale, end)
         result: mx.array = scaled_dot_product_attention(
             queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
         )
@@ -209,7 +216,7 @@ def attention_forms(network: nn.Module, run: Callable[[], object]) -> set[Heads]
         found.add(heads)
         return False
 
-    applied = AppliedAttention(network, lambda q, k, v, scale: q, note, 1 << 62)
+    applied = AppliedAttention(network, lambda q, k, v, scale, end: q, note, 1 << 62)
     try:
         run()
     finally:
@@ -218,20 +225,30 @@ def attention_forms(network: nn.Module, run: Callable[[], object]) -> set[Heads]
 
 
 def why_attention_wrong(kernel: AttentionKernel, heads: Heads) -> str | None:
-    """What is wrong with a kernel's numbers over random keys; None where nothing is."""
+    """What is wrong with a kernel's numbers over random keys; None where nothing is.
+
+    Over keys that all count, and over two requests' at once of which some do.
+    """
     scale = heads.head_dim**-0.5
     for more in _KEYS:
         keys = min(heads.rows + more, kernel.max_keys)
-        q, k, v = heads.random(keys)
-        right = _row_by_row(q.astype(mx.float32), k.astype(mx.float32), v.astype(mx.float32), scale)
-        got = kernel(q, k, v, scale)
-        if got.shape != q.shape or got.dtype != q.dtype:
-            return f"gives {got.dtype} {list(got.shape)}"
-        error = largest(got.astype(mx.float32) - right)
-        own = largest(_row_by_row(q, k, v, scale).astype(mx.float32) - right)
-        limit = own + ROUNDING[q.dtype] * largest(right)
-        if not error <= limit:  # NaN is not
-            return f"is off by {error:.3g} where {limit:.3g} is allowed, over {keys} keys"
+        ends = [keys, heads.rows + (keys - heads.rows) // 2]
+        (q, k, v), other = (heads.random(keys) for _ in ends)
+        both = [mx.concatenate([a, b]) for a, b in zip((q, k, v), other, strict=True)]
+        alone = kernel(q, k, v, scale, None)
+        together = kernel(both[0], both[1], both[2], scale, mx.array(ends, mx.int32))
+        end = ends[1]
+        parts = [(q, k, v), (q, k, v), (other[0], other[1][:, :, :end], other[2][:, :, :end])]
+        for y, part in zip((alone, together[:1], together[1:]), parts, strict=True):
+            if y.shape != q.shape or y.dtype != q.dtype:
+                return f"gives {y.dtype} {list(y.shape)}"
+            a, b, c = (array.astype(mx.float32) for array in part)
+            right = _row_by_row(a, b, c, scale)
+            error = largest(y.astype(mx.float32) - right)
+            own = largest(_row_by_row(*part, scale).astype(mx.float32) - right)
+            limit = own + ROUNDING[q.dtype] * largest(right)
+            if not error <= limit:  # NaN is not
+                return f"is off by {error:.3g} where {limit:.3g} is allowed, over {keys} keys"
     return None
 
 

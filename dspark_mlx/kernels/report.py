@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .decision import Decision
@@ -30,6 +31,18 @@ def race_table(decision: Decision) -> str:
     if (found := decision.together) is not None:
         lines.append(f"matrices of the same rows: {found.winner}: {found.reason}")
     return "\n".join(lines)
+
+
+def forwards_table(found: Mapping[str, Verdict]) -> str:
+    """The races of compiled forwards as text, a line each."""
+    lines = ["compiled verify forwards, raced against those that Python builds on this device"]
+    lines += [f"{what}: {verdict.winner}: {verdict.reason}" for what, verdict in found.items()]
+    return "\n".join(lines)
+
+
+def forwards_report(found: Mapping[str, Verdict]) -> dict[str, Any]:
+    """The races of compiled forwards as JSON's values."""
+    return {what: _values(verdict) for what, verdict in found.items()}
 
 
 def _times(verdict: Verdict) -> tuple[str, str]:

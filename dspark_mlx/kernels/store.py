@@ -9,12 +9,17 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from ..errors import InputError
 from ..system.files import cache_folder, check_format, read_json, write_json
 from ..system.system_errors import writing
+from ..version import __version__
 from .base import Kernel, Product
 
 STOCK = "stock"
@@ -100,6 +105,20 @@ class Where:
             attention: the kernel of attention that is in use; "" where there is none.
         """
         return self._key([sorted(map(str, products)), _texts(kernels), attention, "together"])
+
+    def compiled_key(self, network: nn.Module, form: str, beside: Sequence[str]) -> str:
+        """Key of a race of compiled forwards.
+
+        Args:
+            network: the network.
+            form: the forward's form.
+            beside: what of this package is in use in it.
+        """
+        arrays = tree_flatten(network.parameters())
+        shapes = [[name, list(array.shape), str(array.dtype)] for name, array in arrays]
+        # Whether the network's own code can be compiled, and agrees, is part of what was found.
+        code = [type(network).__module__, version("mlx-lm"), __version__]
+        return self._key([code, shapes, form, list(beside), "compiled"])
 
     def _key(self, parts: Any) -> str:
         text = json.dumps([asdict(self), parts])

@@ -39,6 +39,7 @@ from ..targets.given import GivenTarget, given_target
 from ..targets.network import refusing
 from ..targets.self_check import check_rollback
 from ..targets.tap_check import check_taps, probe_logits
+from .compiled import compile_forwards
 from .drafter import attached, built, chosen_drafter
 from .kept_prompts import keeping_prompts
 from .kernels import apply_kernels
@@ -68,6 +69,7 @@ def load(
     kernels: bool = False,
     machines: Machines | None = None,
     exact: bool = False,
+    compiled: bool = True,
 ) -> Decoder:
     """Load a target with its drafter.
 
@@ -105,6 +107,8 @@ def load(
         exact: whether greedy output has the bits of plain decoding. Verify forwards compute row by
             row what MLX computes otherwise for several rows, which costs about a plain step a row
             where no exact kernel stands in; requests run one at a time. Not beside `kernels`.
+        compiled: whether verify forwards are compiled where that has won here, see
+            `targets.compiled`; the first load of a target on a GPU races them, which takes seconds.
 
     Raises:
         InputError: a file, a pair or a setting cannot be used, or rows of an exact target have
@@ -116,6 +120,7 @@ def load(
     check_scheduler(scheduler)
     check_flag("kernels", kernels)
     check_flag("exact", exact)
+    check_flag("compiled", compiled)
     if machines is not None and not isinstance(machines, Machines):
         raise InputError("machines", shown(machines), "Machines, made of a group")
     if exact and kernels:
@@ -156,6 +161,8 @@ def load(
     if exact:
         with refusing(opened.folder):
             make_exact(decoder.engine.target, max(gamma + 1, WIDEST))
+    if compiled:
+        compile_forwards(decoder.engine.target, decoder.max_length)
     decoder = copying(decoder) if copies else scheduled(decoder, scheduler)
     return keeping_prompts(decoder, budget(None) if max_bytes is None else max_bytes, kept_in)
 

@@ -103,9 +103,7 @@ def measure_profile(
                 points = session.batches(BATCHES, widths)
                 # Batches get a third of the time left: the longer contexts matter more.
                 third = perf_counter() + (until - perf_counter()) / 3
-                # Taps expect a single request, and the measurement does not read them.
-                with engine.target.untapped():
-                    several = take_turns(points, repeats, steps.next_phase(), until=third)
+                several = take_turns(points, repeats, steps.next_phase(), until=third)
         if perf_counter() < until:
             added = take_turns(session.sampling(), repeats, seconds=0.5, until=until)
     rounds = _added_by_rounds(engine, session, times[0], widths[-1] - _MORE_WIDTHS, max_length)
@@ -163,8 +161,7 @@ def quick_profile(
             more = {("verify", WIDEST): session.points([WIDEST])["verify", WIDEST]}
             times |= take_turns(more, repeats, seconds=QUICK_SECONDS / 4)
             if engine.drafter and (batches := session.batches((_QUICK_BATCH,), measured)):
-                with engine.target.untapped():
-                    several = take_turns(batches, repeats, seconds=QUICK_SECONDS / 4, least=1)
+                several = take_turns(batches, repeats, seconds=QUICK_SECONDS / 4, least=1)
     rounds = _added_by_rounds(engine, session, times, block, max_length)
     mx.clear_cache()
     widths = sorted({width for what, width in times if what == "verify"})

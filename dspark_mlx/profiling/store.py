@@ -109,8 +109,9 @@ class Pair:
         # On several machines a forward costs something else.
         own = self.given or is_spread(held.model)
         target = network_digest(held.model) if own else self.target
-        # Verify forwards of an exact target cost something else.
-        settings = held.cache_settings.key() | ({"exact": True} if held.exact else {})
+        # Verify forwards of an exact target cost something else, and compiled ones too.
+        ways = {"exact": held.exact, "compiled": held.compiled is not None}
+        settings = held.cache_settings.key() | {way: True for way, used in ways.items() if used}
         windows = drafter.config.attended if drafter else ()
         drafted = self.drafter, self.precision, gamma, size
         return fingerprint(target, *drafted, settings, self.adapter, windows)

@@ -16,7 +16,15 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache
 
-from ..caches import cache_arrays, is_recurrent, keep_rows, leaves, takes_out_newest_only
+from ..caches import (
+    cache_arrays,
+    is_recurrent,
+    keep_rows,
+    keep_rows_each,
+    leaves,
+    takes_out_newest_only,
+)
+from ..caches.batch import join
 from ..engine.state import Engine
 from ..sampling import Position, Sampler, greedy, likeliest
 from ..sampling.make import make_sampler
@@ -182,7 +190,8 @@ class Session:
             return {}
         points: dict[Point, Timed] = {}
         for requests in counts:
-            caches = self._copies(requests)
+            caches = join([self._caches] * requests)
+            mx.eval([array for cache in caches for array in cache.arrays()])
             for width in widths:
                 shape = (requests, width)
                 points[str(requests), width] = partial(self._verify_batch, shape, caches)
@@ -246,21 +255,14 @@ class Session:
         mx.async_eval(best)
         return best
 
-    def _copies(self, requests: int) -> list[Any]:
-        copies = self._engine.target.new_caches()
-        for copy, cache in zip(copies, self._caches, strict=True):
-            copy.keys = mx.repeat(cache.keys, requests, axis=0)
-            copy.values = mx.repeat(cache.values, requests, axis=0)
-            copy.offset = cache.offset
-        mx.eval(cache_arrays(copies))
-        return copies
-
     def _verify_batch(self, shape: tuple[int, int], caches: list[Any]) -> float:
+        requests, width = shape
         tokens = self._tokens(shape)
         started = perf_counter()
-        np.array(likeliest(self._engine.target.model(tokens, cache=caches)))
+        logits, _, _ = self._engine.target.verify(tokens, caches)
+        np.array(likeliest(logits))
         seconds = perf_counter() - started
-        keep_rows(caches, shape[1], 0)
+        keep_rows_each(caches, width, [0] * requests)
         return seconds
 
     def _tokens(self, shape: tuple[int, ...]) -> mx.array:

@@ -168,8 +168,9 @@ class SpeedProfile:
                 the wrong type, a shape contradicts the others, or a number is not a valid time.
         """
         values = check_format(where, data, FORMAT, FORMAT_VERSION)
-        # What an export adds for its readers: the races of kernels, which hold for that device.
-        values.pop("kernels", None)
+        # What an export adds for its readers: races, which hold for that device.
+        for races in ("kernels", "compiled"):
+            values.pop(races, None)
         names = {f.name for f in dataclasses.fields(cls) if f.init}
         if missing := sorted(names - set(values)):
             raise InputError(where, f"no {', '.join(missing)}", "every key of the format")

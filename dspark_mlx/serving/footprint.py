@@ -10,6 +10,7 @@ from mlx_lm.models.cache import KVCache
 
 from ..caches import bytes_at
 from ..caches.batch_attention import ROOM
+from ..caches.slots import slots_for
 from ..engine.state import Engine
 
 _PROBED = 8
@@ -34,6 +35,7 @@ class Footprint:
     def __init__(self, engine: Engine, config: Mapping[str, Any]) -> None:
         target, drafter = engine.target, engine.drafter
         tokens = mx.zeros((_PROBED,), mx.int32)
+        self._target = target
         self._settings = settings = target.cache_settings
         self._context = drafter.new_context([0]) if drafter is not None else None
         with target.turns:
@@ -65,6 +67,8 @@ class Footprint:
             rows: of the widest forward.
         """
         context = self._context.bytes_at(tokens, rows) if self._context is not None else 0
+        if self._target.compiled:
+            tokens = slots_for(tokens)
         if self._quantized is None:
             return bytes_at(self._caches, tokens, rows) + context
         # A chunk that crosses the switch is written as it is.

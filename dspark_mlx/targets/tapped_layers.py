@@ -47,6 +47,7 @@ class TappedLayers:
     Attributes:
         mixers: the model's recurrent modules, which are attached with the taps.
         recorded: the last forward's output of each tap.
+        version: changes with what is attached; putting the same back does not change it.
 
     Raises:
         InputError: the layers are tapped already, or cannot be.
@@ -58,6 +59,7 @@ class TappedLayers:
         self._taps = set(taps)
         self._changed: list[tuple[nn.Module, type, type]] = []
         self.recorded: dict[int, mx.array] = {}
+        self.version = 0
         self.mixers = Mixers(model)
         self._attach()
 
@@ -67,6 +69,7 @@ class TappedLayers:
 
     def attach_anew(self, change: Callable[[], None]) -> None:
         """Make a change to what is attached, or under it."""
+        self.version += 1
         self.detach()
         self._changed.clear()
         change()

@@ -87,6 +87,13 @@ def add_model_flags(parser: argparse.ArgumentParser, scheduler: str = "auto") ->
         "bench --synthetic do)",
     )
     parser.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether verify forwards are compiled where that is quicker on this GPU, which the "
+        "first load finds out in seconds (default: yes)",
+    )
+    parser.add_argument(
         "--distributed",
         action="store_true",
         help="spread the experts of a DeepSeek V4 target over the machines that mlx.launch started",
@@ -209,6 +216,7 @@ def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
         kernels=bool(args.kernels),
         machines=machines,
         exact=args.exact,
+        compiled=args.compiled,
     )
     if advises:
         advise(decoder)

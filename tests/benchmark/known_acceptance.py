@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from time import perf_counter
@@ -25,13 +24,14 @@ from dspark_mlx.benchmark.synthetic import (
     GAMMA,
     SHAPES,
     KnownDrafter,
-    Shape,
     counting_target,
     random_drafter,
 )
 from dspark_mlx.drafters.base import Drafter
 from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.state import Engine
+from dspark_mlx.load.compiled import compile_forwards
+from dspark_mlx.load.kernels import apply_kernels
 from dspark_mlx.profiling.measure import quick_profile
 from dspark_mlx.replay.simulate import ReplayText, replay, total
 from dspark_mlx.sampling.make import make_sampler
@@ -109,14 +109,19 @@ def decode(engine: Engine, tokens: int) -> tuple[float, list[Round]]:
     return seconds, made
 
 
-def measure(
-    shape: Shape, bits: int, tokens: int, count: int, sides: Sequence[str], heads: Sequence[str]
-) -> None:
-    """Print what the schedulers of `sides` reach with the drafters of `heads`, and the profile."""
+def measure(bits: int, arguments: argparse.Namespace) -> None:
+    """Print what the schedulers reach with each drafter, and the profile; arguments of `main`."""
+    shape = SHAPES["tiny" if arguments.tiny else "qwen3-4b"]
+    tokens, count, sides = arguments.tokens, arguments.texts, arguments.sides
     target = counting_target(shape, bits)
+    if arguments.kernels:
+        apply_kernels(target, GAMMA + 1)
+    if arguments.compiled:
+        compile_forwards(target)
+        print({what: found.reason for what, found in target.compiled_races.items()}, flush=True)
     inner = random_drafter(target, shape)
     plain = Engine(target, None, FullScheduler())
-    for head in heads:
+    for head in arguments.heads:
         drafter = TextDrafter(inner, HEADS[head], head == "good", tokens)
         full = Engine(target, drafter, FullScheduler())
         profile = quick_profile(full, "known acceptance", "")
@@ -184,18 +189,13 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=8)
     parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
     parser.add_argument("--heads", nargs="+", default=tuple(HEADS), choices=tuple(HEADS))
+    add = parser.add_argument
+    add("--kernels", action="store_true", help="race the package's kernels first")
+    add("--compiled", action=argparse.BooleanOptionalAction, default=True, help="race them")
     arguments = parser.parse_args()
     print(mx.default_device(), version("mlx"), flush=True)
     for bits in arguments.bits:
-        shape = SHAPES["tiny" if arguments.tiny else "qwen3-4b"]
-        measure(
-            shape,
-            bits,
-            arguments.tokens,
-            arguments.texts,
-            arguments.sides,
-            arguments.heads,
-        )
+        measure(bits, arguments)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,18 @@ from importlib.metadata import version
 import mlx.core as mx
 from benchmark.batch_throughput import HEADER, compare, print_rounds, together
 
-from dspark_mlx.benchmark.synthetic import SHAPES, KnownDrafter, counting_target, random_drafter
+from dspark_mlx.benchmark.synthetic import (
+    GAMMA,
+    SHAPES,
+    KnownDrafter,
+    counting_target,
+    random_drafter,
+)
 from dspark_mlx.drafters.base import DrafterContext
 from dspark_mlx.drafters.batch import BatchingDrafter, ContextBatch, Wanted
 from dspark_mlx.engine.state import Engine
+from dspark_mlx.load.compiled import compile_forwards
+from dspark_mlx.load.kernels import apply_kernels
 from dspark_mlx.profiling.measure import quick_profile
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
@@ -73,10 +81,18 @@ def main() -> None:
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--max-tokens", type=int, default=192)
     parser.add_argument("--repeats", type=int, default=2)
+    add = parser.add_argument
+    add("--kernels", action="store_true", help="race the package's kernels first")
+    add("--compiled", action=argparse.BooleanOptionalAction, default=True, help="race them")
     arguments = parser.parse_args()
     print(mx.default_device(), version("mlx"), flush=True)
     shape = SHAPES["tiny" if arguments.tiny else "qwen3-4b"]
     target = counting_target(shape, arguments.bits)
+    if arguments.kernels:
+        apply_kernels(target, GAMMA + 1)
+    if arguments.compiled:
+        compile_forwards(target)
+        print({what: found.reason for what, found in target.compiled_races.items()}, flush=True)
     drafter = BatchingKnownDrafter(random_drafter(target, shape), arguments.acceptance)
     engine = Engine(target, drafter, FullScheduler())
     profile = quick_profile(engine, "known acceptance", "")

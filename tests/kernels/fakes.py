@@ -107,10 +107,16 @@ class FakeAttention:
     def why_not(self, heads: Heads) -> str | None:
         return None if heads.rows > 2 else f"{heads.rows} rows"
 
-    def __call__(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    def __call__(
+        self, q: mx.array, k: mx.array, v: mx.array, scale: float, end: mx.array | None
+    ) -> mx.array:
         self.act(q, k)
         CLOCK.now -= self.gain
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+        mask: str | mx.array = "causal"
+        if end is not None:
+            rows = end[:, None] - q.shape[2] + mx.arange(q.shape[2])
+            mask = mx.arange(k.shape[2]) <= rows[:, None, :, None]
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
         return y * (1 + self.off)
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from dspark_mlx.kernels.base import Product
 from dspark_mlx.kernels.decision import Decision, Race
-from dspark_mlx.kernels.report import race_report, race_table
+from dspark_mlx.kernels.report import forwards_report, forwards_table, race_report, race_table
 from dspark_mlx.kernels.store import Verdict
 
 PRODUCT = Product(8, 4096, 2560, 4, 64, mx.bfloat16)
@@ -30,3 +30,12 @@ def test_the_report_is_json_with_all_that_a_race_depends_on():
     assert race["milliseconds"] == {"stock": 0.5, "quick": 0.25}
     assert race["refused"] == {"bad": "SIGSEGV"} and "bfloat16" in race["dtype"]
     assert report["forwards"]["8"]["winner"] == "stock"
+
+
+def test_races_of_compiled_forwards():
+    found = {
+        "8 rows": Verdict("compiled", "1.30x MLX's speed", {"stock": 2.6, "compiled": 2.0}, {})
+    }
+    assert forwards_table(found).endswith("8 rows: compiled: 1.30x MLX's speed")
+    report = json.loads(json.dumps(forwards_report(found)))
+    assert report["8 rows"]["milliseconds"] == {"stock": 2.6, "compiled": 2.0}

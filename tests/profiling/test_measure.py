@@ -17,6 +17,7 @@ from dspark_mlx.caches import new_caches
 from dspark_mlx.decoder import Decoder
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError
+from dspark_mlx.kernels.store import Verdict
 from dspark_mlx.load.scheduled import scheduled
 from dspark_mlx.profiling import staleness
 from dspark_mlx.profiling import store as profile_store
@@ -393,6 +394,27 @@ def test_the_command_measures_then_finds(tiny_pair, quick, monkeypatch, capsys, 
     assert "Imported" in capsys.readouterr().err
     assert command.main(["--remeasure"]) == 0
     assert len(quick) == 2
+
+
+def test_the_command_shows_what_was_raced(tiny_pair, quick, monkeypatch, capsys, tmp_path):
+    """Races that are known to nobody; an export that cannot be imported because it has them."""
+    target = tiny_pair.engine.target
+    found = {"8 rows": Verdict("stock", "TypeError: no graph", {}, {})}
+    monkeypatch.setattr(target, "compiled_races", found)
+    monkeypatch.setattr(command, "_pair", lambda args: tiny_pair)
+    export = tmp_path / "p.json"
+    assert command.main(["--export", str(export)]) == 0
+    assert "8 rows: stock: TypeError: no graph" in capsys.readouterr().out
+    assert json.loads(export.read_text())["compiled"]["8 rows"]["winner"] == "stock"
+    assert command.main(["--json", "--import", str(export)]) == 0
+    assert json.loads(capsys.readouterr().out)["compiled"]["8 rows"]["winner"] == "stock"
+
+
+def test_a_compiled_targets_profile_is_its_own(tiny_pair, monkeypatch):
+    """Widths chosen by what forwards cost that Python builds."""
+    built = dataclasses.replace(tiny_pair).key()
+    monkeypatch.setattr(tiny_pair.engine.target, "compiled", object())
+    assert dataclasses.replace(tiny_pair).key() != built
 
 
 def test_forget_removes_this_pairs_profile(tiny_pair, quick, monkeypatch, capsys):

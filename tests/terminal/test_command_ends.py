@@ -168,7 +168,11 @@ def test_an_error_under_a_bar_has_a_line_of_its_own():
         (bench, ["--repeats", "x"], "--repeats: found 'x'; expected a whole number."),
         (generate, ["--max-tokens"], "--max-tokens/-m: found no value; expected one argument."),
         (generate, ["--exact", "--tem=x"], "--temp: found 'x'; expected a number."),
-        (profile, ["--no"], "found --no; expected one of --no-drafter, --no-kernels."),
+        (
+            profile,
+            ["--no"],
+            "found --no; expected one of --no-drafter, --no-kernels, --no-compiled.",
+        ),
         (chat, ["--never"], "found --never; expected the arguments that --help shows."),
         (server, ["--port", "x"], "--port: found 'x'; expected a port, 0 to 65535."),
         (server, ["--port", "70000"], "--port: found '70000'; expected a port, 0 to 65535."),

@@ -1,15 +1,16 @@
 """Causal attention of 4 to 16 rows over a short context on NVIDIA GPUs, in one launch.
 
-MLX computes it of up to 3 rows in one launch, and of more in about ten: products, mask, softmax and
-copies. A block of this kernel computes one row of one head. Its warps share out the keys, each with
-a running maximum and sum (online softmax), and are put together at the end. Every row reads all
-keys again, from the GPU's cache, which pays while they are few.
+MLX computes it of up to 3 rows in one launch, and of more, or under the mask of a compiled forward,
+in about ten: products, mask, softmax and copies. A block of this kernel computes one row of one
+head. Its warps share out the keys, each with a running maximum and sum (online softmax), and are
+put together at the end. Every row reads all keys again, from the GPU's cache, which pays while they
+are few.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -24,11 +25,12 @@ _WARPS = 16
 
 SOURCE = """\
 constexpr int V = D / 32;
-const int L = q_shape[2], n = k_shape[2], group = q_shape[1] / k_shape[1];
-const int head = blockIdx.x, row = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-const T* query = q + head * q_strides[1] + row * q_strides[2] + lane * V;
-const T* key = k + head / group * k_strides[1] + lane * V;
-const T* value = v + head / group * v_strides[1] + lane * V;
+const int L = q_shape[2], group = q_shape[1] / k_shape[1];
+const int head = blockIdx.x, row = blockIdx.y, text = blockIdx.z, n = end[text];
+const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+const T* query = q + text * q_strides[0] + head * q_strides[1] + row * q_strides[2] + lane * V;
+const T* key = k + text * k_strides[0] + head / group * k_strides[1] + lane * V;
+const T* value = v + text * v_strides[0] + head / group * v_strides[1] + lane * V;
 float a[V], o[V] = {}, top = -1e30f, total = 0;
 for (int i = 0; i < V; i++) a[i] = scale[0] * 1.44269504f * float(query[i]);
 for (int at = warp; at < n - L + row + 1; at += WARPS) {
@@ -54,7 +56,7 @@ if (threadIdx.x < D) {
     sum += totals[w] * part;
     result += parts[w][threadIdx.x] * part;
   }
-  out[(row * q_shape[1] + head) * D + threadIdx.x] = T(result / sum);
+  out[((text * L + row) * q_shape[1] + head) * D + threadIdx.x] = T(result / sum);
 }
 """
 
@@ -71,7 +73,7 @@ class FewRowsAttention:
         """Why it cannot compute attention of this form; None if it can."""
         if heads.head_dim not in HEAD_DIMS or heads.dtype not in DTYPES:
             return f"heads of {heads.head_dim} in {heads.dtype}"
-        if not MIN_ROWS <= heads.rows <= MAX_ROWS:
+        if not (1 if heads.compiled else MIN_ROWS) <= heads.rows <= MAX_ROWS:
             return f"{heads.rows} rows"
         return None
 
@@ -80,15 +82,17 @@ class FewRowsAttention:
         """The longest context that it serves, the rows included."""
         return MAX_KEYS
 
-    def __call__(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    def __call__(
+        self, q: mx.array, k: mx.array, v: mx.array, scale: float, end: mx.array | None = None
+    ) -> mx.array:
         """The attention; see `attention.AttentionKernel`."""
-        _, heads, rows, width = q.shape
+        batch, heads, rows, width = q.shape
         (y,) = _compiled()(
-            inputs=[q, k, v, _scale(scale)],
+            inputs=[q, k, v, _scale(scale), _counts(k.shape[2], batch) if end is None else end],
             template=[("T", q.dtype), ("D", width), ("WARPS", _WARPS)],
-            grid=(heads * 32 * _WARPS, rows, 1),
+            grid=(heads * 32 * _WARPS, rows, batch),
             threadgroup=(32 * _WARPS, 1, 1),
-            output_shapes=[(1, rows, heads, width)],
+            output_shapes=[(batch, rows, heads, width)],
             output_dtypes=[q.dtype],
         )
         # A model puts the heads of a row side by side next, which costs nothing so.
@@ -100,11 +104,16 @@ def _scale(scale: float) -> mx.array:
     return mx.array([scale], mx.float32)
 
 
+@lru_cache(maxsize=64)
+def _counts(keys: int, batch: int) -> mx.array:
+    return mx.array([keys] * batch, mx.int32)
+
+
 @cache
 def _compiled() -> Any:
     return mx.fast.cuda_kernel(
         name="few_rows_attention",
-        input_names=["q", "k", "v", "scale"],
+        input_names=["q", "k", "v", "scale", "end"],
         output_names=["out"],
         source=SOURCE,
         ensure_row_contiguous=False,
