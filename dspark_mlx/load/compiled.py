@@ -119,13 +119,14 @@ class _Sharing:
     Args:
         target: the target, whose forwards are compiled.
         shared: its kernels with the matrices that share launches.
+        forwards: hold the graphs of them, which are made once.
     """
 
-    def __init__(self, target: Target, shared: Decision) -> None:
+    def __init__(self, target: Target, shared: Decision, forwards: CompiledForwards) -> None:
         assert target.kernels is not None and target.compiled is not None
         self._target = target
         self._before = target.kernels, target.compiled
-        self._use(shared, target.compiled.anew(target.version))
+        self._use(shared, forwards)
 
     def close(self) -> None:
         """See the class."""
@@ -170,7 +171,7 @@ class _Racing:
         If they win, they are in use.
         """
         target, decision = self._target, self._target.kernels
-        if decision is None or decision.together is None:
+        if decision is None or decision.together is None or target.compiled is None:
             return None
         # Times say that nothing but speed was against it.
         if decision.siblings or not decision.together.times:
@@ -179,7 +180,9 @@ class _Racing:
             run = partial(target.model, _ids(target, _BLOCK)[None], cache=target.new_caches())
             siblings = find_siblings(target.model, _BLOCK, run, decision.chosen)
         shared = replace(decision, siblings=siblings)
-        verdict = self._race(Form(_BLOCK), TOGETHER, partial(_Sharing, target, shared))
+        forwards = target.compiled.anew(target.version)
+        sharing = partial(_Sharing, target, shared, forwards)
+        verdict = self._race(Form(_BLOCK), TOGETHER, sharing)
         if verdict.winner == TOGETHER:
             target.use_kernels(replace(shared, together=verdict))
         return verdict

@@ -251,6 +251,26 @@ def test_shared_launches_are_raced_again(gpu, saved, wins):
     target.close()
 
 
+def test_graphs_of_shared_launches_are_made_once(gpu, monkeypatch):
+    """A race whose one side makes its graph in every turn, and loses by that."""
+    made: list[tuple[int, int]] = []
+    own = CompiledForwards._compiled
+
+    def count(self: CompiledForwards, rows: int, slots: int):
+        made.append((rows, slots))
+        return own(self, rows, slots)
+
+    gpu(lambda *form: 100)
+    monkeypatch.setattr(CompiledForwards, "_compiled", count)
+    target = with_fakes(20.0, LOST)
+    compile_forwards(target)
+    assert target.compiled_races[TOGETHER].winner == TOGETHER
+    # By each race of forwards, and on both sides of that of shared launches.
+    assert len(made) == 6
+    target.drop_kernels()
+    target.close()
+
+
 @pytest.mark.parametrize("together", [None, Verdict(STOCK, "has other bits", {}, {})])
 def test_shared_launches_that_are_wrong_are_not_raced_again(gpu, together):
     gpu(lambda *form: 100)
