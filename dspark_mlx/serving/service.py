@@ -160,12 +160,12 @@ class Service:
 
     def _step(self, jobs: list[Job]) -> None:
         """Run a round of each request and deliver it, or the request's error."""
-        # An error that is no request's own is every reader's.
-        with ToReaders(jobs):
+        # An error that is no request's own is every reader's, also of those that are paused: they
+        # may have been to leave the batch.
+        with ToReaders(self._active):
             for job in jobs:
                 job.begin(self._together)
             ready = [job.request for job in jobs if job.request is not None]
-            # Those that are paused leave the batch, and can fail with it.
             owners = {job.request: job for job in self._active if job.request is not None}
             for request, done in self._together.step(ready):
                 if isinstance(done, Round):

@@ -259,7 +259,7 @@ def test_threads_may_use_the_times_together():
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        for _ in range(12):
+        for _ in range(6):
             times = BatchTimes(profile(row_ms=1.0), GAMMA)
 
             def learn(times=times) -> None:
