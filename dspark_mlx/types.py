@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -199,6 +199,15 @@ class Statistics:
     predicted_seconds: float = 0.0
     taken_seconds: float = 0.0
     cached_tokens: int = 0
+
+    def cut(self, tokens: int, accepted: int) -> Statistics:
+        """The totals of a text that ends before its last round does.
+
+        Args:
+            tokens: tokens of the text.
+            accepted: those of them that were drafted; other drafts count as rejected.
+        """
+        return replace(self, generation_tokens=tokens, accepted=accepted)
 
     @property
     def parked_share(self) -> float:

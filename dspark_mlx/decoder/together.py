@@ -52,7 +52,7 @@ def texts_of(
                 text = prepared[i].warned_text()
                 running[active.add(prepared[i].ids, **begun[i])] = i, text
             for one, round_ in active.step():
-                if isinstance(round_, Exception):
+                if isinstance(round_, BaseException):
                     raise round_
                 i, text = running[one]
                 memory[i].count(round_)

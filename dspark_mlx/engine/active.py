@@ -51,7 +51,7 @@ class ActiveRequest:
         return self.state.ended or self.state.error is not None
 
 
-Outcome: TypeAlias = tuple[ActiveRequest, Round | Exception]
+Outcome: TypeAlias = tuple[ActiveRequest, Round | BaseException]
 """What a step gives a request: its round, or what ended it."""
 
 
@@ -112,12 +112,12 @@ class ActiveRequests:
             return
         self._requests.remove(request)
         batch, state = self._batch, request.state
-        if batch is not None and state in batch.states:
-            others = [other for other in batch.states if other is not state]
-            if self._engine.kept is not None:
-                batch.leave(batch.states.index(state))
-            self._regroup(others)
-        request.resources.close()
+        with request.resources:
+            if batch is not None and state in batch.states:
+                others = [other for other in batch.states if other is not state]
+                if self._engine.kept is not None and state.error is None:
+                    batch.leave(batch.states.index(state))
+                self._regroup(others)
 
     def close(self) -> None:
         """Remove all requests."""
@@ -136,18 +136,20 @@ class ActiveRequests:
 
         Returns:
             Requests and their rounds; for a request that failed what was raised: `InputError` as
-            from `rounds.rounds`, or whatever its logits processors or its policy raised. It is for
-            the caller to `remove` requests that have `ended`.
+            from `rounds.rounds`, or whatever its logits processors or its policy raised. What the
+            round of several raised, as a device without memory does, ends all of them, those that
+            were to leave the batch included. It is for the caller to `remove` requests that have
+            `ended`.
         """
         going = [r for r in self._requests if not r.ended and (chosen is None or r in chosen)]
         running = [request for request in going if request.reading is None]
         done = self._read(going)
-        if len(running) > 1 and self._runs_together():
-            return done + self._run_together(running, len(going))
-        self._regroup([])
-        for request in running:
-            done += self._run_alone(request, more=len(going) == 1 or self._together is False)
-        return done
+        members = self._batch.states if self._batch else []
+        held = [r for r in self._requests if not r.ended and (r in running or r.state in members)]
+        with Isolated(*(request.state for request in held)):
+            return done + self._run(running, len(going))
+        self._batch = None  # its caches may be those of half a round
+        return done + [_outcome(request, None) for request in held]
 
     def _read(self, going: Sequence[ActiveRequest]) -> list[Outcome]:
         """Read prompts, those of the longest waiting requests first."""
@@ -168,6 +170,16 @@ class ActiveRequests:
                 request.reading = None
             if round_ or state.error:
                 done.append(_outcome(request, round_))
+        return done
+
+    def _run(self, running: Sequence[ActiveRequest], count: int) -> list[Outcome]:
+        """A round of each request; arguments as for `_run_together`."""
+        if len(running) > 1 and self._runs_together():
+            return self._run_together(running, count)
+        self._regroup([])
+        done: list[Outcome] = []
+        for request in running:
+            done += self._run_alone(request, more=count == 1 or self._together is False)
         return done
 
     def _run_alone(self, request: ActiveRequest, more: bool) -> list[Outcome]:
@@ -215,7 +227,11 @@ class ActiveRequests:
         staying = [i for i, state in enumerate(members) if state in wanted]
         if batch is not None:
             keeps = self._engine.kept is not None
-            going = [each.state for each in self._requests if keeps or not each.ended]
+            going = [
+                each.state
+                for each in self._requests
+                if each.state.error is None and (keeps or not each.ended)
+            ]
             for i, state in enumerate(members):
                 if state in going and state not in wanted:
                     batch.leave(i)

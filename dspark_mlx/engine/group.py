@@ -244,14 +244,16 @@ def _caches(engine: Engine, state: State) -> list[Any]:
 
 
 class Isolated:
-    """Keeps what a request's own code raises as the request's `error`; the others go on.
+    """Keeps what is raised as the `error` of some requests, which ends them; the others go on.
+
+    What is no `Exception`, such as Ctrl-C, ends them too and is raised.
 
     Args:
-        state: the request's.
+        states: of the requests that it concerns.
     """
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, *states: State) -> None:
+        self._states = states
 
     def __enter__(self) -> None: ...
 
@@ -261,7 +263,7 @@ class Isolated:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self._state.error = error
-        return True
+        if error is not None:
+            for state in self._states:
+                state.error = state.error or error
+        return isinstance(error, Exception)

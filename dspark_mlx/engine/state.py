@@ -150,7 +150,8 @@ class State:
         parked: number of plain steps before the policy is asked again.
         next_step: the next plain step, if it was started before the last one was read; else None.
         belief: how far its drafts are believed where a batch is scheduled as a whole; else None.
-        error: what the request's own code raised in a batch; it has no further rounds then.
+        error: what its own code raised, or a round that it was part of, whose rows may be in its
+            caches by half; it has no further rounds then, and nothing of it is kept.
         forward: the target's forward for this request; None for the model's own call.
         lookup: what may be copied; None where the policy or the request copies nothing.
         copy: the tokens that the next round proposes instead of a draft; empty without a copy.
@@ -173,7 +174,7 @@ class State:
     parked: int = 0
     next_step: VerifyForward | None = None
     belief: Belief | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
     forward: Forward | None = None
     lookup: Lookup | None = None
     copy: Sequence[int] = ()
@@ -238,7 +239,7 @@ class State:
         waits for garbage collection, holds this state.
         """
         next_step, self.next_step = self.next_step, None
-        if next_step is not None:
+        if next_step is not None and self.error is None:
             mx.eval([part.packed.array for part in next_step.judged if part])
         if self.learning:
             self.learning.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
 from typing import Protocol
 
 from ..text.answer_parts import AnswerParts, Parts
@@ -87,7 +86,7 @@ class TextStream:
         self._tally, self._strings = Tally(prompt_tokens), StopStrings(stop)
         self._max_tokens, self._stop_tokens = max_tokens, stop_tokens
         self._parts = parts
-        self._count = self._round = 0
+        self._count = self._accepted = self._round = 0
 
     def push(self, round_: Round) -> list[Chunk]:
         """The chunks of a round, one a token; the last one of the text has its finish reason."""
@@ -95,11 +94,13 @@ class TextStream:
         statistics = self._tally.statistics()
         chunks: list[Chunk] = []
         for position, token in enumerate(round_.tokens):
+            from_draft = position < round_.accepted
             self._count += 1
+            self._accepted += from_draft
             text, reason = self._text(token)
             if reason:
                 # A stop string can end before a round's last token; later tokens do not count.
-                statistics = replace(statistics, generation_tokens=self._count)
+                statistics = statistics.cut(self._count, self._accepted)
             parts = self._split(text, last=reason is not None)
             if reason == "stop" and self._parts is not None and self._parts.called:
                 reason = "tool_calls"
@@ -107,7 +108,7 @@ class TextStream:
                 Chunk(
                     text,
                     token,
-                    from_draft=position < round_.accepted,
+                    from_draft=from_draft,
                     round=self._round,
                     statistics=statistics,
                     finish_reason=reason,

@@ -16,6 +16,7 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 from ..calibration.by_temperature import Calibrations
 from ..types import Round
@@ -70,7 +71,7 @@ class BatchTimes:
     """What a round of several requests takes, in milliseconds.
 
     A speed profile says it at first; rounds correct it, since profiles know few numbers of
-    requests.
+    requests. Threads may use it together: each may decode requests of its own.
 
     Args:
         profile: the pair's.
@@ -83,6 +84,7 @@ class BatchTimes:
         self._batches = {n: row for n, row in profile.batches.items() if n > 1}
         self._ratios: dict[tuple[int, int], deque[float]] = {}
         self._used: set[tuple[int, int]] = set()
+        self._lock = Lock()
 
     def at(self, requests: int, width: int, context: int) -> float:
         """The time of a round whose forward has so many rows of each request.
@@ -92,25 +94,28 @@ class BatchTimes:
             width: rows of each; `PLAIN` for a plain step.
             context: their mean context.
         """
-        return self._base(requests, width, context) * self._ratio(requests, width)
+        with self._lock:
+            return self._base(requests, width, context) * self._ratio(requests, width)
 
     def learn(self, requests: int, width: int, context: int, milliseconds: float) -> None:
         """Count a round; arguments as for `at`. The first round of a kind may compile, and does not
         count."""
         kind = (requests, width)
-        if kind in self._used:
-            ratios = self._ratios.setdefault(kind, deque(maxlen=_NEWEST))
-            add_ratio(ratios, milliseconds / self._base(requests, width, context))
-        self._used.add(kind)
+        with self._lock:
+            if kind in self._used:
+                ratios = self._ratios.setdefault(kind, deque(maxlen=_NEWEST))
+                add_ratio(ratios, milliseconds / self._base(requests, width, context))
+            self._used.add(kind)
 
     def timed(self, requests: int, plain: bool) -> int:
         """How many rounds of about so many requests were timed, plain ones or of one width."""
-        counts = (
-            len(ratios)
-            for (n, width), ratios in self._ratios.items()
-            if (width == PLAIN) == plain and max(n, requests) <= _ABOUT * min(n, requests)
-        )
-        return max(counts, default=0)
+        with self._lock:
+            counts = (
+                len(ratios)
+                for (n, width), ratios in self._ratios.items()
+                if (width == PLAIN) == plain and max(n, requests) <= _ABOUT * min(n, requests)
+            )
+            return max(counts, default=0)
 
     def _ratio(self, requests: int, width: int) -> float:
         """How much longer rounds take than the profile says, of the rounds that are most alike.

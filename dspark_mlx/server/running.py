@@ -117,12 +117,16 @@ class Running:
 
     async def _one(self, index: int) -> AsyncIterator[Chunk]:
         handle = self._handles[index]
+        count = accepted = 0
         async for chunk in handle:
+            count += 1
+            accepted += chunk.from_draft
             if not self.last:
                 self._metrics.first_token(time.monotonic() - self._begun)
             if self.asked.one_call and chunk.tool_calls:
-                calls = chunk.tool_calls[:1]
-                chunk = replace(chunk, tool_calls=calls, finish_reason="tool_calls")
+                calls, cut = chunk.tool_calls[:1], chunk.statistics.cut(count, accepted)
+                reason = "tool_calls"
+                chunk = replace(chunk, tool_calls=calls, finish_reason=reason, statistics=cut)
             self.last[index] = chunk
             self.reasoning_tokens += bool(chunk.reasoning)
             yield chunk

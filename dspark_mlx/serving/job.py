@@ -85,9 +85,11 @@ class Job:
         self._free(active)
 
     def _free(self, active: ActiveRequests) -> None:
-        if self.request is not None:
-            active.remove(self.request)
-        self.memory.release()
+        try:
+            if self.request is not None:
+                active.remove(self.request)
+        finally:
+            self.memory.release()
 
 
 class ToReaders:

@@ -160,12 +160,14 @@ class Service:
 
     def _step(self, jobs: list[Job]) -> None:
         """Run a round of each request and deliver it, or the request's error."""
-        # An error that is no request's own is every reader's.
-        with ToReaders(jobs):
+        # An error that is no request's own is every reader's, also of those that are paused: they
+        # may have been to leave the batch.
+        with ToReaders(self._active):
             for job in jobs:
                 job.begin(self._together)
-            owners = {job.request: job for job in jobs if job.request is not None}
-            for request, done in self._together.step(owners):
+            ready = [job.request for job in jobs if job.request is not None]
+            owners = {job.request: job for job in self._active if job.request is not None}
+            for request, done in self._together.step(ready):
                 if isinstance(done, Round):
                     owners[request].deliver(done, self._together)
                 else:
@@ -184,7 +186,8 @@ class Service:
             self._active = [job for job in self._active if job not in gone]
             self._waiting = deque(job for job in self._waiting if job not in gone)
         for job in gone:
-            job.close(self._together)
+            with ToReaders([job]):
+                job.close(self._together)
         while (first := self._next()) is not None:
             # In order: a small request does not overtake one that waits for memory.
             with ToReaders([first]):
@@ -199,7 +202,8 @@ class Service:
                 if not ended:
                     self._active.append(first)
             if ended:
-                first.close(self._together)
+                with ToReaders([first]):
+                    first.close(self._together)
 
     def _next(self) -> Job | None:
         """The request that has waited longest, if there is a place for it."""

@@ -153,6 +153,9 @@ def test_totals():
     assert last.peak_memory > 0
     cut = run([["a"], ["b", "STOP", "d"]], ["STOP"])[-1]
     assert cut.generation_tokens == 3 and cut.prompt_tokens == 7
+    assert cut.statistics.accepted == 2
+    first = run([["a"], ["STOP", "c", "d"]], ["STOP"])[-1].statistics
+    assert (first.generation_tokens, first.scheduled, first.accepted) == (2, 4, 1)
 
 
 def test_one_token_has_no_rates():

@@ -20,6 +20,10 @@ SOME = (("full attention", True), ("sliding window", False), ("delta net and att
     ("list of states and keys", False), ("xpress", False), ("no drafter", True))  # fmt: skip
 
 
+class InterruptedByHand(BaseException):
+    """As Ctrl-C, which pytest would take for its own."""
+
+
 def together(
     engine: Engine,
     prompts: list[list[int]],
@@ -92,3 +96,42 @@ def test_what_a_cancelled_request_leaves_is_right(name, cancelled):
     assert tokens_of(alone) == tokens_of(run(cold(engine), more, 10))
     assert alone[0].cached_tokens >= len(prompts[-1])
     engine.target.close()
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, InterruptedByHand])
+@pytest.mark.parametrize("case", ["full attention", "delta net and attention"])
+def test_nothing_is_kept_of_half_a_round(case, raised, monkeypatch):
+    """Caches with rows that were not committed, which an assertion found when they were kept, or
+    nothing did; requests whose round was lost going on without its tokens."""
+    engine = engine_with(case)
+    active = ActiveRequests(engine)
+    sampler = make_sampler(Sampling(), engine.target.vocab_size)
+    added = [
+        active.add(prompt_of(6, seed=i), max_tokens=40, stop_tokens=(), sampler=sampler)
+        for i in range(3)
+    ]
+    while any(request.reading for request in added):
+        active.step()
+    active.step()
+    assert active._batch is not None and len(active._batch.states) == 3
+    verify = type(engine.target).verify
+
+    def fails(*args, **kwargs):
+        verify(*args, **kwargs)
+        raise raised
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(engine.target), "verify", fails)
+        if raised is RuntimeError:
+            # The third one leaves the batch in this step.
+            ends = {request: type(done) for request, done in active.step(added[:2])}
+            assert ends == dict.fromkeys(added, raised)
+        else:
+            with pytest.raises(raised):
+                active.step()
+    assert all(request.ended for request in added)
+    active.close()
+    assert engine.kept is not None and engine.kept.nbytes == 0
+    prompts, counts = [prompt_of(6, seed=i) for i in range(2)], [12, 9]
+    for prompt, count, one in zip(prompts, counts, together(engine, prompts, counts), strict=True):
+        assert tokens_of(one) == tokens_of(run(cold(engine), prompt, count))

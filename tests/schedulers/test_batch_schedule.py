@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -250,3 +252,25 @@ def test_schedulers_that_weigh_no_times_schedule_by_themselves():
         assert not weighs_times(make_scheduler(name))
     for name in ("prefix", "lagged", "auto"):
         assert weighs_times(make_scheduler(name, profile(1.0), CALIBRATION))
+
+
+def test_threads_may_use_the_times_together():
+    """Texts in one thread and submitted requests in another, which learn while the other reads."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(6):
+            times = BatchTimes(profile(row_ms=1.0), GAMMA)
+
+            def learn(times=times) -> None:
+                for i in range(1200):
+                    times.learn(2 + i // 2 % 40, i // 80 % 5, 64, 10.0 + i % 7)
+
+            with ThreadPoolExecutor(1) as pool:
+                learning = pool.submit(learn)
+                while not learning.done():
+                    assert times.timed(3, plain=True) >= 0 and times.at(3, 2, 64) > 0
+                learning.result()
+            assert times.timed(3, plain=True) > 0
+    finally:
+        sys.setswitchinterval(before)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from helpers.http_served import MESSAGES, TOOLS, WEATHER, client, events
-from helpers.served import TEXT
+from helpers.served import CALL, TEXT
 
 pytest.importorskip("starlette", reason="the extra server is not installed")
 pytest.importorskip("prometheus_client", reason="the extra server is not installed")
@@ -106,9 +106,14 @@ def test_a_streamed_chat_has_the_same_text(post):
 
 
 def test_tools_are_called(post):
-    """Calls as text; arguments that are no JSON; a call's id lost on the way back."""
+    """Calls as text; arguments that are no JSON; a call's id lost on the way back; tokens counted
+    that come behind the only call."""
     body = {"messages": MESSAGES, "tools": TOOLS, "parallel_tool_calls": False}
-    (choice,) = post(CHAT, body)["choices"]
+    answer = post(CHAT, body)
+    (choice,), usage = answer["choices"], answer["usage"]
+    assert usage["completion_tokens"] == len(("I look.", *CALL, "</tool_call>"))
+    accepted = usage["completion_tokens_details"]["accepted_prediction_tokens"]
+    assert 0 < accepted < usage["completion_tokens"]
     assert choice["finish_reason"] == "tool_calls"
     (call,) = choice["message"]["tool_calls"]
     assert call["function"]["name"] == "weather"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import threading
 import time
@@ -14,6 +15,8 @@ from helpers.served import BROKEN, TEXT, UNREADABLE, served_decoder
 
 from dspark_mlx import BusyError, ClosedError, InputError, Limits
 from dspark_mlx.engine.state import State
+from dspark_mlx.reuse.kept import KeptPrompts
+from dspark_mlx.targets.batch_check import runs_in_batches
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
@@ -303,6 +306,29 @@ def test_a_request_that_failed_is_let_go(decoder):
     assert held.error is caught.value and held.caches == [] and held.speculation is None
     del handle, caught, held
     assert states() == []
+
+
+def test_a_device_error_ends_its_requests_and_no_others(decoder, monkeypatch):
+    """An engine thread that ended for good, since what was left could not be kept."""
+    engine = dataclasses.replace(decoder.engine, kept=KeptPrompts(1 << 28))
+    assert runs_in_batches(engine.target)
+    verify, failing = type(engine.target).verify, True
+
+    def fails(target, tokens, *args):
+        made = verify(target, tokens, *args)
+        if failing and tokens.ndim == 2:
+            raise RuntimeError("no memory")
+        return made
+
+    monkeypatch.setattr(type(engine.target), "verify", fails)
+    with decoder.with_engine(engine, None) as keeping:
+        handles = [keeping.submit(MESSAGES) for _ in range(2)]
+        for handle in handles:
+            with pytest.raises(RuntimeError, match="no memory"):
+                handle.result(WAIT)
+        failing = False
+        later = [keeping.submit(MESSAGES) for _ in range(2)]
+        assert [handle.result(WAIT).content for handle in later] == [TEXT] * 2
 
 
 def test_what_cannot_be_used_is_refused_at_once(decoder):
