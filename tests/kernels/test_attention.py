@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -137,7 +138,7 @@ def test_the_kernel_is_right_against_float64(dtype: mx.Dtype):
 
 def test_products_and_attention_that_win_only_together_are_chosen():
     """A part whose gain is hidden by the other part, which is raced without it."""
-    network = counting_target(SHAPE, 8).model
+    network = counting_target(replace(SHAPE, layers=2, vocabulary=256), 8).model
     used: set[str] = set()
     kernel = Fake("products", inside=0.0, act=lambda *_: used.add("products"))
     attention = FakeAttention("attention", gain=0.0, act=lambda *_: used.add("attention"))
