@@ -1,4 +1,4 @@
-"""python -m dspark_mlx.convert drafter|target|check|export: converts checkpoints, checks pairs."""
+"""python -m dspark_mlx.convert drafter|target|check|estimate|export: converts and checks."""
 
 from __future__ import annotations
 

@@ -48,6 +48,8 @@ from .terminal.sampling_flags import (
 
 # Of the made-up drafter whose rounds show Python's cost.
 _LAYERS = 5
+# Of a synthetic pair, where the flags do not say.
+_BITS, _ACCEPTANCE = (16, 8, 4), 0.8
 
 
 def main(argv: list[str] | None) -> int:
@@ -67,6 +69,9 @@ def main(argv: list[str] | None) -> int:
     if args.synthetic:
         _synthetic(args)
         return 0
+    for flag, value in (("--bits", args.bits), ("--acceptance", args.acceptance)):
+        if value is not None:
+            raise InputError(flag, "no --synthetic beside it", "--synthetic too, or neither")
     prompts = read_prompts(args.prompts)
     for flag, value, least in (
         ("--repeats", args.repeats, 1),
@@ -125,11 +130,16 @@ def _parser() -> argparse.ArgumentParser:
         help="measure rounds of a random pair of this shape, whose text is known, beside mlx-lm's "
         "plain decoding",
     )
-    add("--bits", type=int, nargs="+", default=[16, 8, 4], choices=(4, 8, 16), help="16: bfloat16")
+    add(
+        "--bits",
+        type=int,
+        nargs="+",
+        choices=(4, 8, 16),
+        help="of the target's weights; 16 is bfloat16 (default: 16 8 4)",
+    )
     add(
         "--acceptance",
         type=float,
-        default=0.8,
         help="mean chance that a drafted token is right (default: 0.8)",
     )
     replay = parser.add_argument_group("replay, which needs no model")
@@ -167,7 +177,8 @@ def _synthetic(args: argparse.Namespace) -> None:
     Raises:
         InputError: --acceptance is no chance, or a text is not the one that is known.
     """
-    check_number("--acceptance", args.acceptance, lambda a: 0 < a < 1, "between 0 and 1")
+    acceptance = _ACCEPTANCE if args.acceptance is None else args.acceptance
+    check_number("--acceptance", acceptance, lambda a: 0 < a < 1, "between 0 and 1")
     shape = SHAPES[args.synthetic]
 
     def prepare(target: Target) -> None:
@@ -180,8 +191,8 @@ def _synthetic(args: argparse.Namespace) -> None:
     print(f"{args.synthetic} on {device_name()}, MLX {mx.__version__}")  # type: ignore[attr-defined]
     print(SYNTHETIC_HEAD)
     rows = []
-    for bits in args.bits:
-        rows.append(measure(shape, bits, args.acceptance, *sizes, prepare))
+    for bits in args.bits or _BITS:
+        rows.append(measure(shape, bits, acceptance, *sizes, prepare))
         print(rows[-1].line())
     print(json.dumps([asdict(row) | {"speedup": row.speedup} for row in rows]))
 

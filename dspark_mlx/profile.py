@@ -10,6 +10,7 @@ from typing import Any
 
 from . import plots
 from .errors import InputError
+from .kernels.guard import backend_here
 from .kernels.report import forwards_report, forwards_table, race_report, race_table
 from .plots import speed as speed_plot
 from .profiling.roofline import Rates, measured_rates, roofline_table
@@ -94,7 +95,8 @@ def _pair(args: argparse.Namespace) -> Pair:
     # Other schedulers could find or measure a profile themselves while the pair is loaded.
     args.scheduler = "full"
     # What kernels can do here is part of what is measured.
-    args.kernels = args.kernels is not False and not args.exact
+    if args.kernels is None:
+        args.kernels = backend_here() is not None and not args.exact
     decoder = flags.load_decoder(args, advises=not args.forget)
     return Pair.of(decoder)
 

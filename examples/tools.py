@@ -62,6 +62,8 @@ def turn(answer: dspark_mlx.Answer) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Ask, and run tools until there is an answer."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: python examples/tools.py TARGET [QUESTION]")
     target, question = sys.argv[1], " ".join(sys.argv[2:]) or "What time is it in Paris?"
     messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
     with dspark_mlx.load(target) as decoder:

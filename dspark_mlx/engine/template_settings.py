@@ -99,7 +99,7 @@ class TemplateSettings:
         if self.thinking is not None:
             if _THINKING in given:
                 found = f"{self.thinking}, and {_THINKING} in chat_template_kwargs"
-                raise InputError("thinking", found, "one of both")
+                raise InputError("thinking", found, "only one of the two")
             given[_THINKING] = bool(self.thinking)
         if self.tools is not None:
             given["tools"] = self._data("tools", self.tools, Sequence)

@@ -115,7 +115,8 @@ def load(
             other bits than plain steps; raised before any generation.
 
     Warns:
-        UserWarning: the target's family ignores `max_kv_size`, or a speed profile was not kept.
+        UserWarning: the target's family ignores `max_kv_size`, this device has no kernels, or a
+            speed profile was not kept.
     """
     check_scheduler(scheduler)
     check_flag("kernels", kernels)
@@ -124,7 +125,7 @@ def load(
     if machines is not None and not isinstance(machines, Machines):
         raise InputError("machines", shown(machines), "Machines, made of a group")
     if exact and kernels:
-        raise InputError("exact", "kernels too", "one of both: kernels round otherwise")
+        raise InputError("exact", "kernels too", "only one of the two: kernels round otherwise")
     if drafter is True:
         raise InputError("drafter", "True", "a folder, a Hub id, None or False")
     asked = given_target(model) if isinstance(model, tuple) else model
@@ -156,8 +157,9 @@ def load(
         check_pair(stored.config, stored.folder, decoder.engine.target, opened.folder)
         decoder = attached(decoder, stored, draft_vocabulary)
     gamma = stored.config.gamma if stored else 0
-    if kernels:
-        apply_kernels(decoder.engine.target, gamma + 1 if gamma else WIDEST)
+    if kernels and not apply_kernels(decoder.engine.target, gamma + 1 if gamma else WIDEST):
+        message = "kernels do nothing on this device: all there are for GPUs"
+        warnings.warn(message, stacklevel=2)
     if exact:
         with refusing(opened.folder):
             make_exact(decoder.engine.target, max(gamma + 1, WIDEST))

@@ -29,7 +29,7 @@ def new_figure(width: float = 7.0, height: float = 4.5, columns: int = 1) -> tup
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        hint = 'Install it: pip install "dspark-mlx-lm[plot]".'
+        hint = 'Install it: pip install ".[plot]", in a clone of the project.'
         raise InputError("plot", "no matplotlib", "matplotlib", hint) from error
     # Figure is used without pyplot, so that nothing global changes and no display is needed.
     figure = Figure(figsize=(width, height), layout="constrained")

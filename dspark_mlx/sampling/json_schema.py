@@ -50,7 +50,7 @@ class Grammar:
         try:
             import llguidance
         except ImportError as error:
-            hint = 'pip install "dspark-mlx-lm[grammar]"'
+            hint = 'pip install ".[grammar]", in a clone of the project'
             raise InputError(where, "no llguidance", "this package", hint) from error
         if not stop_tokens:
             raise InputError(where, "a target without end tokens", "end tokens")

@@ -38,7 +38,7 @@ def _serve(args: argparse.Namespace) -> int:
         from .listening import Server, listener
         from .options import Options
     except ImportError as error:
-        hint = 'pip install "dspark-mlx-lm[server]"'
+        hint = 'pip install ".[server]", in a clone of the project'
         raise InputError("server", f"no {error.name}", "this package", hint) from error
     api_key = _api_key(args)
     limits = Limits(args.decode_concurrency, args.queue_size)

@@ -118,7 +118,7 @@ class Generation:
         """
         tools = [tool for tool in asked.tools or () if tool["function"]["name"] in asked.must_call]
         if asked.schema is not None and tools:
-            raise InputError("tool_choice", "a forced call and a schema", "one of both")
+            raise InputError("tool_choice", "a forced call and a schema", "only one of the two")
         key = json.dumps([asked.schema, tools])
         made = self._grammars.pop(key, None)
         if made is None and asked.schema is not None:

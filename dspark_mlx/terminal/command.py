@@ -37,7 +37,7 @@ _ARGPARSE = (
     (r"invalid choice: (.+) \(choose from (.*)\)", r"\1", r"one of \2"),
     (r"expected (.*)", "no value", r"\1"),
     (r"ambiguous option: (\S+) could match (.*)", r"\1", r"one of \2"),
-    (r"not allowed with argument (.*)", r"\1 beside it", "one of both"),
+    (r"not allowed with argument (.*)", r"\1 beside it", "only one of the two"),
 )
 _STREAM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 

@@ -79,7 +79,7 @@ def check_installed(where: object) -> None:
         InputError: it says how to install it.
     """
     if find_spec("mlx_vlm") is None:
-        hint = 'pip install "dspark-mlx-lm[vision]"'
+        hint = 'pip install ".[vision]", in a clone of the project'
         raise InputError(where, "an image, and no mlx-vlm", "this package, to read images", hint)
 
 

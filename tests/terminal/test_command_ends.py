@@ -161,6 +161,13 @@ def test_an_error_under_a_bar_has_a_line_of_its_own():
     assert lines[1].startswith("Working") and "error: a: found b; expected c." in lines
 
 
+@pytest.mark.parametrize("flag", ["--bits", "--acceptance"])
+def test_flags_of_the_synthetic_pair_alone_are_refused(flag):
+    """A bench of the built-in pair that looks as if it had other weights."""
+    with pytest.raises(InputError, match=f"{flag}: found no --synthetic beside it"):
+        bench.main([flag, "8" if flag == "--bits" else "0.5"])
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "said"),
     [

@@ -92,6 +92,12 @@ def test_what_cannot_be_is_refused_at_load(target, tmp_path):
         dspark_mlx.load(worded_target(tmp_path / "narrow"), drafter=False, kv_bits=4)
 
 
+def test_kernels_on_a_cpu_are_said_to_do_nothing(target):
+    """A flag that was asked for, and silence about it."""
+    with pytest.warns(UserWarning, match="kernels do nothing on this device"):
+        dspark_mlx.load(target, drafter=False, kernels=True)
+
+
 def test_exact_is_what_load_and_generate_are_asked_for(target, capsys):
     """A flag that ends at `load`, and a decoder that calls itself exact when it is closed."""
     prompts = ["abcd", "efghijk"]
