@@ -50,6 +50,14 @@ def cache_home(monkeypatch, tmp_path):
     return home
 
 
+@pytest.fixture
+def built_anew():
+    """Compiled functions run as they are, without a C++ compiler."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
 @pytest.fixture(scope="session")
 def target_model():
     """The golden qwen3 target in float32, loaded once; whoever taps it closes it."""

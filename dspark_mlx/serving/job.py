@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Protocol, TypeAlias
 
 from ..engine.active import ActiveRequest, ActiveRequests
+from ..system.handing_on import HandingOn
 from ..types import Chunk, Round
 from .admission import Reservation
 from .buffer import Buffer
@@ -92,7 +92,7 @@ class Job:
             self.memory.release()
 
 
-class ToReaders:
+class ToReaders(HandingOn):
     """Hands whatever the block raises to the readers of jobs, who raise it again.
 
     Anything may be raised: by a request's own logits processors, or by a device without memory.
@@ -100,17 +100,8 @@ class ToReaders:
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = jobs
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if error is not None:
-            for job in self._jobs:
+        def fail(error: BaseException) -> None:
+            for job in jobs:
                 job.fail(error)
-        return True
+
+        super().__init__(fail)

@@ -22,14 +22,6 @@ WAIT = 60
 
 
 @pytest.fixture
-def built_anew():
-    """Compiled functions run as they are, without a C++ compiler."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
-
-
-@pytest.fixture
 def decoder():
     made = dspark_mlx.load(TARGET, golden("vanilla"), "full", prompt_cache_bytes=1 << 26)
     yield made

@@ -30,17 +30,10 @@ from dspark_mlx.targets.compiled import CompiledForwards
 from dspark_mlx.targets.exact import make_exact
 from dspark_mlx.targets.tap import Target
 
+pytestmark = pytest.mark.usefixtures("built_anew")
 BLOCK, NARROW, LONG, BATCH = map(
     str, (Form(8), Form(2), Form(8, positions=2048), Form(8, requests=2))
 )
-
-
-@pytest.fixture(autouse=True)
-def built_anew():
-    """Compiled functions run as they are, without a C++ compiler."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 @pytest.fixture

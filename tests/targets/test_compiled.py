@@ -45,14 +45,6 @@ LIMIT = 1e-5
 
 
 @pytest.fixture
-def built_anew():
-    """Compiled functions run as they are."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
-
-
-@pytest.fixture
 def llama():
     target = Target(tiny("llama"), (0, 2), "llama")
     yield target

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, TypeVar
+
+from ...system.handing_on import HandingOn
 
 _T = TypeVar("_T")
 
@@ -32,28 +33,5 @@ class DaemonThread:
     def _run(self) -> None:
         while True:
             work, future = self._work.get()
-            with _HandingOn(future):
+            with HandingOn(future.set_exception):
                 future.set_result(work())
-
-
-class _HandingOn:
-    """Hands whatever the block raises to whoever waits for a future, as an executor does.
-
-    Args:
-        future: of the block.
-    """
-
-    def __init__(self, future: Future[Any]) -> None:
-        self._future = future
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if error is not None:
-            self._future.set_exception(error)
-        return error is not None
