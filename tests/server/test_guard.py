@@ -128,7 +128,7 @@ def test_the_key_is_asked_for(tmp_path):
         (CHAT, {"messages": MESSAGES, "tool_choice": "sometimes"}, "tool_choice"),
         (CHAT, {"messages": MESSAGES, "tool_choice": {"type": "custom"}}, "tool_choice.type"),
         (CHAT, {"messages": MESSAGES, "tools": [TOOL], "tool_choice": OTHER}, "the tool 'other'"),
-        (CHAT, {"messages": MESSAGES, "tools": [TOOL], "tool_choice": "required", **JSON}, "both"),
+        (CHAT, {"messages": MESSAGES, "tools": [TOOL], "tool_choice": "required", **JSON}, "only"),
         (CHAT, {"messages": MESSAGES, "stream": "yes"}, "stream"),
         (CHAT, {"messages": MESSAGES, "functions": [{}]}, "functions"),
         (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 99}, "top_logprobs"),

@@ -92,7 +92,7 @@ def test_a_damaged_file_is_refused_before_the_model(tmp_path):
 def test_without_the_extra_a_line_says_so(monkeypatch, tmp_path):
     """ModuleNotFoundError."""
     monkeypatch.setattr(images, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"no mlx-vlm.*dspark-mlx-lm\[vision\]"):
+    with pytest.raises(InputError, match=r"no mlx-vlm.*\[vision\]"):
         take_images(message({"type": "image", "image": picture(3)}))
     with pytest.raises(InputError, match="--image: found an image, and no mlx-vlm"):
         generate.main(["--prompt", "a", "--image", str(tmp_path / "a.png")])
