@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 
 import mlx.core as mx
 import numpy as np
@@ -30,6 +31,7 @@ from dspark_mlx.sampling import greedy
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
+from dspark_mlx.types import Round
 
 VOCABULARY = 6
 ROWS = 9
@@ -119,13 +121,19 @@ def test_a_draft_leaves_nothing_behind(engine):
     assert again.tokens.tolist() == first.tokens.tolist()
 
 
-def tokens(engine, count: int) -> list[int]:
+def greedy_rounds(engine, prompt) -> list[Round]:
     sampler = make_sampler(Sampling(), VOCABULARY)
-    return tokens_of(rounds(engine, PROMPT, max_tokens=count, stop_tokens=(), sampler=sampler))
+    return list(rounds(engine, prompt, max_tokens=9, stop_tokens=(), sampler=sampler))
 
 
 def test_greedy_output_is_plain_decodings(engine, target):
-    assert tokens(engine, 40) == tokens(Engine(target, None, FullScheduler()), 40)
+    """Rows of accepted drafts, or of rejected ones, that are kept wrongly."""
+    plain, partly = Engine(target, None, FullScheduler()), 0
+    for before in product(range(VOCABULARY), (0, 3)):
+        made = greedy_rounds(engine, (*before, *PROMPT))
+        assert tokens_of(made) == tokens_of(greedy_rounds(plain, (*before, *PROMPT)))
+        partly += sum(0 < round_.accepted < round_.scheduled for round_ in made)
+    assert partly > 0
 
 
 # A drafter of hyper-connections takes seconds to draft so often.
