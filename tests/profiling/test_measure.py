@@ -21,7 +21,7 @@ from dspark_mlx.kernels.store import Verdict
 from dspark_mlx.load.scheduled import scheduled
 from dspark_mlx.profiling import staleness
 from dspark_mlx.profiling import store as profile_store
-from dspark_mlx.profiling.measure import measure_profile
+from dspark_mlx.profiling.measure import measure_profile, quick_profile
 from dspark_mlx.profiling.staleness import difference, why_stale
 from dspark_mlx.profiling.store import (
     Pair,
@@ -73,6 +73,14 @@ def quick(monkeypatch, decoder):
     measured = (row[0], row[gamma], 5.0)
     monkeypatch.setattr(staleness, "spot_check", lambda *args: measured)
     return made
+
+
+@pytest.mark.parametrize("measure", [quick_profile, measure_profile])
+def test_a_plain_step_costs_no_more_than_a_forward_of_one_row(decoder, monkeypatch, measure):
+    """One that was disturbed while it was timed: drafts that lose would seem to pay."""
+    monkeypatch.setattr(Session, "_plain", lambda session: 9.0)
+    found = measure(decoder.engine, "a", "b")
+    assert found.plain == tuple(row[0] for row in found.verify)
 
 
 def test_a_measured_profile_has_every_number(decoder):
