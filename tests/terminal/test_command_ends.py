@@ -180,7 +180,27 @@ def test_flags_of_the_synthetic_pair_alone_are_refused(flag):
             ["--no"],
             "found --no; expected one of --no-drafter, --no-kernels, --no-compiled.",
         ),
-        (chat, ["--never"], "found --never; expected the arguments that --help shows."),
+        (chat, ["--zzz"], "chat: found --zzz; expected the arguments that --help shows.\n"),
+        (
+            chat,
+            ["--temp=1", "x", "--top_p=1"],
+            "found x --top_p=1; expected the arguments that --help shows. Did you mean --top-p?",
+        ),
+        (
+            convert,
+            ["check", "d", "--targte", "t"],
+            "convert check: found --targte t; expected "
+            "the arguments that --help shows. Did you mean --target?",
+        ),
+        (convert, ["export", "--q-bits", "4"], "no --from, --to; expected a value"),
+        (convert, ["drafer"], "Did you mean drafter?"),
+        (generate, ["-p", "x", "--temperature", "1"], "Did you mean --temp?"),
+        (generate, ["-p", "x", "--precision", "flaot32"], "Did you mean float32?"),
+        (
+            generate,
+            ["-p", "x", "--no-drafter", "--drafter", "d"],
+            "expected only one of the two.\n",
+        ),
         (server, ["--port", "x"], "--port: found 'x'; expected a port, 0 to 65535."),
         (server, ["--port", "70000"], "--port: found '70000'; expected a port, 0 to 65535."),
         (server, ["--queue-size", "0"], "found '0'; expected a whole number, 1 or more."),
