@@ -87,7 +87,12 @@ def main(argv: list[str] | None) -> int:
     write_drafter(folder, start.config, result.tensors, getattr(mx, args.dtype), ranking)
     facts = _facts(corpus, settings, result)
     if start.config.has_confidence and not args.no_calibration:
-        rounds = _calibrate(decoder, folder, prompts_of(corpus, run.held_out, _PROMPTS))
+        prompts = prompts_of(corpus, run.held_out, _PROMPTS)
+        _say(
+            f"training is done; calibrating the confidences on answers to {len(prompts)} held-out "
+            "prompts (--no-calibration leaves it out)"
+        )
+        rounds = _calibrate(decoder, folder, prompts)
         facts["calibrated on rounds"] = rounds or "none: the held-out texts are too short"
     write_trained_card(folder, facts, start.config, builtin=args.model is None)
     if args.plot:
