@@ -127,8 +127,11 @@ def _place(args: argparse.Namespace) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog=program("convert"), description=__doc__)
-    kinds = parser.add_subparsers(dest="kind", required=True)
+    parser = command.Parser(
+        prog=program("convert"),
+        description="Convert drafters and targets, and check whether they fit.",
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="COMMAND")
     drafter = kinds.add_parser("drafter", help="a draft model, or a target's prediction head")
     target = kinds.add_parser("target", help="a target: Hugging Face checkpoint or GGUF file")
     for kind in (drafter, target):

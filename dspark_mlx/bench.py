@@ -105,7 +105,10 @@ def main(argv: list[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog=program("bench"), description=__doc__)
+    parser = command.Parser(
+        prog=program("bench"),
+        description="Compare speculative with plain mlx-lm decoding, both in one run.",
+    )
     flags.add_model_flags(parser)
     add = parser.add_argument
     add("--max-tokens", "-m", type=int, default=96, help="tokens per prompt (default: 96)")

@@ -131,7 +131,10 @@ def _plot(fits: Sequence[_Fit], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog=program("calibrate"), description=__doc__)
+    parser = command.Parser(
+        prog=program("calibrate"),
+        description="Fit a drafter's confidences to what the target accepts, and store the fit.",
+    )
     flags.add_model_flags(parser)
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)

@@ -67,7 +67,10 @@ def _rates(pair: Pair) -> Rates:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog=program("profile"), description=__doc__)
+    parser = command.Parser(
+        prog=program("profile"),
+        description="Measure what verifying, drafting and plain steps cost here.",
+    )
     flags.add_model_flags(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--remeasure", action="store_true", help="measure even if one is stored")

@@ -255,8 +255,9 @@ def get_profile(
     )
     if profile.noise > _NOISY:
         message = (
-            f"Measured for this run only: the machine is too busy or slow (repeats of one forward "
-            f"differ by {profile.noise:.0%}). Later: {program('profile')} --remeasure"
+            "Measured for this run only, and not to be imported elsewhere: the machine is too busy "
+            f"or slow (repeats of one forward differ by {profile.noise:.0%}). Later: "
+            f"{program('profile')} --remeasure"
         )
         return Obtained(profile, True, message, stale_reason, kept=False)
     return _stored(profile, stale_reason)

@@ -207,7 +207,8 @@ def test_flags_of_the_synthetic_pair_alone_are_refused(flag):
         (server, ["--log-level", "loud"], "found 'loud'; expected one of "),
         (train, [], "found no --to; expected a value, as --help shows."),
         (convert, ["drafter"], "drafter: found no --from, --to; expected a value, as --help"),
-        (convert, ["nothing"], "kind: found 'nothing'; expected one of "),
+        (convert, ["nothing"], "COMMAND: found 'nothing'; expected one of "),
+        (convert, [], "convert: found no COMMAND; expected a value, as --help shows.\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
