@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,10 @@ from .types import Chunk, Round
 
 # Flags that make no sense for a prompt of token ids.
 _OF_TEXT = ("image", "stop", "system_prompt", "json_schema", "prefill_response")
+_CUT = (
+    "--max-tokens ended the text, whose JSON may be incomplete; give the schema's objects "
+    '"additionalProperties": false and its strings and arrays bounds, or the text more tokens'
+)
 
 
 def main(argv: list[str] | None) -> int:
@@ -75,6 +80,8 @@ def _print_texts(
         if args.samples > 1 and not args.json:
             print(f"--- sample {sample + 1} of {args.samples} ---", flush=True)
         output = _generate(decoder, prompt, one, args)
+        if args.json_schema is not None and output.is_cut:
+            warnings.warn(_CUT, stacklevel=2)
         if args.json:
             command.print_json({"sample": sample, **_report(output, args.explain)})
         elif args.stats and output.chunks:
@@ -99,6 +106,11 @@ class GeneratedText:
     chunks: list[Chunk] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     interrupted: bool = False
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether --max-tokens ended it."""
+        return bool(self.chunks) and self.chunks[-1].finish_reason == "length"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
+from helpers.loadable import loadable
 from helpers.worded import worded_target
 
 from dspark_mlx import generate
@@ -28,6 +30,18 @@ def test_samples_are_told_apart(arguments, capsys):
     assert shown == f"{heads[0]}\n{one['text']}\n{heads[1]}\n{two['text']}\n"
     assert generate.main(arguments) == 0
     assert capsys.readouterr().out == one["text"] + "\n"
+
+
+def test_json_that_is_cut_is_said(tmp_path, capsys):
+    """Half an object on standard output, and nothing that says so."""
+    target = str(loadable(tmp_path / "target"))
+    common = ["--model", target, "--no-drafter", "--prompt", "ab", "--json-schema"]
+    with pytest.warns(UserWarning, match="--max-tokens ended the text, whose JSON"):
+        assert generate.main([*common, '{"const": 1230}', "-m", "2"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert generate.main([*common, '{"const": 12}', "-m", "9"]) == 0
+    assert capsys.readouterr().out == "12\n12\n"
 
 
 def test_explanations_have_a_legend(arguments, capsys):
