@@ -138,7 +138,8 @@ def _decoders(args: argparse.Namespace) -> dict[str, Decoder]:
         add_drafter(first, drafter, args.scheduler, draft_vocabulary=args.draft_vocabulary)
         for drafter in args.compare
     ]
-    given = [args.drafter or str(first.drafter_folder), *args.compare]
+    own = str(first.drafter_folder) if args.model else "built in"
+    given = [args.drafter or own, *args.compare]
     short = [Path(name).name for name in given]
     names = short if len(set(short)) == len(short) else given
     return dict(zip(names, [first, *others], strict=True))
