@@ -10,7 +10,6 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ..benchmark.prompts import read_prompts
 from ..checkpoint.hub import find_config, resolve
 from ..drafters.base import Drafter
 from ..errors import InputError
@@ -20,6 +19,7 @@ from ..numbers import check_whole
 from ..progress import progress_bar
 from ..system.process import program
 from ..terminal import command
+from ..text.prompt_files import read_prompts
 from .canonical_folder import Settings
 from .card import origin_of, write_converted_card
 from .check import all_taps, sweep, verdict, written
@@ -127,8 +127,11 @@ def _place(args: argparse.Namespace) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog=program("convert"), description=__doc__)
-    kinds = parser.add_subparsers(dest="kind", required=True)
+    parser = command.Parser(
+        prog=program("convert"),
+        description="Convert drafters and targets, and check whether they fit.",
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="COMMAND")
     drafter = kinds.add_parser("drafter", help="a draft model, or a target's prediction head")
     target = kinds.add_parser("target", help="a target: Hugging Face checkpoint or GGUF file")
     for kind in (drafter, target):
@@ -158,7 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help='JSON lines with "task" and "prompt" (default: 32 of eight benchmarks)',
+        help='JSON lines with "prompt" or "turns", see "Prompt files" in docs/evaluation.md '
+        "(default: 32 of eight benchmarks)",
     )
     estimate = kinds.add_parser("estimate", help="memory and least times of DeepSeek V4, predicted")
     estimate.add_argument(
@@ -256,7 +260,7 @@ def _check_prompts(path: Path | None) -> list[str]:
         # One of each task first: a reading may be given up after the first texts.
         by_task = [task.prompts for task in read_tasks()]
         return [turns[0] for row in zip(*by_task, strict=True) for turns in row]
-    return [prompt["prompt"] for prompt in read_prompts(path)]
+    return [prompt.turns[0] for prompt in read_prompts(path)]
 
 
 def _estimate(args: argparse.Namespace) -> int:

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from .benchmark.comparison import Row, bench_row, comparison_table, speedups
 from .benchmark.overhead import round_overhead
-from .benchmark.prompts import SAMPLE, read_prompts
 from .benchmark.report import (
     TABLE_HEAD,
     make_report,
@@ -25,7 +24,7 @@ from .benchmark.report import (
     table_line,
 )
 from .benchmark.synthetic import GAMMA, SHAPES
-from .benchmark.synthetic_run import SYNTHETIC_HEAD, measure
+from .benchmark.synthetic_run import SYNTHETIC_HEAD, SYNTHETIC_LEGEND, measure
 from .checkpoint.fingerprint import device_name
 from .decoder import Decoder
 from .engine.request import Request
@@ -45,6 +44,7 @@ from .terminal.sampling_flags import (
     sampling_settings,
     with_special_tokens,
 )
+from .text.prompt_files import SAMPLE, read_prompts
 
 # Of the made-up drafter whose rounds show Python's cost.
 _LAYERS = 5
@@ -72,6 +72,10 @@ def main(argv: list[str] | None) -> int:
     for flag, value in (("--bits", args.bits), ("--acceptance", args.acceptance)):
         if value is not None:
             raise InputError(flag, "no --synthetic beside it", "--synthetic too, or neither")
+    if args.no_drafter:
+        raise InputError("--no-drafter", "nothing to compare", "a drafter, or --drafter lookup")
+    if args.report:
+        flags.check_drafter(args, "which the report names")
     prompts = read_prompts(args.prompts)
     for flag, value, least in (
         ("--repeats", args.repeats, 1),
@@ -84,9 +88,7 @@ def main(argv: list[str] | None) -> int:
     overhead = round_overhead(_LAYERS)
     decoder = flags.load_decoder(args)
     asked, settings = settings, with_special_tokens(settings, decoder)
-    if decoder.engine.drafter is None:
-        raise InputError("--no-drafter", "nothing to compare", "a drafter")
-    ids = [(p["task"], decoder.encode([{"role": "user", "content": p["prompt"]}])) for p in prompts]
+    ids = [(p.task, decoder.encode([{"role": "user", "content": p.turns[0]}])) for p in prompts]
     bench_row(decoder, *ids[0], min(args.max_tokens, 16), 1, settings)  # warms both sides up
     bar = tqdm(ids, desc="Measuring", unit="prompt", leave=False)
     rows = [bench_row(decoder, *each, args.max_tokens, args.repeats, settings) for each in bar]
@@ -103,7 +105,10 @@ def main(argv: list[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog=program("bench"), description=__doc__)
+    parser = command.Parser(
+        prog=program("bench"),
+        description="Compare speculative with plain mlx-lm decoding, both in one run.",
+    )
     flags.add_model_flags(parser)
     add = parser.add_argument
     add("--max-tokens", "-m", type=int, default=96, help="tokens per prompt (default: 96)")
@@ -112,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts",
         type=Path,
         default=SAMPLE,
-        help='JSON lines with "task" and "prompt" (default: two each of four benchmarks)',
+        help='JSON lines with "prompt" or "turns", see "Prompt files" in docs/evaluation.md '
+        "(default: two each of four benchmarks)",
     )
     add(
         "--report",
@@ -194,6 +200,7 @@ def _synthetic(args: argparse.Namespace) -> None:
     for bits in args.bits or _BITS:
         rows.append(measure(shape, bits, acceptance, *sizes, prepare))
         print(rows[-1].line())
+    print(SYNTHETIC_LEGEND)
     print(json.dumps([asdict(row) | {"speedup": row.speedup} for row in rows]))
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .benchmark.prompts import read_prompts
 from .calibration.by_temperature import write_calibrations
 from .calibration.report import SlotReport, report_table, slot_reports
 from .calibration.sts import Calibration
@@ -36,6 +35,7 @@ from .sampling.settings import Sampling
 from .system.files import check_folder, check_output
 from .system.process import program
 from .terminal import command, flags
+from .text.prompt_files import PromptLine, read_prompts
 
 
 def main(argv: list[str] | None) -> int:
@@ -131,12 +131,18 @@ def _plot(fits: Sequence[_Fit], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog=program("calibrate"), description=__doc__)
+    parser = command.Parser(
+        prog=program("calibrate"),
+        description="Fit a drafter's confidences to what the target accepts, and store the fit.",
+    )
     flags.add_model_flags(parser)
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--prompts", type=Path, help='JSON lines with "task" and "prompt", to fit on'
+        "--prompts",
+        type=Path,
+        help='JSON lines with "prompt" or "turns", to fit on, see "Prompt files" in '
+        "docs/evaluation.md",
     )
     source.add_argument("--rounds", type=Path, help="recorded rounds to fit on, instead of running")
     judge = parser.add_mutually_exclusive_group()
@@ -178,8 +184,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Refuse what could only fail after the work is done."""
-    if args.no_drafter:
-        raise InputError("--no-drafter", "nothing to calibrate", "a drafter")
+    flags.check_drafter(args, "whose confidence head is calibrated")
     if args.scheduler != "auto":
         raise InputError("--scheduler", repr(args.scheduler), "none: whole blocks are recorded")
     if args.max_tokens < 1:
@@ -220,7 +225,8 @@ def _load(args: argparse.Namespace) -> Decoder:
     drafter = decoder.engine.drafter
     if drafter is None or not drafter.config.has_confidence:
         found = "a drafter without a confidence head"
-        raise InputError(args.drafter or "--drafter", found, "one with a confidence head")
+        expected = "one with a confidence head, whose confidences can be calibrated"
+        raise InputError(args.drafter or "--drafter", found, expected)
     return decoder
 
 
@@ -233,7 +239,7 @@ def _check_slots(rounds: Sequence[RecordedRound], decoder: Decoder) -> None:
 
 def _record(
     decoder: Decoder,
-    prompts: Sequence[dict[str, str]],
+    prompts: Sequence[PromptLine],
     max_tokens: int,
     temperatures: Sequence[float],
     label: str,
@@ -242,11 +248,11 @@ def _record(
     longest = max_tokens + decoder.engine.drafter.config.gamma
     encoded = []
     for number, prompt in enumerate(prompts, 1):
-        ids = decoder.encode([{"role": "user", "content": prompt["prompt"]}])
+        ids = decoder.encode([{"role": "user", "content": prompt.turns[0]}])
         if decoder.max_length is not None and len(ids) + longest > decoder.max_length:
             found = f"{len(ids)} tokens, with {longest} to decode"
             raise InputError(f"prompt {number}", found, f"{decoder.max_length} positions at most")
-        encoded.append((prompt["task"], ids))
+        encoded.append((prompt.task, ids))
     with progress_bar(label, "prompt") as progress:
         return record_temperatures(
             decoder.engine, encoded, max_tokens, decoder.stop_tokens, temperatures, progress

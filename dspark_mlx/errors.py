@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 # Characters of each part: lists of tensors and other libraries' messages can fill pages.
 _LONGEST = 400
 
@@ -71,6 +74,17 @@ class BusyError(RuntimeError):
 
 class ClosedError(RuntimeError):
     """The decoder was closed and takes no more requests."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The hint of an error for an unknown word: the known one that was meant; "" for none.
+
+    It is the longest one that the word begins with (--temperature, --temp), else the most similar.
+    """
+    known = [one for one in known if len(one) > 2]
+    begun = sorted((one for one in known if word.startswith(one)), key=len)
+    close = begun[-1:] or difflib.get_close_matches(word, known, 1)
+    return f"Did you mean {close[0]}?" if close else ""
 
 
 def shown_bytes(number: int) -> str:

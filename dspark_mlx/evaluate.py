@@ -82,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--prompts",
         metavar="SOURCE",
-        help='JSON lines with "turns": a file, a folder with a file a task, or a dataset of the '
-        "Hub (default: four prompts a task that ship with this package)",
+        help='JSON lines with "turns" or "prompt", see "Prompt files" in docs/evaluation.md: a '
+        "file, a folder with a file a task, or a dataset of the Hub (default: four prompts a task "
+        "that ship with this package)",
     )
     add("--max-samples", type=int, metavar="N", help="prompts a task at most (default: all)")
     add("--max-tokens", "-m", type=int, default=128, help="tokens a turn (default: 128)")
@@ -104,8 +105,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(args: argparse.Namespace) -> EvaluationSettings:
     """The settings that the flags give, checked before anything is loaded."""
-    if args.no_drafter:
-        raise InputError("--no-drafter", "nothing to evaluate", "a drafter")
+    flags.check_drafter(args, "whose acceptance by position and confidences are evaluated")
+    if "lookup" in args.compare:
+        raise InputError("--compare", "lookup, which is no drafter", "drafters, as --drafter takes")
     for flag, value, least in (
         ("--max-tokens", args.max_tokens, 2),
         ("--repeats", args.repeats, 1),
@@ -136,7 +138,8 @@ def _decoders(args: argparse.Namespace) -> dict[str, Decoder]:
         add_drafter(first, drafter, args.scheduler, draft_vocabulary=args.draft_vocabulary)
         for drafter in args.compare
     ]
-    given = [args.drafter or str(first.drafter_folder), *args.compare]
+    own = str(first.drafter_folder) if args.model else "built in"
+    given = [args.drafter or own, *args.compare]
     short = [Path(name).name for name in given]
     names = short if len(set(short)) == len(short) else given
     return dict(zip(names, [first, *others], strict=True))

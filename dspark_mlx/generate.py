@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from .engine.stream import TextStream, stream
 from .errors import InputError
 from .system.process import program
 from .terminal import command, flags
-from .terminal.draft_painter import DraftPainter, explained, statistics_line
+from .terminal.draft_painter import EXPLANATION, DraftPainter, explained, statistics_line
 from .terminal.image_flags import add_image_flag, read_images, user_message
 from .terminal.sampling_flags import (
     add_setting_flag,
@@ -26,6 +27,10 @@ from .types import Chunk, Round
 
 # Flags that make no sense for a prompt of token ids.
 _OF_TEXT = ("image", "stop", "system_prompt", "json_schema", "prefill_response")
+_CUT = (
+    "--max-tokens ended the text, whose JSON may be incomplete; give the schema's objects "
+    '"additionalProperties": false and its strings and arrays bounds, or the text more tokens'
+)
 
 
 def main(argv: list[str] | None) -> int:
@@ -72,15 +77,20 @@ def _print_texts(
     """
     for sample in range(args.samples):
         one = {**settings, "sample": sample}
+        if args.samples > 1 and not args.json:
+            print(f"--- sample {sample + 1} of {args.samples} ---", flush=True)
         output = _generate(decoder, prompt, one, args)
+        if args.json_schema is not None and output.is_cut:
+            warnings.warn(_CUT, stacklevel=2)
         if args.json:
-            command.print_json(_report(output))
+            command.print_json({"sample": sample, **_report(output, args.explain)})
         elif args.stats and output.chunks:
             line = statistics_line(output.chunks[-1].statistics, decoder.exact)
             print(line, file=sys.stderr)
         if args.explain and not args.json:
             lines = [explained(done, i) for i, done in enumerate(output.rounds) if not done.prefill]
-            print("\n".join(lines), file=sys.stderr)
+            legend = [] if sample else [EXPLANATION]
+            print("\n".join([*legend, *lines]), file=sys.stderr)
         if output.interrupted:
             return command.INTERRUPTED
         if args.compare:
@@ -96,6 +106,11 @@ class GeneratedText:
     chunks: list[Chunk] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     interrupted: bool = False
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether --max-tokens ended it."""
+        return bool(self.chunks) and self.chunks[-1].finish_reason == "length"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,7 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     flags.add_request_flags(parser)
     add = parser.add_argument
     add("--ignore-chat-template", action="store_true", help="encode the prompt as it is")
-    add("--samples", type=int, default=1, help="number of independent texts (default: 1)")
+    add(
+        "--samples",
+        type=int,
+        default=1,
+        help="number of independent texts, each behind a line with its number (default: 1)",
+    )
     add("--json-schema", metavar="JSON", help="JSON schema that the text follows, or a file of it")
     add_setting_flag(parser, "prefill_response")
     add_setting_flag(parser, "logprobs")
@@ -138,7 +158,8 @@ def _check(args: argparse.Namespace) -> None:
                 raise InputError("--prompt-ids", f"{flag} beside it", f"no {flag}, which is text")
     if args.samples < 1 or (args.samples > 1 and args.temp == 0):
         expected = "1 or more, and 1 at --temp 0: all are the same"
-        raise InputError("--samples", args.samples, expected)
+        hint = "Sample them, with --temp 0.7 for example." if args.samples > 1 else ""
+        raise InputError("--samples", args.samples, expected, hint)
     if args.logprobs is not None and not args.json:
         raise InputError("--logprobs", "no --json", "--json, which prints them")
     for name in ("compare", "ignore_chat_template"):
@@ -210,7 +231,7 @@ def _chunks_of_ids(
     return stream(rounds, text, output.rounds.append)
 
 
-def _report(output: GeneratedText) -> dict[str, Any]:
+def _report(output: GeneratedText, explains: bool) -> dict[str, Any]:
     tokens = [token for done in output.rounds for token in done.tokens]
     text = "".join(chunk.text for chunk in output.chunks)
     report: dict[str, Any] = {"text": text, "tokens": tokens, "finish_reason": "interrupted"}
@@ -232,15 +253,20 @@ def _report(output: GeneratedText) -> dict[str, Any]:
         if chunk.logprobs:
             each = [chunk.logprobs for chunk in output.chunks if chunk.logprobs]
             report["logprobs"] = [dataclasses.asdict(one) for one in each]
-    report["rounds"] = [
-        {
-            "drafted": done.drafted,
-            "scheduled": done.scheduled,
-            "accepted": done.accepted,
-            "tokens": list(done.tokens),
-        }
-        for done in output.rounds
-    ]
+    report["rounds"] = [_round_report(done, explains) for done in output.rounds]
+    return report
+
+
+def _round_report(done: Round, explains: bool) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "drafted": done.drafted,
+        "scheduled": done.scheduled,
+        "accepted": done.accepted,
+        "tokens": list(done.tokens),
+    }
+    if explains:
+        decision = dataclasses.asdict(done.decision) if done.decision else None
+        report |= {"proposer": done.proposer, "seconds": done.seconds, "decision": decision}
     return report
 
 

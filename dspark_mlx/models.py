@@ -15,7 +15,10 @@ from .terminal import command
 
 def main(argv: list[str] | None) -> int:
     """Run the command: print the table or JSON; returns the exit status."""
-    parser = command.Parser(prog=program("models"), description=__doc__)
+    parser = command.Parser(
+        prog=program("models"),
+        description="List published pairs of targets and drafters, and which drafters are on disk.",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a pair")
     args = parser.parse_args(argv)
     pairs = published_pairs()

@@ -14,9 +14,16 @@ from .kernels.guard import backend_here
 from .kernels.report import forwards_report, forwards_table, race_report, race_table
 from .plots import speed as speed_plot
 from .profiling.roofline import Rates, measured_rates, roofline_table
-from .profiling.store import Obtained, Pair, forget, get_profile, import_profile
+from .profiling.store import (
+    Obtained,
+    Pair,
+    forget,
+    get_profile,
+    import_profile,
+    read_importable,
+)
 from .progress import progress_bar
-from .schedulers.speed_profile import profile_table, read_profile
+from .schedulers.speed_profile import profile_table
 from .system.files import check_output, write_json
 from .system.process import program
 from .targets.tap import Target
@@ -31,13 +38,12 @@ def main(argv: list[str] | None) -> int:
     args = _parser().parse_args(argv)
     if args.roofline and args.json:
         raise InputError("--roofline", "--json too", "a table")
-    if args.no_drafter:
-        raise InputError("--no-drafter", "nothing to verify", "a drafter")
+    flags.check_drafter(args, "whose blocks are timed")
     if args.plot:
         plots.check_path(args.plot)
     if args.export:
         check_output("--export", args.export)
-    given = read_profile(args.import_file) if args.import_file else None
+    given = read_importable(args.import_file) if args.import_file else None
     pair = _pair(args)
     if args.forget:
         _print_forgotten(pair, forget(pair), args.json)
@@ -61,7 +67,10 @@ def _rates(pair: Pair) -> Rates:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog=program("profile"), description=__doc__)
+    parser = command.Parser(
+        prog=program("profile"),
+        description="Measure what verifying, drafting and plain steps cost here.",
+    )
     flags.add_model_flags(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--remeasure", action="store_true", help="measure even if one is stored")
@@ -71,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         dest="import_file",
         type=Path,
         metavar="FILE.json",
-        help="store an exported profile as this pair's; every later use checks it",
+        help="store an exported profile as this pair's, which every later use checks; one that was "
+        "too noisy to be kept where it was measured is refused",
     )
     add = parser.add_argument
     add(

@@ -10,6 +10,7 @@ from helpers.pairs import golden
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.errors import InputError
+from dspark_mlx.schedulers.make import check_scheduler
 from dspark_mlx.system.files import read_json
 
 
@@ -21,6 +22,14 @@ def test_a_message_is_one_printable_line_and_not_long():
     assert message.startswith("a b: found xxx") and message.endswith("Do this.")
     assert "x ... x" in error.found and error.found.endswith("end")
     assert error.expected == r"\x1b[2J \ud800c"
+
+
+def test_a_word_that_is_nearly_known_is_told():
+    """A list of six schedulers in which the reader looks for the slip."""
+    for wrong, meant in (("ful", "full"), ("fixd:3", "fixed"), ("xyzzy", None)):
+        with pytest.raises(InputError, match="one of auto, ") as refused:
+            check_scheduler(wrong)
+        assert refused.value.hint == (f"Did you mean {meant}?" if meant else "")
 
 
 NUMBERS = {

@@ -22,6 +22,12 @@ SYNTHETIC_HEAD = (
     "kernels, attention, forwards"
 )
 """Head of the table of rows."""
+SYNTHETIC_LEGEND = (
+    "kernels: shapes of matrices that this package's kernels multiply by, of all that were raced; "
+    "attention: by this package's own kernel, or MLX's;\nforwards: verify forwards are compiled, "
+    "or Python builds each of them"
+)
+"""What its last columns mean."""
 
 _FIRST, _PROMPT = 3, 64
 _WARM = 24
@@ -61,7 +67,7 @@ class SyntheticRow:
         return (
             f"{bits:>4}{self.plain_ms:10.2f}{self.round_ms:18.2f}{self.tokens:14.2f}"
             f"{self.speedup:9.2f}x  {used}, {'own' if self.attention else 'MLX'}, "
-            f"{'compiled' if self.compiled else 'built'}"
+            f"{'compiled' if self.compiled else 'by Python'}"
         )
 
 

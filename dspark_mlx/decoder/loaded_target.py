@@ -99,8 +99,8 @@ class LoadedTarget:
         """A logits processor that keeps a text to a JSON schema; one serves many requests.
 
         Args:
-            schema: the JSON schema. Without bounds on its strings and arrays a text can reach
-                `max_tokens` before it is complete.
+            schema: the JSON schema. Objects without "additionalProperties": false, and strings and
+                arrays without bounds, can go on until `max_tokens` cuts the text off.
 
         Raises:
             InputError: see `json_schema.JsonSchema`.

@@ -64,13 +64,18 @@ class ActiveRequests:
 
     Args:
         engine: target, drafter and scheduler.
+        isolates: what ends the request whose own code, such as a logits processor, raised it, while
+            the others go on. Anything else ends all requests of a step, and `step` raises it: in a
+            program's main thread Ctrl-C, and `sys.exit` in a handler of signals, are no request's
+            own. A thread that no signal reaches can isolate BaseException.
 
     Warns:
         UserWarning: once, where several requests run one after the other.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, isolates: type[BaseException] = Exception) -> None:
         self._engine = engine
+        self._isolates = isolates
         self._requests: list[ActiveRequest] = []
         self._batch: Batch | None = None
         self._together: bool | None = None
@@ -94,6 +99,7 @@ class ActiveRequests:
     ) -> ActiveRequest:
         """Add a request; the next steps read its prompt. Arguments as for `rounds.rounds`."""
         state = State.start(self._engine, prompt, sampler, max_tokens, stop_tokens, lookup)
+        state.isolates = self._isolates
         if self._schedule is not None:
             state.belief = self._schedule.start(state.policy, sampler.temperature)
         solo, resources = Solo(self._engine, state), contextlib.ExitStack()

@@ -246,7 +246,7 @@ def _caches(engine: Engine, state: State) -> list[Any]:
 class Isolated:
     """Keeps what is raised as the `error` of some requests, which ends them; the others go on.
 
-    What is no `Exception`, such as Ctrl-C, ends them too and is raised.
+    What the requests do not isolate, such as Ctrl-C, ends them too and is raised.
 
     Args:
         states: of the requests that it concerns.
@@ -263,7 +263,8 @@ class Isolated:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if error is not None:
-            for state in self._states:
-                state.error = state.error or error
-        return isinstance(error, Exception)
+        if error is None:
+            return False
+        for state in self._states:
+            state.error = state.error or error
+        return isinstance(error, (Exception, *(state.isolates for state in self._states)))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..numbers import check_flag, check_whole, plain, shown, token_ids
 from ..sampling.setting_table import Flag, Setting, setting, settings_of, with_settings
 from ..sampling.settings import LogitsProcessor, ProcessorFactory, Sampling
@@ -164,8 +163,7 @@ def _hint(name: str) -> str:
     for row in SETTINGS.values():
         if row.flag is not None and row.flag.argument == name:
             return f"Did you mean {row.name}?"
-    close = difflib.get_close_matches(name, _KEYWORDS, 1)
-    return f"Did you mean {close[0]}?" if close else ""
+    return did_you_mean(name, _KEYWORDS)
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int, max_length: int | None) -> None:

@@ -152,6 +152,8 @@ class State:
         belief: how far its drafts are believed where a batch is scheduled as a whole; else None.
         error: what its own code raised, or a round that it was part of, whose rows may be in its
             caches by half; it has no further rounds then, and nothing of it is kept.
+        isolates: what is kept as its `error` while others go on; all else that is raised ends the
+            round of all, and is raised.
         forward: the target's forward for this request; None for the model's own call.
         lookup: what may be copied; None where the policy or the request copies nothing.
         copy: the tokens that the next round proposes instead of a draft; empty without a copy.
@@ -175,6 +177,7 @@ class State:
     next_step: VerifyForward | None = None
     belief: Belief | None = None
     error: BaseException | None = None
+    isolates: type[BaseException] = Exception
     forward: Forward | None = None
     lookup: Lookup | None = None
     copy: Sequence[int] = ()

@@ -1,19 +1,15 @@
-"""Reads the prompts of benchmark tasks: JSON lines in DeepSpec's format, one file for each task.
-
-A line is an object with "turns", the user's messages in order; other fields are not read.
-"""
+"""Reads the prompts of benchmark tasks, one file for each task, see `text.prompt_files`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint.hub import resolve
 from ..errors import InputError
-from ..system.files import DATA, read_json_lines
+from ..system.files import DATA
+from ..text.prompt_files import read_prompts
 
 NAMES = (
     "gsm8k",
@@ -72,27 +68,8 @@ def read_tasks(
             raise _no_task(name, there, source)
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise InputError("--tasks", f"{twice[0]} twice", "every task once")
-    tasks = [Task(name, read_task_turns(files[name])) for name in names]
-    return [Task(task.name, task.prompts[:max_samples]) for task in tasks]
-
-
-def read_task_turns(path: Path) -> tuple[tuple[str, ...], ...]:
-    """The user's messages of every conversation in a file.
-
-    Raises:
-        InputError: the file cannot be read, or a line has no turns; the line's number is named.
-    """
-    return tuple(_turns(*line) for line in read_json_lines(path, "JSON lines", "prompt"))
-
-
-def _turns(where: str, line: Any) -> tuple[str, ...]:
-    turns = line.get("turns") if isinstance(line, dict) else None
-    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) for t in turns):
-        found = json.dumps(line, ensure_ascii=False)[:60]
-        raise InputError(where, found, 'an object with "turns", a list of strings')
-    if not all(turn.strip() for turn in turns):
-        raise InputError(where, "an empty turn", "text in every turn")
-    return tuple(turns)
+    lines = {name: read_prompts(files[name])[:max_samples] for name in names}
+    return [Task(name, tuple(line.turns for line in lines[name])) for name in names]
 
 
 def _files(source: str | Path | None) -> dict[str, Path]:

@@ -15,18 +15,18 @@ from ..engine.state import Engine
 from ..errors import InputError
 from ..progress import ProgressCallback
 from ..schedulers.speed_profile import SpeedProfile, read_profile, write_profile
-from ..system.files import DATA, cache_folder, read_json_lines
+from ..system.files import cache_folder
 from ..system.process import program
 from ..system.system_errors import writing
 from ..targets.deepseek_v4.machines import is_spread
 from ..targets.given import network_digest
+from ..text.prompt_files import SAMPLE, read_prompts
 from ..text.tokenizer_files import has_tokenizer
 from .measure import LIMIT, measure_profile, quick_profile
 from .staleness import why_stale
 
 # A profile whose repeats differ by more is not stored: `staleness.difference` allows 30 % as well.
 _NOISY = 0.3
-_SAMPLE = DATA / "bench_prompts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ class Pair:
         if self.encode is None:
             return []
         try:
-            lines = read_json_lines(_SAMPLE, "JSON lines", "prompt")
-            return self.encode("\n\n".join(line["prompt"] for _, line in lines))
+            return self.encode("\n\n".join(line.turns[0] for line in read_prompts(SAMPLE)))
         except InputError:
             # A request that needs the tokenizer says what is wrong with it; ids alone decode.
             return []
@@ -256,8 +255,9 @@ def get_profile(
     )
     if profile.noise > _NOISY:
         message = (
-            f"Measured for this run only: the machine is too busy or slow (repeats of one forward "
-            f"differ by {profile.noise:.0%}). Later: {program('profile')} --remeasure"
+            "Measured for this run only, and not to be imported elsewhere: the machine is too busy "
+            f"or slow (repeats of one forward differ by {profile.noise:.0%}). Later: "
+            f"{program('profile')} --remeasure"
         )
         return Obtained(profile, True, message, stale_reason, kept=False)
     return _stored(profile, stale_reason)
@@ -299,6 +299,22 @@ def get_quick_profile(pair: Pair, progress: ProgressCallback | None = None) -> O
         pair.engine, pair.name, key, progress, max_length=pair.max_length, text=pair.text
     )
     return _stored(profile, stale_reason)
+
+
+def read_importable(path: Path) -> SpeedProfile:
+    """The profile in a file that `profile --export` wrote.
+
+    Raises:
+        InputError: see `read_profile`; or its measurement was too noisy to be kept where it was
+            made.
+    """
+    profile = read_profile(path)
+    if profile.noise > _NOISY:
+        found = f"repeats of one forward that differ by {profile.noise:.0%}, or too few"
+        expected = f"at most {_NOISY:.0%}, as of a measurement that is kept"
+        hint = f"Measure again on a machine that is less busy: {program('profile')} --remeasure"
+        raise InputError(path, found, expected, hint)
+    return profile
 
 
 def import_profile(pair: Pair, profile: SpeedProfile, where: object) -> Obtained:

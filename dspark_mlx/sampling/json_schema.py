@@ -20,6 +20,16 @@ from ..text.foreign import Refusing
 
 _REMEMBERED = 64
 _TOKENS: WeakKeyDictionary[Any, dict[tuple[int, tuple[int, ...]], Any]] = WeakKeyDictionary()
+_ADVICE = (
+    (
+        "oneOf",
+        'Use anyOf, or give each alternative "additionalProperties": false and names that it '
+        "requires and the others lack.",
+    ),
+    ("unevaluatedProperties", 'Use "additionalProperties": false.'),
+    ("required property", 'Under "additionalProperties": false each must stand in properties.'),
+)
+"""What helps where llguidance complains of objects that are open, by words of the complaint."""
 # Where a complaint of llguidance goes on with its own state, or with a listing of the grammar.
 _BEYOND = re.compile(r"<(?:backtrace|state)>|^ *\d+ \| ", re.MULTILINE)
 
@@ -69,7 +79,8 @@ class Grammar:
             self._matcher = llguidance.LLMatcher(tokens, grammar)
         problem = _said(problem) or _error_of(self._matcher)
         if problem:
-            raise InputError(where, problem, "a schema that llguidance supports")
+            advice = next((advice for words, advice in _ADVICE if words in problem), "")
+            raise InputError(where, problem, "a schema that llguidance supports", advice)
         self._vocabulary = vocabulary
         self._stops = frozenset(stop_tokens)
         self._where = where

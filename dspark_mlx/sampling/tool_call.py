@@ -39,15 +39,15 @@ class ToolCallGrammar(Grammar):
         vocabulary: int,
         stop_tokens: Collection[int],
     ) -> None:
+        if not 0 < len(tools) <= _MAX_TOOLS:
+            raise InputError("tools", f"{len(tools)} tools", f"1 to {_MAX_TOOLS}, to force a call")
         parser = tokenizer.tool_parser if tokenizer.has_tool_calling else None
         kind = parser.__module__.rpartition(".")[2] if parser is not None else None
         if kind is None or kind not in FORMATS:
             found = f"a model that writes calls as {kind}" if kind else "a model without tool calls"
             expected = f"one whose calls are JSON ({', '.join(FORMATS)}), to force a call"
-            raise InputError("tool_choice", found, expected, 'Ask for "auto".')
-        if not 0 < len(tools) <= _MAX_TOOLS:
-            expected = f"1 to {_MAX_TOOLS}, to force a call of any; or one by its name"
-            raise InputError("tool_choice", f"{len(tools)} tools", expected)
+            hint = "A call that is not forced needs no grammar." if kind else ""
+            raise InputError("tools", found, expected, hint)
         calls = [FORMATS[kind](_function(tool), tokenizer) for tool in tools]
         text = f"start: {' | '.join(calls)}\nWS: /[ \\n]?/\n"
         super().__init__(

@@ -102,6 +102,7 @@ class AutoPolicy:
         self._price = 0.0
         self._untimed = False
         self._reason = ""
+        self._parked: Decision | None = None
         self._shown: Sequence[float] | None = None
         self._survival: Sequence[float] = ()
         self._best = 0
@@ -232,8 +233,8 @@ class AutoPolicy:
         self._plain_steps += 1
         self._behind += 1
         self._drafter.step()
-        if self._plain_steps > self._stretch:
-            self.decision = None  # a request's last token, which the policy was not asked about
+        # Behind a stretch is a request's last token, which the policy was not asked about.
+        self.decision = self._parked if self._plain_steps <= self._stretch else None
         untimed, self._untimed = self._untimed, False
         # A stretch's first step starts two forwards, and its last one none.
         if 1 < self._plain_steps < self._stretch and not untimed:
@@ -245,7 +246,8 @@ class AutoPolicy:
         self._reason = reason
         self._survival = ()
         assert self._costs is not None
-        self.decision = Decision(f"parked: {reason}", (), (), self._costs.plain / 1e3)
+        why = Decision(f"parked: {reason}", (), (), self._costs.plain / 1e3)
+        self.decision = self._parked = why
         return steps
 
     def _decide(self, costs: Costs, scheduled: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import Calibration
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from . import PairFacts, Scheduler, SchedulerKind
 from .auto import AutoScheduler
 from .fixed import FixedScheduler
@@ -87,5 +87,6 @@ def _kind(name: str) -> tuple[type[SchedulerKind], str]:
     base, _, argument = name.partition(":")
     kind = SCHEDULERS.get(base)
     if kind is None or (":" in name and ":" not in kind.USAGE):
-        raise InputError("scheduler", repr(name), f"one of {', '.join(usages())}")
+        hint = did_you_mean(base, set(SCHEDULERS) - {base})
+        raise InputError("scheduler", repr(name), f"one of {', '.join(usages())}", hint)
     return kind, argument

@@ -62,7 +62,8 @@ class Service:
     def __init__(self, engine: Engine, limits: Limits, admission: Admission) -> None:
         limits.check()
         self._limits = limits
-        self._together = ActiveRequests(engine)
+        # What a request's own code raises is its reader's, `SystemExit` too: no signal comes here.
+        self._together = ActiveRequests(engine, BaseException)
         self._lock = threading.Lock()
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []

@@ -160,9 +160,8 @@ def check_free(final: Path, overwrite: bool) -> None:
         InputError: `final` exists and is not an empty folder, unless `overwrite`.
     """
     if os.path.exists(final) and not overwrite and (not final.is_dir() or any(final.iterdir())):
-        raise InputError(
-            final, "an existing file or non-empty folder", "a path that is free", "Choose another."
-        )
+        hint = "Choose another, or replace what is there (--overwrite)."
+        raise InputError(final, "an existing file or non-empty folder", "a path that is free", hint)
 
 
 def temporary(final: Path) -> Path:

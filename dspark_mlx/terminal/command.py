@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..system import process
 from ..system.process import INTERRUPTED
 from ..system.strict_json import check_text
@@ -43,17 +43,26 @@ _STREAM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBAD
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage that --help shows."""
+    """An argument parser whose errors are one line, without the usage that --help shows.
+
+    For an unknown flag or choice the line ends with the known one that is most like it.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(exit_on_error=False, **settings)
 
     def parse_known_args(self, *args: Any, **more: Any) -> Any:
-        """See `argparse.ArgumentParser`; an argument that is wrong ends the process too."""
+        """See `argparse.ArgumentParser`; arguments that are wrong or unknown end the process.
+
+        Those of a sub-command are refused here, since the parser above it does not have its flags.
+        """
         try:
-            return super().parse_known_args(*args, **more)
+            found, unknown = super().parse_known_args(*args, **more)
         except argparse.ArgumentError as error:
             self._refuse(error.argument_name or self.prog, error.message)
+        if unknown:
+            self._refuse(self.prog, f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """Print the error and end the process with status 2."""
@@ -65,7 +74,16 @@ class Parser(argparse.ArgumentParser):
             if match := re.fullmatch(pattern, message):
                 found, expected = (match.expand(each) for each in words)
         expected = {"int": "a whole number", "float": "a number"}.get(expected, expected)
-        self.exit(_UNUSABLE, f"error: {InputError(where, found, expected)}\n")
+        error = InputError(where, found, expected, self._hint(message))
+        self.exit(_UNUSABLE, f"error: {error}\n")
+
+    def _hint(self, message: str) -> str:
+        """The flag or choice that was meant by an unknown one, if it can be told."""
+        if flag := re.match(r"unrecognized arguments:.*? (-[^\s=]+)", message):
+            return did_you_mean(flag[1], self._option_string_actions)
+        if choice := re.match(r"invalid choice: '?(.+?)'? \(choose from (.*)\)", message):
+            return did_you_mean(choice[1], re.findall(r"[^\s',]+", choice[2]))
+        return ""
 
 
 def whole_number(

@@ -8,6 +8,14 @@ from ..types import Chunk, Round, Statistics
 _DRAFT_COLOURS = ("\x1b[38;5;40m", "\x1b[38;5;36m")
 _RESET = "\x1b[0m"
 
+EXPLANATION = """\
+A line for each round: what proposed its tokens (the drafter; lookup, a copy; or
+nothing, a plain step), how many of them were verified and accepted, the time it
+took, the time predicted, and why it drafted or did not (parked: plain steps for
+a while). survival: chances that the first 1, 2, ... proposed tokens are all
+accepted. ms by length: predicted time with 0, 1, 2, ... of them verified."""
+"""What the lines of `explained` say."""
+
 
 class DraftPainter:
     """Marks accepted drafts in streamed text.

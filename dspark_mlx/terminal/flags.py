@@ -193,6 +193,24 @@ def template_settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     return settings | more
 
 
+def check_drafter(args: argparse.Namespace, what: str) -> None:
+    """Refuse --no-drafter and `--drafter lookup`, for commands that are about a drafter.
+
+    Args:
+        args: parsed.
+        what: what the command needs of a drafter, for the message.
+
+    Raises:
+        InputError: one of the two was given.
+    """
+    where, found = "--drafter", "lookup, which drafts by copies and has none"
+    if args.no_drafter:
+        where, found = "--no-drafter", "no drafter"
+    elif args.drafter != "lookup":
+        return
+    raise InputError(where, found, f"a drafter (a folder, a GGUF file or a Hub id), {what}")
+
+
 def load_decoder(args: argparse.Namespace, *, advises: bool = True) -> Decoder:
     """Load the decoder that the model flags name.
 

@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,9 @@ def main(argv: list[str] | None) -> int:
     start.identity["conversations"] = len(corpus)
     start.identity["conversation_tokens"] = len(corpus.tokens)
     target = tapped(decoder, start.config)
-    try:
-        run = TrainingRun(target, corpus, start, settings, args.to, _Bar(settings, args))
+    with closing(target), closing(_Bar(settings, args)) as bar:
+        run = TrainingRun(target, corpus, start, settings, args.to, bar)
         result = _train(args, run)
-    finally:
-        target.close()
     if result.ended == "stopped":
         if args.json:
             print(json.dumps({"ended": "stopped", "steps": result.progress.step}))
@@ -87,7 +85,12 @@ def main(argv: list[str] | None) -> int:
     write_drafter(folder, start.config, result.tensors, getattr(mx, args.dtype), ranking)
     facts = _facts(corpus, settings, result)
     if start.config.has_confidence and not args.no_calibration:
-        rounds = _calibrate(decoder, folder, prompts_of(corpus, run.held_out, _PROMPTS))
+        prompts = prompts_of(corpus, run.held_out, _PROMPTS)
+        _say(
+            f"calibrating the confidences on answers to {len(prompts)} held-out prompts "
+            "(--no-calibration leaves it out)"
+        )
+        rounds = _calibrate(decoder, folder, prompts)
         facts["calibrated on rounds"] = rounds or "none: the held-out texts are too short"
     write_trained_card(folder, facts, start.config, builtin=args.model is None)
     if args.plot:
@@ -141,6 +144,10 @@ class _Bar:
         self._bar: tqdm[Any] = tqdm(
             total=settings.recipe.steps, desc="Training", unit="step", disable=args.json
         )
+
+    def close(self) -> None:
+        """Leave the bar as it is; what comes after is not training."""
+        self._bar.close()
 
     def __call__(self, entry: Entry) -> None:
         watched = entry.watched

@@ -39,7 +39,11 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="bfloat16", choices=_DTYPES, help="what the drafter is stored in")
     add("--seed", type=int, default=0, help="of everything random (default: 0)")
     add("--plot", type=Path, metavar="FILE", help="loss and acceptance by step (.png, .svg, .pdf)")
-    add("--no-calibration", action="store_true", help="leave the confidence head as it is")
+    add(
+        "--no-calibration",
+        action="store_true",
+        help="leave the confidences as they are: nothing is decoded after the last step",
+    )
     add("--json", action="store_true", help="print one JSON object")
     _add_texts(made.add_argument_group("texts"))
     _add_design(made.add_argument_group("a new drafter"))
@@ -53,7 +57,8 @@ def _add_texts(group: Any) -> None:
         "--prompts",
         type=Path,
         metavar="FILE|DIR",
-        help='JSON lines with "turns" or "prompt"; without, the target writes the prompts too',
+        help='JSON lines with "turns" or "prompt", see "Prompt files" in docs/evaluation.md; '
+        "without, the target writes the prompts too",
     )
     add("--conversations", type=Path, metavar="DIR", help="where texts are kept (default: in --to)")
     add(

@@ -23,11 +23,11 @@ import mlx.core as mx
 from mlx_lm.generate import batch_generate
 
 import dspark_mlx
-from dspark_mlx.benchmark.prompts import SAMPLE, read_prompts
 from dspark_mlx.engine.active import ActiveRequests
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
+from dspark_mlx.text.prompt_files import SAMPLE, read_prompts
 from dspark_mlx.types import Round
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     arguments = parser.parse_args()
     decoder = dspark_mlx.load(arguments.model, arguments.drafter, arguments.scheduler)
     sample = [
-        decoder.encode([{"role": "user", "content": line["prompt"]}])
+        decoder.encode([{"role": "user", "content": line.turns[0]}])
         for line in read_prompts(SAMPLE)
     ]
     print(HEADER)

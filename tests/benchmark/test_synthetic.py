@@ -34,5 +34,9 @@ def test_a_line_has_what_was_measured():
         SyntheticRow(16, 5.0, 10.0, 4.0, (0, 0), False, False).line(),
         SyntheticRow(4, 5.0, 8.0, 4.0, (5, 6), True, True).line(),
     ]
-    assert lines[0].startswith("bf16") and "2.00x" in lines[0] and lines[0].endswith(", MLX, built")
+    assert (
+        lines[0].startswith("bf16")
+        and "2.00x" in lines[0]
+        and lines[0].endswith(", MLX, by Python")
+    )
     assert "2.50x" in lines[1] and lines[1].endswith("5 of 6 shapes, own, compiled")

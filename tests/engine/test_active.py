@@ -323,6 +323,35 @@ def test_drafts_that_are_right_most_of_the_time(target):
         assert PROMPTS[i] + [t for done in made[i] for t in done[0]] == text[: len(PROMPTS[i]) + 55]
 
 
+@pytest.mark.parametrize("isolates", [Exception, BaseException])
+def test_sys_exit_in_a_processor(isolates):
+    """An exit that is swallowed where it may be a signal's, or that takes other requests along."""
+    target = Target(MODELS["full attention"](), (-1, 0), "t")
+    engine = toy_pair(target, make_scheduler("full"))
+    active = ActiveRequests(engine, isolates)
+
+    def leaving(tokens: mx.array, logits: mx.array) -> mx.array:
+        if tokens.size > len(PROMPTS[3]) + 6:
+            raise SystemExit
+        return logits
+
+    sampler = make_sampler(Sampling(logits_processors=[leaving]), target.vocab_size)
+    good = active.add(PROMPTS[1], **arguments(engine, 1))
+    bad = active.add(PROMPTS[3], **arguments(engine, 3) | {"sampler": sampler})
+    if isolates is Exception:
+        with pytest.raises(SystemExit):
+            while not bad.ended:
+                active.step()
+        assert good.ended and isinstance(good.state.error, SystemExit)
+    else:
+        made = []
+        while not good.ended:
+            made += [bare(done) for request, done in active.step() if request is good]
+        assert isinstance(bad.state.error, SystemExit) and made == alone(engine, 1)
+    active.close()
+    target.close()
+
+
 @pytest.mark.parametrize("name", some_slow(MODELS, ("delta net",)))
 def test_requests_pause_leave_and_fail(name):
     """A soak: random joins, pauses and cancels, and requests whose processors raise."""

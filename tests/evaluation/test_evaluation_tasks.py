@@ -69,7 +69,7 @@ def test_an_unknown_task_is_named(folder, names, source, found, expected):
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ({"prompt": "p"}, "prompt"),
+        ({"prompt": ["p"]}, "prompt"),
         ({"turns": []}, "turns"),
         ({"turns": "p"}, "turns"),
         ({"turns": ["p", 3]}, "turns"),

@@ -1,4 +1,4 @@
-"""What the Metal kernels refuse, with a reason, and the way that is always open."""
+"""What the Metal kernels refuse, with a reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from dspark_mlx.kernels.base import Product
 from dspark_mlx.kernels.metal.limits import reference
-from dspark_mlx.kernels.metal.row_by_row import RowByRow
 from dspark_mlx.kernels.metal.rows import Rows
 from dspark_mlx.kernels.metal.tiles import Tiles
 
@@ -49,19 +48,6 @@ def test_rows_leave_quad_kernels_to_mlx(inputs):
     reason = f"MLX has a kernel of its own for one row of {inputs} columns"
     assert Rows("0.32.4").why_not(replace(GOOD, inputs=inputs)) == reason
     assert Tiles().why_not(replace(GOOD, inputs=inputs)) is None
-
-
-def test_row_by_row_is_what_mlx_computes_of_one_row():
-    """The fallback where nothing is exact."""
-    p = QuantizedProduct(3, 40, 64, 6)
-    a = p.arrays
-    product = product_of(p)
-    weights = (a["weight"], a["scales"], a["biases"])
-    y = RowByRow()(a["x"][None], *weights, product)[0]
-    assert RowByRow().why_not(product) is None
-    for i in range(3):
-        one = mx.quantized_matmul(a["x"][i : i + 1], *weights, bits=6)
-        assert mx.array_equal(y[i : i + 1], one)
 
 
 def test_the_reference_is_the_product():

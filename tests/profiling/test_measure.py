@@ -37,7 +37,7 @@ from dspark_mlx.profiling.store import (
 from dspark_mlx.profiling.timing import Session, take_turns
 from dspark_mlx.schedulers.copies import WIDEST
 from dspark_mlx.schedulers.full import FullScheduler
-from dspark_mlx.schedulers.speed_profile import SpeedProfile
+from dspark_mlx.schedulers.speed_profile import SpeedProfile, write_profile
 from dspark_mlx.targets.tap import Target
 
 FAST = {"contexts": (8, 24, 40), "repeats": 3}
@@ -385,6 +385,15 @@ def test_an_imported_profile_becomes_this_pairs(tiny_pair, quick):
         import_profile(
             tiny_pair, dataclasses.replace(given, verify=(wide[:2], wide[:2])), "given.json"
         )
+
+
+def test_a_measurement_that_is_not_kept_cannot_be_imported(tmp_path, monkeypatch):
+    """The numbers of a busy machine, exported there and taken for a profile here."""
+    monkeypatch.setattr(command, "_pair", lambda args: pytest.fail("loaded"))
+    spread = tuple((0.4,) * len(row) for row in profile().verify)
+    write_profile(tmp_path / "p.json", profile(verify_spread=spread))
+    with pytest.raises(InputError, match=r"p\.json: found repeats .* differ by 40%.* most 30%"):
+        command.main(["--import", str(tmp_path / "p.json")])
 
 
 def test_the_command_measures_then_finds(tiny_pair, quick, monkeypatch, capsys, tmp_path):

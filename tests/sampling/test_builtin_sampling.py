@@ -8,7 +8,7 @@ from statistics import mean, stdev
 import pytest
 
 import dspark_mlx
-from dspark_mlx.benchmark.prompts import SAMPLE, read_prompts
+from dspark_mlx.text.prompt_files import SAMPLE, read_prompts
 
 pytestmark = pytest.mark.slow
 SCHEMA = {
@@ -51,7 +51,7 @@ def test_samples_are_as_likely_as_plain_ones(decoder):
     200 samples of each, 25 a prompt; 3 standard errors are crossed by chance once in 370.
     """
     prompts = [
-        decoder.encode([{"role": "user", "content": one["prompt"]}]) for one in read_prompts(SAMPLE)
+        decoder.encode([{"role": "user", "content": one.turns[0]}]) for one in read_prompts(SAMPLE)
     ]
     samples = 200 // len(prompts)
     fast = likelihoods(decoder, prompts, samples, seed=1)
@@ -84,7 +84,7 @@ def test_a_hundred_texts_of_a_json_schema(decoder):
 @pytest.mark.parametrize("index", range(4))
 def test_a_reproducible_text_is_the_plain_one(decoder, index):
     """float32: the same seed with and without drafts."""
-    prompt = [{"role": "user", "content": read_prompts(SAMPLE)[2 * index]["prompt"]}]
+    prompt = [{"role": "user", "content": read_prompts(SAMPLE)[2 * index].turns[0]}]
     settings = {"temperature": 1.0, "seed": index, "reproducible": True, "top_p": 0.95}
     texts = [
         [chunk.token for chunk in each.stream(prompt, 96, **settings)]

@@ -97,6 +97,13 @@ def test_a_mask_is_a_function_of_its_prefix(tokenizer):
         ({"required": "é" * 50}, (0,), "that llguidance cannot read"),  # it panics, 1.9.1
         ({"type": "string", "pattern": "("}, (0,), r"regex parse error: \( error: unclosed group;"),
         (SCHEMA, (), "expected end tokens"),
+        (
+            {"oneOf": [{"type": "object"}, {"type": "object"}]},
+            (2,),
+            '"additionalProperties": false',
+        ),
+        ({"type": "object", "unevaluatedProperties": False}, (2,), '"additionalProperties": false'),
+        (SCHEMA | {"required": ["other"]}, (2,), "each must stand in properties"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(tokenizer, schema, stops, expected):

@@ -97,7 +97,7 @@ def test_what_cannot_be_forced_is_refused(decoder):
         (SimpleNamespace(has_tool_calling=False), TOOLS, "without tool calls"),
         (decoder.tokenizer, [tool(f"t{i}") for i in range(129)], "129 tools"),
         (decoder.tokenizer, [tool("a", properties={"x": {"pattern": "("}})], "tools"),
-        (decoder.tokenizer, [], "0 tools"),
+        (decoder.tokenizer, [], "^tools: found 0 tools; expected 1 to 128, to force a call.$"),
         (decoder.tokenizer, [{"name": "weather"}], "tools: found {'name'"),
     ):
         with pytest.raises(InputError, match=match):

@@ -397,6 +397,19 @@ def test_a_decision_says_why():
     assert parked.decision.survival == () and parked.decision.seconds == 0.01
 
 
+def test_a_plain_step_behind_a_copy_is_explained_by_itself():
+    """ "a copy is faster", and a copy's time, of plain steps."""
+    made = policy(profile=hand_made_profile([10.0] * (GAMMA + 1), draft=200, plain=10))
+    parked = made.decision
+    made.learn(Round((1,), seconds=0.01))
+    assert made.copy_length(0, [0.99] * GAMMA, GAMMA) == GAMMA
+    tokens = tuple(range(GAMMA + 1))
+    made.learn(Round(tokens, GAMMA, GAMMA, GAMMA, proposer="lookup", seconds=0.01))
+    assert made.decision.reason == "a copy is faster"
+    made.learn(Round((1,), seconds=0.01))
+    assert made.decision == parked and "parked" in parked.reason
+
+
 def test_plain_decoding_is_the_rate_to_beat():
     pace = Pace(0.5)
     assert pace.rate == 1.0

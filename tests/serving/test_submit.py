@@ -283,6 +283,24 @@ def test_an_error_reaches_its_reader_only(decoder):
         assert [c.token for c in handle] == solo(decoder, prompt(i), **SAMPLED, seed=i)
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_an_exit_reaches_its_reader_only(decoder, kind):
+    """`sys.exit()` in one request's processor that ends every reader's program."""
+
+    def leaving(tokens, logits):
+        if tokens.size > asked + 4:
+            raise kind
+        return logits
+
+    asked = len(decoder.encode(MESSAGES))
+    others = [decoder.submit(prompt(i), **SAMPLED, seed=i) for i in range(3)]
+    bad = decoder.submit(MESSAGES, logits_processors=[leaving])
+    with pytest.raises(kind):
+        bad.result(WAIT)
+    for i, handle in enumerate(others):
+        assert [c.token for c in handle] == solo(decoder, prompt(i), **SAMPLED, seed=i)
+
+
 def test_a_request_that_failed_is_let_go(decoder):
     """Caches as long as somebody keeps the error; and since a handle is in the traceback of its own
     error, a request that stays for ever."""

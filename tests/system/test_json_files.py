@@ -9,10 +9,12 @@ import threading
 
 import pytest
 
-from dspark_mlx.benchmark.prompts import read_prompts
 from dspark_mlx.errors import InputError
+from dspark_mlx.evaluation.tasks import read_tasks
 from dspark_mlx.system.files import check_format, read_json, read_json_lines
 from dspark_mlx.terminal.sampling_flags import read_json_argument
+from dspark_mlx.text.prompt_files import read_prompts
+from dspark_mlx.train.data.prompt_files import read_prompt_turns
 
 GOOD = json.dumps({"task": "t", "prompt": "hello"})
 
@@ -34,7 +36,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path, content, prompts):
     """Strings cut at Unicode's separators; blank lines and a byte order mark refused."""
     path = tmp_path / "f.jsonl"
     path.write_bytes(content.encode())
-    assert [prompt["prompt"] for prompt in read_prompts(path)] == prompts
+    assert [prompt.turns[0] for prompt in read_prompts(path)] == prompts
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path, content, prompts):
         (b"{}\n\xe9", r"f.jsonl:2: found bytes that are not text \(0xe9 at byte 1\)"),
         ('{"task": "t"}\u2028{}'.encode(), "f.jsonl:1: found text that is not JSON"),
         (b"[" * 100_000, "f.jsonl:1: found JSON nested too deeply"),
-        (b'{"task": "t", "prompt": null}', 'expected an object with "task" and "prompt", both'),
+        (b'{"task": "t", "prompt": null}', r'expected {"prompt": text} or {"turns": \['),
     ],
 )
 def test_what_is_no_line_is_named_by_its_number(tmp_path, content, found):
@@ -147,3 +149,15 @@ def test_deep_files_do_not_depend_on_how_deep_the_caller_is(tmp_path):
     deep = "[" * depth + "]" * depth
     path.write_text(f'{{"format": "f", "format_version": 1, "a": {deep}}}')
     assert check_format(path, read_json(path), "f", 1)
+
+
+def test_one_file_serves_every_command(tmp_path):
+    """A prompt that three commands take and two refuse."""
+    path = tmp_path / "sums.jsonl"
+    path.write_text('{"prompt": "1+1?"}\n{"turns": ["2+2?", "and 3?"], "task": "more", "id": 7}\n')
+    one, two = read_prompts(path)
+    assert (one.task, one.turns) == ("sums", ("1+1?",))
+    assert (two.task, two.turns) == ("more", ("2+2?", "and 3?"))
+    (task,) = read_tasks(source=path)
+    assert (task.name, task.prompts) == ("sums", (one.turns, two.turns))
+    assert read_prompt_turns(tmp_path) == (one.turns, two.turns)

@@ -92,6 +92,30 @@ def test_what_cannot_be_is_refused_at_load(target, tmp_path):
         dspark_mlx.load(worded_target(tmp_path / "narrow"), drafter=False, kv_bits=4)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "what"),
+    [
+        ("evaluate", [], "whose acceptance by position and confidences are evaluated"),
+        ("calibrate", ["--prompts", "p.jsonl"], "whose confidence head is calibrated"),
+        ("profile", [], "whose blocks are timed"),
+        ("bench", ["--report", "{folder}/report.json"], "which the report names"),
+    ],
+)
+def test_copies_are_no_drafter(name, given, what, tmp_path, monkeypatch):
+    """A message of schedulers, or of --no-drafter, for who asked for a drafter that is none."""
+    main = importlib.import_module(f"dspark_mlx.{name}").main
+    monkeypatch.setattr("dspark_mlx.terminal.flags.load", lambda *_, **__: pytest.fail("loaded"))
+    arguments = [each.format(folder=tmp_path) for each in given]
+    for flags, where in (["--drafter", "lookup"], "--drafter"), (["--no-drafter"], "--no-drafter"):
+        with pytest.raises(
+            InputError, match=f"^{where}: found .*(, {what}|or --drafter lookup)\\."
+        ):
+            main([*arguments, *flags])
+    if name == "evaluate":
+        with pytest.raises(InputError, match="--compare: found lookup"):
+            main(["--compare", "lookup"])
+
+
 def test_kernels_on_a_cpu_are_said_to_do_nothing(target):
     """A flag that was asked for, and silence about it."""
     with pytest.warns(UserWarning, match="kernels do nothing on this device"):

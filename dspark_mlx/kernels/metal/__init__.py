@@ -1,5 +1,5 @@
 """Kernels for Apple's GPUs, as source that MLX compiles on the user's machine.
 
-`rows` has the bits of one-row steps, `tiles` is made for speed, `row_by_row` is MLX's own product
-of each row. docs/metal.md says how they are tested without a GPU.
+`rows` has the bits of one-row steps, `tiles` is made for speed. docs/metal.md says how they are
+tested without a GPU.
 """
