@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from ..caches import leaves
 from ..drafters.base import Drafter, DrafterContext
+from ..targets.model_arrays import ModelArrays
 from .disk import Disk
 from .parts import Border, Layout, border_of, layout_of, restore, rows_of
 from .tree import Hit, Tokens, Tree
@@ -32,23 +34,34 @@ class Ended:
     tokens: Tokens
     rows: list[mx.array]
     borders: dict[int, Border]
+    weights: ModelArrays
 
 
 class KeptPrompts:
     """Prefixes that requests have read or written, within a number of bytes.
 
-    Any thread may use it. What was used longest ago is dropped first.
+    Any thread may use it. What was used longest ago is dropped first. Where the target's weights
+    are exchanged, nothing of before serves the requests that begin then: all of it is dropped, and
+    files stay for the weights that they are of.
 
     Args:
         max_bytes: bytes that are kept at most.
         quantized_from: number of tokens from which on the target's caches are quantized.
         disk: where they outlive the process; None for memory alone.
+        weights: the target's, which what is on the disk is of; None for those that it has when the
+            first request begins.
 
     Attributes:
         max_bytes, quantized_from: the arguments.
     """
 
-    def __init__(self, max_bytes: int, quantized_from: int = 0, disk: Disk | None = None) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        quantized_from: int = 0,
+        disk: Disk | None = None,
+        weights: ModelArrays | None = None,
+    ) -> None:
         self.max_bytes = max_bytes
         self.quantized_from = quantized_from
         self._trees: dict[tuple[tuple[str, bool], ...], Tree] = {}
@@ -56,6 +69,7 @@ class KeptPrompts:
         self._lock = threading.Lock()
         self._ended: deque[Ended] = deque()
         self._disk = disk
+        self._weights = weights
         if disk is not None:
             self._read(disk)
 
@@ -74,9 +88,7 @@ class KeptPrompts:
         """Let another process use the files; from here on memory alone is used."""
         self._take_in()
         with self._lock:
-            disk, self._disk = self._disk, None
-            if disk is not None:
-                disk.close()
+            self._leave_disk()
 
     def clear(self) -> None:
         """Drop everything."""
@@ -101,6 +113,7 @@ class KeptPrompts:
         caches: list[Any],
         drafter: Drafter | None,
         context: DrafterContext | None,
+        model: nn.Module,
     ) -> Reading:
         """Fill a new request's caches and context with the longest kept part of its prompt.
 
@@ -110,10 +123,12 @@ class KeptPrompts:
             prompt: token ids.
             caches, context: empty; changed in place.
             drafter: whose context it is; None where there is none.
+            model: the target's; no other thread runs it or changes it now.
         """
         tokens = np.array(prompt, dtype=np.int32)
         self._take_in()
         with self._lock:
+            weights = self._follow(model)
             now = next(self._clock)
             found = [
                 (tree.find(tokens, len(tokens) - 1, now), tree) for tree in self._trees.values()
@@ -125,7 +140,7 @@ class KeptPrompts:
             rows = [mx.concatenate(list(parts), axis=2) for parts in zip(*hit.rows, strict=True)]
             mx.eval(rows)
             restore(caches, context, tree.layout, rows, hit.border)
-        return Reading(self, caches, drafter, context, hit.length, shared)
+        return Reading(self, caches, drafter, context, weights, hit.length, shared)
 
     def keep(self, ended: Ended) -> None:
         """Keep what a request leaves behind, now or before the next one begins.
@@ -143,7 +158,24 @@ class KeptPrompts:
             finally:
                 self._lock.release()
 
+    def _follow(self, model: nn.Module) -> ModelArrays:
+        """The weights that the model has, of which everything is that is kept from now on."""
+        if self._weights is not None and not self._weights.unchanged:
+            self._weights = None
+            self._trees.clear()
+            self._leave_disk()
+        if self._weights is None:
+            self._weights = ModelArrays(model)
+        return self._weights
+
+    def _leave_disk(self) -> None:
+        disk, self._disk = self._disk, None
+        if disk is not None:
+            disk.close()
+
     def _add(self, ended: Ended) -> None:
+        if ended.weights is not self._weights:
+            return
         tree = self._tree(ended.layout)
         tree.add(ended.tokens, ended.rows, ended.borders, next(self._clock))
         self._fit()
@@ -197,6 +229,7 @@ class Reading:
         kept: where it began and is kept.
         caches: the request's, of which a forward may replace some.
         drafter, context: the request's; None without a drafter.
+        weights: the target's when the request began.
         length: number of tokens of the prompt that need not be read.
         shared: number of tokens that other requests began with too.
         borders: what was noted, by number of tokens.
@@ -206,6 +239,7 @@ class Reading:
     caches: list[Any]
     drafter: Drafter | None
     context: DrafterContext | None
+    weights: ModelArrays
     length: int
     shared: int
     borders: dict[int, Border] = field(default_factory=dict)
@@ -235,11 +269,15 @@ class Reading:
     def end(self, tokens: Sequence[int], length: int, caches: list[Any]) -> None:
         """Keep what the request has read and written; it must not go on.
 
+        Nothing is kept where the target's weights were exchanged meanwhile.
+
         Args:
             tokens: of the prompt and the answer.
             length: how many of them the caches and the context hold.
             caches: the request's, which are others than at first where it was part of a batch.
         """
+        if not self.weights.unchanged:
+            return
         self.caches = caches
         kinds = KVCache, QuantizedKVCache
         # Caches of another moment would make later texts wrong, and nothing else would show it.
@@ -252,4 +290,4 @@ class Reading:
         # Another thread may take them in, and cannot compute what this one has begun.
         mx.eval(rows)
         held = np.array(tokens[:length], dtype=np.int32)
-        self.kept.keep(Ended(layout, held, rows, self.borders))
+        self.kept.keep(Ended(layout, held, rows, self.borders, self.weights))
