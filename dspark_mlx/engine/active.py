@@ -128,7 +128,7 @@ class ActiveRequests:
         """Read a part of the prompts, and run a round of each request that has read its prompt.
 
         At most one prefill forward's tokens are read, and fewer beside requests that decode, so
-        that those do not stall.
+        that those do not stall; whole chunks where the text depends on how its prompt is cut.
 
         Args:
             chosen: the requests to go on with; None for all. Others keep their caches, and leave
