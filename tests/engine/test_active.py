@@ -425,6 +425,16 @@ def test_a_faulty_target_ends_the_request_that_sees_it(target):
     active.close()
 
 
+def test_blocks_that_a_batch_has_no_room_for():
+    """Windows of a batch that are asked for more rows than they hold, which ended every request."""
+    target = Target(tiny("gpt_oss"), (-1, 0), "gpt_oss")
+    engine = toy_pair(target, make_scheduler("full"), gamma=64)
+    with pytest.warns(UserWarning, match="since the drafter proposes 64 tokens or more"):
+        made = together(engine, range(2), every=1, max_tokens=70)
+    assert all(made[i] == alone(engine, i, max_tokens=70) for i in range(2))
+    target.close()
+
+
 def test_a_target_that_cannot_be_batched_says_so_once():
     """Requests that are refused, or silently wrong, where caches have no batch."""
     target = Target(family("llama4"), (-1, 0), "llama4")
