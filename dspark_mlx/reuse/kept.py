@@ -16,6 +16,7 @@ import numpy as np
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from ..caches import leaves
+from ..caches.trimmable import is_unwritten
 from ..drafters.base import Drafter, DrafterContext
 from ..targets.model_arrays import ModelArrays
 from .disk import Disk
@@ -279,9 +280,10 @@ class Reading:
         if not self.weights.unchanged:
             return
         self.caches = caches
-        kinds = KVCache, QuantizedKVCache
+        written = [c for c in leaves(caches) if not is_unwritten(c)]
         # Caches of another moment would make later texts wrong, and nothing else would show it.
-        assert caches and all(c.offset == length for c in leaves(caches) if type(c) in kinds)
+        kinds = KVCache, QuantizedKVCache
+        assert caches and all(c.offset == length for c in written if type(c) in kinds)
         if self.drafter is not None and self.context is not None:
             self.drafter.flush(self.context)
         self.note(length, last=True)
