@@ -26,6 +26,10 @@ from .tree import Hit, Tokens, Tree
 BORDER_STEP = 1024
 """The least number of prompt tokens between two borders that are kept for their own sake."""
 
+MOST_ARRAYS = 100_000
+"""The most arrays that are kept, however small: MLX has no more than 499,000 buffers at a time on
+Metal, and raises an error then."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -41,7 +45,8 @@ class Ended:
 class KeptPrompts:
     """Prefixes that requests have read or written, within a number of bytes.
 
-    Any thread may use it. What was used longest ago is dropped first. Where the target's weights
+    Any thread may use it. What was used longest ago is dropped first, also where there are more
+    than `MOST_ARRAYS`. Where the target's weights
     are exchanged, nothing of before serves the requests that begin then: all of it is dropped, and
     files stay for the weights that they are of.
 
@@ -186,8 +191,12 @@ class KeptPrompts:
         return self._trees.setdefault(layout.kinds, Tree(layout))
 
     def _fit(self) -> None:
-        while self._nbytes() > self.max_bytes and self._evict_one():
+        while self._is_too_large() and self._evict_one():
             pass
+
+    def _is_too_large(self) -> bool:
+        count = sum(tree.count for tree in self._trees.values())
+        return self._nbytes() > self.max_bytes or count > MOST_ARRAYS
 
     def _sync(self) -> None:
         for tree in self._trees.values():

@@ -13,6 +13,7 @@ from helpers.slow_cases import some_slow
 
 from dspark_mlx import InputError
 from dspark_mlx.engine.rounds import rounds
+from dspark_mlx.reuse import kept as kept_module
 from dspark_mlx.reuse.budget import budget
 from dspark_mlx.reuse.disk import Disk
 from dspark_mlx.reuse.kept import KeptPrompts
@@ -56,6 +57,22 @@ def test_no_more_bytes_are_kept_than_may_be(name):
     assert tiny.kept.nbytes == 0
     limited.kept.clear()
     assert limited.kept.nbytes == 0
+    engine.target.close()
+
+
+@pytest.mark.parametrize("name", ["full attention", "delta net and attention"])
+def test_no_more_arrays_are_kept_than_may_be(name, monkeypatch):
+    """Thousands of short prompts of a small model, of which each has arrays for every layer: on
+    Metal MLX ends with an error long before the bytes are used up."""
+    engine = engine_with(name)
+    run(engine, prompt_of(12, seed=20))
+    (tree,) = engine.kept._trees.values()
+    monkeypatch.setattr("dspark_mlx.reuse.kept.MOST_ARRAYS", 4 * tree.count)
+    for seed in range(6):
+        run(engine, prompt_of(12, seed=seed))
+        assert 0 < tree.count <= kept_module.MOST_ARRAYS
+    assert run(engine, prompt_of(12, seed=5))[0].cached_tokens == 11
+    assert run(engine, prompt_of(12, seed=20))[0].cached_tokens == 0
     engine.target.close()
 
 
