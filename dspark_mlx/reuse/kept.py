@@ -46,9 +46,8 @@ class KeptPrompts:
     """Prefixes that requests have read or written, within a number of bytes.
 
     Any thread may use it. What was used longest ago is dropped first, also where there are more
-    than `MOST_ARRAYS`. Where the target's weights
-    are exchanged, nothing of before serves the requests that begin then: all of it is dropped, and
-    files stay for the weights that they are of.
+    than `MOST_ARRAYS`. Where the target's weights are exchanged, nothing of before serves the
+    requests that begin then: all of it is dropped, and files stay for the weights that they are of.
 
     Args:
         max_bytes: bytes that are kept at most.
