@@ -20,6 +20,7 @@ from mlx_lm.models.cache import (
 )
 
 from .batch_attention import BatchKVCache, BatchQuantizedKVCache, BatchWindowCache
+from .trimmable import is_unwritten
 
 BatchCaches: TypeAlias = list[Any]
 """Caches of several requests, one per layer."""
@@ -68,6 +69,8 @@ def _joined(caches: Sequence[Any]) -> Any:
     if type(first) is ArraysCache:
         states = zip(*(cache.cache for cache in caches), strict=True)
         return _states([mx.concatenate(list(parts)) for parts in states])
+    if is_unwritten(first):
+        return KVCache()
     batches = [BATCHES[type(c)].of(c) if type(c) in BATCHES else c for c in caches]
     return batches[0].joined(batches[1:])
 
@@ -77,7 +80,7 @@ def _rows(cache: Any, requests: Sequence[int]) -> Any:
         return CacheList(*(_rows(part, requests) for part in cache.caches))
     if type(cache) is ArraysCache:
         return _states(rows_of_states(cache.cache, requests))
-    return cache.rows(requests)
+    return KVCache() if is_unwritten(cache) else cache.rows(requests)
 
 
 def _alone(cache: Any, request: int) -> Any:
@@ -85,7 +88,7 @@ def _alone(cache: Any, request: int) -> Any:
         return CacheList(*(_alone(part, request) for part in cache.caches))
     if type(cache) is ArraysCache:
         return _rows(cache, [request])
-    return cache.alone(request)
+    return KVCache() if is_unwritten(cache) else cache.alone(request)
 
 
 def rows_of_states(states: Sequence[mx.array], requests: Sequence[int]) -> list[mx.array]:

@@ -73,6 +73,17 @@ class CacheSettings:
         """Whether `max_kv_size` does nothing, as in mlx-lm, since the model makes its caches."""
         return self.max_kv_size is not None and hasattr(model, "make_cache")
 
+    def reads_by_chunk(self, model: nn.Module, length: int) -> bool:
+        """Whether a prompt of this length reads other keys where it is cut into other chunks.
+
+        Keys are quantized between two chunks, and under `max_kv_size` the first tokens are out of
+        sight of a later chunk's rows only.
+        """
+        if self.kv_bits is not None:
+            return length > self.quantized_kv_start
+        limit = None if self.ignored_by(model) else self.max_kv_size
+        return limit is not None and length > limit
+
     @property
     def quantized_at_once(self) -> CacheSettings:
         """The same settings, quantized behind the first forward."""

@@ -78,3 +78,9 @@ class ChunkedCache(PlainCache):
     def bytes_at(cls, cache: Any, tokens: int, rows: int) -> int:
         """See `CacheKind.bytes_at`."""
         return super().bytes_at(cache, min(tokens, cache.chunk_size + rows), rows)
+
+
+def is_unwritten(cache: Any) -> bool:
+    """Whether a cache takes rows and has none behind a forward: its layer has no attention, as some
+    of Nemotron-NAS's."""
+    return type(cache) is KVCache and cache.keys is None

@@ -13,6 +13,10 @@ from ..checkpoint.base_config import CanonicalConfig
 from .base import DrafterContext, Embed
 from .vocabulary import DraftOutput
 
+# Forwards whose features wait while a request decodes plainly: each has arrays of its own, and MLX
+# has a limited number of buffers on Metal.
+_MAX_PENDING = 256
+
 Config = TypeVar("Config", bound=CanonicalConfig)
 
 
@@ -66,3 +70,11 @@ class RequestContexts(Generic[Config]):
     ) -> None:
         """See `Drafter.extend`."""
         context.add(taps, tokens, rows)
+        if len(context.pending) > _MAX_PENDING:
+            self.flush(context)
+            # The next round may be computed by another thread.
+            mx.async_eval(context.arrays())
+
+    def flush(self, context: DrafterContext) -> None:
+        """See `Drafter.flush`."""
+        raise NotImplementedError

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ..caches.batch_attention import ROOM
 from ..lookup.lookup import Lookup
 from ..progress import ProgressCallback
 from ..sampling import Sampler
@@ -60,7 +61,7 @@ class ActiveRequests:
 
     Requests that have read their prompts draft in one forward and verify in one forward. A single
     one decodes as `rounds.rounds` does. A target that gives other results in a batch runs its
-    requests one after the other.
+    requests one after the other, and so does a drafter of longer blocks than a batch has room for.
 
     Args:
         engine: target, drafter and scheduler.
@@ -134,7 +135,7 @@ class ActiveRequests:
         """Read a part of the prompts, and run a round of each request that has read its prompt.
 
         At most one prefill forward's tokens are read, and fewer beside requests that decode, so
-        that those do not stall.
+        that those do not stall; whole chunks where the text depends on how its prompt is cut.
 
         Args:
             chosen: the requests to go on with; None for all. Others keep their caches, and leave
@@ -249,11 +250,14 @@ class ActiveRequests:
 
     def _runs_together(self) -> bool:
         if self._together is None:
-            target = self._engine.target
-            self._together = runs_in_batches(target)
+            target, drafter = self._engine.target, self._engine.drafter
+            wide = drafter is not None and drafter.config.gamma >= ROOM
+            self._together = not wide and runs_in_batches(target)
             if not self._together:
-                why = "is exact" if target.exact else "gives other results in a batch"
-                message = f"requests of this model run one after the other, since it {why}"
+                why = "it is exact" if target.exact else "it gives other results in a batch"
+                if wide:
+                    why = f"the drafter proposes {ROOM} tokens or more at once"
+                message = f"requests of this model run one after the other, since {why}"
                 warnings.warn(f"{target.where}: {message}", stacklevel=4)
         return self._together
 

@@ -30,8 +30,9 @@ def keeping(group: Solo, keeps: bool) -> Iterator[Reading | None]:
         return
     speculation = state.speculation
     drafter, context = (speculation.drafter, speculation.context) if speculation else (None, None)
-    with engine.target.turns:
-        reading = engine.kept.begin(state.tokens, state.caches, drafter, context)
+    target = engine.target
+    with target.turns:
+        reading = engine.kept.begin(state.tokens, state.caches, drafter, context, target.model)
     try:
         yield reading
     except GeneratorExit:  # whoever asked for the rounds wants no more of them

@@ -48,10 +48,15 @@ class Prefill:
         self._read = self._read_before = kept.length if kept else 0
         self._images = images
         self._embedded: EmbeddedPrompt | None = None
+        self._whole = group.engine.target.reads_by_chunk(len(prompt))
 
     def next_size(self, most: int) -> int:
-        """Prompt tokens that the next step reads where it may read so many."""
-        return max(min(self.chunk_size, most, self._tokens.size - 1 - self._read), 1)
+        """Prompt tokens that the next step reads where it may read so many.
+
+        A whole chunk where the text depends on how the prompt is cut, as it is cut alone.
+        """
+        size = self.chunk_size if self._whole else min(self.chunk_size, most)
+        return max(min(size, self._tokens.size - 1 - self._read), 1)
 
     def step(self, most: int | None = None) -> Round | None:
         """Read a chunk; behind the last one choose the first token and return its round.
@@ -59,7 +64,7 @@ class Prefill:
         Only the last row's logits are computed.
 
         Args:
-            most: prompt tokens to read at most; None for a whole chunk.
+            most: prompt tokens to read, see `next_size`; None for a whole chunk.
 
         Raises:
             InputError: see `faults.refuse_faults`.

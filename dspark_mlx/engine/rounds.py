@@ -159,7 +159,9 @@ def plain_rounds(group: Group, more: bool = True) -> list[Round | None]:
 
 def _next_is_plain(group: Group) -> bool:
     """Whether no request will end or draft after this step, as far as is known."""
-    if any(state.limit == 1 or state.error for state in group.states):
+    # A forward that ends a request, or behind which caches are quantized, starts no other one.
+    rows = group.engine.target.cache_settings.rows_until_quantized
+    if any(rows(s.anchor_index, s.remaining) == 1 or s.error for s in group.states):
         return False
     if group.schedule is not None and group.engine.drafter is not None:
         return group.schedule.parked > 0

@@ -9,7 +9,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..caches import DEFAULT_CACHES, CacheSettings
 from ..drafters.base import Drafter, DrafterContext
 from ..errors import InputError
 from ..lookup.lookup import Lookup
@@ -141,7 +140,7 @@ class State:
         sampler: the request's rule for choosing tokens.
         remaining: number of tokens to commit at most.
         stop: ids of tokens that end the request.
-        cache_settings: how the caches were made.
+        target: whose caches they are.
         learning: the policy, if it says why and its knowledge outlives the request.
         ended: whether its last round was made.
         anchor_index: number of tokens before the anchor, the prompt's included.
@@ -167,7 +166,7 @@ class State:
     sampler: Sampler
     remaining: int
     stop: frozenset[int]
-    cache_settings: CacheSettings = DEFAULT_CACHES
+    target: Target
     learning: LearningPolicy | None = None
     ended: bool = False
     anchor_index: int = 0
@@ -211,7 +210,7 @@ class State:
             sampler,
             max_tokens,
             stop,
-            engine.target.cache_settings,
+            engine.target,
             learning=learning,
             lookup=lookup,
             tokens=list(prompt),
@@ -220,7 +219,7 @@ class State:
     @property
     def limit(self) -> int:
         """How many tokens the next round may commit."""
-        return self.cache_settings.rows_until_quantized(self.anchor_index, self.remaining)
+        return self.target.rows_alike(self.anchor_index, self.remaining)
 
     @property
     def position(self) -> Position:

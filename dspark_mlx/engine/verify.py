@@ -35,7 +35,9 @@ def start_verify(
     width = max(lengths) + 1
     # A plain step is never padded: the next one may start before it is cut back.
     if drafts and len(states) == 1:
-        width = group.engine.rows(width, begins[0][0].index)
+        start = begins[0][0].index
+        padded = group.engine.rows(width, start)
+        width = max(width, group.engine.target.rows_alike(start, padded))
     rows = [_rows(anchor, block, width) for (_, anchor), block in zip(begins, blocks, strict=True)]
     logits, tokens, taps, rollback = group.verify(rows)
     judged: list[Judged | None] = [None] * len(states)

@@ -14,6 +14,7 @@ from ..decoder import Decoder
 from ..reuse.disk import Disk
 from ..reuse.kept import KeptPrompts
 from ..targets.given import network_digest
+from ..targets.model_arrays import ModelArrays
 from ..version import __version__
 
 
@@ -24,7 +25,8 @@ def keeping_prompts(decoder: Decoder, max_bytes: int, folder: Path | None) -> De
     caches = decoder.engine.target.cache_settings
     start = caches.quantized_kv_start if caches.kv_bits else 0
     disk = None if folder is None else Disk(folder, _prompts_key(decoder))
-    kept = KeptPrompts(max_bytes, start, disk)
+    weights = ModelArrays(decoder.engine.target.model)
+    kept = KeptPrompts(max_bytes, start, disk, weights)
     return decoder.with_engine(replace(decoder.engine, kept=kept), decoder.drafter_folder)
 
 

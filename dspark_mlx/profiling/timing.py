@@ -191,7 +191,7 @@ class Session:
         points: dict[Point, Timed] = {}
         for requests in counts:
             caches = join([self._caches] * requests)
-            mx.eval([array for cache in caches for array in cache.arrays()])
+            mx.eval(cache_arrays(caches))
             for width in widths:
                 shape = (requests, width)
                 points[str(requests), width] = partial(self._verify_batch, shape, caches)

@@ -16,8 +16,12 @@ import mlx.core as mx
 from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache
 
 from ..caches import leaves
+from ..caches.trimmable import is_unwritten
 from ..drafters.base import DrafterContext
 from ..drafters.context_cache import ContextCache
+
+# Before the name of a cache's class: of a layer that has no attention.
+_UNWRITTEN = "unwritten "
 
 Rows = list[mx.array]
 """Arrays `[1, heads, tokens, ...]` of all caches that are rows, in one order."""
@@ -30,7 +34,7 @@ class Layout:
     Only requests of equal layouts share what is kept.
 
     Attributes:
-        kinds: name of each cache's class, and whether it is rows.
+        kinds: name of each cache's class, and whether it is rows, or nothing.
         quantized_from: number of tokens below which the target's caches are not quantized; 0 where
             they are not quantized here.
         templates: the same caches without content.
@@ -69,14 +73,14 @@ def layout_of(
 ) -> Layout:
     """The layout of a request that has read `length` tokens and flushed its context."""
     found = _all(caches, context)
-    kinds = [(type(leaf).__name__, _is_rows(leaf, length)) for leaf in found]
+    kinds = [_kind(leaf, length) for leaf in found]
     if context is not None and context.pending:
         kinds.append(("pending", False))
     quantized = any(type(leaf) is QuantizedKVCache for leaf in found)
     return Layout(
         tuple(kinds),
         quantized_from if quantized else 0,
-        tuple(_emptied(leaf) if _is_rows(leaf, length) else None for leaf in found),
+        tuple(_emptied(leaf) if _kind(leaf, length)[1] else None for leaf in found),
     )
 
 
@@ -84,12 +88,13 @@ def rows_of(caches: Sequence[Any], context: DrafterContext | None, layout: Layou
     """The rows of a request; its own arrays, which it must not write to any more."""
     found = zip(_all(caches, context), layout.templates, strict=True)
     inner = [_inner(leaf) for leaf, template in found if template is not None]
-    return [array for leaf in inner for array in (*_listed(leaf.keys), *_listed(leaf.values))]
+    written = [leaf for leaf in inner if not is_unwritten(leaf)]
+    return [array for leaf in written for array in (*_listed(leaf.keys), *_listed(leaf.values))]
 
 
 def border_of(caches: Sequence[Any], context: DrafterContext | None, length: int) -> Border:
     """A copy of what is not rows; arrays are shared until the request writes to its own."""
-    found = [leaf for leaf in _all(caches, context) if not _is_rows(leaf, length)]
+    found = [leaf for leaf in _all(caches, context) if not _kind(leaf, length)[1]]
     pending = tuple(context.pending) if context is not None else ()
     return Border(tuple(_copied(leaf) for leaf in found), pending)
 
@@ -111,8 +116,8 @@ def restore(
     """
     arrays, others = iter(rows), iter(border.caches if border else ())
     made = [
-        _copied(next(others)) if template is None else _filled(template, arrays)
-        for template in layout.templates
+        _copied(next(others)) if template is None else _filled(template, arrays, name)
+        for template, (name, _) in zip(layout.templates, layout.kinds, strict=False)
     ]
     count = len(leaves(caches))
     _put(caches, iter(made[:count]))
@@ -127,6 +132,13 @@ def _all(caches: Sequence[Any], context: DrafterContext | None) -> list[Any]:
 
 def _inner(leaf: Any) -> Any:
     return leaf.held if type(leaf) is ContextCache else leaf
+
+
+def _kind(leaf: Any, length: int) -> tuple[str, bool]:
+    """See `Layout.kinds`."""
+    if is_unwritten(leaf):
+        return _UNWRITTEN + type(leaf).__name__, True
+    return type(leaf).__name__, _is_rows(leaf, length)
 
 
 def _is_rows(leaf: Any, length: int) -> bool:
@@ -153,8 +165,10 @@ def _emptied(leaf: Any) -> Any:
     return empty
 
 
-def _filled(template: Any, arrays: Iterator[mx.array]) -> Any:
+def _filled(template: Any, arrays: Iterator[mx.array], kind: str) -> Any:
     leaf = _emptied(template)
+    if kind.startswith(_UNWRITTEN):
+        return leaf
     inner = _inner(leaf)
     if type(inner) is QuantizedKVCache:
         inner.keys, inner.values = ([next(arrays) for _ in range(3)] for _ in range(2))

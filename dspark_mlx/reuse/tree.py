@@ -60,6 +60,11 @@ class Node:
         border = self.border.nbytes if self.border else 0
         return self.tokens.nbytes + sum(array.nbytes for array in self.rows) + border
 
+    @property
+    def count(self) -> int:
+        """Number of its arrays."""
+        return len(self.rows) + (len(self.border.arrays()) if self.border else 0)
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -109,6 +114,11 @@ class Tree:
     def nbytes(self) -> int:
         """Bytes of all nodes."""
         return sum(node.nbytes for node in self)
+
+    @property
+    def count(self) -> int:
+        """Number of arrays of all nodes."""
+        return sum(node.count for node in self)
 
     def find(self, tokens: Tokens, limit: int, now: int) -> Hit:
         """The longest prefix of at most `limit` tokens that a request can begin with.

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..caches.slots import SlotCache, Slots, have_slots, slots_after, store_in, stored_in
+from .model_arrays import ModelArrays
 
 Run: TypeAlias = Callable[[mx.array, list[Any]], tuple[mx.array, list[mx.array]]]
 """Runs a model over tokens int `[batch, rows]` and caches; gives logits and taps."""
@@ -58,7 +58,7 @@ class CompiledForwards:
         self.version, self.least, self.most, self.batches = version, least, most, batches
         self._model, self._run = model, run
         self._graphs: OrderedDict[tuple[int, ...], _Compiled] = OrderedDict()
-        self._arrays = _arrays_of(model)
+        self._arrays = ModelArrays(model)
         self._unchecked = False
 
     def anew(self, version: int, run: Run | None = None) -> CompiledForwards:
@@ -107,10 +107,9 @@ class CompiledForwards:
 
     def _drop_old(self) -> None:
         self._unchecked = False
-        arrays, held = _arrays_of(self._model), self._arrays
-        if len(arrays) != len(held) or any(a is not b for a, b in zip(arrays, held, strict=True)):
+        if not self._arrays.unchanged:
             self._graphs.clear()
-            self._arrays = arrays
+            self._arrays = ModelArrays(self._model)
 
     def _graph(self, requests: int, rows: int, slots: int) -> _Compiled:
         form = requests, rows, slots
@@ -133,7 +132,3 @@ class CompiledForwards:
 
         compiled: _Compiled = mx.compile(forward)
         return compiled
-
-
-def _arrays_of(model: nn.Module) -> list[mx.array]:
-    return [array for _, array in tree_flatten(model.parameters())]

@@ -1,13 +1,17 @@
-"""The number of positions that a target was made for, and the warning when a text fills them."""
+"""The number of positions that a target was made for, the warning when a text fills them, and the
+position from which several rows of a forward do not stand where single ones do."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import warnings
 from collections.abc import Collection, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import mlx.nn as nn
 
 from ..errors import InputError
 from ..numbers import plain, shown
@@ -27,6 +31,8 @@ _UNWINDOWED = "full_attention"
 _LENGTHENING = ("linear", "dynamic", "yarn", "deepseek_yarn", "telechat3-yarn", "llama3",
     "longrope", "su")  # fmt: skip
 _ORIGINAL = "original_max_position_embeddings"
+# mlx-lm's ropes whose base follows the length of the text. InternLM 3's adds its heads, not rows.
+_DYNAMIC, _MOST_HEADS = "DynamicNTKScalingRoPE", 128
 
 
 def max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
@@ -52,6 +58,16 @@ def max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
         if lengths:
             return max(lengths)
     return None
+
+
+def rows_alike_until(model: nn.Module) -> int:
+    """The position up to which rows of one forward stand where each of them would stand alone.
+
+    Behind it a dynamic rope turns all rows of a forward by the base of the last one's position.
+    """
+    ropes = (module for module in model.modules() if type(module).__name__ == _DYNAMIC)
+    lengths = (rope.max_position_embeddings for rope in ropes)
+    return min((n - min(n // 8, _MOST_HEADS) for n in lengths), default=sys.maxsize)
 
 
 def _length(folder: Path, key: str, value: object) -> int:

@@ -19,6 +19,7 @@ from ..kernels.store import Verdict
 from .attached import AttachedModules
 from .compiled import CompiledForwards
 from .hidden import of_copies
+from .positions import rows_alike_until
 from .rollback import Rollback
 from .tapped_layers import check_layers
 
@@ -64,6 +65,7 @@ class Target(AttachedModules):
         self.compiled: CompiledForwards | None = None
         self.compiled_races: Mapping[str, Verdict] = {}
         self._whole_copies = whole_copies
+        self._alike_until = rows_alike_until(model)
 
     def sharing(self, taps: Iterable[int], where: object, whole_copies: bool = False) -> Target:
         """A target of the same model with other taps; closing either of them closes both.
@@ -89,6 +91,21 @@ class Target(AttachedModules):
         if self.compiled:
             self.compiled.renew()
         return new_caches(self.model, self.where, self.cache_settings)
+
+    def rows_alike(self, position: int, limit: int) -> int:
+        """How many rows from a position on see in one forward what each would see alone.
+
+        Args:
+            position: cached tokens before the forward.
+            limit: the most that are wanted, at least 1.
+        """
+        limit = self.cache_settings.rows_until_quantized(position, limit)
+        return max(min(limit, self._alike_until - position), 1)
+
+    def reads_by_chunk(self, length: int) -> bool:
+        """Whether a prompt's tokens see something else where it is cut into other chunks."""
+        settings = self.cache_settings
+        return length > self._alike_until or settings.reads_by_chunk(self.model, length)
 
     def __call__(
         self,

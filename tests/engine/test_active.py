@@ -296,6 +296,35 @@ def test_a_long_prompt_is_read_between_rounds():
     target.close()
 
 
+LIMITED = CacheSettings(max_kv_size=8)
+QUANTIZED = CacheSettings(kv_bits=8, kv_group_size=32, quantized_kv_start=1)
+
+
+@pytest.mark.parametrize("settings", [LIMITED, QUANTIZED], ids=["limited", "quantized"])
+def test_prompts_are_cut_as_alone_where_texts_depend_on_it(settings):
+    """A text that is another one because other prompts were read in the same step."""
+    target = Target(tiny("qwen3", head_dim=32), (-1, 0), "qwen3", settings)
+    engine, prompts = toy_pair(target, make_scheduler("full")), [[*range(3, n)] for n in (23, 40)]
+    active, made, want, read = ActiveRequests(engine), {}, [], {}
+    for prompt in prompts:
+        given = {**arguments(engine, 0, max_tokens=12), "prefill_step_size": 12}
+        want.append([t for done in rounds(engine, prompt, **given) for t in done.tokens])
+        given["sampler"] = arguments(engine, 0)["sampler"]
+        chunks = read[len(prompt)] = []
+        request = active.add(prompt, **given, progress=lambda n, _, chunks=chunks: chunks.append(n))
+        made[request] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while len(active):
+            for request, done in active.step():
+                made[request] += done.tokens
+                if request.ended:
+                    active.remove(request)
+    assert read == {20: [0, 12, 20], 37: [0, 12, 24, 37]}
+    assert list(made.values()) == want
+    target.close()
+
+
 class Knowing(ScriptedDrafter):
     """Proposes what plain decoding makes of the prompt that a request began with."""
 
@@ -423,6 +452,16 @@ def test_a_faulty_target_ends_the_request_that_sees_it(target):
     assert made == alone(engine, 2)
     assert isinstance(errors[0], InputError) and "position 21" in errors[0].found, errors
     active.close()
+
+
+def test_blocks_that_a_batch_has_no_room_for():
+    """Windows of a batch that are asked for more rows than they hold, which ended every request."""
+    target = Target(tiny("gpt_oss"), (-1, 0), "gpt_oss")
+    engine = toy_pair(target, make_scheduler("full"), gamma=64)
+    with pytest.warns(UserWarning, match="since the drafter proposes 64 tokens or more"):
+        made = together(engine, range(2), every=1, max_tokens=70)
+    assert all(made[i] == alone(engine, i, max_tokens=70) for i in range(2))
+    target.close()
 
 
 def test_a_target_that_cannot_be_batched_says_so_once():

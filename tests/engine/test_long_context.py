@@ -6,11 +6,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.families import family
+from helpers.hand_made import hand_made_profile
+from helpers.scripted import ScriptedDrafter
 from helpers.tiny_models import tiny
 from helpers.toys import engine_of, toy_config, toy_target
 
+from dspark_mlx.benchmark.plain import plain_run
 from dspark_mlx.caches import bytes_per_token
 from dspark_mlx.engine.rounds import rounds
+from dspark_mlx.engine.state import Engine
 from dspark_mlx.engine.statistics import Tally
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
@@ -95,3 +99,22 @@ def test_32k_tokens_grow_by_their_caches_alone(window):
     assert grown <= (end - start) * each * 1.01 + (256 << 10)
     assert grown >= (end - start) * each * 0.98
     assert sum(len(round_.tokens) for round_ in found) == 8
+
+
+@pytest.mark.parametrize("name", ["llama", "internlm3"])
+def test_several_rows_end_where_a_dynamic_rope_begins(name):
+    """Rows of a block that are all turned by the last one's base, or as many as padding makes."""
+    scaling = {"type": "dynamic", "rope_type": "dynamic", "factor": 4.0}
+    model = family(name, max_position_embeddings=40, rope_scaling=scaling)
+    target, prompt = Target(model, (-1, 0), name), list(range(3, 12))
+    plain = plain_run(target, prompt, 60, ()).tokens
+    drafter = ScriptedDrafter([*prompt, *plain], target.vocab_size, wrong=0.3)
+    wide = hand_made_profile([1.0 + rows % 5 for rows in range(5)], draft=0.1, plain=1.0)
+    engine = Engine(target, drafter, FullScheduler(), wide)
+    made, sampler = [], make_sampler(Sampling(), target.vocab_size)
+    for done in rounds(engine, prompt, max_tokens=60, stop_tokens=(), sampler=sampler):
+        made += [(token, done.drafted) for token in done.tokens]
+    assert [token for token, _ in made] == plain
+    drafted = [number for _, number in made]
+    assert any(drafted[:20]) and not any(drafted[35:])
+    target.close()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
+import mlx.core as mx
 import pytest
 from helpers.hand_made import hand_made_profile
 from helpers.pairs import tokens_of, traces
+from helpers.tiny_models import tiny
+from helpers.toys import toy_pair
 
 from dspark_mlx.calibration.sts import identity
+from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.statistics import Tally
+from dspark_mlx.sampling import greedy
+from dspark_mlx.sampling.make import make_sampler
+from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.make import make_scheduler
+from dspark_mlx.targets.tap import Target
 from dspark_mlx.terminal.draft_painter import explained, statistics_line
 
 # Seven rows cost more than eight, one more than two: nearly every width is run padded.
@@ -137,3 +147,28 @@ def test_what_a_request_ends_with_is_not_rolled_back(pair):
     blocks = [done for done in rounds if done.drafted]
     assert len(blocks) > 2 and rounds[-1] is blocks[-1]
     assert [done.rollback_seconds > 0 for done in blocks] == [True] * (len(blocks) - 1) + [False]
+
+
+@pytest.mark.parametrize("method", ["vanilla", "eagle3", "peagle"])
+def test_features_of_plain_steps_do_not_wait_for_ever(method, monkeypatch):
+    """A few arrays more for every token of a text that is never drafted."""
+    target = Target(tiny("llama"), (-1, 0), "llama")
+    scheduler = make_scheduler("auto", HOPELESS, identity(3))
+    engine, contexts, made = toy_pair(target, scheduler, method), [], []
+    new = engine.drafter.new_context
+    monkeypatch.setattr(
+        engine.drafter, "new_context", lambda *about: contexts.append(new(*about)) or contexts[-1]
+    )
+    for most in (1000, 8):
+        monkeypatch.setattr("dspark_mlx.drafters.contexts._MAX_PENDING", most)
+        sampler, waiting = make_sampler(Sampling(), target.vocab_size), 0
+        request = rounds(engine, [3, 5, 8], max_tokens=40, stop_tokens=(), sampler=sampler)
+        for done in itertools.islice(request, 33):
+            assert not done.drafted
+            waiting = max(waiting, len(contexts[-1].pending))
+        assert waiting <= most + 1 and (most < 1000 or waiting > 30)
+        draft = engine.drafter.draft(contexts[-1], mx.array(done.tokens[-1:]), greedy)
+        made.append(draft.tokens.tolist())
+        request.close()
+    assert made[0] == made[1]
+    target.close()

@@ -190,9 +190,15 @@ def test_forwards_leave_the_context_as_it_was(changes):
 
 
 def test_several_requests_cost_only_where_caches_take_them():
-    """Batches of a rotating cache, which cannot be rolled back request by request."""
-    for changes, count in (({}, 4), (SLIDING, 0)):
-        engine = Engine(Target(tiny("llama", **changes), (), "tiny"), None, FullScheduler())
+    """Batches of a rotating cache, which cannot be rolled back request by request; a cache that no
+    layer writes."""
+    models = (
+        (tiny("llama"), 4),
+        (tiny("llama", **SLIDING), 0),
+        (family("nemotron-nas"), 4),
+    )
+    for model, count in models:
+        engine = Engine(Target(model, (), "tiny"), None, FullScheduler())
         session = Session(engine)
         session.fill(20, 1.0)
         points = session.batches((2, 4), (1, 3))

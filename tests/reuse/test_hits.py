@@ -34,6 +34,7 @@ PAIRS: dict[str, Any] = {
     "delta net and attention": (lambda: family("qwen3_5"), {}),
     "convolution and attention": (lambda: family("lfm2"), {}),
     "list of states and keys": (lambda: family("falcon_h1"), {}),
+    "layers without attention": (lambda: family("nemotron-nas"), {}),
     "drafter with a window": (lambda: tiny("llama"), {"window": 4}),
     "eagle3": (lambda: tiny("llama"), {"method": "eagle3", "steps": 3}),
     "mtp": (lambda: tiny("llama"), {"method": "mtp", "arguments": HEAD}),
@@ -46,10 +47,10 @@ PAIRS: dict[str, Any] = {
     "no drafter, recurrent": (lambda: family("qwen3_5"), None),
     "quantized": (lambda: tiny("llama", head_dim=32), {"caches": QUANTIZED}),
 }
-CUTS = ("full attention", "xpress", "no drafter")
+CUTS = ("full attention", "layers without attention", "xpress", "no drafter")
 EXACT = [name for name in PAIRS if name != "quantized"]
 KINDS = ("full attention", "sliding window", "delta net and attention", "list of states and keys",
-    "drafter with a window", "xpress", "no drafter")  # fmt: skip
+    "layers without attention", "drafter with a window", "xpress", "no drafter")  # fmt: skip
 """One of every kind of cache and of context; of the others every run tries a second turn alone."""
 
 

@@ -13,11 +13,14 @@ from helpers.slow_cases import some_slow
 
 from dspark_mlx import InputError
 from dspark_mlx.engine.rounds import rounds
+from dspark_mlx.reuse import kept as kept_module
 from dspark_mlx.reuse.budget import budget
+from dspark_mlx.reuse.disk import Disk
 from dspark_mlx.reuse.kept import KeptPrompts
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.system.memory import device_memory
+from dspark_mlx.targets.model_arrays import ModelArrays
 
 from .test_hits import cold, engine_with, prompt_of, run, same
 
@@ -54,6 +57,22 @@ def test_no_more_bytes_are_kept_than_may_be(name):
     assert tiny.kept.nbytes == 0
     limited.kept.clear()
     assert limited.kept.nbytes == 0
+    engine.target.close()
+
+
+@pytest.mark.parametrize("name", ["full attention", "delta net and attention"])
+def test_no_more_arrays_are_kept_than_may_be(name, monkeypatch):
+    """Thousands of short prompts of a small model, of which each has arrays for every layer: on
+    Metal MLX ends with an error long before the bytes are used up."""
+    engine = engine_with(name)
+    run(engine, prompt_of(12, seed=20))
+    (tree,) = engine.kept._trees.values()
+    monkeypatch.setattr("dspark_mlx.reuse.kept.MOST_ARRAYS", 4 * tree.count)
+    for seed in range(6):
+        run(engine, prompt_of(12, seed=seed))
+        assert 0 < tree.count <= kept_module.MOST_ARRAYS
+    assert run(engine, prompt_of(12, seed=5))[0].cached_tokens == 11
+    assert run(engine, prompt_of(12, seed=20))[0].cached_tokens == 0
     engine.target.close()
 
 
@@ -97,6 +116,40 @@ def test_a_request_that_another_thread_ends_while_the_store_is_taken_waits_for_n
     with engine.kept._lock:
         made.close()
     assert run(engine, prompt)[0].cached_tokens == len(prompt) - 1
+    engine.target.close()
+
+
+def test_weights_that_are_exchanged_are_followed(tmp_path):
+    """Keys and values of other weights or another adapter, in memory, on disk, or of a request that
+    ran meanwhile: a text that no weights write."""
+    engine, prompt = engine_with("full attention"), prompt_of(20)
+    own = ModelArrays(engine.target.model)
+    kept = KeptPrompts(PLENTY, disk=Disk(tmp_path, "ab" * 32), weights=own)
+    engine = replace(engine, kept=kept)
+    first = run(engine, prompt)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    layer = engine.target.model.layers[0].self_attn.v_proj
+    before, layer.weight = layer.weight, -layer.weight
+    other = run(engine, prompt)
+    assert other[0].cached_tokens == 0
+    same(other, run(cold(engine), prompt))
+    assert [done.tokens for done in other] != [done.tokens for done in first]
+    assert run(engine, prompt)[0].cached_tokens == 19
+
+    sampler = make_sampler(Sampling(), engine.target.vocab_size, len(prompt))
+    running = rounds(engine, prompt, max_tokens=20, stop_tokens=(), sampler=sampler)
+    next(running)
+    layer.weight = before
+    running.close()
+    again = run(engine, prompt)
+    assert again[0].cached_tokens == 0
+    same(again, first)
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} != {}
+    kept.close()
+    disk = Disk(tmp_path, "ab" * 32)
+    restarted = replace(engine, kept=KeptPrompts(PLENTY, disk=disk, weights=own))
+    assert run(restarted, prompt)[0].cached_tokens == 19
+    disk.close()
     engine.target.close()
 
 

@@ -17,7 +17,8 @@ LENGTHS = ((9, 12), (20, 7), (14, 25))
 """Tokens of each request's prompt and answer: they join and leave one after the other."""
 CASES = [(name, late) for name in EXACT for late in (False, True)]
 SOME = (("full attention", True), ("sliding window", False), ("delta net and attention", True),
-    ("list of states and keys", False), ("xpress", False), ("no drafter", True))  # fmt: skip
+    ("list of states and keys", False), ("layers without attention", True), ("xpress", False),
+    ("no drafter", True))  # fmt: skip
 
 
 class InterruptedByHand(BaseException):
