@@ -8,7 +8,7 @@ the published packagings differ.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -303,6 +303,17 @@ class CanonicalConfig:
 
     def _check_within(self, where: Path | str, name: str, low: float, high: float) -> None:
         check_within(where, name, getattr(self, name), low, high)
+
+    def _check_known(self, where: Path | str, **known: Collection[str]) -> None:
+        """Refuse names that are not known; by field, those that are."""
+        for name, values in known.items():
+            if (found := getattr(self, name)) not in values:
+                raise InputError(where, f"{name} {found!r}", f"one of {', '.join(values)}")
+
+    def _check_token(self, where: Path | str, name: str) -> None:
+        if not 0 <= (found := getattr(self, name)) < self.vocab_size:
+            expected = f"an id of the vocabulary, below {self.vocab_size}"
+            raise InputError(where, f"{name} {found}", expected)
 
     def _check_positive(self, where: Path | str, names: str) -> None:
         for name in names.split():

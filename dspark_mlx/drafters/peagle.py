@@ -24,9 +24,10 @@ from ..types import Draft
 from .base import DrafterContext, Embed
 from .block import BlockBuilder
 from .chain import keep_newest
+from .chain_config import STATES
 from .context_cache import ContextCache
 from .contexts import RequestContexts
-from .eagle3.config import STATES, Eagle3Config
+from .eagle3.config import Eagle3Config
 from .eagle3.rows import Eagle3Rows
 from .layers import Layer
 from .tensors import DrafterTensors
@@ -91,9 +92,7 @@ class PEagleConfig(Eagle3Config):
             found = f"window {self.window}, feedback {self.feedback!r}"
             raise InputError(where, found, "0 and 'raw': the method has neither")
         super()._check(where)
-        if not 0 <= self.mask_token_id < self.vocab_size:
-            found = f"mask_token_id {self.mask_token_id}"
-            raise InputError(where, found, f"an id of the vocabulary, below {self.vocab_size}")
+        self._check_token(where, "mask_token_id")
 
 
 class PEagleDrafter(RequestContexts[CanonicalConfig]):

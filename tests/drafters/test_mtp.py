@@ -24,9 +24,10 @@ from dspark_mlx.convert.canonical_folder import Settings
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.convert.mtp import convert_mtp
 from dspark_mlx.drafters.assemble import assemble
+from dspark_mlx.drafters.chain_config import STATES
 from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.drafters.mtp.block import FAMILIES, build_model
-from dspark_mlx.drafters.mtp.config import ORDERS, STATES, MTPConfig
+from dspark_mlx.drafters.mtp.config import ORDERS, MTPConfig
 from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError

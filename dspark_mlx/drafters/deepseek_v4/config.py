@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from ...checkpoint.base_config import MAX_BLOCK
 from ...checkpoint.number_ranges import check_within
-from ...errors import InputError
 from ..heads import head_matrices
 from ..heads.base import HeadSizes
 from ..heads.confidence import confidence_matrices
@@ -71,6 +70,4 @@ class DeepseekV4Config(LayersConfig):
         self._check_positive(where, "head_rank")
         check_within(where, "block_size", self.block_size, 1, MAX_BLOCK)
         super()._check(where)
-        if not 0 <= self.mask_token_id < self.vocab_size:
-            found = f"mask_token_id {self.mask_token_id}"
-            raise InputError(where, found, f"an id of the vocabulary, below {self.vocab_size}")
+        self._check_token(where, "mask_token_id")

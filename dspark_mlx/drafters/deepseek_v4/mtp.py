@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import mlx.core as mx
 
 from ...calibration.by_temperature import Calibrations
-from ...checkpoint.base_config import MAX_BLOCK, CanonicalConfig
+from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import Matrix, arrays_of
-from ...checkpoint.number_ranges import check_within
 from ...deepseek_v4.hyper_connections import reduce
 from ..base import Embed
 from ..chain import ChainDrafter
+from ..chain_config import ChainConfig
 from ..context_cache import ContextCache
 from ..tensors import DrafterTensors
 from ..vocabulary import DraftOutput
@@ -28,7 +28,7 @@ from .stages import Stages
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepseekV4MTPConfig(LayersConfig):
+class DeepseekV4MTPConfig(ChainConfig, LayersConfig):
     """DeepSeek V4's plain prediction layer.
 
     Attributes:
@@ -38,15 +38,9 @@ class DeepseekV4MTPConfig(LayersConfig):
 
     METHOD: ClassVar[str] = "deepseek_v4_mtp"
     EXAMPLE: ClassVar[dict[str, Any]] = LayersConfig.LAYERS_EXAMPLE | {"steps": 2}
-    PROPOSES: ClassVar[str] = "chains"
     READS_COPIES: ClassVar[bool] = True
 
     steps: int
-
-    @property
-    def gamma(self) -> int:
-        """Tokens proposed per round."""
-        return self.steps
 
     @property
     def summary(self) -> str:
@@ -64,8 +58,7 @@ class DeepseekV4MTPConfig(LayersConfig):
         return {f"{name}.weight": (self.hidden_size,) for name in names} | super().vector_shapes()
 
     def _check(self, where: Path | str) -> None:
-        check_within(where, "steps", self.steps, 1, MAX_BLOCK)
-        check_within(where, "num_layers", self.num_layers, 1, 1)
+        self._check_within(where, "num_layers", 1, 1)
         super()._check(where)
 
 

@@ -113,9 +113,7 @@ class BlockConfig(CanonicalConfig):
         if self.logits_start not in (0, 1) or self.gamma < 1:
             found = f"logits_start {self.logits_start} with block_size {self.block_size}"
             raise InputError(where, found, "0 or 1, and at least one row that gives logits")
-        if not 0 <= self.mask_token_id < self.vocab_size:
-            found = f"mask_token_id {self.mask_token_id}"
-            raise InputError(where, found, f"an id of the vocabulary, below {self.vocab_size}")
+        self._check_token(where, "mask_token_id")
         for name in ("windows", "causal"):
             by_layer = getattr(self, name)
             if len(by_layer) not in (0, self.num_layers):

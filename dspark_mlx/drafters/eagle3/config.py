@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...checkpoint.base_config import MAX_BLOCK, CanonicalConfig
 from ...checkpoint.layer_shapes import layer_matrices, layer_vectors, shared_matrices
-from ...checkpoint.number_ranges import LARGEST, check_within
-from ...errors import InputError
+from ...checkpoint.number_ranges import LARGEST
+from ..chain_config import STATES, ChainConfig
 
 TAP_NORMS = ("none", "each", "all")
-STATES = ("raw", "normed")
 INPUT_NORM = "input_norm.weight"
 
 
@@ -22,7 +20,7 @@ def tap_norm(tap: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eagle3Config(CanonicalConfig):
+class Eagle3Config(ChainConfig):
     """An Eagle3 drafter: one layer, run once a token (DeepSpec's and EAGLE's draft models).
 
     Attributes:
@@ -38,18 +36,12 @@ class Eagle3Config(CanonicalConfig):
 
     METHOD: ClassVar[str] = "eagle3"
     EXAMPLE: ClassVar[dict[str, Any]] = {"steps": 4}
-    PROPOSES: ClassVar[str] = "chains"
 
     steps: int
     window: int = 0
     tap_norms: str = "none"
     residual: str = "raw"
     feedback: str = "raw"
-
-    @property
-    def gamma(self) -> int:
-        """Tokens proposed per round."""
-        return self.steps
 
     @property
     def depth(self) -> int:
@@ -71,15 +63,8 @@ class Eagle3Config(CanonicalConfig):
         return replace(self, window=min(self.window or window, window))
 
     def _check(self, where: Path | str) -> None:
-        check_within(where, "steps", self.steps, 1, MAX_BLOCK)
-        check_within(where, "window", self.window, 0, LARGEST)
-        for name, known in (
-            ("tap_norms", TAP_NORMS),
-            ("residual", STATES),
-            ("feedback", STATES),
-        ):
-            if (found := getattr(self, name)) not in known:
-                raise InputError(where, f"{name} {found!r}", f"one of {', '.join(known)}")
+        self._check_within(where, "window", 0, LARGEST)
+        self._check_known(where, tap_norms=TAP_NORMS, residual=STATES, feedback=STATES)
         super()._check(where)
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:

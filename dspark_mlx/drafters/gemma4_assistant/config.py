@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 import mlx.nn as nn
 from mlx_lm.models import gemma4_text
 
-from ...checkpoint.base_config import MAX_BLOCK, CanonicalConfig
 from ...checkpoint.layer_shapes import shared_matrices
-from ...checkpoint.number_ranges import check_within
 from ...errors import InputError
+from ..chain_config import STATES, ChainConfig
 from ..mtp.block import REFUSALS, layer_shapes
-from ..mtp.config import BLOCK, STATES
+from ..mtp.config import BLOCK
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 POST = "post_projection"
@@ -26,7 +25,7 @@ _MAX_LAYERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma4AssistantConfig(CanonicalConfig):
+class Gemma4AssistantConfig(ChainConfig):
     """An assistant of a Gemma 4 target, run once a token (transformers' gemma4_assistant).
 
     u = fc(concat[e, g]), h = norm(layers(u)), logits = output(h): e is the scaled embedding of the
@@ -65,7 +64,6 @@ class Gemma4AssistantConfig(CanonicalConfig):
         "sliding_layer": 0,
         "window": 4,
     }
-    PROPOSES: ClassVar[str] = "chains"
 
     arguments: dict[str, Any]
     steps: int
@@ -73,11 +71,6 @@ class Gemma4AssistantConfig(CanonicalConfig):
     full_layer: int
     sliding_layer: int
     window: int
-
-    @property
-    def gamma(self) -> int:
-        """Tokens proposed per round."""
-        return self.steps
 
     @property
     def depth(self) -> int:
@@ -127,10 +120,8 @@ class Gemma4AssistantConfig(CanonicalConfig):
         return {"state": STATES}
 
     def _check(self, where: Path | str) -> None:
-        check_within(where, "steps", self.steps, 1, MAX_BLOCK)
         self._check_positive(where, "window")
-        if self.state not in STATES:
-            raise InputError(where, f"state {self.state!r}", f"one of {', '.join(STATES)}")
+        self._check_known(where, state=STATES)
         kinds = self.arguments.get("layer_types")
         if (
             not isinstance(kinds, list)

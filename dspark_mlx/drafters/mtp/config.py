@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...checkpoint.base_config import MAX_BLOCK, CanonicalConfig
 from ...checkpoint.layer_shapes import shared_matrices
-from ...checkpoint.number_ranges import check_within
 from ...errors import InputError
+from ..chain_config import STATES, ChainConfig
 from .block import FAMILIES, REFUSALS, attends_first, block_shapes
 
 BLOCK = "block"
@@ -17,14 +16,13 @@ BLOCK = "block"
 TARGET_NORM = "target_norm"
 """Name, without `.weight`, of the target's final norm, which is stored but not learnt."""
 
-STATES = ("raw", "normed")
 ORDERS = ("embedding", "hidden")
 # Published heads have one or two layers; more would be a target.
 _MAX_LAYERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MTPConfig(CanonicalConfig):
+class MTPConfig(ChainConfig):
     """A target's multi-token prediction head, run once a token.
 
     u = fc(concat[embedding_norm(e), hidden_norm(g)]), v = layers(u), logits = output(norm(v)): e is
@@ -59,7 +57,6 @@ class MTPConfig(CanonicalConfig):
         "feedback": "normed",
         "order": "embedding",
     }
-    PROPOSES: ClassVar[str] = "chains"
 
     family: str
     arguments: dict[str, Any]
@@ -67,11 +64,6 @@ class MTPConfig(CanonicalConfig):
     state: str
     feedback: str
     order: str
-
-    @property
-    def gamma(self) -> int:
-        """Tokens proposed per round."""
-        return self.steps
 
     @property
     def depth(self) -> int:
@@ -101,15 +93,7 @@ class MTPConfig(CanonicalConfig):
         return {"state": STATES, "feedback": STATES, "order": ORDERS}
 
     def _check(self, where: Path | str) -> None:
-        check_within(where, "steps", self.steps, 1, MAX_BLOCK)
-        for name, known in (
-            ("family", FAMILIES),
-            ("state", STATES),
-            ("feedback", STATES),
-            ("order", ORDERS),
-        ):
-            if (found := getattr(self, name)) not in known:
-                raise InputError(where, f"{name} {found!r}", f"one of {', '.join(known)}")
+        self._check_known(where, family=FAMILIES, state=STATES, feedback=STATES, order=ORDERS)
         layers = self.arguments.get("num_hidden_layers")
         pattern = self.arguments.get("hybrid_override_pattern") or ()
         if isinstance(pattern, str | list | tuple) and len(pattern) > _MAX_LAYERS:
