@@ -16,7 +16,8 @@ from ..reuse.kept import KeptPrompts
 from ..sampling import Position, Sampler
 from ..sampling.packing import Packed
 from ..schedulers import CopyingPolicy, LearningPolicy, Policy, Scheduler
-from ..schedulers.batch import BatchTimes, weighs_times
+from ..schedulers.batch import weighs_times
+from ..schedulers.batch_times import BatchTimes
 from ..schedulers.belief import Belief
 from ..schedulers.speed_profile import SpeedProfile
 from ..targets.rollback import Rollback

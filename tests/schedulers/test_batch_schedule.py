@@ -10,7 +10,8 @@ import pytest
 
 from dspark_mlx.calibration.by_temperature import Calibrations
 from dspark_mlx.calibration.sts import Calibration
-from dspark_mlx.schedulers.batch import BatchSchedule, BatchTimes, Candidate, weighs_times
+from dspark_mlx.schedulers.batch import BatchSchedule, Candidate, weighs_times
+from dspark_mlx.schedulers.batch_times import BatchTimes
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
 from dspark_mlx.schedulers.round_times import PLAIN, RoundTimes
