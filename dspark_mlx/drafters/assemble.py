@@ -10,7 +10,7 @@ from ..calibration.by_temperature import Calibrations
 from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.layout import DRAFT_IDS, Tensors
 from ..checkpoint.linear import Matrix, arrays_of
-from .base import Drafter, Embed
+from .base import Drafter, Embed, SharedParts
 from .methods import METHODS
 from .tensors import DrafterTensors, TargetLayers
 from .vocabulary import CommonTokens, DraftOutput, Readout, Setting, choose_size
@@ -66,7 +66,7 @@ def assemble(
     )
     by_id = output if ids is None else None
     readout = DraftOutput(Readout(logits, None, ids, by_id), cut)
-    return METHODS[config.METHOD].load(config, stored, embed, readout, calibrations)
+    return METHODS[config.METHOD].load(config, stored, SharedParts(embed, readout, calibrations))
 
 
 def _scaled(

@@ -6,8 +6,8 @@ This module knows token ids and arrays only; loading, scheduling and verifying a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
@@ -17,11 +17,33 @@ from ..calibration.by_temperature import Calibrations
 from ..checkpoint.base_config import CanonicalConfig
 from ..sampling import Pick
 from ..types import Draft
+from .heads.base import Correction
 from .tensors import DrafterTensors
 from .vocabulary import DraftOutput, DraftVocabulary
 
 Embed: TypeAlias = Callable[[mx.array], mx.array]
 """Token ids `[n]` to embeddings `[n, hidden]`."""
+
+
+@dataclass(frozen=True)
+class SharedParts:
+    """What drafters of all methods have beside a network of their own.
+
+    Attributes:
+        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
+        output: turns hidden rows into logits; a method gives it its sequential head.
+        calibrations: calibrations of the confidences; without a confidence head, the acceptance
+            that some schedulers start from. None leaves drafts uncalibrated, see
+            `calibration.sts.identity`.
+    """
+
+    embed: Embed
+    output: DraftOutput
+    calibrations: Calibrations | None = None
+
+    def with_head(self, head: Correction | None) -> Self:
+        """The same parts with a head that corrects the logits."""
+        return replace(self, output=self.output.with_head(head))
 
 
 @dataclass(frozen=True)
@@ -191,21 +213,12 @@ class DraftingMethod(Drafter, Protocol):
     CONFIG: ClassVar[type[CanonicalConfig]]
 
     @classmethod
-    def load(
-        cls,
-        config: Any,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> Drafter:
+    def load(cls, config: Any, tensors: DrafterTensors, shared: SharedParts) -> Drafter:
         """A drafter made of checked tensors; its weights are evaluated.
 
         Args:
             config: an instance of CONFIG.
             tensors: the folder's tensors.
-            embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
-            output: turns hidden rows into logits; it has no sequential head yet.
-            calibrations: calibrations of the confidences; None leaves them uncalibrated.
+            shared: the parts of all methods; the output has no sequential head yet.
         """
         ...

@@ -12,15 +12,13 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from ..calibration.by_temperature import Calibrations
 from ..checkpoint.base_config import CanonicalConfig
 from ..sampling import Pick
 from ..types import Draft
-from .base import DrafterContext, Embed, Pending
+from .base import DrafterContext, Pending, SharedParts
 from .block import BlockBuilder
 from .context_cache import ContextCache, TextCache
 from .contexts import RequestContexts
-from .vocabulary import DraftOutput
 
 
 class ChainRows(Protocol):
@@ -79,24 +77,15 @@ class ChainDrafter(RequestContexts[CanonicalConfig]):
 
     Args:
         config: the canonical configuration.
+        shared: see `SharedParts`.
         window: the newest rows that a row attends to; 0 for all.
         rows: what the method's rows are.
-        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
-        output: turns hidden rows into logits.
-        calibrations: expected acceptance, which some schedulers start from; there is no confidence
-            to calibrate. None starts them from `calibration.sts.identity`.
     """
 
     def __init__(
-        self,
-        config: CanonicalConfig,
-        window: int,
-        rows: ChainRows,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
+        self, config: CanonicalConfig, shared: SharedParts, window: int, rows: ChainRows
     ) -> None:
-        super().__init__(config, embed, output, calibrations)
+        super().__init__(config, shared)
         self._window = window
         self._rows = rows
 

@@ -10,8 +10,7 @@ import mlx.core as mx
 from ..calibration.by_temperature import Calibrations
 from ..calibration.sts import identity
 from ..checkpoint.base_config import CanonicalConfig
-from .base import DrafterContext, Embed
-from .vocabulary import DraftOutput
+from .base import DrafterContext, SharedParts
 
 # Forwards whose features wait while a request decodes plainly: each has arrays of its own, and MLX
 # has a limited number of buffers on Metal.
@@ -25,22 +24,14 @@ class RequestContexts(Generic[Config]):
 
     Args:
         config: the canonical configuration.
-        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
-        output: turns hidden rows into logits.
-        calibrations: calibrations of the confidences; None leaves them uncalibrated.
+        shared: see `SharedParts`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> None:
+    def __init__(self, config: Config, shared: SharedParts) -> None:
         self._config = config
-        self._embed = embed
-        self._output = output
-        self.calibrations = calibrations or Calibrations({0.0: identity(config.gamma)})
+        self._embed = shared.embed
+        self._output = shared.output
+        self.calibrations = shared.calibrations or Calibrations({0.0: identity(config.gamma)})
 
     def _new_caches(self) -> Sequence[Any]:
         """Empty caches of one request, one per layer."""

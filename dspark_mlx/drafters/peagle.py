@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 
-from ..calibration.by_temperature import Calibrations
 from ..checkpoint.base_config import CanonicalConfig
 from ..checkpoint.layer_shapes import layer_matrices, layer_vectors
 from ..checkpoint.linear import Matrix, arrays_of
 from ..errors import InputError
 from ..sampling import Pick
 from ..types import Draft
-from .base import DrafterContext, Embed
+from .base import DrafterContext, SharedParts
 from .block import BlockBuilder
 from .chain import keep_newest
 from .chain_config import STATES
@@ -31,7 +30,6 @@ from .eagle3.config import Eagle3Config
 from .eagle3.rows import Eagle3Rows
 from .layers import Layer
 from .tensors import DrafterTensors
-from .vocabulary import DraftOutput
 
 MASK_FEATURE = "mask_hidden"
 """Name of the vector that stands for the taps of rows whose tokens are not known."""
@@ -100,10 +98,10 @@ class PEagleDrafter(RequestContexts[CanonicalConfig]):
 
     Args:
         config: the canonical configuration.
+        shared: see `SharedParts`.
         rows: the first layer, and what surrounds the layers.
         later: the other layers: query, key and value rows, and the rest.
         mask_feature: what stands for the taps of rows after the first, `[1, taps * hidden]`.
-        embed, output, calibrations: see `ChainDrafter`.
     """
 
     CONFIG: ClassVar[type[CanonicalConfig]] = PEagleConfig
@@ -111,14 +109,12 @@ class PEagleDrafter(RequestContexts[CanonicalConfig]):
     def __init__(
         self,
         config: PEagleConfig,
+        shared: SharedParts,
         rows: Eagle3Rows,
         later: list[tuple[Matrix, Layer]],
         mask_feature: mx.array,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
     ) -> None:
-        super().__init__(config, embed, output, calibrations)
+        super().__init__(config, shared)
         self._rows = rows
         self._later = later
         masks = config.steps - 1
@@ -127,21 +123,14 @@ class PEagleDrafter(RequestContexts[CanonicalConfig]):
         mx.eval(self._mask_features, self._mask_tokens)
 
     @classmethod
-    def load(
-        cls,
-        config: PEagleConfig,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> PEagleDrafter:
+    def load(cls, config: PEagleConfig, tensors: DrafterTensors, shared: SharedParts) -> Self:
         """See `DraftingMethod.load`."""
-        rows = Eagle3Rows.load(config, tensors, embed)
+        rows = Eagle3Rows.load(config, tensors, shared.embed)
         names = [f"layers.{i}" for i in range(1, config.num_layers)]
         later = [(tensors.qkv(name), tensors.layer(name)) for name in names]
         mask_feature = tensors.vector(MASK_FEATURE)[None]
         mx.eval(arrays_of([rows.weights, later, mask_feature]))
-        return cls(config, rows, later, mask_feature, embed, output, calibrations)
+        return cls(config, shared, rows, later, mask_feature)
 
     def _new_caches(self) -> list[ContextCache]:
         return [ContextCache() for _ in range(1 + len(self._later))]

@@ -51,22 +51,22 @@ def _unscaled(monkeypatch):
 def _read_once(monkeypatch):
     """Tokens by the slots' own logits."""
 
-    def fill(self, block, readout, anchors, base, states):
+    def fill(self, block, readout, anchors, base, hidden):
         for slot in range(base.shape[1]):
             block.add(base[:, slot])
 
-    monkeypatch.setattr(DSpineDrafter, "_fill", fill)
+    monkeypatch.setattr(DSpineDrafter, "fill", fill)
 
 
 def _always_the_anchor(monkeypatch):
-    honest = DSpineDrafter._fill
+    honest = DSpineDrafter.fill
 
-    def fill(self, block, readout, anchors, base, states):
+    def fill(self, block, readout, anchors, base, hidden):
         for i in range(base.shape[1]):
             one = slice(i, i + 1)
-            honest(self, block, readout, anchors, base[:, one], states[:, one])
+            honest(self, block, readout, anchors, base[:, one], hidden[:, one])
 
-    monkeypatch.setattr(DSpineDrafter, "_fill", fill)
+    monkeypatch.setattr(DSpineDrafter, "fill", fill)
 
 
 TRAPS = {

@@ -18,11 +18,10 @@ from dspark_mlx.calibration.sts import identity
 from dspark_mlx.checkpoint.base_config import CanonicalConfig
 from dspark_mlx.checkpoint.layer_shapes import shared_matrices
 from dspark_mlx.checkpoint.linear import Matrix
-from dspark_mlx.drafters.base import DrafterContext, Embed
+from dspark_mlx.drafters.base import DrafterContext, SharedParts
 from dspark_mlx.drafters.block import BlockBuilder
 from dspark_mlx.drafters.methods import METHODS
 from dspark_mlx.drafters.tensors import DrafterTensors
-from dspark_mlx.drafters.vocabulary import DraftOutput
 from dspark_mlx.sampling import Pick
 from dspark_mlx.types import Draft
 
@@ -60,23 +59,16 @@ class ToyDrafter:
 
     CONFIG: ClassVar[type[CanonicalConfig]] = ToyConfig
 
-    def __init__(self, config: ToyConfig, fc: Matrix, embed: Embed, output: DraftOutput) -> None:
+    def __init__(self, config: ToyConfig, fc: Matrix, shared: SharedParts) -> None:
         self.config = config
         self.calibrations = Calibrations({0.0: identity(config.gamma)})
         self._fc = fc
-        self._embed = embed
-        self._output = output
+        self._embed = shared.embed
+        self._output = shared.output
 
     @classmethod
-    def load(
-        cls,
-        config: ToyConfig,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> ToyDrafter:
-        return cls(config, tensors.matrix("fc"), embed, output)
+    def load(cls, config: ToyConfig, tensors: DrafterTensors, shared: SharedParts) -> ToyDrafter:
+        return cls(config, tensors.matrix("fc"), shared)
 
     @property
     def vocabulary_size(self) -> int:

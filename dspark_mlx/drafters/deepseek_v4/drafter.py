@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import mlx.core as mx
 
-from ...calibration.by_temperature import Calibrations
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import Matrix, arrays_of
 from ...sampling import Pick
 from ...types import Draft
-from ..base import DrafterContext, Embed
+from ..base import DrafterContext, SharedParts
 from ..block import BlockBuilder, fill_block
 from ..contexts import RequestContexts
 from ..heads import load_head
 from ..heads.confidence import ConfidenceHead, load_unbiased_confidence
 from ..tensors import DrafterTensors
-from ..vocabulary import DraftOutput
 from .config import DeepseekV4Config
 from .ring import LatentRing
 from .stages import Stages
@@ -51,13 +49,11 @@ class DeepseekV4Drafter(RequestContexts[DeepseekV4Config]):
 
     Args:
         config: the canonical configuration.
+        shared: see `SharedParts`; the output holds the Markov head.
         projection: of the target's features.
         stages: the backbone.
         norm: weight of the final norm, `[hidden]`.
         confidence: the confidence head.
-        embed: token ids `[n]` to embeddings `[n, hidden]`.
-        output: turns hidden rows into logits; holds the Markov head.
-        calibrations: calibrations of the confidences; None leaves them uncalibrated.
     """
 
     CONFIG: ClassVar[type[CanonicalConfig]] = DeepseekV4Config
@@ -65,15 +61,13 @@ class DeepseekV4Drafter(RequestContexts[DeepseekV4Config]):
     def __init__(
         self,
         config: DeepseekV4Config,
+        shared: SharedParts,
         projection: Projection,
         stages: Stages,
         norm: mx.array,
         confidence: ConfidenceHead,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
     ) -> None:
-        super().__init__(config, embed, output, calibrations)
+        super().__init__(config, shared)
         self._projection = projection
         self._stages = stages
         self._norm = norm
@@ -82,14 +76,7 @@ class DeepseekV4Drafter(RequestContexts[DeepseekV4Config]):
         mx.eval(self._masks)
 
     @classmethod
-    def load(
-        cls,
-        config: DeepseekV4Config,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> DeepseekV4Drafter:
+    def load(cls, config: DeepseekV4Config, tensors: DrafterTensors, shared: SharedParts) -> Self:
         """See `DraftingMethod.load`."""
         stages = Stages.of(config.args, tensors)
         projection = Projection(
@@ -98,16 +85,7 @@ class DeepseekV4Drafter(RequestContexts[DeepseekV4Config]):
         norm = tensors.vector("norm.weight")
         confidence, head = load_unbiased_confidence(tensors), load_head("vanilla", tensors)
         mx.eval(arrays_of([projection, stages, norm, confidence, head]))
-        return cls(
-            config,
-            projection,
-            stages,
-            norm,
-            confidence,
-            embed,
-            output.with_head(head),
-            calibrations,
-        )
+        return cls(config, shared.with_head(head), projection, stages, norm, confidence)
 
     def _new_caches(self) -> list[LatentRing]:
         return [LatentRing(self.config.window) for _ in range(self.config.num_layers)]

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 
-from ...calibration.by_temperature import Calibrations
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import Matrix, arrays_of
 from ...deepseek_v4.hyper_connections import reduce
-from ..base import Embed
+from ..base import Embed, SharedParts
 from ..chain import ChainDrafter
 from ..chain_config import ChainConfig
 from ..context_cache import ContextCache
 from ..tensors import DrafterTensors
-from ..vocabulary import DraftOutput
 from .layers_config import LayersConfig
 from .stages import Stages
 
@@ -160,13 +158,8 @@ class DeepseekV4MTPDrafter(ChainDrafter):
 
     @classmethod
     def load(
-        cls,
-        config: DeepseekV4MTPConfig,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> DeepseekV4MTPDrafter:
+        cls, config: DeepseekV4MTPConfig, tensors: DrafterTensors, shared: SharedParts
+    ) -> Self:
         """See `DraftingMethod.load`."""
         weights = MTPWeights(
             embedding=tensors.matrix("e_proj"),
@@ -177,5 +170,5 @@ class DeepseekV4MTPDrafter(ChainDrafter):
         )
         stages = Stages.of(config.args, tensors)
         mx.eval(arrays_of([weights, stages]))
-        rows = DeepseekV4MTPRows(config, weights, stages, embed)
-        return cls(config, config.window, rows, embed, output, calibrations)
+        rows = DeepseekV4MTPRows(config, weights, stages, shared.embed)
+        return cls(config, shared, config.window, rows)

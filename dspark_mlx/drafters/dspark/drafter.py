@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import mlx.core as mx
 
-from ...calibration.by_temperature import Calibrations
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import arrays_of
 from ...sampling import Pick, greedy
 from ...types import Draft
-from ..base import DrafterContext, Embed
+from ..base import DrafterContext, SharedParts
 from ..batch import Wanted
 from ..block import BlockBuilder, EachPick, fill_block
 from ..heads import load_head
 from ..heads.confidence import ConfidenceHead, load_confidence
 from ..tensors import DrafterTensors
-from ..vocabulary import DraftOutput, Readout
+from ..vocabulary import Readout
 from .backbone import Backbone, Weights
 from .config import DSparkConfig
 from .noise import noise_rows
@@ -31,11 +30,9 @@ class DSparkDrafter(ParallelDrafter):
 
     Args:
         config: the canonical configuration.
+        shared: see `SharedParts`; the output holds the sequential head.
         backbone: the parallel backbone.
         confidence: the confidence head; None without one.
-        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
-        output: turns hidden rows into logits; holds the sequential head.
-        calibrations: calibrations of the confidences; None leaves them uncalibrated.
     """
 
     CONFIG: ClassVar[type[CanonicalConfig]] = DSparkConfig
@@ -43,24 +40,15 @@ class DSparkDrafter(ParallelDrafter):
     def __init__(
         self,
         config: DSparkConfig,
+        shared: SharedParts,
         backbone: Backbone,
         confidence: ConfidenceHead | None,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
     ) -> None:
-        super().__init__(config, backbone, embed, output, calibrations)
+        super().__init__(config, shared, backbone)
         self._confidence = confidence
 
     @classmethod
-    def load(
-        cls,
-        config: DSparkConfig,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> DSparkDrafter:
+    def load(cls, config: DSparkConfig, tensors: DrafterTensors, shared: SharedParts) -> Self:
         """See `DraftingMethod.load`."""
         weights = Weights.load(config, tensors)
         if config.noise_width:
@@ -69,7 +57,7 @@ class DSparkDrafter(ParallelDrafter):
         head = load_head(config.head, tensors)
         mx.eval(arrays_of([weights, head, confidence]))
         backbone = Backbone(config, weights, tensors.dtype)
-        return cls(config, backbone, confidence, embed, output.with_head(head), calibrations)
+        return cls(config, shared.with_head(head), backbone, confidence)
 
     def choose(
         self,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ...calibration.by_temperature import Calibrations
-from ...sampling import Pick
+from ...sampling import Pick, greedy
 from ...types import Draft
-from ..base import DrafterContext, Embed
+from ..base import DrafterContext, SharedParts
 from ..batch import ContextBatch, Wanted
+from ..block import BlockBuilder, EachPick
 from ..context_cache import BatchContextCache, ContextCache, joined
 from ..contexts import RequestContexts
-from ..vocabulary import DraftOutput, Readout
+from ..vocabulary import Readout
 from .backbone import Backbone, Ragged
 from .batch import DSparkBatch
 from .config import BlockConfig
@@ -22,25 +22,17 @@ from .config import BlockConfig
 class ParallelDrafter(RequestContexts[BlockConfig]):
     """A drafter whose backbone reads a block at once, see `base.Drafter`.
 
-    A method's drafter chooses the block's tokens from the backbone's rows: `choose`, `choose_each`.
+    A method's drafter chooses the tokens of blocks from the backbone's rows: by `fill`, or by
+    `choose` and `choose_each` where it has confidences.
 
     Args:
         config: the canonical configuration.
+        shared: see `SharedParts`.
         backbone: the parallel backbone.
-        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
-        output: turns hidden rows into logits.
-        calibrations: calibrations of the confidences; None leaves them uncalibrated.
     """
 
-    def __init__(
-        self,
-        config: BlockConfig,
-        backbone: Backbone,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> None:
-        super().__init__(config, embed, output, calibrations)
+    def __init__(self, config: BlockConfig, shared: SharedParts, backbone: Backbone) -> None:
+        super().__init__(config, shared)
         self._backbone = backbone
         self._masks = mx.full((config.block_size - 1,), config.mask_token_id, dtype=mx.int32)
         mx.eval(self._masks)
@@ -62,7 +54,9 @@ class ParallelDrafter(RequestContexts[BlockConfig]):
             anchor: the token before the block, int32 `[1]`.
             pick: chooses each slot's token.
         """
-        raise NotImplementedError
+        base, block = readout.logits(self._read_out(hidden)), BlockBuilder(readout, pick)
+        self.fill(block, readout, anchor, base[None], hidden[None])
+        return block.draft(base)
 
     def choose_each(
         self, hidden: mx.array, readout: Readout, wanted: Sequence[Wanted], temperatures: mx.array
@@ -73,7 +67,34 @@ class ParallelDrafter(RequestContexts[BlockConfig]):
             hidden: `[requests, gamma, hidden]`.
             readout, wanted, temperatures: see `batch.Choose`.
         """
+        picks = EachPick([each.pick or greedy for each in wanted])
+        base, block = readout.logits(self._read_out(hidden)), BlockBuilder(readout, picks)
+        anchors = mx.concatenate([each.anchor for each in wanted])
+        self.fill(block, readout, anchors, base, hidden)
+        return block.drafts(base, picks.weights)
+
+    def fill(
+        self,
+        block: BlockBuilder,
+        readout: Readout,
+        anchors: mx.array,
+        base: mx.array,
+        hidden: mx.array,
+    ) -> None:
+        """Choose the tokens of n blocks from left to right.
+
+        Args:
+            block: takes the tokens.
+            readout: says which token each column of the logits is.
+            anchors: the token before each block, int32 `[n]`.
+            base: the slots' logits, `[n, gamma, size]`.
+            hidden: the backbone's rows of the slots, `[n, gamma, hidden]`.
+        """
         raise NotImplementedError
+
+    def _read_out(self, hidden: mx.array) -> mx.array:
+        """The part of the backbone's rows that gives logits."""
+        return hidden
 
     def _new_caches(self) -> list[ContextCache]:
         layers = range(self.config.num_layers)

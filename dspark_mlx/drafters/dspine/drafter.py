@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import mlx.core as mx
 
-from ...calibration.by_temperature import Calibrations
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import arrays_of
-from ...sampling import Pick, greedy
-from ...types import Draft
-from ..base import DrafterContext, Embed
-from ..batch import Wanted
-from ..block import BlockBuilder, EachPick
+from ..base import SharedParts
+from ..block import BlockBuilder
 from ..context_cache import BatchContextCache, ContextCache
 from ..dspark.backbone import Backbone, Ragged, Weights
 from ..dspark.parallel import ParallelDrafter
 from ..tensors import DrafterTensors
-from ..vocabulary import DraftOutput, Readout
+from ..vocabulary import Readout
 from .config import DSpineConfig
 from .injection import Injection
 
@@ -33,12 +29,10 @@ class DSpineDrafter(ParallelDrafter):
 
     Args:
         config: the canonical configuration.
+        shared: see `SharedParts`.
         backbone: the parallel backbone.
         injection: what rows hear.
         norm: weight of the final norm, `[hidden]`.
-        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
-        output: turns hidden rows into logits.
-        calibrations: expected acceptance, which some schedulers start from.
     """
 
     CONFIG: ClassVar[type[CanonicalConfig]] = DSpineConfig
@@ -46,33 +40,24 @@ class DSpineDrafter(ParallelDrafter):
     def __init__(
         self,
         config: DSpineConfig,
+        shared: SharedParts,
         backbone: Backbone,
         injection: Injection,
         norm: mx.array,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
     ) -> None:
-        super().__init__(config, backbone, embed, output, calibrations)
+        super().__init__(config, shared, backbone)
         self._injection = injection
         self._final_norm = norm
         self._top_k = config.top_k
 
     @classmethod
-    def load(
-        cls,
-        config: DSpineConfig,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> DSpineDrafter:
+    def load(cls, config: DSpineConfig, tensors: DrafterTensors, shared: SharedParts) -> Self:
         """See `DraftingMethod.load`."""
         weights = Weights.load(config, tensors)
         injection = Injection.load(config.num_layers, tensors)
         mx.eval(arrays_of([weights, injection]))
         backbone = Backbone(config, weights, tensors.dtype)
-        return cls(config, backbone, injection, weights.norm, embed, output, calibrations)
+        return cls(config, shared, backbone, injection, weights.norm)
 
     def _block(
         self, caches: Sequence[ContextCache], anchor: mx.array, added: Sequence[mx.array] | None
@@ -94,48 +79,21 @@ class DSpineDrafter(ParallelDrafter):
         rows = self._backbone.blocks(caches, self._embedded(anchors), added, ragged, heard)
         return mx.concatenate([rows, heard.last], axis=-1)
 
-    def choose(
-        self,
-        context: DrafterContext,
-        hidden: mx.array,
-        readout: Readout,
-        anchor: mx.array,
-        pick: Pick,
-    ) -> Draft:
-        """See `ParallelDrafter.choose`."""
-        rows, states = mx.split(hidden, 2, axis=-1)
-        base, block = readout.logits(rows), BlockBuilder(readout, pick)
-        self._fill(block, readout, anchor, base[None], states[None])
-        return block.draft(base)
+    def _read_out(self, hidden: mx.array) -> mx.array:
+        """See `ParallelDrafter`; the rows, without the states beside them."""
+        rows, _ = mx.split(hidden, 2, axis=-1)
+        return rows
 
-    def choose_each(
-        self, hidden: mx.array, readout: Readout, wanted: Sequence[Wanted], temperatures: mx.array
-    ) -> list[Draft]:
-        """See `ParallelDrafter.choose_each`."""
-        picks = EachPick([each.pick or greedy for each in wanted])
-        rows, states = mx.split(hidden, 2, axis=-1)
-        base, block = readout.logits(rows), BlockBuilder(readout, picks)
-        anchors = mx.concatenate([each.anchor for each in wanted])
-        self._fill(block, readout, anchors, base, states)
-        return block.drafts(base, picks.weights)
-
-    def _fill(
+    def fill(
         self,
         block: BlockBuilder,
         readout: Readout,
         anchors: mx.array,
         base: mx.array,
-        states: mx.array,
+        hidden: mx.array,
     ) -> None:
-        """Choose n blocks' tokens from left to right.
-
-        Args:
-            block: takes the tokens.
-            readout: turns rows into logits.
-            anchors: the token before each block, int32 `[n]`.
-            base: the slots' own logits, `[n, gamma, size]`.
-            states: the slots' rows before the last injection, `[n, gamma, hidden]`.
-        """
+        """See `ParallelDrafter.fill`; beside each row stands its state before the injection."""
+        _, states = mx.split(hidden, 2, axis=-1)
         size, last = base.shape[-1], self.config.num_layers - 1
         count = min(self._top_k, size)
         columns = mx.argpartition(base, kth=size - count, axis=-1)[..., size - count :]

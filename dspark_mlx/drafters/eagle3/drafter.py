@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import mlx.core as mx
 
-from ...calibration.by_temperature import Calibrations
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import arrays_of
-from ..base import Embed
+from ..base import SharedParts
 from ..chain import ChainDrafter
 from ..tensors import DrafterTensors
-from ..vocabulary import DraftOutput
 from .config import Eagle3Config
 from .rows import Eagle3Rows, Eagle3Weights
 
@@ -23,17 +21,10 @@ class Eagle3Drafter(ChainDrafter):
     CONFIG: ClassVar[type[CanonicalConfig]] = Eagle3Config
 
     @classmethod
-    def load(
-        cls,
-        config: Eagle3Config,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> Eagle3Drafter:
+    def load(cls, config: Eagle3Config, tensors: DrafterTensors, shared: SharedParts) -> Self:
         """See `DraftingMethod.load`."""
         weights = Eagle3Weights.load(config, tensors)
         mx.eval(arrays_of(weights))
-        rows = Eagle3Rows(config, weights, tensors.dtype, embed)
+        rows = Eagle3Rows(config, weights, tensors.dtype, shared.embed)
         mx.eval(arrays_of(rows.kv))
-        return cls(config, config.window, rows, embed, output, calibrations)
+        return cls(config, shared, config.window, rows)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...calibration.by_temperature import Calibrations
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import Matrix, arrays_of
 from ...errors import InputError
 from ...sampling import Pick
 from ...types import Draft
-from ..base import DrafterContext, Embed
+from ..base import DrafterContext, SharedParts
 from ..block import BlockBuilder
 from ..context_cache import ContextCache
 from ..contexts import RequestContexts
 from ..mtp.rows import load_layers
 from ..tensors import DrafterTensors, TargetLayers
-from ..vocabulary import DraftOutput
 from .config import FULL, POST, SLIDING, Gemma4AssistantConfig
 
 
@@ -49,13 +47,13 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
 
     Args:
         config: the canonical configuration.
+        shared: see `SharedParts`.
         fc: projection of an embedding beside a state, `[hidden, 2 * target_hidden]`.
         post: projection of a row to a state, `[target_hidden, hidden]`.
         norm: weight of the final norm, `[hidden]`.
         layers: the assistant's layers, loaded.
         target: makes keys and values, and norms states.
         dtype: type of the arithmetic.
-        embed, output, calibrations: see `RequestContexts`.
     """
 
     CONFIG: ClassVar[type[CanonicalConfig]] = Gemma4AssistantConfig
@@ -63,17 +61,15 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
     def __init__(
         self,
         config: Gemma4AssistantConfig,
+        shared: SharedParts,
         fc: Matrix,
         post: Matrix,
         norm: mx.array,
         layers: Sequence[nn.Module],
         target: TargetLayers,
         dtype: mx.Dtype,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
     ) -> None:
-        super().__init__(config, embed, output, calibrations)
+        super().__init__(config, shared)
         self._fc, self._post, self._norm = fc, post, norm
         self._layers = layers
         self._target = target
@@ -81,13 +77,8 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
 
     @classmethod
     def load(
-        cls,
-        config: Gemma4AssistantConfig,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> Gemma4AssistantDrafter:
+        cls, config: Gemma4AssistantConfig, tensors: DrafterTensors, shared: SharedParts
+    ) -> Self:
         """See `DraftingMethod.load`.
 
         Raises:
@@ -99,8 +90,7 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
         fc, post, norm = tensors.matrix("fc"), tensors.matrix(POST), tensors.vector("norm.weight")
         layers = load_layers(config.layers(), config, tensors)
         mx.eval(arrays_of([fc, post, norm]), [layer.parameters() for layer in layers])
-        parts = (fc, post, norm, layers, tensors.target, tensors.dtype)
-        return cls(config, *parts, embed, output, calibrations)
+        return cls(config, shared, fc, post, norm, layers, tensors.target, tensors.dtype)
 
     def _new_caches(self) -> list[ContextCache]:
         return [ContextCache(), ContextCache(self.config.window)]

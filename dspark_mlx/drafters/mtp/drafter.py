@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import mlx.core as mx
 
-from ...calibration.by_temperature import Calibrations
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import arrays_of
-from ..base import Embed
+from ..base import SharedParts
 from ..chain import ChainDrafter
 from ..tensors import DrafterTensors
-from ..vocabulary import DraftOutput
 from .config import MTPConfig
 from .rows import MTPRows
 
@@ -23,15 +21,8 @@ class MTPDrafter(ChainDrafter):
     CONFIG: ClassVar[type[CanonicalConfig]] = MTPConfig
 
     @classmethod
-    def load(
-        cls,
-        config: MTPConfig,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> MTPDrafter:
+    def load(cls, config: MTPConfig, tensors: DrafterTensors, shared: SharedParts) -> Self:
         """See `DraftingMethod.load`."""
-        rows = MTPRows.load(config, tensors, embed)
+        rows = MTPRows.load(config, tensors, shared.embed)
         mx.eval(arrays_of(rows.weights), [layer.parameters() for layer in rows.layers])
-        return cls(config, 0, rows, embed, output, calibrations)
+        return cls(config, shared, 0, rows)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import mlx.core as mx
 
-from ...calibration.by_temperature import Calibrations
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.linear import arrays_of
 from ...sampling import Pick
 from ...types import Draft
-from ..base import DrafterContext, Embed
+from ..base import DrafterContext, SharedParts
 from ..batch import OneByOne
 from ..block import BlockBuilder, fill_block
 from ..dspark.backbone import Backbone, Weights
 from ..dspark.parallel import ParallelDrafter
 from ..tensors import DrafterTensors
-from ..vocabulary import DraftOutput
 from .config import XPressConfig
 from .refiner import Refiner
 
@@ -47,11 +45,9 @@ class XPressDrafter(ParallelDrafter):
 
     Args:
         config: the canonical configuration.
+        shared: see `SharedParts`; the output needs no head yet.
         backbone: the parallel backbone.
         refiner: corrects the logits.
-        embed: token ids `[n]` to embeddings `[n, hidden]`, normally the target's table.
-        output: turns hidden rows into logits.
-        calibrations: expected acceptance, which some schedulers start from.
     """
 
     CONFIG: ClassVar[type[CanonicalConfig]] = XPressConfig
@@ -59,29 +55,19 @@ class XPressDrafter(ParallelDrafter):
     def __init__(
         self,
         config: XPressConfig,
+        shared: SharedParts,
         backbone: Backbone,
         refiner: Refiner,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
     ) -> None:
-        super().__init__(config, backbone, embed, output.with_head(refiner), calibrations)
+        super().__init__(config, shared.with_head(refiner), backbone)
         self._refiner = refiner
 
     @classmethod
-    def load(
-        cls,
-        config: XPressConfig,
-        tensors: DrafterTensors,
-        embed: Embed,
-        output: DraftOutput,
-        calibrations: Calibrations | None = None,
-    ) -> XPressDrafter:
+    def load(cls, config: XPressConfig, tensors: DrafterTensors, shared: SharedParts) -> Self:
         """See `DraftingMethod.load`."""
         weights, refiner = Weights.load(config, tensors), Refiner.load(tensors)
         mx.eval(arrays_of([weights, refiner]))
-        backbone = Backbone(config, weights, tensors.dtype)
-        return cls(config, backbone, refiner, embed, output, calibrations)
+        return cls(config, shared, Backbone(config, weights, tensors.dtype), refiner)
 
     def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> XPressContext:
         """See `Drafter.new_context`."""
