@@ -96,9 +96,8 @@ def test_imports_point_one_way():
 
 def test_the_reader_finds_imports():
     """The tests above passing because nothing was found."""
-    assert {"engine.rounds", "engine.stream", "errors", "schedulers"} <= imports_of(
-        "decoder.decoder"
-    )
+    assert {"engine.rounds", "engine.stream", "types"} <= imports_of("decoder.decoder")
+    assert {"errors", "schedulers"} <= imports_of("decoder.loaded_pair")
     assert "convert.drafter" in imports_of("pairs.stored")
     assert "drafters.dspark.config" in imports_of("convert.packagings.deepspec_qwen3")
     assert "checkpoint.linear" in imports_of("drafters.heads.vanilla")

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 from ..engine.active import ActiveRequest, ActiveRequests
 from ..engine.request import SETTINGS, TEXT_SETTINGS, Settings, TextSettings
 from ..engine.rounds import rounds
-from ..engine.state import Engine, make_engine
+from ..engine.state import Engine
 from ..engine.stream import stream
-from ..errors import InputError
-from ..numbers import check_callback, check_whole, shown
+from ..numbers import check_callback, check_whole
 from ..progress import ProgressCallback
-from ..reuse.kept import KeptPrompts
 from ..sampling.setting_table import with_settings
-from ..schedulers import Scheduler
-from ..schedulers.full import FullScheduler
-from ..schedulers.make import check_scheduler, make_scheduler, needs_profile
-from ..schedulers.speed_profile import SpeedProfile
 from ..serving.admission import Admission, Need, Reservation
 from ..serving.conversation import Conversation
 from ..serving.footprint import Footprint
@@ -32,7 +25,7 @@ from ..serving.service import Limits
 from ..text.tokenizer import Tokenizer
 from ..types import Chunk, Round
 from ..vision.encoder import ImageEncoder
-from .loaded_target import LoadedTarget
+from .loaded_pair import LoadedPair
 from .not_finite import NotFiniteWarning
 from .prepared import PreparedRequest, TextRequest
 from .target_text import Messages, Prompt, TargetText
@@ -41,11 +34,13 @@ from .together import texts_of
 _ROUND_SETTINGS = [row for row in SETTINGS.values() if row.name not in TEXT_SETTINGS]
 
 
-class Decoder(LoadedTarget):
+class Decoder(LoadedPair):
     """A target and its drafter, ready to decode; `load` makes one.
 
     Requests may overlap, in one thread or in several: requests of the same target take turns, one
     round each. Different threads may ask for the rounds of one request, one thread at a time.
+    `LoadedTarget` says what was loaded and encodes prompts; `LoadedPair` has the drafter, and the
+    same pair under another scheduler.
 
     Args:
         engine: target, drafter and scheduler.
@@ -72,12 +67,10 @@ class Decoder(LoadedTarget):
         encoder: ImageEncoder | None = None,
         admission: Admission | None = None,
     ) -> None:
-        self._engine = engine
-        self._drafter_folder = drafter_folder
         target = engine.target
         encoder = encoder or ImageEncoder(folder, config, precision, target.model)
         text = TargetText(folder, config, target.vocab_size, encoder, given)
-        super().__init__(text, precision, adapter)
+        super().__init__(engine, drafter_folder, text, precision, adapter)
         self._not_finite = NotFiniteWarning(str(drafter_folder or "drafter"))
         self._admission = admission or Admission()
         self._service = OnDemand(self._admission)
@@ -88,75 +81,11 @@ class Decoder(LoadedTarget):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    @property
-    def engine(self) -> Engine:
-        """Target, drafter and scheduler."""
-        return self._engine
-
-    @property
-    def exact(self) -> bool:
-        """Whether greedy output has the bits of plain decoding, which `load` has been asked for."""
-        return self._engine.target.exact
-
-    @property
-    def kept_prompts(self) -> KeptPrompts | None:
-        """What is kept of earlier requests' prompts and answers; None where nothing is."""
-        return self._engine.kept
-
-    @property
-    def drafter_folder(self) -> Path | None:
-        """The folder of the drafter in canonical form; None without a drafter."""
-        return self._drafter_folder
-
-    def plain(self) -> Decoder:
-        """A decoder of the same target without the drafter; it runs the same loop."""
-        kept = self._engine.kept and self._engine.kept.fresh()
-        engine = dataclasses.replace(
-            self._engine, drafter=None, scheduler=FullScheduler(), kept=kept
-        )
-        return self._with(engine, None)
-
-    def with_scheduler(
-        self, scheduler: str | Scheduler, profile: SpeedProfile | None = None
-    ) -> Decoder:
-        """A decoder of the same pair under another scheduler; nothing is measured.
-
-        Args:
-            scheduler: a name as `load` takes it, or an object with the methods of
-                `schedulers.Scheduler`.
-            profile: speed profile of the pair on this device. With it a verify forward is padded to
-                a wider one where that is cheaper. None for the one that this decoder has, if any.
-
-        Raises:
-            InputError: `scheduler` or `profile` is of another type; the scheduler needs a profile
-                and there is none; or it reads confidences and the drafter has no confidence head.
-        """
-        check_scheduler(scheduler)
-        if not isinstance(profile, SpeedProfile | None):
-            expected = "a SpeedProfile, as schedulers.speed_profile.read_profile returns"
-            raise InputError("profile", shown(profile), expected)
-        profile, drafter = profile or self._engine.profile, self._engine.drafter
-        if isinstance(scheduler, str):
-            if drafter is None:  # there is nothing to schedule, as for `load`
-                return self
-            if profile is None and needs_profile(scheduler):
-                where, found = f"scheduler {scheduler}", "no speed profile in this decoder"
-                hint = "load and add_drafter measure one when they are asked for this scheduler."
-                raise InputError(where, found, "profile=, a speed profile of this pair", hint)
-            has_confidence = drafter.config.has_confidence
-            scheduler = make_scheduler(scheduler, profile, drafter.calibrations, has_confidence)
-        engine = make_engine(self._engine.target, drafter, scheduler, profile)
-        kept = self._engine.kept
-        return self._with(dataclasses.replace(engine, kept=kept), self._drafter_folder)
-
-    def with_engine(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
-        """A decoder of the same target with another engine; folder and tokenizer are shared."""
-        return self._with(engine, drafter_folder)
-
-    def _with(self, engine: Engine, drafter_folder: Path | None) -> Decoder:
+    def with_engine(self, engine: Engine, drafter_folder: Path | None) -> Self:
+        """See `LoadedPair.with_engine`."""
         text = self._text
         about = self._precision, self._adapter, text.given, text.encoder, self._admission
-        other = Decoder(engine, text.folder, text.config, drafter_folder, *about)
+        other = type(self)(engine, text.folder, text.config, drafter_folder, *about)
         other._text = text
         return other
 
