@@ -13,17 +13,11 @@ from .errors import InputError
 from .kernels.guard import backend_here
 from .kernels.report import forwards_report, forwards_table, race_report, race_table
 from .plots import speed as speed_plot
+from .profiling.pair import Pair
 from .profiling.roofline import Rates, measured_rates, roofline_table
-from .profiling.store import (
-    Obtained,
-    Pair,
-    forget,
-    get_profile,
-    import_profile,
-    read_importable,
-)
+from .profiling.store import Obtained, forget, get_profile, import_profile, read_importable
 from .progress import progress_bar
-from .schedulers.speed_profile import profile_table
+from .schedulers.profile_table import profile_table
 from .system.files import check_output, write_json
 from .system.process import program
 from .targets.tap import Target

@@ -6,7 +6,8 @@ import warnings
 
 from ..decoder import Decoder
 from ..engine.state import Engine
-from ..profiling.store import Pair, get_quick_profile, learned_path
+from ..profiling.pair import Pair
+from ..profiling.store import get_quick_profile, learned_path
 from ..progress import progress_bar
 from ..schedulers import Scheduler
 from ..schedulers.copies import CopyScheduler

@@ -30,7 +30,7 @@ from dspark_mlx.load.kernels import apply_kernels
 from dspark_mlx.profiling.measure import quick_profile
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.schedulers.make import make_scheduler
-from dspark_mlx.schedulers.speed_profile import profile_table
+from dspark_mlx.schedulers.profile_table import profile_table
 from dspark_mlx.types import Draft
 
 CONTEXT = 64

@@ -17,7 +17,7 @@ import dspark_mlx
 from dspark_mlx.drafters.base import DrafterContext
 from dspark_mlx.drafters.context_cache import ContextCache
 from dspark_mlx.errors import InputError
-from dspark_mlx.profiling.store import Pair
+from dspark_mlx.profiling.pair import Pair
 
 WINDOW, LONG = 20, 1500
 

@@ -22,9 +22,9 @@ from dspark_mlx.load.scheduled import scheduled
 from dspark_mlx.profiling import staleness
 from dspark_mlx.profiling import store as profile_store
 from dspark_mlx.profiling.measure import measure_profile, quick_profile
+from dspark_mlx.profiling.pair import Pair
 from dspark_mlx.profiling.staleness import difference, why_stale
 from dspark_mlx.profiling.store import (
-    Pair,
     forget,
     get_profile,
     get_quick_profile,

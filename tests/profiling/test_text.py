@@ -10,7 +10,7 @@ from helpers.scripted import ScriptedDrafter
 from mlx_lm.models.switch_layers import SwitchGLU
 
 from dspark_mlx.engine.state import Engine
-from dspark_mlx.profiling.store import Pair
+from dspark_mlx.profiling.pair import Pair
 from dspark_mlx.profiling.timing import Session
 from dspark_mlx.schedulers.full import FullScheduler
 from dspark_mlx.targets.tap import Target

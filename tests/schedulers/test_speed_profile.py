@@ -17,12 +17,8 @@ from dspark_mlx.checkpoint.fingerprint import fingerprint
 from dspark_mlx.errors import InputError
 from dspark_mlx.plots.speed import plot
 from dspark_mlx.schedulers.make import make_scheduler
-from dspark_mlx.schedulers.speed_profile import (
-    SpeedProfile,
-    profile_table,
-    read_profile,
-    write_profile,
-)
+from dspark_mlx.schedulers.profile_table import profile_table
+from dspark_mlx.schedulers.speed_profile import SpeedProfile, read_profile, write_profile
 
 
 def test_a_width_that_a_larger_one_undercuts_runs_the_larger_one():

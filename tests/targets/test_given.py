@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 import dspark_mlx
 from dspark_mlx import InputError
-from dspark_mlx.profiling.store import Pair
+from dspark_mlx.profiling.pair import Pair
 
 MESSAGES = [{"role": "user", "content": "w5 w6 w7"}]
 

@@ -19,7 +19,7 @@ from helpers.pairs import TARGET, tokens_of
 import dspark_mlx
 from dspark_mlx.errors import InputError
 from dspark_mlx.load.target import serve_experts, spreading
-from dspark_mlx.profiling.store import Pair
+from dspark_mlx.profiling.pair import Pair
 from dspark_mlx.targets.deepseek_v4 import machines as machines_module
 from dspark_mlx.targets.deepseek_v4.machines import Machines, leaders_share
 

@@ -14,7 +14,7 @@ from helpers.worded import worded_target
 import dspark_mlx
 from dspark_mlx import InputError, generate
 from dspark_mlx.caches.settings import CACHE_SETTINGS, CacheSettings
-from dspark_mlx.profiling.store import Pair
+from dspark_mlx.profiling.pair import Pair
 from dspark_mlx.terminal.flags import add_model_flags
 
 DECODING = ("generate", "chat", "bench", "evaluate", "profile", "calibrate")
@@ -147,7 +147,7 @@ def test_a_profile_is_for_its_caches(target, monkeypatch):
     """A profile of unquantised caches that schedules quantised ones, or an exact target."""
     keys = []
     monkeypatch.setattr(
-        "dspark_mlx.profiling.store.fingerprint", lambda *parts: keys.append(parts[-3])
+        "dspark_mlx.profiling.pair.fingerprint", lambda *parts: keys.append(parts[-3])
     )
     for bits, exact in ((None, False), (4, False), (None, True)):
         settings = {"kv_bits": bits, "kv_group_size": 32, "exact": exact}
