@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...checkpoint.base_config import ROPE_NUMBERS
+from ...checkpoint.rope_scaling import ROPE_NUMBERS
 from ...errors import InputError
 from .source import Source
 

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..system.files import check_format
 from .number_ranges import LARGEST, check_within
 from .quantization import Quantization, read_quantization
+from .rope_scaling import check_rope_scaling
 
 FORMAT = "dspark_mlx"
 FORMAT_VERSION = 1
@@ -25,24 +26,6 @@ VALUES = ("projected", "keys")
 
 # Layers may compute in float16, where a scale below this range is 0 and one above it is infinite.
 _SCALES = (2.0**-14, 65504.0)
-# Lowest and highest value of each number of a YaRN scaling.
-_YARN = {
-    "factor": (2.0**-20, 2.0**20),
-    "original_max_position_embeddings": (1.0, 2.0**40),
-    "beta_fast": (2.0**-20, 2.0**20),
-    "beta_slow": (2.0**-20, 2.0**20),
-    "mscale": (0.0, 2.0**10),
-    "mscale_all_dim": (0.0, 2.0**10),
-}
-_PARTIAL = {"partial_rotary_factor": (2.0**-20, 1.0)}
-_NEEDED = {*_PARTIAL, "factor", "original_max_position_embeddings"}
-_LLAMA3 = {
-    "factor": (2.0**-20, 2.0**20),
-    "original_max_position_embeddings": (1.0, 2.0**40),
-    "low_freq_factor": (2.0**-20, 2.0**20),
-    "high_freq_factor": (2.0**-20, 2.0**20),
-}
-ROPE_NUMBERS = {"yarn": _YARN, "proportional": _PARTIAL, "llama3": _LLAMA3}
 MAX_BLOCK = 256
 """Most tokens a block may have. Published drafters have up to 16; no tensor's shape shows it."""
 
@@ -258,7 +241,8 @@ class CanonicalConfig:
         for name in ("attention_scale", "softcap"):
             if getattr(self, name) != 0:
                 self._check_within(where, name, *_SCALES)
-        self._check_rope(where)
+        if self.rope_scaling is not None:
+            check_rope_scaling(where, self.rope_scaling)
         if self.num_heads % self.num_kv_heads:
             found = f"num_heads {self.num_heads} with num_kv_heads {self.num_kv_heads}"
             raise InputError(where, found, "a whole number of query heads per K/V head")
@@ -282,24 +266,6 @@ class CanonicalConfig:
             raise InputError(where, found, f"less than the vocabulary of {self.vocab_size}")
         if self.draft_vocab_size and not self.owns_head:
             raise InputError(where, "a draft vocabulary without a head", "a head of its own")
-
-    def _check_rope(self, where: Path | str) -> None:
-        if self.rope_scaling is None:
-            return
-        kind = self.rope_scaling.get("rope_type")
-        ranges = ROPE_NUMBERS.get(kind) if isinstance(kind, str) else None
-        if ranges is None:
-            raise InputError(where, f"rope_scaling {kind!r}", f"one of {', '.join(ROPE_NUMBERS)}")
-        found = self.rope_scaling.keys() - {"rope_type"}
-        if found - ranges.keys() or (_NEEDED & ranges.keys()) - found:
-            needed = [name for name in ranges if name in _NEEDED]
-            optional = [name for name in ranges if name not in _NEEDED]
-            expected = ", ".join(needed)
-            expected += f", and optionally {', '.join(optional)}" if optional else ""
-            raise InputError(where, f"rope_scaling of {', '.join(sorted(found))}", expected)
-        for name in found:
-            value = self.rope_scaling[name]
-            check_within(where, f"rope_scaling {name}", value, *ranges[name])
 
     def _check_within(self, where: Path | str, name: str, low: float, high: float) -> None:
         check_within(where, name, getattr(self, name), low, high)
