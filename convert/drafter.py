@@ -22,7 +22,8 @@ from ..checkpoint.hub import checkpoint_place
 from ..errors import InputError, one_line
 from ..system.files import check_apart
 from .canonical_folder import Settings, as_packed, stored_parts, write_drafter
-from .mtp import convert_mtp, is_lone_head
+from .head_checkpoint import is_lone_head
+from .mtp import convert_mtp
 from .packagings import deepseek_v4, find_packaging, refuse_unsupported
 from .packagings.source import canonical_name
 from .published import Tensor, read_published
