@@ -25,7 +25,7 @@ from .canonical_folder import Settings, as_packed, stored_parts, write_drafter
 from .head_checkpoint import is_lone_head
 from .mtp import convert_mtp
 from .packagings import deepseek_v4, find_packaging, refuse_unsupported
-from .packagings.source import canonical_name
+from .packagings.names import canonical_name
 from .published import Tensor, read_published
 
 _TEMPERATURES = ("sts_temperatures", "confidence_temperatures")

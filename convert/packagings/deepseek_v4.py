@@ -20,8 +20,8 @@ from ...deepseek_v4.config import SCORING
 from ...deepseek_v4.weights import module_name
 from ...drafters.deepseek_v4.config import DeepseekV4Config
 from ...errors import InputError
+from .names import adapt as adapt
 from .source import Shapes, Source
-from .source import adapt as adapt
 
 NAME = "DeepSeek-V4's embedded head"
 _V4, _V41 = "deepseek_v4", "deepseek_v41"

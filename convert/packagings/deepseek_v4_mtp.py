@@ -10,8 +10,8 @@ from ...checkpoint.base_config import CanonicalConfig
 from ...deepseek_v4.weights import module_name
 from ...drafters.deepseek_v4.mtp import DeepseekV4MTPConfig
 from .deepseek_v4 import COPIES, layers_of
+from .names import adapt as adapt
 from .source import Shapes, Source
-from .source import adapt as adapt
 
 NAME = "DeepSeek-V4's plain prediction layer"
 _PREFIX = "mtp.0."

@@ -15,9 +15,9 @@ from typing import Any
 
 from ...drafters.eagle3.config import Eagle3Config
 from . import deepspec_gemma4, deepspec_qwen3
+from .names import adapt as adapt
+from .names import rename as rename
 from .source import Shapes, Source, is_named
-from .source import adapt as adapt
-from .source import rename as rename
 
 NAME = "DeepSpec Eagle3"
 FAMILIES: dict[str, Callable[[Source], dict[str, Any]]] = {

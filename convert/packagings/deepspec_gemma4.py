@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ...drafters.dspark.config import DSparkConfig
+from .names import adapt as adapt
+from .names import rename as rename
 from .source import Shapes, Source, is_named
-from .source import adapt as adapt
-from .source import rename as rename
 
 NAME = "DeepSpec Gemma4"
 ARCHITECTURE = "Gemma4DSparkModel"

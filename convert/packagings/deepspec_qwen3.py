@@ -14,10 +14,10 @@ from typing import Any
 
 from ...drafters.dspark.config import DSparkConfig
 from ...errors import InputError
+from .names import adapt as adapt
+from .names import rename as rename
 from .rope import read_rope
 from .source import Shapes, Source, is_named
-from .source import adapt as adapt
-from .source import rename as rename
 
 NAME = "DeepSpec Qwen3"
 ARCHITECTURE = "Qwen3DSparkModel"

@@ -15,10 +15,10 @@ from typing import Any
 from ...drafters.dspark.config import DSparkConfig
 from . import dspine
 from .dflash2 import selects
+from .names import adapt as adapt
+from .names import rename as rename
 from .rope import read_rope
 from .source import Shapes, Source, is_named
-from .source import adapt as adapt
-from .source import rename as rename
 from .specforge import sliding
 
 NAME = "z-lab DFlash"

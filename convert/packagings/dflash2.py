@@ -16,10 +16,10 @@ from ...drafters.convolution import BASE, KERNEL, SUBLAYERS
 from ...drafters.dflash2.config import DFlash2Config
 from ...drafters.dflash2.selector import PREDECESSOR, PROJECTION
 from ...errors import InputError
+from .names import adapt as adapt
+from .names import rename as rename
 from .rope import read_rope
 from .source import Shapes, Source
-from .source import adapt as adapt
-from .source import rename as rename
 from .specforge import sliding
 
 NAME = "z-lab DFlash 2"

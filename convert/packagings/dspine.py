@@ -16,9 +16,9 @@ import mlx.core as mx
 from ...drafters.dspine.config import DSpineConfig
 from ...drafters.dspine.injection import BIAS, CODES, MESSAGE, readout_name
 from ...errors import InputError
+from .names import rename as rename
 from .rope import read_rope
 from .source import Shapes, Source
-from .source import rename as rename
 
 NAME = "SpecForge DSpine"
 _TOP_K = 16

@@ -18,10 +18,10 @@ from ...drafters.eagle3.config import INPUT_NORM, Eagle3Config, tap_norm
 from ...drafters.peagle import MASK_FEATURE, PEagleConfig
 from ...errors import InputError
 from . import reduced as reduced_vocabulary
+from .names import rename as rename
 from .reduced import reduced
 from .rope import read_rope
 from .source import FULL, SLIDING, Shapes, Source, proposed
-from .source import rename as rename
 
 NAME = "Eagle3"
 _IDS = "eagle_aux_hidden_state_layer_ids"

@@ -17,8 +17,8 @@ from ...drafters.gemma4_assistant.config import FULL, SLIDING, Gemma4AssistantCo
 from ...drafters.mtp.block import argument_names
 from ...drafters.mtp.config import BLOCK
 from ...errors import InputError
+from .names import adapt as adapt
 from .source import Shapes, Source
-from .source import adapt as adapt
 
 NAME = "Google's Gemma 4 assistant"
 _KINDS = ("gemma4_assistant", "gemma4_unified_assistant")

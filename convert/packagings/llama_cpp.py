@@ -26,7 +26,8 @@ from ...drafters.dspark.config import BlockConfig, DSparkConfig
 from ...errors import InputError
 from ..gguf.header import shortest
 from .dflash2 import own_keys, selects
-from .source import COPIES, FULL, SLIDING, Shapes, Source
+from .names import COPIES
+from .source import FULL, SLIDING, Shapes, Source
 from .windows import read_windows
 
 NAME = "llama.cpp dflash GGUF"

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ...drafters.dspark.config import DSparkConfig
+from .names import COPIES
+from .names import adapt as adapt
+from .names import rename as rename
 from .rope import read_rope
-from .source import COPIES, Shapes, Source
-from .source import adapt as adapt
-from .source import rename as rename
+from .source import Shapes, Source
 from .specforge import sliding
 
 NAME = "NVIDIA Nemotron"

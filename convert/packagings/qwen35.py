@@ -13,9 +13,9 @@ from typing import Any
 import mlx.core as mx
 
 from ...drafters.dspark.config import DSparkConfig
+from .names import rename as rename
 from .rope import read_rope
 from .source import Shapes, Source, is_named
-from .source import rename as rename
 
 NAME = "Qwen3.5 community"
 ARCHITECTURE = "Qwen35DSparkModel"

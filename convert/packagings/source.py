@@ -1,4 +1,4 @@
-"""Reads a published checkpoint's config and tensor list; all packagings use it.
+"""Reads a published checkpoint's config and the shapes of its tensors; all packagings use it.
 
 Sizes that follow from tensor shapes are taken from the shapes, and a config that contradicts them
 is an error.
@@ -11,31 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import mlx.core as mx
-
 from ...checkpoint.base_config import CanonicalConfig
 from ...checkpoint.layer_shapes import SINKS
 from ...checkpoint.number_ranges import LARGEST, check_within
 from ...drafters.dspark.config import DSparkConfig
 from ...errors import InputError
+from .names import COPIES
 
 Config = TypeVar("Config", bound=CanonicalConfig)
 Shapes = Mapping[str, tuple[int, ...]]
 FULL, SLIDING = "full_attention", "sliding_attention"
-COPIES = ("embed_tokens.weight", "lm_head.weight")
-_OLD_NAMES = {
-    f"aux_norm_{name}.weight": f"fc_norm.{i}.weight"
-    for i, name in enumerate(("low", "mid", "high"))
-}
-_DROPPED = (
-    "transfer_ready",
-    "t2d",
-    "mask_embedding",
-    "verifier_lm_head.weight",
-    "verifier_norm.weight",
-)
-# The last ones are leftovers of quantising activations and caches.
-_DROPPED_ENDS = ("rotary_emb.inv_freq", ".k_scale", ".v_scale", ".input_scale")
 
 
 @dataclass(frozen=True)
@@ -44,7 +29,7 @@ class Source:
 
     Attributes:
         config: config.json, or the metadata of a GGUF file.
-        shapes: shape of each tensor by its name without prefixes, see `canonical_name`.
+        shapes: shape of each tensor by its name without prefixes, see `names.canonical_name`.
         where: the folder or the GGUF file.
         name: the packaging's name, for messages.
     """
@@ -279,28 +264,3 @@ def proposed(source: Source) -> int | None:
 def is_named(config: Mapping[str, Any], shapes: Shapes, architecture: str) -> bool:
     """Whether a checkpoint has an architecture's name and a drafter's tensors."""
     return config.get("architectures") == [architecture] and "fc.weight" in shapes
-
-
-def canonical_name(name: str) -> str | None:
-    """A tensor's name without exporters' prefixes; None for a tensor that is never needed."""
-    for prefix in ("model.", "logit_head."):
-        name = name.removeprefix(prefix)
-    # Eagle3's one layer, as EAGLE and SpecForge call it, and the norms of its taps.
-    if name.startswith("midlayer."):
-        name = f"layers.0.{name.removeprefix('midlayer.')}"
-    name = _OLD_NAMES.get(name, name)
-    if name in _DROPPED or name.endswith(_DROPPED_ENDS):
-        return None
-    # DFlash 2's and DSpine's files name these matrices as if they were vectors.
-    return f"{name}.weight" if name.endswith(("_codebook", "transfer_codes")) else name
-
-
-def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
-    """Maps names to themselves; copies of the target's tables to None unless they are kept."""
-    owned = {COPIES[0]: config.owns_embedding, COPIES[1]: config.owns_head}
-    return {name: name if owned.get(name, True) else None for name in names}
-
-
-def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
-    """The tensor, unchanged."""
-    return tensor

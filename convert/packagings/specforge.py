@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ...drafters.dspark.config import DSparkConfig
+from .names import adapt as adapt
+from .names import rename as rename
 from .rope import read_rope
 from .source import SLIDING, Shapes, Source
-from .source import adapt as adapt
-from .source import rename as rename
 from .windows import read_windows
 
 NAME = "SpecForge / SGLang"

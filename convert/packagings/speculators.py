@@ -17,11 +17,11 @@ from ...drafters.xpress.config import XPressConfig
 from ...drafters.xpress.refiner import GATE, JOINT
 from ...errors import InputError
 from .dflash2 import own_keys
+from .names import rename as rename
 from .reduced import adapt as adapt
 from .reduced import reduced
 from .rope import read_rope
 from .source import Shapes, Source, proposed
-from .source import rename as rename
 from .windows import read_windows
 
 NAME = "vLLM speculators"

@@ -23,7 +23,7 @@ from helpers.packaged_parts import MASK, VOCAB
 from dspark_mlx.calibration.by_temperature import read_calibrations
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.convert.packagings import PACKAGINGS, deepseek_v4_mtp, find_packaging
-from dspark_mlx.convert.packagings.source import canonical_name
+from dspark_mlx.convert.packagings.names import canonical_name
 from dspark_mlx.convert.published import read_published
 from dspark_mlx.errors import InputError
 from dspark_mlx.system.files import read_json
