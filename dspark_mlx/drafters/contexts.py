@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import mlx.core as mx
 
@@ -25,7 +25,12 @@ class RequestContexts(Generic[Config]):
     Args:
         config: the canonical configuration.
         shared: see `SharedParts`.
+
+    Attributes:
+        CONTEXT: class of its contexts.
     """
+
+    CONTEXT: ClassVar[type[DrafterContext]] = DrafterContext
 
     def __init__(self, config: Config, shared: SharedParts) -> None:
         self._config = config
@@ -50,7 +55,7 @@ class RequestContexts(Generic[Config]):
     def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> DrafterContext:
         """See `Drafter.new_context`."""
         temperatures = mx.array(self.calibrations.at(temperature).temperatures)
-        return DrafterContext(self._new_caches(), temperatures, self._output.vocabulary(prompt))
+        return self.CONTEXT(self._new_caches(), temperatures, self._output.vocabulary(prompt))
 
     def extend(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -57,6 +57,7 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
     """
 
     CONFIG: ClassVar[type[CanonicalConfig]] = Gemma4AssistantConfig
+    CONTEXT: ClassVar[type[DrafterContext]] = AssistantContext
 
     def __init__(
         self,
@@ -94,11 +95,6 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
 
     def _new_caches(self) -> list[ContextCache]:
         return [ContextCache(), ContextCache(self.config.window)]
-
-    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> AssistantContext:
-        """See `Drafter.new_context`."""
-        new = super().new_context(prompt, temperature)
-        return AssistantContext(new.caches, new.confidence_temperatures, new.vocabulary)
 
     def flush(self, context: DrafterContext) -> None:
         """See `Drafter.flush`."""

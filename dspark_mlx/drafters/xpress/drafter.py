@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -51,6 +51,7 @@ class XPressDrafter(ParallelDrafter):
     """
 
     CONFIG: ClassVar[type[CanonicalConfig]] = XPressConfig
+    CONTEXT: ClassVar[type[DrafterContext]] = XPressContext
 
     def __init__(
         self,
@@ -68,11 +69,6 @@ class XPressDrafter(ParallelDrafter):
         weights, refiner = Weights.load(config, tensors), Refiner.load(tensors)
         mx.eval(arrays_of([weights, refiner]))
         return cls(config, shared, Backbone(config, weights, tensors.dtype), refiner)
-
-    def new_context(self, prompt: Iterable[int] = (), temperature: float = 0.0) -> XPressContext:
-        """See `Drafter.new_context`."""
-        new = super().new_context(prompt, temperature)
-        return XPressContext(new.caches, new.confidence_temperatures, new.vocabulary)
 
     def extend(
         self,
