@@ -30,6 +30,7 @@ from ..sampling import Position, Sampler, greedy, likeliest
 from ..sampling.make import make_sampler
 from ..sampling.packing import pack
 from ..sampling.settings import Sampling
+from ..targets.batch_check import runs_in_batches
 
 PLAIN_STEPS = 4
 """Plain steps that are timed together, each launched before the last is read; their mean counts."""
@@ -185,8 +186,9 @@ class Session:
         return perf_counter() - started
 
     def batches(self, counts: Iterable[int], widths: Iterable[int]) -> dict[Point, Timed]:
-        """The points of forwards over several requests at once; none where caches take only one."""
-        if any(type(cache) is not KVCache for cache in self._caches):
+        """The points of forwards over several requests at once; none where requests run alone."""
+        plain = all(type(cache) is KVCache for cache in self._caches)
+        if not plain or not runs_in_batches(self._engine.target):
             return {}
         points: dict[Point, Timed] = {}
         for requests in counts:

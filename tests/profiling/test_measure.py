@@ -191,11 +191,12 @@ def test_forwards_leave_the_context_as_it_was(changes):
 
 def test_several_requests_cost_only_where_caches_take_them():
     """Batches of a rotating cache, which cannot be rolled back request by request; a cache that no
-    layer writes."""
+    layer writes; a network that asks its cache for a number, and raised an error at load."""
     models = (
         (tiny("llama"), 4),
         (tiny("llama", **SLIDING), 0),
         (family("nemotron-nas"), 4),
+        (family("gpt_bigcode"), 0),
     )
     for model, count in models:
         engine = Engine(Target(model, (), "tiny"), None, FullScheduler())
