@@ -45,3 +45,12 @@ def test_families_that_do_not(make):
     target = Target(make(), (), "toy")
     assert not runs_in_batches(target)
     target.close()
+
+
+@pytest.mark.parametrize("name, together", [("glm_moe_dsa", True), ("minimax_m3_vl", False)])
+def test_indexers_are_looked_at_behind_long_texts(name, together):
+    """MiniMax M3, which counts blocks from the batch's last slot, and chooses none in short
+    texts."""
+    target = Target(family(name), (), "toy")
+    assert runs_in_batches(target) is together
+    target.close()
