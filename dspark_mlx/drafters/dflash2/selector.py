@@ -59,15 +59,7 @@ class Selector:
         base: mx.array,
         hidden: mx.array,
     ) -> None:
-        """Choose the tokens of n requests' blocks from left to right.
-
-        Args:
-            block: takes the tokens.
-            readout: says which token each column of the logits is.
-            anchors: the token before each block, int32 `[n]`.
-            base: the slots' logits, `[n, gamma, size]`.
-            hidden: the slots' rows, `[n, gamma, hidden]`.
-        """
+        """See `ParallelDrafter.fill`."""
         size = base.shape[-1]
         count = min(self.top_k, size)
         columns = mx.argpartition(base, kth=size - count, axis=-1)[..., size - count :]
