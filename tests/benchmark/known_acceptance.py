@@ -2,9 +2,10 @@
 
 `python tests/benchmark/known_acceptance.py` measures on the pair of `benchmark.synthetic` of
 Qwen3-4B's shape. Whether a draft is right is drawn beforehand for every position: all schedulers
-meet the same texts. `full`, `auto` as a pair's first request, `auto` after others and plain
-decoding take turns. Beside the times stands what a replay of the same texts predicts on the
-measured profile. `--tiny` is the same at a size for a CPU.
+meet the same texts. `full` twice, `auto` as a pair's first request, `auto` after others and plain
+decoding take turns; the two of `full` differ by what this machine's times scatter. Beside the times
+stands what a replay of the same texts predicts on the measured profile. `--tiny` is the same at a
+size for a CPU.
 
 On a CUDA device set MLX_CUDA_USE_CUDNN_SDPA=0: cuDNN plans attention anew for every key length.
 """
@@ -47,7 +48,7 @@ FIRST = 67
 PLAIN_TEXTS = 3
 HEADS = {"useless": 0.8, "good": 0.5}
 """Acceptance of each head's drafts."""
-SIDES = ("full", "auto", "auto, warm")
+SIDES = ("full", "full, again", "auto", "auto, warm")
 
 
 class TextDrafter(KnownDrafter):
@@ -139,11 +140,14 @@ def measure(bits: int, arguments: argparse.Namespace) -> None:
         for number in range(1, count + 1):
             texts.append(drafter.choose(number))
             first = make_scheduler("auto", profile, drafter.calibrations)
-            engines = {"full": full, "auto": auto(first), "auto, warm": auto(warm)}
+            engines = {"full": full, "full, again": full}
+            engines |= {"auto": auto(first), "auto, warm": auto(warm)}
             turn = [(name, engines[name]) for name in sides]
             if number <= PLAIN_TEXTS:
                 turn.append(("plain", plain))  # which no draft changes
-            for name, engine in turn if number % 2 else reversed(turn):
+            # Every side has every place among the others.
+            shift = number % len(turn)
+            for name, engine in turn[shift:] + turn[:shift]:
                 spent, made[name] = decode(engine, tokens)
                 seconds[name].append(spent)
         print(f"{bits} bits, acceptance {HEADS[head]}, {head} head", flush=True)
@@ -168,12 +172,13 @@ def report(tokens: int, seconds: dict[str, list[float]], made: dict[str, list[Ro
     rates = {name: (tokens - 1) / statistics.mean(each) for name, each in seconds.items()}
     shown = ", ".join(f"{name} {rate / rates['plain']:.2f}x" for name, rate in rates.items())
     print(f"  plain {rates['plain']:.1f} tokens/s; {shown}")
-    for name in [side for side in seconds if side.startswith("auto")]:
+    for name in [side for side in seconds if side not in ("plain", "full")]:
         ratios = [full / own for own, full in zip(seconds[name], seconds["full"], strict=True)]
+        error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else float("nan")
         blocks = [done for done in made[name] if done.drafted]
         slots = sum(done.scheduled for done in blocks) / max(len(blocks), 1)
         print(
-            f"  {name}/full: {rates[name] / rates['full']:.3f}, median "
+            f"  {name}/full: {rates[name] / rates['full']:.3f} ± {error:.3f}, median "
             f"{statistics.median(ratios):.3f} of {' '.join(f'{ratio:.2f}' for ratio in ratios)}; "
             f"the last text drafted in {len(blocks)} of {len(made[name]) - 1} rounds, "
             f"{slots:.1f} slots each",
