@@ -109,6 +109,8 @@ def toy_tensors(config: CanonicalConfig) -> dict[str, mx.array]:
         if "norm" in name:
             # Small final rows: a drafter less sure than the target, so that some drafts survive.
             tensors[name] = mx.ones_like(value) * (0.5 if name.startswith("norm") else 1.0)
+    for name, (size,) in config.id_shapes().items():
+        tensors[name] = mx.array(rng.permutation(config.vocab_size)[:size].astype(np.int32))
     return tensors
 
 
@@ -136,7 +138,10 @@ def engine_of(
     change(tensors)
     drafter = assemble(
         config,
-        {name: value.astype(target.dtype) for name, value in tensors.items()},
+        {
+            name: value if name in config.id_shapes() else value.astype(target.dtype)
+            for name, value in tensors.items()
+        },
         target.embed,
         target.logits,
         target.dtype,
