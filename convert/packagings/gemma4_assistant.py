@@ -128,7 +128,10 @@ def _clusters(source: Source) -> dict[str, int]:
 def _depth(source: Source) -> tuple[int, int]:
     """The number of the target's layers, and of the last ones that make no keys and values."""
     if source.config.get("num_target_layers") is None:
-        hint = "Say how many layers the target has: convert drafter --target-layers N."
+        hint = (
+            "Say how many layers the target has: convert drafter --target-layers N, and "
+            "--kv-shared-layers N where its config.json has num_kv_shared_layers."
+        )
         expected = "the number of the target's layers, of which two are read"
         raise InputError(source.path, "no num_target_layers", expected, hint)
     depth, shared = source.whole("num_target_layers"), source.config.get(KV_SHARED) or 0
