@@ -101,6 +101,7 @@ def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) 
         q_exceptions=_exceptions(args.q_except),
         keep_embeddings=args.keep_embeddings,
         target_layers=args.target_layers,
+        kv_shared_layers=args.kv_shared_layers,
         **settings,
     )
     return config.summary
@@ -191,7 +192,14 @@ def _parser() -> argparse.ArgumentParser:
         "--target-layers",
         type=int,
         metavar="N",
-        help="layers of the target, for Eagle3 drafters that do not say which of them they tap",
+        help="layers of the target, for drafters that do not say which of them they tap",
+    )
+    drafter.add_argument(
+        "--kv-shared-layers",
+        type=int,
+        metavar="N",
+        help="how many of them read keys of earlier ones (num_kv_shared_layers in the target's "
+        "config.json), for Gemma 4's assistants",
     )
     drafter.add_argument(
         "--mtp",

@@ -25,6 +25,7 @@ from .canonical_folder import Settings, as_packed, stored_parts, write_drafter
 from .head_checkpoint import is_lone_head
 from .mtp import convert_mtp
 from .packagings import deepseek_v4, find_packaging, refuse_unsupported
+from .packagings.gemma4_assistant import KV_SHARED
 from .packagings.names import canonical_name
 from .published import Tensor, read_published
 
@@ -41,6 +42,7 @@ def convert_drafter(
     q_exceptions: dict[str, int | None] | None = None,
     keep_embeddings: bool = False,
     target_layers: int | None = None,
+    kv_shared_layers: int | None = None,
     overwrite: bool = False,
     finish: Callable[[Path], None] | None = None,
     progress: bool = True,
@@ -59,6 +61,7 @@ def convert_drafter(
             ("markov_head", "layers.0.mlp"). Where several parts are in a name, the longest counts.
         keep_embeddings: whether to keep stored copies of the target's embedding and head.
         target_layers: number of layers of the target, for checkpoints that do not say it.
+        kv_shared_layers: how many of them share keys and values of layers before them, likewise.
         overwrite: whether to replace an existing folder.
         finish: called with the complete folder before it gets its name; if it raises an exception,
             nothing is left behind.
@@ -75,7 +78,7 @@ def convert_drafter(
     check_apart(source, destination)
     if is_lone_head(source):
         return convert_mtp(source, destination, keep_embeddings=keep_embeddings, settings=settings)
-    raw, config, renamed = _translated(source, keep_embeddings, target_layers)
+    raw, config, renamed = _translated(source, keep_embeddings, target_layers, kv_shared_layers)
     calibrations = _shipped_calibration(raw, config.gamma, source)
     ranking = read_ranking(source, config.vocab_size) if raw.get("format") == FORMAT else ()
     return write_drafter(config, renamed, source, destination, settings, calibrations, ranking)
@@ -101,14 +104,18 @@ def read_as_canonical(source: Path) -> tuple[CanonicalConfig, dict[str, mx.array
 
 
 def _translated(
-    source: Path, keep_embeddings: bool, target_layers: int | None = None
+    source: Path,
+    keep_embeddings: bool,
+    target_layers: int | None = None,
+    kv_shared_layers: int | None = None,
 ) -> tuple[dict[str, Any], CanonicalConfig, dict[str, Tensor]]:
     """A drafter's config, the canonical one, and its tensors by their canonical names."""
     raw, tensors = read_published(
         source, lambda config, shapes: refuse_unsupported(config, shapes, source)
     )
-    if target_layers is not None and raw.get("num_target_layers") is None:
-        raw = raw | {"num_target_layers": target_layers}
+    for key, value in (("num_target_layers", target_layers), (KV_SHARED, kv_shared_layers)):
+        if value is not None and raw.get(key) is None:
+            raw = raw | {key: value}
     if auto_map := raw.get("auto_map"):
         # The checkpoint's code is never run: its packaging must be one that is known here.
         tqdm.write(one_line(f"{source}: ignoring the Python code of auto_map ({auto_map})"))

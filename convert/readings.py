@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from ..checkpoint.base_config import CanonicalConfig
-from ..checkpoint.layout import DRAFT_IDS, Tensors
+from ..checkpoint.base_config import DRAFT_IDS, CanonicalConfig
+from ..checkpoint.layout import Tensors
 from ..drafters.base import Drafter
 
 SHIFTS = (-1, 0, 1)

@@ -35,8 +35,9 @@ class Draft:
             for a drafter without a confidence head.
         confidence: calibrated chance that each token survives given that its prefix did, float32
             `[gamma]`; None for a drafter without a confidence head.
-        ids: token id of each of the `size` columns of the logits, int32 `[size]`; None when the
-            columns are the whole vocabulary.
+        ids: token id of each of the `size` columns of the logits, int32 `[size]`, or
+            `[gamma, size]` where each slot has columns of its own; None when the columns are the
+            whole vocabulary.
         weights: log-weights that the tokens were sampled from, float32 `[gamma, size]`; their
             softmax is q. None for a greedy draft and under the rule of equality, which do not
             need q.

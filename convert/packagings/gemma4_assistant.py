@@ -1,31 +1,43 @@
 """Google's packaging of Gemma 4's assistants (`gemma4_assistant`, `gemma4_unified_assistant`).
 
-The checkpoint does not say how deep its target is. The last two layers of Gemma 4's targets without
-shared keys and values are a sliding one and one of full attention; their inputs are the taps. The
-table that logits are read from is the assistant's own. Weights of keys and values are leftovers.
+The checkpoint does not say how deep its target is, nor how many of the target's last layers read
+keys and values of earlier ones. The last two layers before those are a sliding one and one of full
+attention; their inputs are the taps. Logits are read from the assistant's own table: those of a few
+clusters of tokens where embeddings are ordered (E2B, E4B). Weights of keys and values are not used.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from ...checkpoint.base_config import CanonicalConfig
-from ...drafters.gemma4_assistant.config import FULL, SLIDING, Gemma4AssistantConfig
+from ...drafters.gemma4_assistant.config import (
+    CENTROIDS,
+    FULL,
+    SLIDING,
+    TOKEN_ORDERING,
+    Gemma4AssistantConfig,
+)
 from ...drafters.mtp.block import argument_names
 from ...drafters.mtp.config import BLOCK
 from ...errors import InputError
-from .names import adapt as adapt
 from .source import Shapes, Source
 
+KV_SHARED = "num_kv_shared_target_layers"
+"""Key that a checkpoint lacks: how many of its target's last layers read earlier layers' keys."""
 NAME = "Google's Gemma 4 assistant"
 _KINDS = ("gemma4_assistant", "gemma4_unified_assistant")
 _NAMES = {
     "pre_projection.weight": "fc.weight",
     "embed_tokens.weight": "lm_head.weight",
     "lm_head.weight": None,  # a copy of the table
+    f"masked_embedding.{CENTROIDS}.weight": f"{CENTROIDS}.weight",
+    f"masked_embedding.{TOKEN_ORDERING}": TOKEN_ORDERING,
 }
 _UNUSED = (".self_attn.k_proj.weight", ".self_attn.v_proj.weight", ".self_attn.k_norm.weight")
 # What MLX's conversions have, anchor included; transformers' files do not say it.
@@ -46,13 +58,12 @@ def to_drafter_config(
         InputError: a key is missing, or has a value that is not supported.
     """
     source = Source(config, shapes, where, NAME)
-    if config.get("use_ordered_embeddings"):
-        source.refuse("use_ordered_embeddings", True, "logits of the whole vocabulary")
     text = source.nested("text_config")
     hidden, target = source.whole("hidden_size", text), source.whole("backbone_hidden_size")
     layers = source.whole("num_hidden_layers", text)
     kinds = source.layer_types(layers, text, (FULL, SLIDING))
-    depth = _depth(source)
+    depth, shared = _depth(source)
+    own = depth - shared
     block = config.get("block_size")
     window = source.whole("sliding_window", text)
     heads, kv_heads = source.whole("num_attention_heads", text), text.get("num_key_value_heads")
@@ -67,7 +78,7 @@ def to_drafter_config(
         vocab_size=source.whole("vocab_size", text),
         target_hidden_size=target,
         target_num_layers=depth,
-        taps=(depth - 3, depth - 2, depth - 1),
+        taps=(own - 3, own - 2, depth - 1),
         rope_theta=10000.0,  # the layers' own are among the arguments
         owns_embedding=False,
         owns_head=True,
@@ -75,10 +86,11 @@ def to_drafter_config(
         arguments=_arguments(text, kinds),
         steps=(_BLOCK if block is None else source.whole("block_size")) - 1,
         state="normed",
-        full_layer=depth - 1,
-        sliding_layer=depth - 2,
+        full_layer=own - 1,
+        sliding_layer=own - 2,
         # The mask's distance from the newest key includes both ends.
         window=window + 1,
+        **_clusters(source),
     )
 
 
@@ -94,15 +106,39 @@ def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | Non
     return renamed
 
 
-def _depth(source: Source) -> int:
+def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
+    """The token ordering as int32; other tensors unchanged."""
+    if name != TOKEN_ORDERING or not mx.issubdtype(tensor.dtype, mx.integer):
+        return tensor
+    # Ids that int32 lacks must not become others.
+    return mx.clip(tensor, -1, (1 << 31) - 1).astype(mx.int32)
+
+
+def _clusters(source: Source) -> dict[str, int]:
+    """The canonical keys of ordered embeddings; {} without them."""
+    ordered = source.config.get("use_ordered_embeddings", False)
+    if type(ordered) is not bool:
+        source.refuse("use_ordered_embeddings", ordered, "true or false")
+    if not ordered:
+        return {}
+    top_k = source.whole("centroid_intermediate_top_k")
+    return {"num_centroids": source.whole("num_centroids"), "centroid_top_k": top_k}
+
+
+def _depth(source: Source) -> tuple[int, int]:
+    """The number of the target's layers, and of the last ones that make no keys and values."""
     if source.config.get("num_target_layers") is None:
-        hint = "Say how many layers the target has: convert drafter --target-layers N."
+        hint = (
+            "Say how many layers the target has: convert drafter --target-layers N, and "
+            "--kv-shared-layers N where its config.json has num_kv_shared_layers."
+        )
         expected = "the number of the target's layers, of which two are read"
         raise InputError(source.path, "no num_target_layers", expected, hint)
-    depth = source.whole("num_target_layers")
-    if depth < 2:
-        source.refuse("num_target_layers", depth, "2 or more")
-    return depth
+    depth, shared = source.whole("num_target_layers"), source.config.get(KV_SHARED) or 0
+    if type(shared) is not int or not 0 <= shared <= depth - 2:
+        found = f"{KV_SHARED} {shared!r} with num_target_layers {depth}"
+        raise InputError(source.path, found, "at least 2 layers with keys and values of their own")
+    return depth, shared
 
 
 def _arguments(text: dict[str, Any], kinds: list[str]) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...checkpoint.base_config import CanonicalConfig
+from ...checkpoint.base_config import DRAFT_IDS, CanonicalConfig
 from ...checkpoint.layer_shapes import SINKS
-from ...checkpoint.layout import DRAFT_IDS
 from ...drafters.dflash2.config import BASE, DFlash2Config
 from ...drafters.dflash2.selector import PREDECESSOR, PROJECTION, SUCCESSOR
 from ...drafters.dspark.config import BlockConfig, DSparkConfig

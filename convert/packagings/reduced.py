@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...checkpoint.layout import DRAFT_IDS
+from ...checkpoint.base_config import DRAFT_IDS
 from ...errors import InputError
 from .source import Source
 

@@ -32,7 +32,6 @@ def _prefix(*prefixes: str) -> Matches:
 
 REFUSED: tuple[tuple[str, Matches], ...] = (
     ("TorchSpec MLA (K3DSparkModel)", _architecture("K3DSparkModel")),
-    ("Gemma 4's assistants in GGUF", _gguf("gemma4-assistant")),
     ("compressed-tensors or FP8 weights", _suffix("weight_scale", "weight_packed")),
     ("DFlash Laguna", _architecture("DFlashLagunaForCausalLM")),
     ("Muse assistant", lambda config, shapes: "encoder.fc.weight" in shapes),

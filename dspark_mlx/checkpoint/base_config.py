@@ -29,6 +29,9 @@ _SCALES = (2.0**-14, 65504.0)
 MAX_BLOCK = 256
 """Most tokens a block may have. Published drafters have up to 16; no tensor's shape shows it."""
 
+DRAFT_IDS = "d2t"
+"""Name of the tensor with a reduced draft vocabulary's token ids, int32 `[draft_vocab_size]`."""
+
 Config = TypeVar("Config", bound="CanonicalConfig")
 
 
@@ -143,6 +146,11 @@ class CanonicalConfig:
         return self.draft_vocab_size or self.vocab_size
 
     @property
+    def can_be_cut(self) -> bool:
+        """Whether a draft vocabulary may be cut out of its output, see `vocabulary.choose_size`."""
+        return not self.draft_vocab_size
+
+    @property
     def embedding_size(self) -> int:
         """Width of the embeddings that it reads."""
         return self.hidden_size
@@ -182,6 +190,10 @@ class CanonicalConfig:
     def vector_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of what is never quantised: norms, biases, scalars, kernels."""
         raise NotImplementedError
+
+    def id_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of what holds token ids, int32, each id once at most."""
+        return {DRAFT_IDS: (self.draft_vocab_size,)} if self.draft_vocab_size else {}
 
     def alternatives(self) -> dict[str, tuple[Any, ...]]:
         """Fields whose wrong value only lowers acceptance and raises no error, with their values.

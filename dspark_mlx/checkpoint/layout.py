@@ -36,15 +36,9 @@ class Shaped(Protocol):
         ...
 
 
-DRAFT_IDS = "d2t"
-"""Name of the tensor with a reduced draft vocabulary's token ids, int32 `[draft_vocab_size]`."""
-
-
 def stored_shapes(config: CanonicalConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every stored tensor; a quantised matrix has scales, and maybe biases."""
-    shapes: dict[str, tuple[int, ...]] = dict(config.vector_shapes())
-    if config.draft_vocab_size:
-        shapes[DRAFT_IDS] = (config.draft_vocab_size,)
+    shapes: dict[str, tuple[int, ...]] = {**config.vector_shapes(), **config.id_shapes()}
     for name, (*rows, columns) in config.matrix_shapes().items():
         quantized = config.quantization.of(name) if config.quantization else None
         if quantized is None:
@@ -105,7 +99,7 @@ def _integers(
 ) -> mx.Dtype | None:
     """The type of a tensor of integers; None where it holds floating numbers."""
     base, _, part = name.rpartition(".")
-    if name == DRAFT_IDS:
+    if name in config.id_shapes():
         return mx.int32
     if part == "weight" and f"{base}.scales" in expected:
         return mx.uint32
@@ -120,7 +114,7 @@ def check_values(config: CanonicalConfig, name: str, tensor: mx.array, where: Pa
     """
     mode = _mode(config, name.removesuffix(".scales"))
     bytes_ = mode != AFFINE and name.endswith(".scales")
-    if name == DRAFT_IDS:
+    if name in config.id_shapes():
         _check_ids(tensor, config.vocab_size, f"{where}: {name}")
     elif not (are_finite(mode, tensor) if bytes_ else all_finite(tensor)):
         raise InputError(f"{where}: {name}", "NaN or infinite values", "finite values")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from ..calibration.by_temperature import Calibrations
-from ..checkpoint.base_config import CanonicalConfig
-from ..checkpoint.layout import DRAFT_IDS, Tensors
+from ..checkpoint.base_config import DRAFT_IDS, CanonicalConfig
+from ..checkpoint.layout import Tensors
 from ..checkpoint.linear import Matrix, arrays_of
 from .base import Drafter, Embed, SharedParts
 from .methods import METHODS
@@ -60,10 +60,11 @@ def assemble(
         logits, output = _scaled(logits, config), None
     mx.eval(arrays_of(own))
     # A reduced vocabulary of the checkpoint, or logits scaled or capped, are not cut further.
-    size = choose_size(draft_vocabulary, config.vocab_size, len(ranking)) if ids is None else None
-    cut = (
-        CommonTokens.of(output, size, ranking) if output is not None and size is not None else None
-    )
+    size, cut = None, None
+    if config.can_be_cut and output is not None:
+        size = choose_size(draft_vocabulary, config.vocab_size, len(ranking))
+    if size is not None and output is not None:
+        cut = CommonTokens.of(output, size, ranking)
     by_id = output if ids is None else None
     readout = DraftOutput(Readout(logits, None, ids, by_id), cut)
     return METHODS[config.METHOD].load(config, stored, SharedParts(embed, readout, calibrations))

@@ -62,12 +62,21 @@ class BlockBuilder:
         self._pick = pick
         self._logits: list[mx.array] = []
         self._columns: list[mx.array] = []
+        self._ids: list[mx.array] = []
         self._weights: list[mx.array] = []
 
-    def add(self, logits: mx.array) -> mx.array:
-        """Choose the next slot's token, int32 `[n]`, from its corrected logits `[n, size]`."""
-        column, weights = self._pick(logits, self._readout.ids, self.tokens)
-        token = self._readout.tokens(column)
+    def add(self, logits: mx.array, ids: mx.array | None = None) -> mx.array:
+        """Choose the next slot's token, int32 `[n]`, from its corrected logits `[n, size]`.
+
+        Args:
+            logits: see above.
+            ids: the token id of each of this slot's columns, int32 `[size]`, for one request; None
+                where all slots have the readout's columns.
+        """
+        if ids is not None:
+            self._ids.append(ids)
+        column, weights = self._pick(logits, self._readout.ids if ids is None else ids, self.tokens)
+        token = self._readout.tokens(column) if ids is None else ids[column]
         self.tokens.append(token)
         self._logits.append(logits)
         self._columns.append(column)
@@ -94,7 +103,7 @@ class BlockBuilder:
             logits=logits,
             confidence_logits=confidence_logits,
             confidence=confidence,
-            ids=self._readout.ids,
+            ids=mx.stack(self._ids) if self._ids else self._readout.ids,
             columns=mx.concatenate(self._columns),
             weights=mx.concatenate(self._weights) if self._weights else None,
         )

@@ -18,7 +18,17 @@ from .layers import Layer
 
 
 class TargetLayers(Protocol):
-    """The target's own layers, for drafters that attend as the target does."""
+    """The target's own layers, for drafters that attend as the target does.
+
+    Attributes:
+        num_layers: number of them.
+    """
+
+    num_layers: int
+
+    def makes_keys(self, layer: int) -> bool:
+        """Whether a layer makes keys and values of its own; others may read those of another."""
+        ...
 
     def key_values(self, layer: int, hidden: mx.array, start: int) -> tuple[mx.array, mx.array]:
         """Keys and values that a layer makes, each `[1, heads, rows, size]`.

@@ -125,10 +125,19 @@ class Rejection:
             uniform = mx.random.uniform(shape=(scheduled,), key=accept_key)
             rule = _keep_block if self._block else _keep_tokens
             ratios = mx.where(sound, ratios.squeeze(-1), -mx.inf)
-            accepted, scale = rule(ratios, p, q, draft.ids, uniform, sound)
-            row = _residual(p, q, draft.ids, accepted, scale, sound.sum())
+            ids = _ids_of_slots(draft, scheduled)
+            accepted, scale = rule(ratios, p, q, ids, uniform, sound)
+            row = _residual(p, q, ids, accepted, scale, sound.sum())
         last = likeliest(row + gumbel(last_key[None], self._vocabulary))
         return self._chooser.judgement(target, block, accepted, last, finite)
+
+
+def _ids_of_slots(draft: Draft, scheduled: int) -> mx.array | None:
+    """The token ids of each slot's columns, int32 `[scheduled, size]`; None for all tokens."""
+    if draft.ids is None:
+        return None
+    shape = (draft.tokens.size, draft.ids.shape[-1])
+    return mx.broadcast_to(draft.ids.astype(mx.int32), shape)[:scheduled]
 
 
 def _keep_tokens(
@@ -144,7 +153,7 @@ def _keep_tokens(
     Args:
         ratios: log p_k(x_k) / q_k(x_k), float32 `[scheduled]`; -inf where the slot is not sound.
         p, q: log-probabilities, float32 `[scheduled + 1, V]` and `[scheduled, size]`.
-        ids: see `Draft`.
+        ids: the token id of each of q's columns, int32 `[scheduled, size]`; None for all tokens.
         uniform: uniform random numbers in [0, 1), float32 `[scheduled]`.
         sound: True where p and q are finite in the slot and all before it, bool `[scheduled]`.
     """
@@ -167,7 +176,8 @@ def _keep_block(
     keep = survival[-1:]
     if ratios.size > 1:
         inner = survival[:-1, None]
-        inside = mx.exp(p[1:-1] if ids is None else mx.take(p[1:-1], ids, axis=-1))
+        drawable = p[1:-1] if ids is None else mx.take_along_axis(p[1:-1], ids[1:], axis=-1)
+        inside = mx.exp(drawable)
         surplus = mx.maximum(inner * inside - mx.exp(q[1:]), 0).sum(axis=-1)
         if ids is not None:
             # q is 0 for tokens outside the draft vocabulary.
@@ -194,15 +204,15 @@ def _residual(
     They are p's when all `end` sound slots were accepted, and when the residual is empty, which
     happens only when p and q are equal but for rounding.
     """
-    scheduled = q.shape[0]
+    slot = mx.minimum(accepted, q.shape[0] - 1)
     target = p[accepted]
     rejected = (accepted < end)[:, None]
-    drafted = mx.where(rejected, mx.exp(q[mx.minimum(accepted, scheduled - 1)]), 0)
+    drafted = mx.where(rejected, mx.exp(q[slot]), 0)
     weights = mx.where(rejected, scale, 1) * mx.exp(target)
     if ids is None:
         weights = weights - drafted
     else:
-        less = mx.take(weights, ids, axis=-1) - drafted
-        weights = mx.put_along_axis(weights, ids[None].astype(mx.int32), less, axis=-1)
+        less = mx.take_along_axis(weights, ids[slot], axis=-1) - drafted
+        weights = mx.put_along_axis(weights, ids[slot], less, axis=-1)
     residual = mx.where(weights > 0, mx.log(weights), -mx.inf)
     return mx.where(residual.max(axis=-1, keepdims=True) > -mx.inf, residual, target)

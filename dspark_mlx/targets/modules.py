@@ -50,6 +50,11 @@ class TargetModules:
         """The output matrix without scale or softcap: `[n, hidden]` to `[n, vocabulary]`."""
         return self._tables.logits(hidden)
 
+    def makes_keys(self, layer: int) -> bool:
+        """Whether a layer's attention makes keys and values of its own; nothing is evaluated."""
+        row = mx.zeros((1, 1, self.hidden_size), self.dtype)
+        return made_keys(self._layers[layer], row, 0) is not None
+
     def key_values(self, layer: int, hidden: mx.array, start: int) -> tuple[mx.array, mx.array]:
         """Keys and values that a layer's attention makes; no attention is evaluated.
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..checkpoint.base_config import CanonicalConfig
+from ..checkpoint.base_config import DRAFT_IDS, CanonicalConfig
 from ..checkpoint.fingerprint import weights_digest
 from ..checkpoint.hub import hub_name
-from ..checkpoint.layout import DRAFT_IDS
 from ..decoder import Decoder
 from ..drafters.dspark.config import DSparkConfig
 from ..drafters.tensors import DrafterTensors

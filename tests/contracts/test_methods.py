@@ -12,6 +12,7 @@ from helpers.pairs import tokens_of
 from helpers.slow_cases import some_slow
 from helpers.toys import (
     HORIZON,
+    METHOD_CASES,
     PROMPT,
     engine_of,
     exact,
@@ -23,7 +24,7 @@ from helpers.toys import (
 )
 
 from dspark_mlx.checkpoint.layout import check_tensors, stored_shapes
-from dspark_mlx.drafters.methods import METHODS, read_config
+from dspark_mlx.drafters.methods import read_config
 from dspark_mlx.engine.rounds import rounds
 from dspark_mlx.engine.state import Engine
 from dspark_mlx.errors import InputError
@@ -37,7 +38,7 @@ VOCABULARY = 6
 ROWS = 9
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=METHOD_CASES)
 def method(request):
     return request.param
 
@@ -138,7 +139,8 @@ def test_greedy_output_is_plain_decodings(engine, target):
 
 # A drafter of hyper-connections takes seconds to draft so often.
 @pytest.mark.parametrize(
-    "method", some_slow(METHODS, [name for name in METHODS if not name.startswith("deepseek_v4")])
+    "method",
+    some_slow(METHOD_CASES, [name for name in METHOD_CASES if not name.startswith("deepseek_v4")]),
 )
 def test_sampled_output_has_the_targets_distribution(engine, target, config):
     """q that is not what the tokens were drawn from: nothing else shows it."""

@@ -18,7 +18,7 @@ from helpers.toys import example_config, toy_target, toy_tensors
 
 from dspark_mlx.calibration.by_temperature import Calibrations, write_calibrations
 from dspark_mlx.calibration.sts import identity
-from dspark_mlx.checkpoint.layout import DRAFT_IDS
+from dspark_mlx.checkpoint.base_config import DRAFT_IDS
 from dspark_mlx.convert import __main__ as command
 from dspark_mlx.convert.check import Measured, all_taps, sweep, verdict, written
 from dspark_mlx.convert.drafter import convert_drafter

@@ -11,6 +11,7 @@ import pytest
 from helpers.deepseek_v4 import FOLDER as DEEPSEEK_V4
 from helpers.edits import config as edit_config
 from helpers.edits import tensors as edit_tensors
+from helpers.gguf_assistant import write_assistant_gguf
 from helpers.gguf_drafters import write_prismml, write_twins
 from helpers.packaged import PACKAGED
 from helpers.packaged_assistant import write_assistant
@@ -79,6 +80,8 @@ def test_every_packaging_has_a_case(tmp_path):
     write_twins(tmp_path / "deepspec_qwen3", file, "F32")
     claimed.add(_packaging(file))
     write_prismml(tmp_path / "deepspec_qwen3", file)
+    claimed.add(_packaging(file))
+    write_assistant_gguf(tmp_path / "gemma4_assistant", file)
     claimed.add(_packaging(file))
     PACKAGED["deepspec_qwen3"](tmp_path / "deepspec_qwen3")
     convert_drafter(tmp_path / "deepspec_qwen3", tmp_path / "canonical", progress=False)
@@ -189,7 +192,6 @@ def test_shipped_temperatures_are_kept(tmp_path, name):
 
 REFUSED = {
     "TorchSpec MLA": {"architectures": ["K3DSparkModel"]},
-    "Gemma 4's assistants in GGUF": {"general.architecture": "gemma4-assistant"},
     "Laguna": {"architectures": ["DFlashLagunaForCausalLM"]},
 }
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from dspark_mlx.checkpoint.layout import stored_shapes
+from dspark_mlx.convert.packagings import gemma4_assistant
+from dspark_mlx.convert.packagings.names import canonical_name
 from dspark_mlx.drafters.dflash2.config import DFlash2Config
 from dspark_mlx.drafters.dspark.config import DSparkConfig
 from dspark_mlx.drafters.eagle3.config import Eagle3Config
@@ -115,3 +118,74 @@ def test_eagle3_totals():
     gemma4 = 2 * v * h + 5 * h * h + h + 5 * h + 1 + attention + 3 * h * i
     conventions = {"values": "keys", "sandwich_norms": True, "layer_scalars": True}
     assert total(eagle3(h, i, 16, 1, 512, v, **conventions)) == gemma4
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def assistant_tensors(target_hidden) -> dict[str, tuple[int, ...]]:
+    """The tensors of E2B's and E4B's published assistants, which differ in their target's width."""
+    h, inner, vocab, clusters, heads = 256, 2048, 262144, 2048, 4
+    tensors: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab, h),
+        "model.norm.weight": (h,),
+        "pre_projection.weight": (h, 2 * target_hidden),
+        "post_projection.weight": (target_hidden, h),
+        "masked_embedding.centroids.weight": (clusters, h),
+        "masked_embedding.token_ordering": (vocab,),
+    }
+    for i, head_dim in enumerate((256, 256, 256, 512)):
+        layer = f"model.layers.{i}"
+        tensors[f"{layer}.self_attn.q_proj.weight"] = (heads * head_dim, h)
+        tensors[f"{layer}.self_attn.o_proj.weight"] = (h, heads * head_dim)
+        tensors[f"{layer}.self_attn.q_norm.weight"] = (head_dim,)
+        for name in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
+            tensors[f"{layer}.{name}_layernorm.weight"] = (h,)
+        for name in ("gate", "up"):
+            tensors[f"{layer}.mlp.{name}_proj.weight"] = (inner, h)
+        tensors[f"{layer}.mlp.down_proj.weight"] = (h, inner)
+        tensors[f"{layer}.layer_scalar"] = (1,)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "target_hidden, depth, shared, read, values",
+    [(1536, 35, 20, (13, 14), 77_731_328), (2560, 42, 18, (22, 23), 78_517_760)],
+    ids=["E2B", "E4B"],
+)
+def test_gemma4_assistant_totals(target_hidden, depth, shared, read, values):
+    """A tensor of another size or left out. transformers counts neither the layers' scalars nor the
+    ordering; of E4B nobody published a total, so it is summed from the tensors."""
+    text = {
+        "hidden_size": 256,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "layer_types": [SLIDING] * 3 + [FULL],
+        "sliding_window": 512,
+        "vocab_size": 262144,
+        "rms_norm_eps": 1e-6,
+    }
+    keys = {
+        "model_type": "gemma4_assistant",
+        "backbone_hidden_size": target_hidden,
+        "use_ordered_embeddings": True,
+        "num_centroids": 2048,
+        "centroid_intermediate_top_k": 32,
+        "text_config": text,
+        "num_target_layers": depth,
+        gemma4_assistant.KV_SHARED: shared,
+    }
+    published = {canonical_name(n): shape for n, shape in assistant_tensors(target_hidden).items()}
+    assert gemma4_assistant.matches(keys, published)
+    config = gemma4_assistant.to_drafter_config(keys, published, Path("E"), keep_embeddings=False)
+    assert (config.sliding_layer, config.full_layer) == read
+    assert config.taps == (read[0] - 1, read[1] - 1, depth - 1)
+    names = gemma4_assistant.rename(config, list(published))
+    shapes = stored_shapes(config)
+    assert {names[name]: shape for name, shape in published.items()} == shapes
+    assert len(shapes) == 50
+    assert sum(math.prod(shape) for shape in shapes.values()) == values + 4 + 262144

@@ -61,21 +61,36 @@ def reference(
     `kv` has each kind's keys and values of rows 0..p-1, `state` [Ht] is the target's at row p-1 and
     `embed` [V, Ht] its table.
     """
-    text = json.loads((folder / "config.json").read_text())["text_config"]
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
     stored = load_file(folder / "model.safetensors")
     t = {name: value.astype(np.float64) for name, value in stored.items()}
-    table = t["model.embed_tokens.weight"]
     tokens, logits, token = [], [], anchor
     for _ in range(steps):
         x = t["pre_projection.weight"] @ np.concatenate([embed[token] * len(state) ** 0.5, state])
         for i, kind in enumerate(text["layer_types"]):
             x = _layer(t, f"model.layers.{i}", x, kind, text, kv[kind])
         h = _rms(x, t["model.norm.weight"])
-        logits.append(table @ h)
+        logits.append(_logits(t, config, h))
         token = int(np.argmax(logits[-1]))
         tokens.append(token)
         state = t["post_projection.weight"] @ h
     return tokens, np.array(logits)
+
+
+def _logits(t: Tensors, config: dict[str, Any], h: np.ndarray) -> np.ndarray:
+    """Of all tokens; -inf outside the best clusters where embeddings are ordered."""
+    logits = t["model.embed_tokens.weight"] @ h
+    if not config["use_ordered_embeddings"]:
+        return logits
+    clusters, chosen = config["num_centroids"], config["centroid_intermediate_top_k"]
+    ordering = t["masked_embedding.token_ordering"].astype(int)
+    size = len(ordering) // clusters
+    scores = t["masked_embedding.centroids.weight"] @ h
+    allowed = np.full(len(logits), -np.inf)
+    for cluster in np.argsort(scores)[clusters - chosen :]:
+        allowed[ordering[cluster * size : (cluster + 1) * size]] = 0.0
+    return logits + allowed
 
 
 def _layer(

@@ -1,4 +1,8 @@
-"""A tiny random Gemma 4 target, and an assistant for it in Google's packaging."""
+"""Tiny random Gemma 4 targets, and assistants for them in Google's packaging.
+
+A target of the kind of E2B and E4B has layers that read keys of earlier ones, and inputs of each
+layer's own; its assistant has ordered embeddings.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,9 @@ from mlx.utils import tree_map
 from mlx_lm.models import gemma4_text
 from safetensors.numpy import save_file
 
-HIDDEN, TARGET_HIDDEN, VOCAB, DEPTH, WINDOW = 16, 24, 64, 4, 6
+HIDDEN, TARGET_HIDDEN, VOCAB, WINDOW = 32, 24, 64, 6
+OWN = 4
+"""How many of a target's layers make keys and values."""
 HEADS, HEAD_DIM, GLOBAL_HEAD_DIM, INTER = 4, 8, 16, 20
 KINDS = ["sliding_attention", "sliding_attention", "full_attention"]
 ROPE = {
@@ -27,7 +33,7 @@ ROPE = {
 TARGET: dict[str, Any] = {
     "model_type": "gemma4_text",
     "hidden_size": TARGET_HIDDEN,
-    "num_hidden_layers": DEPTH,
+    "num_hidden_layers": OWN,
     "intermediate_size": 32,
     "num_attention_heads": HEADS,
     "head_dim": HEAD_DIM,
@@ -39,9 +45,29 @@ TARGET: dict[str, Any] = {
     "hidden_size_per_layer_input": 0,
     "vocab_size": VOCAB,
     "sliding_window": WINDOW,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "layer_types": ["sliding_attention", "full_attention"] * (OWN // 2),
     "rope_parameters": ROPE,
     "rms_norm_eps": 1e-6,
+}
+
+
+SHARED = 4
+SHARING: dict[str, Any] = {
+    "num_hidden_layers": OWN + SHARED,
+    "num_kv_shared_layers": SHARED,
+    "layer_types": ["sliding_attention", "full_attention"] * ((OWN + SHARED) // 2),
+    "attention_k_eq_v": False,
+    "num_key_value_heads": 1,
+    "num_global_key_value_heads": None,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCAB,
+    "use_double_wide_mlp": True,
+}
+"""What E2B's and E4B's kind of target has otherwise."""
+CLUSTERS = {
+    "use_ordered_embeddings": True,
+    "num_centroids": 16,
+    "centroid_intermediate_top_k": 3,
 }
 
 
@@ -59,7 +85,7 @@ def target_model(**changes: Any) -> nn.Module:
 
 
 def write_assistant(folder: Path, **keys: Any) -> None:
-    """Section 19.4; the keys' projection of layer 0 is a leftover."""
+    """Section 19.4; the keys' projection of layer 0 is a leftover. `keys` are of config.json."""
     rng = np.random.default_rng(12)
     out: dict[str, np.ndarray] = {}
 
@@ -70,6 +96,9 @@ def write_assistant(folder: Path, **keys: Any) -> None:
         out[f"{name}.weight"] = rng.normal(1, 0.2, width)
 
     linear("model.embed_tokens", VOCAB, HIDDEN)
+    if keys.get("use_ordered_embeddings"):
+        linear("masked_embedding.centroids", keys["num_centroids"], HIDDEN)
+        out["masked_embedding.token_ordering"] = rng.permutation(VOCAB)
     linear("pre_projection", HIDDEN, 2 * TARGET_HIDDEN)
     linear("post_projection", TARGET_HIDDEN, HIDDEN)
     norm("model.norm", HIDDEN)
@@ -105,5 +134,8 @@ def write_assistant(folder: Path, **keys: Any) -> None:
     }
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config | keys))
-    typed = {name: np.ascontiguousarray(value, np.float32) for name, value in out.items()}
+    typed = {
+        name: np.ascontiguousarray(value, np.float32 if value.dtype.kind == "f" else np.int64)
+        for name, value in out.items()
+    }
     save_file(typed, folder / "model.safetensors", metadata={"format": "pt"})

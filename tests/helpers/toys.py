@@ -26,6 +26,12 @@ TAPS = (-1, 0)
 HORIZON = 3
 PROMPT = (1, 5, 2)
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gemma4_assistant, clustered": {"num_centroids": 3, "centroid_top_k": 2, "owns_head": True},
+}
+"""Fields of drafters of another kind than their method's example, by the method and a word."""
+METHOD_CASES = (*METHODS, *VARIANTS)
+
 Distribution = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 """From the target's logits float64 `[vocabulary]` and all tokens before to probabilities."""
 
@@ -49,8 +55,12 @@ def toy_target(vocabulary: int, dtype: mx.Dtype = mx.float32, shift: float = 0.0
 
 
 def example_config(target: Target, method: str, **own) -> CanonicalConfig:
-    """A method's small drafter for a toy target; `own` replaces fields of its example."""
-    kind = METHODS[method].CONFIG
+    """A small drafter of a method, or of a variant of one, for a toy target.
+
+    `own` replaces fields of its example.
+    """
+    kind = METHODS[method.partition(",")[0]].CONFIG
+    own = VARIANTS.get(method, {}) | own
     shared: dict[str, Any] = {
         "hidden_size": HIDDEN,
         "intermediate_size": HIDDEN,
@@ -71,10 +81,10 @@ def example_config(target: Target, method: str, **own) -> CanonicalConfig:
 
 
 def toy_config(target: Target, head: str, gamma: int) -> CanonicalConfig:
-    """Of one layer; `head` is a sequential head's kind, or the name of another method."""
+    """Of one layer; `head` is a sequential head's kind, or one of `METHOD_CASES`."""
     if head == "eagle3":
         return example_config(target, "eagle3", steps=gamma)
-    if head in METHODS:
+    if head in METHOD_CASES:
         return example_config(target, head)
     none = head == NO_HEAD
     return example_config(
@@ -109,6 +119,8 @@ def toy_tensors(config: CanonicalConfig) -> dict[str, mx.array]:
         if "norm" in name:
             # Small final rows: a drafter less sure than the target, so that some drafts survive.
             tensors[name] = mx.ones_like(value) * (0.5 if name.startswith("norm") else 1.0)
+    for name, (size,) in config.id_shapes().items():
+        tensors[name] = mx.array(rng.permutation(config.vocab_size)[:size].astype(np.int32))
     return tensors
 
 
@@ -136,7 +148,10 @@ def engine_of(
     change(tensors)
     drafter = assemble(
         config,
-        {name: value.astype(target.dtype) for name, value in tensors.items()},
+        {
+            name: value if name in config.id_shapes() else value.astype(target.dtype)
+            for name, value in tensors.items()
+        },
         target.embed,
         target.logits,
         target.dtype,

@@ -27,7 +27,12 @@ from dspark_mlx.targets.tap import Target
 PLENTY = 1 << 30
 QUANTIZED = CacheSettings(kv_bits=8, kv_group_size=32, quantized_kv_start=0)
 HEAD = MTPConfig.EXAMPLE["arguments"] | {"hidden_size": 64}
-ASSISTANT = Gemma4AssistantConfig.EXAMPLE["arguments"] | {"hidden_size": 64}
+ASSISTANT = {
+    "arguments": Gemma4AssistantConfig.EXAMPLE["arguments"] | {"hidden_size": 64},
+    "taps": (0, 1, 2),
+    "sliding_layer": 1,
+    "full_layer": 2,
+}
 PAIRS: dict[str, Any] = {
     "full attention": (lambda: tiny("llama"), {}),
     "sliding window": (lambda: tiny("gpt_oss"), {}),
@@ -39,10 +44,7 @@ PAIRS: dict[str, Any] = {
     "eagle3": (lambda: tiny("llama"), {"method": "eagle3", "steps": 3}),
     "mtp": (lambda: tiny("llama"), {"method": "mtp", "arguments": HEAD}),
     "xpress": (lambda: tiny("llama"), {"method": "xpress"}),
-    "assistant": (
-        lambda: tiny("llama"),
-        {"method": "gemma4_assistant", "arguments": ASSISTANT},
-    ),
+    "assistant": (lambda: tiny("llama"), {"method": "gemma4_assistant"} | ASSISTANT),
     "no drafter": (lambda: tiny("llama"), None),
     "no drafter, recurrent": (lambda: family("qwen3_5"), None),
     "quantized": (lambda: tiny("llama", head_dim=32), {"caches": QUANTIZED}),

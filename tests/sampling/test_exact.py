@@ -170,6 +170,13 @@ def test_eagle3_by_every_scheduler(target, name):
     assert compare(target, {}, scheduler, head="eagle3", texts=MANY) < 1
 
 
+@pytest.mark.parametrize("name", some_slow(RULES | SETTINGS, ("token",)))
+def test_columns_of_each_slot(target, name):
+    """Another slot's columns taken for those of a slot."""
+    settings = (RULES | SETTINGS)[name]
+    assert compare(target, settings, head="gemma4_assistant, clustered", gamma=3) < 1
+
+
 def wrong(pretend):
     """`make_sampler` with drafts that are another thing than they say."""
 

@@ -20,14 +20,18 @@ def judged(p, q, tokens, seeds=200, ids=None, **settings):
     """Verdicts of one block of given probabilities, by seed.
 
     `p` is `[slots + 1][V]` and `q` `[slots][V]`: the target's and the drafter's probabilities.
+    `ids` are the draft's columns, of all slots or `[slots][size]`.
     """
     with np.errstate(divide="ignore"):
         logits, weights = (mx.array(np.log(np.array(x, dtype=np.float32))) for x in (p, q))
     block = mx.array(tokens, dtype=mx.int32)
     columns = block
     if ids is not None:
-        columns = mx.array([ids.index(t) for t in tokens], dtype=mx.int32)
-        weights, ids = weights[:, mx.array(ids)], mx.array(ids, dtype=mx.int32)
+        by_slot = np.broadcast_to(ids, (len(tokens), np.shape(ids)[-1]))
+        columns = [list(own).index(t) for own, t in zip(by_slot, tokens, strict=True)]
+        columns = mx.array(columns, dtype=mx.int32)
+        weights = mx.take_along_axis(weights, mx.array(by_slot), axis=-1)
+        ids = mx.array(ids, dtype=mx.int32)
     draft = Draft(
         tokens=block, base_logits=weights, logits=weights, ids=ids, columns=columns, weights=weights
     )
@@ -93,6 +97,17 @@ def test_a_cut_vocabulary_keeps_the_rest_of_the_target(rule):
     assert 0.15 < len(kept) / len(verdicts) < 0.42  # (1/6) / 0.6 = 0.28
     # p - q leaves 1/6 of each token outside, and nothing of those inside.
     assert {v.tokens[0] for v in verdicts if not v.accepted} == {1, 3, 4}
+
+
+@RULES
+def test_slots_may_have_columns_of_their_own(rule):
+    """Another slot's columns taken for those of a slot, in the residual or in its chance."""
+    q = [[0.2, 0, 0.2, 0, 0, 0.6], [0, 0.5, 0, 0.5, 0, 0]]
+    ids = [[5, 0, 2], [3, 4, 1]]
+    verdicts = judged([FLAT] * 3, q, [5, 1], ids=ids, seeds=1500, verification=rule)
+    assert 0.22 < np.mean([v.accepted > 0 for v in verdicts]) < 0.34  # (1/6) / 0.6 = 0.28
+    made = {n: {v.tokens[-1] for v in verdicts if v.accepted == n} for n in range(3)}
+    assert made == {0: {1, 3, 4}, 1: {0, 2, 4, 5}, 2: set(range(V))}
 
 
 def test_a_block_is_accepted_no_less_than_its_tokens():

@@ -19,6 +19,10 @@ from ..mtp.config import BLOCK
 FULL, SLIDING = "full_attention", "sliding_attention"
 POST = "post_projection"
 """Name of the matrix from a row of the assistant to a state of the target."""
+CENTROIDS = "centroids"
+"""Name of the matrix that scores the clusters of the vocabulary."""
+TOKEN_ORDERING = "token_ordering"
+"""Name of the tensor with all token ids, those of a cluster behind each other."""
 
 # Published assistants have four layers; many more would be a target.
 _MAX_LAYERS = 16
@@ -41,6 +45,9 @@ class Gemma4AssistantConfig(ChainConfig):
         full_layer: the target's layer whose keys and values full-attention layers attend to.
         sliding_layer: the same for sliding layers.
         window: how many of the newest positions sliding layers attend to.
+        num_centroids: clusters that the vocabulary is divided into, all of one size; 0 where logits
+            are those of the whole vocabulary.
+        centroid_top_k: how many clusters can be proposed from in a step; 0 without clusters.
     """
 
     METHOD: ClassVar[str] = "gemma4_assistant"
@@ -71,6 +78,8 @@ class Gemma4AssistantConfig(ChainConfig):
     full_layer: int
     sliding_layer: int
     window: int
+    num_centroids: int = 0
+    centroid_top_k: int = 0
 
     @property
     def depth(self) -> int:
@@ -85,7 +94,13 @@ class Gemma4AssistantConfig(ChainConfig):
     @property
     def summary(self) -> str:
         """A description of the drafter in a few words."""
-        return f"Gemma 4's assistant, {self.depth} layers, {self.steps} steps"
+        clusters = f", {self.num_centroids} clusters" if self.num_centroids else ""
+        return f"Gemma 4's assistant, {self.depth} layers, {self.steps} steps{clusters}"
+
+    @property
+    def can_be_cut(self) -> bool:
+        """See `CanonicalConfig.can_be_cut`; clusters are a draft vocabulary of each step's own."""
+        return not self.num_centroids and super().can_be_cut
 
     def layers(self) -> list[nn.Module]:
         """The assistant's layers, which are mlx-lm's; their random weights are never evaluated.
@@ -107,6 +122,8 @@ class Gemma4AssistantConfig(ChainConfig):
         shapes: dict[str, tuple[int, ...]] = dict(shared_matrices(self))
         shapes["fc"] = (self.hidden_size, 2 * self.target_hidden_size)
         shapes[POST] = (self.target_hidden_size, self.hidden_size)
+        if self.num_centroids:
+            shapes[CENTROIDS] = (self.num_centroids, self.hidden_size)
         return shapes | {f"{BLOCK}.{name}": shape for name, shape in matrices.items()}
 
     def vector_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -114,6 +131,11 @@ class Gemma4AssistantConfig(ChainConfig):
         _, others = self._layer_shapes
         shapes: dict[str, tuple[int, ...]] = {"norm.weight": (self.hidden_size,)}
         return shapes | {f"{BLOCK}.{name}": shape for name, shape in others.items()}
+
+    def id_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `CanonicalConfig.id_shapes`."""
+        ordering = {TOKEN_ORDERING: (self.vocab_size,)} if self.num_centroids else {}
+        return {**super().id_shapes(), **ordering}
 
     def alternatives(self) -> dict[str, tuple[Any, ...]]:
         """See `CanonicalConfig.alternatives`; the layers have no pairing to choose."""
@@ -142,6 +164,8 @@ class Gemma4AssistantConfig(ChainConfig):
         if len(self.taps) < 2 or not read <= set(self.taps[:-1]):
             found = f"taps {list(self.taps)} for layers {self.sliding_layer}, {self.full_layer}"
             raise InputError(where, found, "what enters these layers, and the last layer's output")
+        if self.num_centroids or self.centroid_top_k:
+            self._check_clusters(where)
         if not self.owns_head and self.hidden_size != self.target_hidden_size:
             found = f"rows of {self.hidden_size} for a head of {self.target_hidden_size} columns"
             raise InputError(where, found, "a head of its own")
@@ -150,3 +174,16 @@ class Gemma4AssistantConfig(ChainConfig):
         except REFUSALS as error:
             found = f"arguments that mlx-lm refuses ({type(error).__name__}: {error})"
             raise InputError(where, found, "those of a gemma4_text model") from error
+
+    def _check_clusters(self, where: Path | str) -> None:
+        self._check_positive(where, "num_centroids centroid_top_k")
+        if self.vocab_size % self.num_centroids:
+            found = f"num_centroids {self.num_centroids}"
+            raise InputError(where, found, f"a number that divides vocab_size {self.vocab_size}")
+        if self.centroid_top_k > self.num_centroids:
+            found = f"centroid_top_k {self.centroid_top_k} of num_centroids {self.num_centroids}"
+            raise InputError(where, found, "no more than there are")
+        scaled = self.softcap != 0 or self.output_multiplier != 1
+        if not self.owns_head or scaled or self.draft_vocab_size:
+            found = "num_centroids with a head that is shared, reduced, scaled or capped"
+            raise InputError(where, found, "a head of its own, as it is")

@@ -20,7 +20,8 @@ from ..context_cache import ContextCache
 from ..contexts import RequestContexts
 from ..mtp.rows import load_layers
 from ..tensors import DrafterTensors, TargetLayers
-from .config import FULL, POST, SLIDING, Gemma4AssistantConfig
+from .clusters import ClusteredOutput
+from .config import CENTROIDS, FULL, POST, SLIDING, TOKEN_ORDERING, Gemma4AssistantConfig
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
         post: projection of a row to a state, `[target_hidden, hidden]`.
         norm: weight of the final norm, `[hidden]`.
         layers: the assistant's layers, loaded.
+        clusters: gives the logits of a few clusters' tokens; None where those of all are read out.
         target: makes keys and values, and norms states.
         dtype: type of the arithmetic.
     """
@@ -67,12 +69,14 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
         post: Matrix,
         norm: mx.array,
         layers: Sequence[nn.Module],
+        clusters: ClusteredOutput | None,
         target: TargetLayers,
         dtype: mx.Dtype,
     ) -> None:
         super().__init__(config, shared)
         self._fc, self._post, self._norm = fc, post, norm
         self._layers = layers
+        self._clusters = clusters
         self._target = target
         self._dtype = dtype
 
@@ -83,15 +87,17 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
         """See `DraftingMethod.load`.
 
         Raises:
-            InputError: the target's layers have no such keys and values as the assistant reads, or
-                it has no final norm that is known.
+            InputError: the target's last keys and values are of other layers, or are not such as
+                the assistant reads; or it has no final norm that is known.
         """
         assert tensors.target is not None, "an assistant reads its target's layers"
         _check_target(config, tensors.target)
         fc, post, norm = tensors.matrix("fc"), tensors.matrix(POST), tensors.vector("norm.weight")
         layers = load_layers(config.layers(), config, tensors)
-        mx.eval(arrays_of([fc, post, norm]), [layer.parameters() for layer in layers])
-        return cls(config, shared, fc, post, norm, layers, tensors.target, tensors.dtype)
+        clusters = _clusters(config, tensors, shared) if config.num_centroids else None
+        mx.eval(arrays_of([fc, post, norm, clusters]), [layer.parameters() for layer in layers])
+        target, dtype = tensors.target, tensors.dtype
+        return cls(config, shared, fc, post, norm, layers, clusters, target, dtype)
 
     def _new_caches(self) -> list[ContextCache]:
         return [ContextCache(), ContextCache(self.config.window)]
@@ -126,7 +132,10 @@ class Gemma4AssistantDrafter(RequestContexts[Gemma4AssistantConfig]):
         block = BlockBuilder(readout, pick)
         for _ in range(self.config.steps):
             row = self._row(token, state, attended, position)
-            token = block.add(readout.logits(row))
+            if self._clusters is not None:
+                token = block.add(*self._clusters(row))
+            else:
+                token = block.add(readout.logits(row))
             state = self._post(row)
         return block.draft()
 
@@ -158,9 +167,24 @@ def _read_layers(config: Gemma4AssistantConfig) -> tuple[int, int]:
     return config.full_layer, config.sliding_layer
 
 
+def _clusters(
+    config: Gemma4AssistantConfig, tensors: DrafterTensors, shared: SharedParts
+) -> ClusteredOutput:
+    table = shared.output.full.matrix
+    assert table is not None, "an output of its own, not scaled, is a matrix"
+    tokens = tensors.tensors[TOKEN_ORDERING].reshape(config.num_centroids, -1)
+    return ClusteredOutput(tensors.matrix(CENTROIDS), tokens, table, config.centroid_top_k)
+
+
 def _check_target(config: Gemma4AssistantConfig, target: TargetLayers) -> None:
     """Refuse a target whose keys the assistant's queries do not fit, or without a norm that it
     needs, see `load`."""
+    where, read = f"the target of {config.summary}", sorted(_read_layers(config))
+    made = [layer for layer in range(target.num_layers) if target.makes_keys(layer)]
+    if not set(read) <= set(made) or made[-1] != read[-1]:
+        expected = f"those of its last layers that make keys, {made[-2:]}"
+        hint = "Convert the assistant with this target's --target-layers and --kv-shared-layers."
+        raise InputError(where, f"keys of its layers {read} read", expected, hint)
     row = mx.zeros((1, config.target_hidden_size))
     if config.state == "normed":
         target.final_norm(row)
@@ -171,4 +195,4 @@ def _check_target(config: Gemma4AssistantConfig, target: TargetLayers) -> None:
         if keys.shape[-1] != attention.head_dim or attention.n_heads % keys.shape[1]:
             found = f"{keys.shape[1]} keys of {keys.shape[-1]} columns in its layer {index}"
             expected = f"{attention.head_dim} columns, and heads that divide {attention.n_heads}"
-            raise InputError(f"the target of {config.summary}", found, expected)
+            raise InputError(where, found, expected)

@@ -8,8 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...checkpoint.base_config import CanonicalConfig
-from ...checkpoint.layout import DRAFT_IDS
+from ...checkpoint.base_config import DRAFT_IDS, CanonicalConfig
 from ...checkpoint.linear import Matrix
 from ...drafters.assemble import capped
 from ...errors import InputError

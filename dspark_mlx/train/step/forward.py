@@ -8,7 +8,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from ...checkpoint.layout import DRAFT_IDS
+from ...checkpoint.base_config import DRAFT_IDS
 from ...drafters.mtp.config import TARGET_NORM
 from ...drafters.tensors import DrafterTensors
 
