@@ -126,6 +126,9 @@ class Round:
         prefill: True for the first round of a request, which holds the prefill's token and does
             not count in the accepted length.
         seconds: wall-clock seconds of the round (of the prefill for the first one).
+        steady: False for a plain step that was not started before the last one was read, or did not
+            start the next one before it was read itself. Its seconds are those of two forwards, or
+            of none, and say nothing of what a step takes.
         host_seconds: the part of `seconds` that Python spends on draft, head, accept, commit and
             context update; building the target's own forward does not count.
         logprobs: log-probabilities at the committed tokens; empty unless the request asks for them.
@@ -150,6 +153,7 @@ class Round:
     confidence: tuple[float, ...] = ()
     prefill: bool = False
     seconds: float = 0.0
+    steady: bool = True
     host_seconds: float = 0.0
     logprobs: tuple[TokenLogProb, ...] = ()
     drafts_finite: bool = True

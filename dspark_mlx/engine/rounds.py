@@ -152,9 +152,10 @@ def plain_rounds(group: Group, more: bool = True) -> list[Round | None]:
     if more and _next_is_plain(group):
         group.next_step = start_verify(group, after=forward)
     made = make_rounds(group, commit(group, forward))
-    if group.schedule is not None and started and group.next_step:
+    steady = bool(started and group.next_step)
+    if group.schedule is not None and steady:
         group.schedule.learn(candidates(group), made, PLAIN, group.timer.seconds)
-    return made
+    return [round_ and replace(round_, steady=steady) for round_ in made]
 
 
 def _next_is_plain(group: Group) -> bool:

@@ -119,10 +119,10 @@ def replay(
         if parked:
             parked -= 1
             # On MLX's CPU backend a start takes as long as its forward, and a step starts the next.
-            forwards = (not started) + (parked > 0)
-            started = parked > 0
-            done, spent = Round((0,)), costs.plain
-            told = forwards * spent
+            ahead = parked > 0 and at + 1 < len(text.accepted)
+            done, spent = Round((0,), steady=started and ahead), costs.plain
+            told = ((not started) + ahead) * spent
+            started = ahead
         else:
             done = _block(clock, text, at, limit, greedy)
             spent = told = costs.draft + costs.verify[done.scheduled]

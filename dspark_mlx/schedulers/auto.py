@@ -100,7 +100,6 @@ class AutoPolicy:
         self._stretch = self._plain_steps = self._behind = 0
         self._due = 0
         self._price = 0.0
-        self._untimed = False
         self._reason = ""
         self._parked: Decision | None = None
         self._shown: Sequence[float] | None = None
@@ -157,12 +156,8 @@ class AutoPolicy:
     def copy_length(self, context: int, survival: Sequence[float], limit: int) -> int:
         """See `CopyingPolicy.copy_length`."""
         if self._plain_steps < self._stretch:
-            length = self._copies.length(context, survival, limit)
-        else:
-            length = self._copies.length(context, survival, limit, self._pace.rate, self._offer)
-        # A plain step before a copy starts no other one, and the next one after it starts two.
-        self._untimed = self._untimed or length > 0
-        return length
+            return self._copies.length(context, survival, limit)
+        return self._copies.length(context, survival, limit, self._pace.rate, self._offer)
 
     def learn(self, round_: Round) -> None:
         """See `Policy.learn`."""
@@ -185,7 +180,6 @@ class AutoPolicy:
             if ratio:
                 self._waiting.time(self.reads_confidence, round_.scheduled, ratio)
         self._plain_steps = self._behind = 0
-        self._untimed = False
         steps = (costs.draft + costs.verify[round_.scheduled]) / costs.plain
         self._pace.learn(self._drafter.learn(round_, costs), steps)
         if self._has_confidence and round_.confidence and self._waiting.wants_gain():
@@ -235,9 +229,7 @@ class AutoPolicy:
         self._drafter.step()
         # Behind a stretch is a request's last token, which the policy was not asked about.
         self.decision = self._parked if self._plain_steps <= self._stretch else None
-        untimed, self._untimed = self._untimed, False
-        # A stretch's first step starts two forwards, and its last one none.
-        if 1 < self._plain_steps < self._stretch and not untimed:
+        if round_.steady:
             context = self._context + self._plain_steps - 1
             self._times.learn(context, None, 1e3 * round_.seconds)
 

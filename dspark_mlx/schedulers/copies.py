@@ -123,15 +123,13 @@ class CopyPolicy:
         self._temperature = temperature
         self._times = memory.times(temperature)
         self._copies = CopyChoice(self._times)
-        self._context = self._plain_steps = 0
-        self._chosen = 0
+        self._context = 0
         self._learned = False
 
     def copy_length(self, context: int, survival: Sequence[float], limit: int) -> int:
         """See `CopyingPolicy.copy_length`."""
         self._context = context
-        self._chosen = self._copies.length(context, survival, limit)
-        return self._chosen
+        return self._copies.length(context, survival, limit)
 
     def park(self, context: int, limit: int) -> int:
         """See `Policy.park`: there is nothing to draft."""
@@ -145,13 +143,11 @@ class CopyPolicy:
         """See `Policy.learn`."""
         if round_.drafted:
             self.decision = self._copies.learn(round_)
-            self._plain_steps, self._learned = 0, True
+            self._learned = True
             return
-        self._plain_steps += 1
         plain = self._times.at(self._context).plain
         self.decision = Decision("no copy pays", (), (), plain / 1e3)
-        # The first step after a copy starts two forwards; the last one before a copy none.
-        if self._plain_steps > 1 and not self._chosen:
+        if round_.steady:
             self._times.learn(self._context, None, 1e3 * round_.seconds)
 
     def close(self) -> None:

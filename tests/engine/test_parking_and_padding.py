@@ -80,6 +80,16 @@ def test_a_hopeless_device_decodes_plainly(pair):
     assert all("no accepted length could pay" in each.reason for each in parked[:-1])
 
 
+@pytest.mark.parametrize("tokens", [40, 41, 47])
+def test_steps_that_start_two_forwards_or_none_are_not_steady(pair, tokens):
+    """Ends of requests in the middle of a stretch, whose last step takes no time at all."""
+    rounds = run(pair("vanilla"), "auto", HOPELESS, traces("vanilla")[0]["prompt_ids"], tokens)
+    steady = [done.steady for done in rounds if not done.prefill]
+    assert len(steady) == tokens - 1 and not steady[0] and not steady[-1]
+    # The policy is asked again after every 32 steps, so that the next one is not known before.
+    assert [i for i, each in enumerate(steady) if not each][1:-1] in ([31], [31, 32])
+
+
 def test_rounds_say_why(pair):
     """A decision that is another round's; statistics that count none of them."""
     decoder, prompt = pair("vanilla"), traces("vanilla")[0]["prompt_ids"]

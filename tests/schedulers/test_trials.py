@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from helpers.hand_made import hand_made_profile
 
 from dspark_mlx.calibration.sts import identity
@@ -51,3 +52,15 @@ def test_drafts_that_gain_little_even_if_all_are_accepted_are_not_tried():
     assert len(lengths) <= 3
     count, milliseconds, lengths = decided(row=4.0, rejected=False)
     assert len(lengths) > 50 and count * 10 / milliseconds > 1.5
+
+
+def test_steps_that_started_two_forwards_or_none_are_not_timed():
+    """A last step of no time: three of them, and plain decoding seems eight times as fast."""
+    profile = hand_made_profile([99.0] * 33, draft=99.0, plain=10.0)
+    memory = PairMemory(profile.widened(WIDEST), identity(GAMMA))
+    policy = AutoScheduler(memory).start(GAMMA)
+    for steady, seconds, plain in ((False, 1e-4, 10), (False, 0.02, 10), (True, 0.02, 20)):
+        assert policy.park(64, GAMMA) > 6
+        for _ in range(6):
+            policy.learn(Round((0,), seconds=seconds, steady=steady))
+        assert memory.times(0.0).at(64).plain == pytest.approx(plain)
