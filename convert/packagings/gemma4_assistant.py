@@ -26,6 +26,7 @@ from ...drafters.gemma4_assistant.config import (
 from ...drafters.mtp.block import argument_names
 from ...drafters.mtp.config import BLOCK
 from ...errors import InputError
+from .names import token_ids
 from .source import Shapes, Source
 
 KV_SHARED = "num_kv_shared_target_layers"
@@ -108,10 +109,7 @@ def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | Non
 
 def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
     """The token ordering as int32; other tensors unchanged."""
-    if name != TOKEN_ORDERING or not mx.issubdtype(tensor.dtype, mx.integer):
-        return tensor
-    # Ids that int32 lacks must not become others.
-    return mx.clip(tensor, -1, (1 << 31) - 1).astype(mx.int32)
+    return token_ids(tensor) if name == TOKEN_ORDERING else tensor
 
 
 def _clusters(source: Source) -> dict[str, int]:

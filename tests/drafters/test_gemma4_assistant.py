@@ -467,8 +467,18 @@ BROKEN_CLUSTERS = [
     (_ordering(lambda ids: mx.maximum(ids, 1)), "token_ordering: found 63 ids from 1 to 63"),
     (_ordering(lambda ids: ids + 1), "token_ordering: found 64 ids from 1 to 64"),
     (_ordering(lambda ids: ids + (1 << 33)), "token_ordering: found 1 ids from 2147483647"),
+    (_ordering(lambda ids: ids.astype(mx.uint8) + 1), "token_ordering: found 64 ids from 1 to 64"),
     (_ordering(lambda ids: ids.astype(mx.float32)), "token_ordering: found type mlx.core.float32"),
 ]
+
+
+@pytest.mark.parametrize("kind", [mx.uint8, mx.int16, mx.int32, mx.uint32, mx.uint64])
+def test_token_orderings_of_any_integer_type_are_read(clustered, kind):
+    """A clip to numbers that a narrow or unsigned type lacks."""
+    ids = read_tensors(clustered.source)[ORDERING].astype(mx.int32)
+    _ordering(lambda old: old.astype(kind))(clustered.source)
+    clustered.convert()
+    assert mx.array_equal(read_tensors(clustered.out)["token_ordering"], ids)
 
 
 @pytest.mark.parametrize("edit, options, message", BROKEN, ids=[b[2][:24] for b in BROKEN])
