@@ -132,10 +132,13 @@ def _depth(source: Source) -> tuple[int, int]:
         )
         expected = "the number of the target's layers, of which two are read"
         raise InputError(source.path, "no num_target_layers", expected, hint)
-    depth, shared = source.whole("num_target_layers"), source.config.get(KV_SHARED) or 0
+    depth, shared = source.whole("num_target_layers"), source.config.get(KV_SHARED)
+    shared = 0 if shared is None else shared
     if type(shared) is not int or not 0 <= shared <= depth - 2:
         found = f"{KV_SHARED} {shared!r} with num_target_layers {depth}"
-        raise InputError(source.path, found, "at least 2 layers with keys and values of their own")
+        expected = "at least 2 layers with keys and values of their own"
+        hint = "What the file lacks is said by --target-layers and --kv-shared-layers."
+        raise InputError(source.path, found, expected, hint)
     return depth, shared
 
 

@@ -442,8 +442,12 @@ BROKEN = [
     (edit_tensors(model__norm__weight=None), {}, "no tensor norm.weight"),
     (lambda folder: None, {"target_layers": None}, "no num_target_layers"),
     (lambda folder: None, {"target_layers": 1}, "num_target_layers 1"),
+    (lambda folder: None, {"target_layers": 0}, "--target-layers: found 0"),
     (lambda folder: None, {"kv_shared_layers": 3}, "num_kv_shared_target_layers 3"),
-    (lambda folder: None, {"kv_shared_layers": -1}, "num_kv_shared_target_layers -1"),
+    (lambda folder: None, {"kv_shared_layers": -1}, "--kv-shared-layers: found -1"),
+    (edit_config(num_target_layers=6), {}, "--target-layers: found 4; expected 6, as"),
+    (edit_config(num_kv_shared_target_layers=1), {}, "--kv-shared-layers: found 0; expected 1, as"),
+    (edit_config(num_kv_shared_target_layers=False), {}, "num_kv_shared_target_layers False"),
 ]
 ORDERING = "masked_embedding.token_ordering"
 CENTROIDS = "masked_embedding.centroids.weight"
