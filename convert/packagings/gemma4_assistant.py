@@ -40,6 +40,7 @@ _NAMES = {
     f"masked_embedding.{CENTROIDS}.weight": f"{CENTROIDS}.weight",
     f"masked_embedding.{TOKEN_ORDERING}": TOKEN_ORDERING,
 }
+_ACTIVATION = "gelu_pytorch_tanh"
 _UNUSED = (".self_attn.k_proj.weight", ".self_attn.v_proj.weight", ".self_attn.k_norm.weight")
 # What MLX's conversions have, anchor included; transformers' files do not say it.
 _BLOCK = 4
@@ -63,6 +64,8 @@ def to_drafter_config(
     hidden, target = source.whole("hidden_size", text), source.whole("backbone_hidden_size")
     layers = source.whole("num_hidden_layers", text)
     kinds = source.layer_types(layers, text, (FULL, SLIDING))
+    if (activation := text.get("hidden_activation") or _ACTIVATION) != _ACTIVATION:
+        source.refuse("hidden_activation", activation, repr(_ACTIVATION))
     depth, shared = _depth(source)
     own = depth - shared
     block = config.get("block_size")

@@ -45,6 +45,7 @@ from dspark_mlx.sampling import greedy
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
+from dspark_mlx.system.files import read_json
 from dspark_mlx.targets.compatibility import check_pair
 from dspark_mlx.targets.tap import Target
 from dspark_mlx.types import Round
@@ -431,6 +432,19 @@ def test_a_checkpoint_that_mlx_quantized_is_taken_as_it_is(clustered):
     assert clustered.draft(config).tokens.size == config.gamma
 
 
+FULL = "full_attention"
+
+
+def edit_text(**changes):
+    """An edit of config.json's `text_config`."""
+
+    def edit(folder):
+        text = read_json(folder / "config.json")["text_config"]
+        edit_config(text_config=text | changes)(folder)
+
+    return edit
+
+
 BROKEN = [
     (edit_config(backbone_hidden_size=None), {}, "no backbone_hidden_size"),
     (edit_config(backbone_hidden_size=23), {}, "fc.weight"),
@@ -440,6 +454,10 @@ BROKEN = [
     (edit_config(use_ordered_embeddings="yes"), {}, "use_ordered_embeddings 'yes'"),
     (edit_tensors(post_projection__weight=None), {}, "no tensor post_projection.weight"),
     (edit_tensors(model__norm__weight=None), {}, "no tensor norm.weight"),
+    (edit_text(hidden_activation="silu"), {}, "hidden_activation 'silu'"),
+    (edit_text(rope_parameters=3), {}, "rope_parameters 3"),
+    (edit_text(rope_parameters={}), {}, "rope_parameters {}; expected an object with full_att"),
+    (edit_text(rope_parameters=ROPE | {FULL: {}}), {}, "full_attention.rope_theta None"),
     (lambda folder: None, {"target_layers": None}, "no num_target_layers"),
     (lambda folder: None, {"target_layers": 1}, "num_target_layers 1"),
     (lambda folder: None, {"target_layers": 0}, "--target-layers: found 0"),
