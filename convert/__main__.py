@@ -30,7 +30,7 @@ from .deepseek_v4.estimate import (
     roofline_rows,
 )
 from .deepseek_v4.forms import RECIPES
-from .drafter import convert_drafter
+from .drafter import convert_drafter, refuse_said
 from .export import DTYPES, export_drafter
 from .mtp import STEPS, convert_mtp
 from .readings import Reading, longest_block
@@ -94,6 +94,7 @@ def _converted(args: argparse.Namespace, finish: Callable[[Path], None] | None) 
         )
         return "done"
     if args.mtp is not None:
+        refuse_said(args.target_layers, args.kv_shared_layers, "none beside --mtp")
         return _converted_head(args, finish)
     config = convert_drafter(
         resolve(args.source),

@@ -19,7 +19,9 @@ from ..calibration.sts import identity
 from ..checkpoint.base_config import FORMAT, CanonicalConfig
 from ..checkpoint.frequent_tokens import read_ranking
 from ..checkpoint.hub import checkpoint_place
+from ..drafters.gemma4_assistant.config import Gemma4AssistantConfig
 from ..errors import InputError, one_line
+from ..numbers import check_whole
 from ..system.files import check_apart
 from .canonical_folder import Settings, as_packed, stored_parts, write_drafter
 from .head_checkpoint import is_lone_head
@@ -29,6 +31,7 @@ from .packagings.gemma4_assistant import KV_SHARED
 from .packagings.names import canonical_name
 from .published import Tensor, read_published
 
+_DEPTH_FLAG, _SHARED_FLAG = "--target-layers", "--kv-shared-layers"
 _TEMPERATURES = ("sts_temperatures", "confidence_temperatures")
 
 
@@ -60,7 +63,8 @@ def convert_drafter(
         q_exceptions: other bits, or None for plain, by a tensor's name or a part of it
             ("markov_head", "layers.0.mlp"). Where several parts are in a name, the longest counts.
         keep_embeddings: whether to keep stored copies of the target's embedding and head.
-        target_layers: number of layers of the target, for checkpoints that do not say it.
+        target_layers: number of layers of the target, for checkpoints that do not say it. What
+            they say otherwise, or do not use, is refused.
         kv_shared_layers: how many of them share keys and values of layers before them, likewise.
         overwrite: whether to replace an existing folder.
         finish: called with the complete folder before it gets its name; if it raises an exception,
@@ -74,9 +78,14 @@ def convert_drafter(
         InputError: the checkpoint or a setting cannot be used; nothing was written.
     """
     settings = Settings(quantize, q_bits, q_group_size, q_exceptions, overwrite, finish, progress)
+    if target_layers is not None:
+        target_layers = check_whole(_DEPTH_FLAG, target_layers, 1)
+    if kv_shared_layers is not None:
+        kv_shared_layers = check_whole(_SHARED_FLAG, kv_shared_layers, 0)
     source = checkpoint_place(source)
     check_apart(source, destination)
     if is_lone_head(source):
+        refuse_said(target_layers, kv_shared_layers, "none for a prediction head")
         return convert_mtp(source, destination, keep_embeddings=keep_embeddings, settings=settings)
     raw, config, renamed = _translated(source, keep_embeddings, target_layers, kv_shared_layers)
     calibrations = _shipped_calibration(raw, config.gamma, source)
@@ -113,9 +122,9 @@ def _translated(
     raw, tensors = read_published(
         source, lambda config, shapes: refuse_unsupported(config, shapes, source)
     )
-    for key, value in (("num_target_layers", target_layers), (KV_SHARED, kv_shared_layers)):
-        if value is not None and raw.get(key) is None:
-            raw = raw | {key: value}
+    said = {"num_target_layers": target_layers, KV_SHARED: kv_shared_layers}
+    if raw.get("format") != FORMAT:  # whose keys are its own
+        raw = raw | {k: v for k, v in said.items() if v is not None and raw.get(k) is None}
     if auto_map := raw.get("auto_map"):
         # The checkpoint's code is never run: its packaging must be one that is known here.
         tqdm.write(one_line(f"{source}: ignoring the Python code of auto_map ({auto_map})"))
@@ -124,6 +133,7 @@ def _translated(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     packaging = find_packaging(raw, shapes, source)
     config = packaging.to_drafter_config(raw, shapes, source, keep_embeddings=keep_embeddings)
+    _check_said(config, target_layers, kv_shared_layers, source)
     renamed: dict[str, Tensor] = {}
     for old, new in packaging.rename(config, list(tensors)).items():
         if new in renamed:
@@ -135,6 +145,29 @@ def _translated(
                 tensor = packaging.adapt(raw, new, tensor)
             renamed[new] = tensor
     return raw, config, renamed
+
+
+def refuse_said(target_layers: int | None, kv_shared_layers: int | None, expected: str) -> None:
+    """Refuse what is said of a target where it is not read.
+
+    Raises:
+        InputError: a number is not None.
+    """
+    for flag, said in ((_DEPTH_FLAG, target_layers), (_SHARED_FLAG, kv_shared_layers)):
+        if said is not None:
+            raise InputError(flag, said, expected)
+
+
+def _check_said(
+    config: CanonicalConfig, target_layers: int | None, kv_shared_layers: int | None, where: Path
+) -> None:
+    """Refuse what is said of the target and what the checkpoint says otherwise, or cannot use."""
+    depth, shared = config.target_num_layers, 0
+    if isinstance(config, Gemma4AssistantConfig):
+        shared = depth - 1 - config.full_layer
+    expected = [f"{n}, as {where} has it" if n else "none: it is not used" for n in (depth, shared)]
+    refuse_said(None if target_layers == depth else target_layers, None, expected[0])
+    refuse_said(None, None if kv_shared_layers == shared else kv_shared_layers, expected[1])
 
 
 def _without_prefixes(tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from ...drafters.gemma4_assistant.config import (
 from ...drafters.mtp.block import argument_names
 from ...drafters.mtp.config import BLOCK
 from ...errors import InputError
+from .names import token_ids
 from .source import Shapes, Source
 
 KV_SHARED = "num_kv_shared_target_layers"
@@ -39,6 +40,7 @@ _NAMES = {
     f"masked_embedding.{CENTROIDS}.weight": f"{CENTROIDS}.weight",
     f"masked_embedding.{TOKEN_ORDERING}": TOKEN_ORDERING,
 }
+_ACTIVATION = "gelu_pytorch_tanh"
 _UNUSED = (".self_attn.k_proj.weight", ".self_attn.v_proj.weight", ".self_attn.k_norm.weight")
 # What MLX's conversions have, anchor included; transformers' files do not say it.
 _BLOCK = 4
@@ -62,6 +64,8 @@ def to_drafter_config(
     hidden, target = source.whole("hidden_size", text), source.whole("backbone_hidden_size")
     layers = source.whole("num_hidden_layers", text)
     kinds = source.layer_types(layers, text, (FULL, SLIDING))
+    if (activation := text.get("hidden_activation") or _ACTIVATION) != _ACTIVATION:
+        source.refuse("hidden_activation", activation, repr(_ACTIVATION))
     depth, shared = _depth(source)
     own = depth - shared
     block = config.get("block_size")
@@ -108,10 +112,7 @@ def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | Non
 
 def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
     """The token ordering as int32; other tensors unchanged."""
-    if name != TOKEN_ORDERING or not mx.issubdtype(tensor.dtype, mx.integer):
-        return tensor
-    # Ids that int32 lacks must not become others.
-    return mx.clip(tensor, -1, (1 << 31) - 1).astype(mx.int32)
+    return token_ids(tensor) if name == TOKEN_ORDERING else tensor
 
 
 def _clusters(source: Source) -> dict[str, int]:
@@ -134,10 +135,13 @@ def _depth(source: Source) -> tuple[int, int]:
         )
         expected = "the number of the target's layers, of which two are read"
         raise InputError(source.path, "no num_target_layers", expected, hint)
-    depth, shared = source.whole("num_target_layers"), source.config.get(KV_SHARED) or 0
+    depth, shared = source.whole("num_target_layers"), source.config.get(KV_SHARED)
+    shared = 0 if shared is None else shared
     if type(shared) is not int or not 0 <= shared <= depth - 2:
         found = f"{KV_SHARED} {shared!r} with num_target_layers {depth}"
-        raise InputError(source.path, found, "at least 2 layers with keys and values of their own")
+        expected = "at least 2 layers with keys and values of their own"
+        hint = "What the file lacks is said by --target-layers and --kv-shared-layers."
+        raise InputError(source.path, found, expected, hint)
     return depth, shared
 
 

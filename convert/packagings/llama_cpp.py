@@ -25,7 +25,7 @@ from ...drafters.dspark.config import BlockConfig, DSparkConfig
 from ...errors import InputError
 from ..gguf.header import shortest
 from .dflash2 import own_keys, selects
-from .names import COPIES
+from .names import COPIES, token_ids
 from .source import FULL, SLIDING, Shapes, Source
 from .windows import read_windows
 
@@ -200,7 +200,7 @@ def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
     """Draft vocabulary ids as int32, a confidence head as a matrix; other tensors unchanged."""
     if name == _CONFIDENCE:
         return tensor.reshape(1, -1)
-    return tensor.astype(mx.int32) if name == DRAFT_IDS else tensor
+    return token_ids(tensor) if name == DRAFT_IDS else tensor
 
 
 def _vocab_size(source: Source) -> int:

@@ -50,3 +50,13 @@ def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | Non
 def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
     """The tensor, unchanged."""
     return tensor
+
+
+def token_ids(tensor: mx.array) -> mx.array:
+    """Token ids of any integer type as int32; what is no integer is unchanged, for the checks.
+
+    Ids that int32 lacks become its ends, or -1, which no vocabulary has, and not other ids.
+    """
+    if not mx.issubdtype(tensor.dtype, mx.integer):
+        return tensor
+    return mx.clip(tensor.astype(mx.int64), -1, (1 << 31) - 1).astype(mx.int32)

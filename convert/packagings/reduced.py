@@ -9,14 +9,16 @@ import mlx.core as mx
 
 from ...checkpoint.base_config import DRAFT_IDS
 from ...errors import InputError
+from .names import token_ids
 from .source import Source
 
 
 def adapt(config: Mapping[str, Any], name: str, tensor: mx.array) -> mx.array:
     """`d2t` converted from offsets to token ids; other tensors unchanged."""
-    if name != DRAFT_IDS:
+    if name != DRAFT_IDS or not mx.issubdtype(tensor.dtype, mx.integer):
         return tensor
-    return (tensor + mx.arange(tensor.size, dtype=tensor.dtype)).astype(mx.int32)
+    # A sum in a narrow type would begin again at its other end.
+    return token_ids(tensor.astype(mx.int64) + mx.arange(tensor.size))
 
 
 def reduced(source: Source, vocab_size: int, keep: bool) -> dict[str, Any]:

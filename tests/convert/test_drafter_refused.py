@@ -7,9 +7,12 @@ import math
 import mlx.core as mx
 import pytest
 from helpers.edits import CONFIG, WEIGHTS, config, cut, nan, pickles_only, tensors
+from helpers.packaged import PACKAGED
+from helpers.packaged_parts import TARGET_DEPTH
 from helpers.pairs import TARGET, checkpoint
 
 import dspark_mlx
+from dspark_mlx.convert.__main__ import main
 from dspark_mlx.convert.drafter import convert_drafter
 from dspark_mlx.errors import InputError
 
@@ -201,3 +204,38 @@ def test_an_interrupted_conversion_leaves_nothing(stop, tmp_path, monkeypatch):
     with pytest.raises(type(stop)):
         convert_drafter(source, tmp_path / "out", progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+SAID = [
+    ("deepspec_qwen3", {"target_layers": TARGET_DEPTH}, None),
+    ("deepspec_qwen3", {"target_layers": 9}, "--target-layers: found 9; expected 6, as"),
+    ("dflash_nested", {"target_layers": 9}, "--target-layers: found 9; expected 6, as"),
+    ("speculators_dspark", {"target_layers": 6}, "--target-layers: found 6; expected none"),
+    ("dflash", {"kv_shared_layers": 2}, "--kv-shared-layers: found 2; expected none"),
+    ("dflash", {"target_layers": -1}, "--target-layers: found -1; expected a whole number"),
+]
+
+
+@pytest.mark.parametrize("name, said, message", SAID)
+def test_what_is_said_of_a_target_is_not_ignored(tmp_path, name, said, message):
+    """A checkpoint's own number, or none, taken in place of what the command asks for."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    PACKAGED[name](source)
+    if message is None:
+        config = convert_drafter(source, out, progress=False, **said)
+        # The canonical folder, which is converted to be quantised, knows the number too.
+        again = convert_drafter(out, tmp_path / "again", progress=False, **said)
+        assert again == config and config.target_num_layers == TARGET_DEPTH
+        with pytest.raises(InputError, match="--target-layers: found 9; expected 6"):
+            convert_drafter(out, tmp_path / "other", progress=False, target_layers=9)
+    else:
+        with pytest.raises(InputError) as error:
+            convert_drafter(source, out, progress=False, **said)
+        assert message in str(error.value) and not out.exists()
+
+
+def test_a_prediction_head_is_told_nothing_of_its_target(tmp_path):
+    """A number that nobody reads, of a checkpoint that has its own."""
+    command = ["drafter", "--from", str(tmp_path), "--to", str(tmp_path / "out"), "--mtp"]
+    with pytest.raises(InputError, match="--target-layers: found 4; expected none beside --mtp"):
+        main([*command, "--target-layers", "4"])

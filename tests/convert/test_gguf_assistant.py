@@ -62,6 +62,7 @@ BROKEN = [
     ({"embedding_length_out": None}, "no embedding_length_out"),
     ({"attention__key_length_swa": None}, "no attention.key_length_swa"),
     ({"rope__freq_base_swa": None}, "no rope.freq_base_swa"),
+    ({"rope__freq_base": 0}, "full_attention.rope_theta 0.0; expected a number from 2"),
     ({"attention__sliding_window_pattern": None}, "no attention.sliding_window_pattern"),
     ({"attention__sliding_window_pattern": [True]}, "attention.sliding_window_pattern [True]"),
     ({"rope__dimension_count_swa": 4}, "rope.dimension_count_swa 4"),

@@ -45,6 +45,7 @@ from dspark_mlx.sampling import greedy
 from dspark_mlx.sampling.make import make_sampler
 from dspark_mlx.sampling.settings import Sampling
 from dspark_mlx.schedulers.full import FullScheduler
+from dspark_mlx.system.files import read_json
 from dspark_mlx.targets.compatibility import check_pair
 from dspark_mlx.targets.tap import Target
 from dspark_mlx.types import Round
@@ -431,6 +432,19 @@ def test_a_checkpoint_that_mlx_quantized_is_taken_as_it_is(clustered):
     assert clustered.draft(config).tokens.size == config.gamma
 
 
+FULL = "full_attention"
+
+
+def edit_text(**changes):
+    """An edit of config.json's `text_config`."""
+
+    def edit(folder):
+        text = read_json(folder / "config.json")["text_config"]
+        edit_config(text_config=text | changes)(folder)
+
+    return edit
+
+
 BROKEN = [
     (edit_config(backbone_hidden_size=None), {}, "no backbone_hidden_size"),
     (edit_config(backbone_hidden_size=23), {}, "fc.weight"),
@@ -440,10 +454,18 @@ BROKEN = [
     (edit_config(use_ordered_embeddings="yes"), {}, "use_ordered_embeddings 'yes'"),
     (edit_tensors(post_projection__weight=None), {}, "no tensor post_projection.weight"),
     (edit_tensors(model__norm__weight=None), {}, "no tensor norm.weight"),
+    (edit_text(hidden_activation="silu"), {}, "hidden_activation 'silu'"),
+    (edit_text(rope_parameters=3), {}, "rope_parameters 3"),
+    (edit_text(rope_parameters={}), {}, "rope_parameters {}; expected an object with full_att"),
+    (edit_text(rope_parameters=ROPE | {FULL: {}}), {}, "full_attention.rope_theta None"),
     (lambda folder: None, {"target_layers": None}, "no num_target_layers"),
     (lambda folder: None, {"target_layers": 1}, "num_target_layers 1"),
+    (lambda folder: None, {"target_layers": 0}, "--target-layers: found 0"),
     (lambda folder: None, {"kv_shared_layers": 3}, "num_kv_shared_target_layers 3"),
-    (lambda folder: None, {"kv_shared_layers": -1}, "num_kv_shared_target_layers -1"),
+    (lambda folder: None, {"kv_shared_layers": -1}, "--kv-shared-layers: found -1"),
+    (edit_config(num_target_layers=6), {}, "--target-layers: found 4; expected 6, as"),
+    (edit_config(num_kv_shared_target_layers=1), {}, "--kv-shared-layers: found 0; expected 1, as"),
+    (edit_config(num_kv_shared_target_layers=False), {}, "num_kv_shared_target_layers False"),
 ]
 ORDERING = "masked_embedding.token_ordering"
 CENTROIDS = "masked_embedding.centroids.weight"
@@ -467,8 +489,18 @@ BROKEN_CLUSTERS = [
     (_ordering(lambda ids: mx.maximum(ids, 1)), "token_ordering: found 63 ids from 1 to 63"),
     (_ordering(lambda ids: ids + 1), "token_ordering: found 64 ids from 1 to 64"),
     (_ordering(lambda ids: ids + (1 << 33)), "token_ordering: found 1 ids from 2147483647"),
+    (_ordering(lambda ids: ids.astype(mx.uint8) + 1), "token_ordering: found 64 ids from 1 to 64"),
     (_ordering(lambda ids: ids.astype(mx.float32)), "token_ordering: found type mlx.core.float32"),
 ]
+
+
+@pytest.mark.parametrize("kind", [mx.uint8, mx.int16, mx.int32, mx.uint32, mx.uint64])
+def test_token_orderings_of_any_integer_type_are_read(clustered, kind):
+    """A clip to numbers that a narrow or unsigned type lacks."""
+    ids = read_tensors(clustered.source)[ORDERING].astype(mx.int32)
+    _ordering(lambda old: old.astype(kind))(clustered.source)
+    clustered.convert()
+    assert mx.array_equal(read_tensors(clustered.out)["token_ordering"], ids)
 
 
 @pytest.mark.parametrize("edit, options, message", BROKEN, ids=[b[2][:24] for b in BROKEN])

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models import gemma4_text
 
 from ...checkpoint.layer_shapes import shared_matrices
+from ...checkpoint.number_ranges import LARGEST, check_within
 from ...errors import InputError
 from ..chain_config import STATES, ChainConfig
 from ..mtp.block import REFUSALS, layer_shapes
@@ -160,6 +161,7 @@ class Gemma4AssistantConfig(ChainConfig):
             expected = f"{wanted}, and layers without keys, values and experts"
             raise InputError(where, found, expected)
         super()._check(where)
+        self._check_rope(where, kinds)
         read = {self.full_layer - 1, self.sliding_layer - 1}
         if len(self.taps) < 2 or not read <= set(self.taps[:-1]):
             found = f"taps {list(self.taps)} for layers {self.sliding_layer}, {self.full_layer}"
@@ -174,6 +176,17 @@ class Gemma4AssistantConfig(ChainConfig):
         except REFUSALS as error:
             found = f"arguments that mlx-lm refuses ({type(error).__name__}: {error})"
             raise InputError(where, found, "those of a gemma4_text model") from error
+
+    def _check_rope(self, where: Path | str, kinds: list[str]) -> None:
+        """Refuse rotations without a base, for which mlx-lm would take one of its own."""
+        if (rope := self.arguments.get("rope_parameters")) is None:
+            return
+        for kind in sorted(set(kinds)):
+            values = rope.get(kind) if isinstance(rope, dict) else None
+            if not isinstance(values, dict):
+                raise InputError(where, f"rope_parameters {rope!r}", f"an object with {kind}")
+            name = f"rope_parameters.{kind}.rope_theta"
+            check_within(where, name, values.get("rope_theta"), 2.0, LARGEST)
 
     def _check_clusters(self, where: Path | str) -> None:
         self._check_positive(where, "num_centroids centroid_top_k")
