@@ -21,7 +21,8 @@ from .mlx_quantized import MlxMatrix, grouped
 
 # llama.cpp leaves this bias out where it is zero.
 _BIAS, _BIASED = "conf_proj.bias", "conf_proj.weight"
-
+# A GGUF file has the matrices of all experts as one tensor; a head's are read one by one.
+_EXPERTS = f"_exps{WEIGHT}"
 
 StoredMatrix: TypeAlias = GgufMatrix | MlxMatrix
 Tensor: TypeAlias = mx.array | StoredMatrix
@@ -52,6 +53,12 @@ def read_published(source: Path, judge: Judge) -> tuple[dict[str, Any], dict[str
         for name, row in header.tensors.items()
         if not (name.endswith(SCALE) and name.removesuffix(SCALE) + WEIGHT in factors)
     }
+    for name in [name for name in tensors if name.endswith(_EXPERTS)]:
+        stacked = tensors[name]
+        if isinstance(stacked, GgufMatrix) and len(stacked.shape) == 3:
+            del tensors[name]
+            stem = name.removesuffix(WEIGHT)
+            tensors |= {f"{stem}.{i}{WEIGHT}": each for i, each in enumerate(stacked.experts())}
     if _BIASED in tensors:
         tensors.setdefault(_BIAS, mx.zeros((1,)))
     return header.metadata, tensors

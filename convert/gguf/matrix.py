@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -73,6 +73,15 @@ class GgufMatrix:
     def packed(self) -> tuple[mx.array, ...]:
         """Packed words, scales and biases, see `read_packed`."""
         return read_packed(self.path, self.row)
+
+    def experts(self) -> list[GgufMatrix]:
+        """The matrices of a tensor `[experts, out, in]`, which follow one another in the file."""
+        count, *shape = self.row.shape
+        size = self.row.size // count
+        return [
+            replace(self, row=replace(self.row, shape=tuple(shape), start=start, size=size))
+            for start in range(self.row.start, self.row.start + count * size, size)
+        ]
 
     @property
     def _form(self) -> tuple[int, int, str]:

@@ -37,9 +37,8 @@ REFUSED: tuple[tuple[str, Matches], ...] = (
     ("Muse assistant", lambda config, shapes: "encoder.fc.weight" in shapes),
     (
         "PrismML's GGUF for DeepSeek-V4 (noise_token_id)",
-        lambda config, shapes: any(key.endswith("dspark.noise_token_id") for key in config),
+        lambda config, shapes: "dspark.dspark.noise_token_id" in config,
     ),
-    ("ds4 GGUF (deepseek4-dspark)", _gguf("deepseek4-dspark")),
     ("DeepSeek-V4 GGUF (deepseek4-dflash-draft)", _gguf("deepseek4-dflash-draft")),
     ("ds4 plain multi-token prediction GGUF", _gguf("deepseek4_mtp_support")),
     ("Lucebox GGUF (dflash.dspark.*)", _prefix("dflash.dspark.")),
@@ -63,6 +62,7 @@ REFUSED: tuple[tuple[str, Matches], ...] = (
         "DeepSeek plain multi-token prediction",
         lambda config, shapes: (
             config.get("model_type") not in ("deepseek_v4", "deepseek_v41")
+            and config.get("general.architecture") != "deepseek4-dspark"
             and any(name.startswith("mtp.") for name in shapes)
         ),
     ),

@@ -201,7 +201,6 @@ BY_NAME = {
         "general.architecture": "dspark",
         "dspark.dspark.noise_token_id": 3,
     },
-    "ds4 GGUF": {"general.architecture": "deepseek4-dspark"},
     "deepseek4-dflash-draft": {"general.architecture": "deepseek4-dflash-draft"},
     "multi-token prediction": {"general.architecture": "deepseek4_mtp_support"},
     "hyper-connections": {"dflash.hyper_connection.count": 4},

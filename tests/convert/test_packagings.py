@@ -13,6 +13,7 @@ from helpers.edits import config as edit_config
 from helpers.edits import tensors as edit_tensors
 from helpers.gguf_assistant import write_assistant_gguf
 from helpers.gguf_drafters import write_prismml, write_twins
+from helpers.gguf_ds4 import write_ds4
 from helpers.packaged import PACKAGED
 from helpers.packaged_assistant import write_assistant
 from helpers.packaged_case import ANCHOR, Case, close
@@ -83,6 +84,7 @@ def test_every_packaging_has_a_case(tmp_path):
     claimed.add(_packaging(file))
     write_assistant_gguf(tmp_path / "gemma4_assistant", file)
     claimed.add(_packaging(file))
+    claimed.add(_packaging(write_ds4(tmp_path / "ds4")))
     PACKAGED["deepspec_qwen3"](tmp_path / "deepspec_qwen3")
     convert_drafter(tmp_path / "deepspec_qwen3", tmp_path / "canonical", progress=False)
     claimed.add(_packaging(tmp_path / "canonical"))
