@@ -8,7 +8,6 @@ have some, these are left out: logits are those of the whole vocabulary.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ...checkpoint.base_config import CanonicalConfig
 from ...drafters.gemma4_assistant.config import FULL, SLIDING, Gemma4AssistantConfig
 from . import gemma4_assistant
 from .gemma4_assistant import KV_SHARED
-from .llama_cpp import settings
+from .llama_cpp import settings, translated
 from .names import adapt as adapt
 from .source import Shapes, Source
 
@@ -39,7 +38,7 @@ _TENSORS = {
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_SCALAR = "layer_output_scale.weight"
+_WHOLE = {"layer_output_scale.weight": "layer_scalar"}
 _TABLE = "token_embd.weight"
 _UNUSED = ("rope_freqs.weight", "masked_embd_centroids.weight", "masked_embd_ordering")
 _ROTATED = 0.25
@@ -94,22 +93,9 @@ def to_drafter_config(
 
 def rename(config: CanonicalConfig, names: Sequence[str]) -> dict[str, str | None]:
     """Maps names to canonical ones; None for what is not used."""
-    kept = {name: _published_name(name) for name in names if name not in _UNUSED}
+    kept = {n: translated(n, _TENSORS, _WHOLE) for n in names if n not in _UNUSED}
     canonical = gemma4_assistant.rename(config, list(kept.values()))
     return {name: canonical[kept[name]] if name in kept else None for name in names}
-
-
-def _published_name(name: str) -> str:
-    """A tensor's name in Google's packaging; an unknown name stays, so that checks report it."""
-    layer = re.match(r"blk\.(\d+)\.", name)
-    inner = name[layer.end() if layer else 0 :]
-    stem, _, part = inner.rpartition(".")
-    if layer and inner == _SCALAR:
-        return f"layers.{layer[1]}.layer_scalar"
-    if stem not in _TENSORS:
-        return name
-    new = f"{_TENSORS[stem]}.{part}"
-    return f"layers.{layer[1]}.{new}" if layer else new
 
 
 def _layer_types(source: Source, layers: int) -> list[str]:

@@ -83,12 +83,23 @@ def matches(config: dict[str, Any], shapes: Shapes) -> bool:
 
 def canonical(name: str) -> str:
     """The canonical name of a tensor; an unknown name is unchanged, so that checks report it."""
+    return translated(name, _TENSORS, _WHOLE)
+
+
+def translated(name: str, tensors: Mapping[str, str], whole: Mapping[str, str]) -> str:
+    """A tensor's name in another packaging; an unknown name is unchanged.
+
+    Args:
+        name: its name in the file, with `blk.N.` before those of a layer.
+        tensors: the other packaging's names by the file's, both without their last part.
+        whole: those whose last part differs too.
+    """
     layer = re.match(r"blk\.(\d+)\.", name)
     inner = name[layer.end() if layer else 0 :]
     stem, _, part = inner.rpartition(".")
-    if inner not in _WHOLE and stem not in _TENSORS:
+    if inner not in whole and stem not in tensors:
         return name
-    new = _WHOLE.get(inner) or f"{_TENSORS[stem]}.{part}"
+    new = whole.get(inner) or f"{tensors[stem]}.{part}"
     return f"layers.{layer[1]}.{new}" if layer else new
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from . import ds4
 from .source import Shapes
 
 Matches: TypeAlias = Callable[[dict[str, Any], Shapes], bool]
@@ -62,7 +63,7 @@ REFUSED: tuple[tuple[str, Matches], ...] = (
         "DeepSeek plain multi-token prediction",
         lambda config, shapes: (
             config.get("model_type") not in ("deepseek_v4", "deepseek_v41")
-            and config.get("general.architecture") != "deepseek4-dspark"
+            and not ds4.matches(config, shapes)
             and any(name.startswith("mtp.") for name in shapes)
         ),
     ),
