@@ -151,11 +151,11 @@ def plain_rounds(group: Group, more: bool = True) -> list[Round | None]:
         state.parked = max(state.parked - 1, 0)
     if more and _next_is_plain(group):
         group.next_step = start_verify(group, after=forward)
+    group.timer.steady = bool(started and group.next_step)
     made = make_rounds(group, commit(group, forward))
-    steady = bool(started and group.next_step)
-    if group.schedule is not None and steady:
+    if group.schedule is not None and group.timer.steady:
         group.schedule.learn(candidates(group), made, PLAIN, group.timer.seconds)
-    return [round_ and replace(round_, steady=steady) for round_ in made]
+    return made
 
 
 def _next_is_plain(group: Group) -> bool:
@@ -214,6 +214,7 @@ def make_round(
         accepted=verdict.accepted,
         confidence=verdict.confidence,
         seconds=timer.seconds,
+        steady=timer.steady,
         host_seconds=timer.host_seconds,
         rollback_seconds=timer.rollback_seconds,
         logprobs=verdict.logprobs,

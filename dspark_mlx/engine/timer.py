@@ -14,11 +14,13 @@ class RoundTimer:
         host_seconds: time spent in Python on draft, head, accept, commit and context update; the
             target's own forward does not count.
         rollback_seconds: the part of them that cutting the caches back took.
+        steady: see `types.Round`.
     """
 
     def __init__(self) -> None:
         self.host_seconds = 0.0
         self.rollback_seconds = 0.0
+        self.steady = True
         self._started = perf_counter()
 
     @property
